@@ -1,0 +1,9 @@
+//! The rules, pure: no clock, no network, no database, no logging. What they need to
+//! know of the world comes in as arguments.
+
+pub mod canonical_json;
+pub mod job;
+pub mod outcome;
+pub mod retry;
+pub mod signature;
+pub mod verdict;
