@@ -6,6 +6,7 @@
 //! have been applied.
 
 pub mod domain;
+pub mod journal;
 
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -1,0 +1,3 @@
+//! What Postgres keeps of every job.
+
+pub mod seal;
