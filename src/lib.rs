@@ -4,9 +4,28 @@
 //! idempotency key: a send spends something that does not come back. So the worker
 //! commits what it is about to do before it does it, and never sends again what may
 //! have been applied.
+//!
+//! The modules, in reading order: [`worker`] is the flow of one job; [`domain`] holds its
+//! rules; [`journal`], [`provider`] and [`broker`] are the edges; [`scheduler`] and
+//! [`breaker`] keep it going; [`app`] puts it together; [`config`], [`telemetry`] and
+//! [`cli`] face the operator.
+
+pub mod worker;
 
 pub mod domain;
+
+pub mod broker;
 pub mod journal;
+pub mod provider;
+
+pub mod breaker;
+pub mod scheduler;
+
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod telemetry;
 
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -1,1 +1,26 @@
-fn main(){}
+//! Reads `.env`, parses the command line, starts, and gives the exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // In development. It must come before any thread: it writes the environment.
+    if let Err(error) = dotenvy::from_path(".env")
+        && !error.not_found()
+    {
+        return fail(&format!(".env: {error}"));
+    }
+    // reqwest panics without it; aws-lc would need a C compiler.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        return fail("cannot set up TLS");
+    }
+    match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(kyc_worker::cli::run()),
+        Err(error) => fail(&format!("cannot start: {error}")),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "nothing else runs yet")]
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("kyc-worker: {reason}");
+    ExitCode::FAILURE
+}

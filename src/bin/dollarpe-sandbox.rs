@@ -44,11 +44,7 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
 
     let running = sandbox::start(settings).await?;
     // A script waits for this line to learn the port; a closed stdout is no reason to stop.
-    if let Err(error) = writeln!(
-        io::stdout(),
-        "dollarpe-sandbox listening on {}",
-        running.base_url()
-    ) {
+    if let Err(error) = writeln!(io::stdout(), "dollarpe-sandbox listening on {}", running.base_url()) {
         tracing::warn!(%error, "stdout is closed; listening on {}", running.base_url());
     }
 

@@ -61,10 +61,7 @@ pub struct Fault {
 
 impl Fault {
     pub(super) fn new(pointer: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            pointer: pointer.into(),
-            reason: reason.into(),
-        }
+        Self { pointer: pointer.into(), reason: reason.into() }
     }
 }
 
@@ -76,11 +73,7 @@ impl Json {
     /// Every fault found; only text that is not JSON at all ends the search.
     pub fn parse(bytes: &[u8]) -> Result<Self, Vec<Fault>> {
         let (json, faults) = Self::read(bytes);
-        if faults.is_empty() {
-            Ok(json)
-        } else {
-            Err(faults)
-        }
+        if faults.is_empty() { Ok(json) } else { Err(faults) }
     }
 
     /// Reads on past faults and leaves `Null` in their places, so that a caller can go on
@@ -173,8 +166,7 @@ impl fmt::Display for Profile {
 
 /// A key as it may be shown: as written if it looks like the name of a field, else `?`.
 pub(super) fn shown(key: &str) -> &str {
-    let is_name =
-        matches!(key.len(), 1..=40) && key.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_');
+    let is_name = matches!(key.len(), 1..=40) && key.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_');
     if is_name { key } else { "?" }
 }
 
@@ -203,14 +195,12 @@ fn read_value(raw: &RawValue, place: &Place<'_>, depth: usize, faults: &mut Vec<
         b"null" => Ok(Json::Null),
         b"true" => Ok(Json::Bool(true)),
         b"false" => Ok(Json::Bool(false)),
-        [b'[' | b'{', ..] if depth > DEPTH_MAX => {
-            Err(format!("is nested more than {DEPTH_MAX} levels deep"))
-        }
+        [b'[' | b'{', ..] if depth > DEPTH_MAX => Err(format!("is nested more than {DEPTH_MAX} levels deep")),
         [b'[', ..] => read_array(text, place, depth, faults),
         [b'{', ..] => read_object(text, place, depth, faults),
-        [b'"', ..] => serde_json::from_str(text)
-            .map(Json::String)
-            .map_err(|_| "has a lone surrogate".to_owned()),
+        [b'"', ..] => {
+            serde_json::from_str(text).map(Json::String).map_err(|_| "has a lone surrogate".to_owned())
+        }
         _ => read_number(text),
     };
     value.unwrap_or_else(|reason| {
@@ -219,25 +209,13 @@ fn read_value(raw: &RawValue, place: &Place<'_>, depth: usize, faults: &mut Vec<
     })
 }
 
-fn read_array(
-    text: &str,
-    place: &Place<'_>,
-    depth: usize,
-    faults: &mut Vec<Fault>,
-) -> Result<Json, String> {
+fn read_array(text: &str, place: &Place<'_>, depth: usize, faults: &mut Vec<Fault>) -> Result<Json, String> {
     let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let read = |(index, raw)| read_value(raw, &Place::Item(place, index), depth + 1, faults);
-    Ok(Json::Array(
-        items.into_iter().enumerate().map(read).collect(),
-    ))
+    Ok(Json::Array(items.into_iter().enumerate().map(read).collect()))
 }
 
-fn read_object(
-    text: &str,
-    place: &Place<'_>,
-    depth: usize,
-    faults: &mut Vec<Fault>,
-) -> Result<Json, String> {
+fn read_object(text: &str, place: &Place<'_>, depth: usize, faults: &mut Vec<Fault>) -> Result<Json, String> {
     let Members(written) =
         serde_json::from_str(text).map_err(|_| "has a key with a lone surrogate".to_owned())?;
     let mut members = BTreeMap::new();
@@ -290,16 +268,14 @@ fn read_number(text: &str) -> Result<Json, String> {
         return match text {
             // Python reads it as the integer 0, which has no sign.
             "-0" => Ok(Json::Integer("0".to_owned())),
-            _ if digits > INTEGER_DIGITS_MAX => Err(format!(
-                "must have at most {INTEGER_DIGITS_MAX} digits, which is all that Python reads"
-            )),
+            _ if digits > INTEGER_DIGITS_MAX => {
+                Err(format!("must have at most {INTEGER_DIGITS_MAX} digits, which is all that Python reads"))
+            }
             _ => Ok(Json::Integer(text.to_owned())),
         };
     }
     match text.parse::<f64>() {
-        Ok(value) if !value.is_finite() => {
-            Err("is too large for a float; send it as a string".to_owned())
-        }
+        Ok(value) if !value.is_finite() => Err("is too large for a float; send it as a string".to_owned()),
         Ok(value) if Decimal::parse(text) == Decimal::shortest(value) => Ok(Json::Float(value)),
         _ => Err("would lose digits as a float; send it as a string".to_owned()),
     }
@@ -408,11 +384,7 @@ mod tests {
     fn compact(text: &str) -> Result<String, String> {
         match Json::parse(text.as_bytes()) {
             Ok(json) => Ok(json.to_canonical(Profile::Compact)),
-            Err(faults) => Err(faults
-                .iter()
-                .map(Fault::to_string)
-                .collect::<Vec<_>>()
-                .join("; ")),
+            Err(faults) => Err(faults.iter().map(Fault::to_string).collect::<Vec<_>>().join("; ")),
         }
     }
 
@@ -428,13 +400,7 @@ mod tests {
 
     #[test]
     fn integers_keep_every_digit() {
-        for digits in [
-            "0",
-            "7",
-            "-7",
-            "123456789012345678901234567890",
-            "18446744073709551616",
-        ] {
+        for digits in ["0", "7", "-7", "123456789012345678901234567890", "18446744073709551616"] {
             prints(digits, digits);
         }
         prints("-0", "0");
@@ -509,10 +475,7 @@ mod tests {
             r#""\" \\ / \b\f\n\r\t \u0000\u001f\u007f\u0080\u2028 \u00e9 \ud83c\udfe0""#,
         );
         let text = Json::String("\u{1}\u{7f}\u{80}\u{2028}é🏠".to_owned());
-        assert_eq!(
-            text.to_canonical(Profile::CompactUtf8),
-            "\"\\u0001\u{7f}\u{80}\u{2028}é🏠\""
-        );
+        assert_eq!(text.to_canonical(Profile::CompactUtf8), "\"\\u0001\u{7f}\u{80}\u{2028}é🏠\"");
     }
 
     #[test]
@@ -538,24 +501,13 @@ mod tests {
     #[test]
     fn keys_are_compared_unescaped() {
         refuses(r#"{"a": 1, "\u0061": 2}"#, "/a: appears more than once");
-        prints(
-            r#"{"a": 1, "A": 2, "\u00e1": 3, "a\u0301": 4}"#,
-            r#"{"A":2,"a":1,"a\u0301":4,"\u00e1":3}"#,
-        );
+        prints(r#"{"a": 1, "A": 2, "\u00e1": 3, "a\u0301": 4}"#, r#"{"A":2,"a":1,"a\u0301":4,"\u00e1":3}"#);
     }
 
     #[test]
     fn a_key_that_may_be_personal_data_is_not_shown() {
         let long = "k".repeat(41);
-        for key in [
-            "",
-            "12 Baker Street",
-            "4111111111111111",
-            "a/b",
-            "a~b",
-            "É",
-            &long,
-        ] {
+        for key in ["", "12 Baker Street", "4111111111111111", "a/b", "a~b", "É", &long] {
             refuses(
                 &format!(r#"{{"x_Y": {{"{key}": 1e999}}}}"#),
                 "/x_Y/?: is too large for a float; send it as a string",
@@ -568,14 +520,8 @@ mod tests {
         let nested = |depth| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
         prints(&nested(32), &nested(32));
         let pointer = "/0".repeat(32);
-        refuses(
-            &nested(33),
-            &format!("{pointer}: is nested more than 32 levels deep"),
-        );
-        refuses(
-            &nested(30_000),
-            &format!("{pointer}: is nested more than 32 levels deep"),
-        );
+        refuses(&nested(33), &format!("{pointer}: is nested more than 32 levels deep"));
+        refuses(&nested(30_000), &format!("{pointer}: is nested more than 32 levels deep"));
     }
 
     #[test]
@@ -605,18 +551,10 @@ mod tests {
             let faults = Json::parse(text.as_bytes()).unwrap_err();
             assert_eq!(faults.len(), 1, "{text}");
             assert_eq!(faults[0].pointer, "", "{text}");
-            assert!(
-                faults[0].reason.starts_with("is not JSON: "),
-                "{text}: {}",
-                faults[0]
-            );
+            assert!(faults[0].reason.starts_with("is not JSON: "), "{text}: {}", faults[0]);
         }
         let faults = Json::parse(b"\"\xff\"").unwrap_err();
-        assert!(
-            faults[0].reason.starts_with("is not UTF-8: "),
-            "{}",
-            faults[0]
-        );
+        assert!(faults[0].reason.starts_with("is not UTF-8: "), "{}", faults[0]);
     }
 
     #[test]
@@ -626,9 +564,7 @@ mod tests {
     }
 
     fn finite() -> impl Strategy<Value = f64> {
-        any::<u64>()
-            .prop_map(f64::from_bits)
-            .prop_filter("finite", |value| value.is_finite())
+        any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |value| value.is_finite())
     }
 
     fn json() -> impl Strategy<Value = Json> {

@@ -155,6 +155,13 @@ impl Job {
     }
 }
 
+impl Job {
+    /// Whether the request has lost its meaning by `now`.
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= now)
+    }
+}
+
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
@@ -177,12 +184,10 @@ impl UpdateRequest {
     }
 
     fn from_body(body: Json) -> Result<Self, Fault> {
-        let text = |pointer| {
-            text_at(&body, pointer).ok_or_else(|| Fault::new(pointer, "is not in the request"))
-        };
+        let text =
+            |pointer| text_at(&body, pointer).ok_or_else(|| Fault::new(pointer, "is not in the request"));
         Ok(Self {
-            customer_id: uuid(text("/customer_id")?)
-                .map_err(|reason| Fault::new("/customer_id", reason))?,
+            customer_id: uuid(text("/customer_id")?).map_err(|reason| Fault::new("/customer_id", reason))?,
             document_type: text("/document_type")?.to_owned(),
             document_number_last4: last4(text(DOCUMENT_NUMBER)?),
             body,
@@ -207,6 +212,19 @@ impl UpdateRequest {
     /// Prints the text that is signed and sent.
     pub fn to_canonical(&self, profile: Profile) -> String {
         self.body.to_canonical(profile)
+    }
+
+    /// Prints what is sealed and stored, and read back by [`from_sealed`](Self::from_sealed).
+    pub fn to_sealable(&self) -> String {
+        self.to_canonical(Profile::Compact)
+    }
+
+    /// What the customer entered and nobody else may read: the address, the document's
+    /// number and the links.
+    pub fn private_texts(&self) -> impl Iterator<Item = &str> {
+        ["/full_address", DOCUMENT_NUMBER, FRONT_LINK, BACK_LINK]
+            .into_iter()
+            .filter_map(|pointer| text_at(&self.body, pointer))
     }
 
     /// Prints what a content fingerprint is computed over: the compact canonical text
@@ -252,11 +270,7 @@ impl Invalid {
             faults.truncate(FAULTS_MAX - 1);
             faults.push(Fault::new("", format!("has {more} more faults")));
         }
-        Self {
-            job_id,
-            customer_id,
-            faults,
-        }
+        Self { job_id, customer_id, faults }
     }
 }
 
@@ -396,9 +410,8 @@ impl Check {
         let at = "/document_details";
         if let Some(details) = self.object(at, field(body, at)) {
             self.text(DOCUMENT_NUMBER, details, |text| document_number(text));
-            let additional = details
-                .entry("additional_data".to_owned())
-                .or_insert_with(|| Json::Object(Fields::new()));
+            let additional =
+                details.entry("additional_data".to_owned()).or_insert_with(|| Json::Object(Fields::new()));
             self.object("/document_details/additional_data", Some(additional));
             self.only(at, details, &DETAIL_FIELDS);
         }
@@ -444,9 +457,7 @@ impl Rules {
         }
 
         let file = url.path().rsplit('/').next().unwrap_or_default();
-        let extension = file
-            .rsplit_once('.')
-            .map(|(_, end)| end.to_ascii_lowercase());
+        let extension = file.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
         match extension.as_deref() {
             Some("jpg" | "jpeg" | "png" | "pdf") => Ok(()),
             None if self.allow_extensionless_links && !file.is_empty() => Ok(()),
@@ -523,13 +534,10 @@ fn last4(number: &str) -> String {
 }
 
 fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
-    let value = pointer
-        .split('/')
-        .skip(1)
-        .try_fold(json, |value, key| match value {
-            Json::Object(fields) => fields.get(key),
-            _ => None,
-        })?;
+    let value = pointer.split('/').skip(1).try_fold(json, |value, key| match value {
+        Json::Object(fields) => fields.get(key),
+        _ => None,
+    })?;
     match value {
         Json::String(text) => Some(text),
         _ => None,
@@ -566,12 +574,7 @@ mod tests {
     }
 
     fn envelope(body: &str) -> Envelope<'_> {
-        Envelope {
-            body: body.as_bytes(),
-            message_id: Some(JOB_ID),
-            correlation_id: None,
-            timestamp: None,
-        }
+        Envelope { body: body.as_bytes(), message_id: Some(JOB_ID), correlation_id: None, timestamp: None }
     }
 
     fn parse(envelope: Envelope<'_>) -> Result<Job, Invalid> {
@@ -598,8 +601,7 @@ mod tests {
     #[track_caller]
     fn check(pointer: &str, value: impl Into<Option<Value>>, fault: &str) {
         let body = with(pointer, value);
-        let outcome =
-            parse_text(&body).map_or_else(|invalid| invalid.to_string(), |_| String::new());
+        let outcome = parse_text(&body).map_or_else(|invalid| invalid.to_string(), |_| String::new());
         let expected = match fault {
             "" => String::new(),
             _ => format!("{pointer}: {fault}"),
@@ -650,14 +652,7 @@ mod tests {
             "/requested_at",
             "/expires_at",
         ] {
-            for value in [
-                json!(null),
-                json!(true),
-                json!(7),
-                json!(1.5),
-                json!([]),
-                json!({}),
-            ] {
+            for value in [json!(null), json!(true), json!(7), json!(1.5), json!([]), json!({})] {
                 check(pointer, value, "must be a string");
             }
         }
@@ -667,10 +662,7 @@ mod tests {
             }
         }
         for body in ["null", "[]", "\"text\"", "7"] {
-            assert_eq!(
-                parse_text(body).unwrap_err().to_string(),
-                "body: must be an object"
-            );
+            assert_eq!(parse_text(body).unwrap_err().to_string(), "body: must be an object");
         }
     }
 
@@ -679,11 +671,7 @@ mod tests {
         for pointer in ["/adress", "/correlation_id", "/document_details/issued_at"] {
             check(pointer, json!("x"), "is not a field of this message");
         }
-        check(
-            "/document_details/additional_data/anything",
-            json!([{"goes": 1.5}]),
-            "",
-        );
+        check("/document_details/additional_data/anything", json!([{"goes": 1.5}]), "");
         let invalid = parse_text(&with("/12 Canary Street", json!(1))).unwrap_err();
         assert_eq!(invalid.to_string(), "/?: is not a field of this message");
     }
@@ -698,11 +686,7 @@ mod tests {
             "4e6f1b20-a73c-11ec-b909-0242ac12000g",
             " 4e6f1b20-a73c-11ec-b909-0242ac12000",
         ] {
-            check(
-                "/customer_id",
-                json!(text),
-                "must be a UUID of 36 characters",
-            );
+            check("/customer_id", json!(text), "must be a UUID of 36 characters");
         }
         let body = with("/customer_id", json!(CUSTOMER_ID.to_uppercase()));
         let job = parse_text(&body).unwrap();
@@ -752,10 +736,7 @@ mod tests {
         for (link, fault) in [
             ("https://h/a.JPG", ""),
             ("HTTPS://h/a.jpeg", ""),
-            (
-                "https://h:8443/a/b.c.png?X-Amz-Signature=a/b@c.exe#page=1",
-                "",
-            ),
+            ("https://h:8443/a/b.c.png?X-Amz-Signature=a/b@c.exe#page=1", ""),
             ("https://[::1]/मुंबई.pdf", ""),
             (&long(2_048), ""),
             (&long(2_049), "must be at most 2,048 characters"),
@@ -800,15 +781,8 @@ mod tests {
             allow_extensionless_links: true,
         };
         assert_eq!(rules.document_type("PAN"), Ok(()));
-        assert_eq!(
-            rules.document_type("PASSPORT"),
-            Err("must be one of PAN".to_owned())
-        );
-        for link in [
-            "http://h/a.jpg",
-            "https://h/a",
-            "http://h/files/0b4d3c2e?v=1.2",
-        ] {
+        assert_eq!(rules.document_type("PASSPORT"), Err("must be one of PAN".to_owned()));
+        for link in ["http://h/a.jpg", "https://h/a", "http://h/files/0b4d3c2e?v=1.2"] {
             assert_eq!(rules.link(link), Ok(()), "{link}");
         }
         for link in ["https://h/", "https://h/a.gif", "https://h/a."] {
@@ -881,10 +855,7 @@ mod tests {
             (&named("7"), None, None, Some(unreadable)),
             (&named("7"), Some(JOB_ID), Some(JOB_ID), Some(unreadable)),
         ] {
-            let envelope = Envelope {
-                message_id,
-                ..envelope(body)
-            };
+            let envelope = Envelope { message_id, ..envelope(body) };
             let (id, text) = match parse(envelope) {
                 Ok(job) => (Some(job.id), None),
                 Err(invalid) => (invalid.job_id, Some(invalid.to_string())),
@@ -903,16 +874,8 @@ mod tests {
         let form = "/requested_at: must be an RFC 3339 time such as 2025-07-16T12:59:05Z";
         let unit = "/requested_at: is missing, and the message's timestamp not in seconds";
         for (body, timestamp, expected) in [
-            (
-                &dated("2025-07-16T14:00:00+02:00"),
-                Some(7),
-                "2025-07-16T12:00:00Z",
-            ),
-            (
-                &dated("2025-07-16T12:00:00.5z"),
-                None,
-                "2025-07-16T12:00:00.5Z",
-            ),
+            (&dated("2025-07-16T14:00:00+02:00"), Some(7), "2025-07-16T12:00:00Z"),
+            (&dated("2025-07-16T12:00:00.5z"), None, "2025-07-16T12:00:00.5Z"),
             (&dated("2025-07-16T13:04:05Z"), None, "2025-07-16T13:04:05Z"),
             (&dated("2025-07-16T13:04:05.1Z"), None, ahead),
             (&dated("2025-07-16 12:00"), None, form),
@@ -924,10 +887,7 @@ mod tests {
             (&body, Some(u64::MAX), unit),
             (&body, None, "2025-07-16T12:59:05Z"),
         ] {
-            let envelope = Envelope {
-                timestamp,
-                ..envelope(body)
-            };
+            let envelope = Envelope { timestamp, ..envelope(body) };
             let read = match parse(envelope) {
                 Ok(job) => job.requested_at.format(&Rfc3339).unwrap(),
                 Err(invalid) => invalid.to_string(),
@@ -939,11 +899,7 @@ mod tests {
     #[test]
     fn a_job_expires_after_it_was_requested() {
         check("/expires_at", json!("2025-07-16T12:59:05.000000001Z"), "");
-        check(
-            "/expires_at",
-            json!("2025-07-16T12:59:05Z"),
-            "must be later than requested_at",
-        );
+        check("/expires_at", json!("2025-07-16T12:59:05Z"), "must be later than requested_at");
         let form = "must be an RFC 3339 time such as 2025-07-16T12:59:05Z";
         check("/expires_at", json!("tomorrow"), form);
         let job = parse_text(&with("/expires_at", json!("2025-07-17T00:00:00+05:30"))).unwrap();
@@ -953,16 +909,10 @@ mod tests {
     #[test]
     fn a_correlation_id_that_cannot_be_kept_refuses_no_job() {
         let body = example_text();
-        for (text, is_kept) in [
-            ("case-7", true),
-            (&"x".repeat(255), true),
-            (&"x".repeat(256), false),
-            ("a\nb", false),
-        ] {
-            let envelope = Envelope {
-                correlation_id: Some(text),
-                ..envelope(&body)
-            };
+        for (text, is_kept) in
+            [("case-7", true), (&"x".repeat(255), true), (&"x".repeat(256), false), ("a\nb", false)]
+        {
+            let envelope = Envelope { correlation_id: Some(text), ..envelope(&body) };
             let job = parse(envelope).unwrap();
             assert_eq!(job.correlation_id.as_deref(), is_kept.then_some(text));
         }
@@ -1005,10 +955,7 @@ mod tests {
         let large = format!("{}{}", example(), " ".repeat(BODY_BYTES_MAX));
         for (body, fault) in [
             (large.as_str(), "body: is larger than 64 KiB"),
-            (
-                "{",
-                "body: is not JSON: EOF while parsing an object at line 1 column 1",
-            ),
+            ("{", "body: is not JSON: EOF while parsing an object at line 1 column 1"),
         ] {
             let invalid = parse_text(body).unwrap_err();
             assert_eq!(invalid.job_id.unwrap().to_string(), JOB_ID);
@@ -1046,23 +993,11 @@ mod tests {
 
         for (text, fault) in [
             ("{}", "/customer_id: is not in the request"),
-            (
-                r#"{"customer_id": "7"}"#,
-                "/customer_id: must be a UUID of 36 characters",
-            ),
-            (
-                &with(DOCUMENT_NUMBER, None),
-                "/document_details/document_number: is not in the request",
-            ),
-            (
-                "{",
-                "body: is not JSON: EOF while parsing an object at line 1 column 1",
-            ),
+            (r#"{"customer_id": "7"}"#, "/customer_id: must be a UUID of 36 characters"),
+            (&with(DOCUMENT_NUMBER, None), "/document_details/document_number: is not in the request"),
+            ("{", "body: is not JSON: EOF while parsing an object at line 1 column 1"),
         ] {
-            assert_eq!(
-                UpdateRequest::from_sealed(text).unwrap_err().to_string(),
-                fault
-            );
+            assert_eq!(UpdateRequest::from_sealed(text).unwrap_err().to_string(), fault);
         }
     }
 

@@ -1,1 +1,291 @@
-//! outcome
+//! What follows from a verdict: the end of the submission, or a wait; and what the
+//! broker is told of a delivery.
+
+use std::time::Duration;
+
+use super::retry::RetrySchedule;
+use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
+
+/// How a submission ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The provider applied the update.
+    Accepted(Acceptance),
+    /// The provider refused the job.
+    Rejected(Rejection),
+    /// The job ran out of attempts or of time.
+    Exhausted(Exhaustion),
+    /// A person must decide.
+    NeedsReview(Review),
+}
+
+/// What ran out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Exhaustion {
+    /// As many attempts as are allowed were answered, throttled or not sent.
+    Attempts,
+    /// The job's `expires_at` passed.
+    Expired,
+}
+
+/// What a person must decide.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Review {
+    /// An attempt may have been applied; sending again might spend an update twice.
+    FateUnknown,
+    /// The provider refuses our credentials for this job and not for others.
+    RefusedOnlyForThisJob,
+}
+
+impl Outcome {
+    /// The state that the submission ends in.
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "accepted",
+            Self::Rejected(_) => "rejected",
+            Self::Exhausted(_) => "exhausted",
+            Self::NeedsReview(_) => "needs_review",
+        }
+    }
+
+    /// The reason as a program reads it. An acceptance needs none.
+    pub fn reason_code(&self) -> Option<&'static str> {
+        match self {
+            Self::Accepted(_) => None,
+            Self::Rejected(rejection) => Some(rejection.code()),
+            Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
+            Self::Exhausted(Exhaustion::Expired) => Some("expired"),
+            Self::NeedsReview(Review::FateUnknown) => Some("fate_unknown"),
+            Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some("refused_only_for_this_job"),
+        }
+    }
+
+    /// The reason as a person reads it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Accepted(_) => "the provider accepted the update",
+            Self::Rejected(Rejection::CustomerNotFound) => {
+                "the provider knows no such customer, or it is another organization's"
+            }
+            Self::Rejected(Rejection::KycAlreadyInUse) => "the document belongs to another customer",
+            Self::Rejected(Rejection::UpdateLimitExceeded) => "the customer's updates are used up",
+            Self::Rejected(Rejection::FieldRefused) => {
+                "the provider refused a field; see the attempt's message"
+            }
+            Self::Rejected(Rejection::Refused) => {
+                "the provider refused the update; see the attempt's message"
+            }
+            Self::Exhausted(Exhaustion::Attempts) => {
+                "the provider could not be reached, or put us off, too often"
+            }
+            Self::Exhausted(Exhaustion::Expired) => "the job expired before it could be sent",
+            Self::NeedsReview(Review::FateUnknown) => {
+                "an attempt may have been applied; look the customer up at the provider before sending again"
+            }
+            Self::NeedsReview(Review::RefusedOnlyForThisJob) => {
+                "the provider refuses our credentials for this job alone; look at its content and its customer"
+            }
+        }
+    }
+
+    /// Whether the payload may still be needed: a person may send these again.
+    pub fn keeps_payload(&self) -> bool {
+        matches!(self, Self::Exhausted(_) | Self::NeedsReview(_))
+    }
+}
+
+/// What a waiting submission waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WaitingFor {
+    /// The next try of the schedule.
+    Retry,
+    /// The customer, whom another submission holds.
+    Customer,
+    /// The provider, which refuses or puts off everybody.
+    Provider,
+}
+
+impl WaitingFor {
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Customer => "customer",
+            Self::Provider => "provider",
+        }
+    }
+}
+
+/// What follows an attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// The submission ends.
+    End(Outcome),
+    /// The submission is parked.
+    Wait(Wait),
+}
+
+/// How a submission is parked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wait {
+    /// What for.
+    pub waiting_for: WaitingFor,
+    /// How long at least.
+    pub delay: Duration,
+    /// Whether the attempt counts against the schedule.
+    pub counts: bool,
+}
+
+/// What the rules need to know of the attempts so far, this one left out.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct History {
+    /// Attempts that count against the schedule.
+    pub retries: u32,
+    /// Attempts that ended `misconfigured`.
+    pub misconfigured: u32,
+    /// Whether this attempt was let through as a trial while the breaker was not closed.
+    pub is_trial: bool,
+}
+
+/// Decides what follows a verdict. `jitter` is uniform in [0, 1).
+pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitter: f64) -> Next {
+    let retries = history.retries + 1;
+    let wait = |waiting_for, delay| {
+        let counts = !history.is_trial;
+        if counts && !schedule.allows_another(retries) {
+            return Next::End(Outcome::Exhausted(Exhaustion::Attempts));
+        }
+        Next::Wait(Wait { waiting_for, delay, counts })
+    };
+    match verdict {
+        Verdict::Accepted(acceptance) => Next::End(Outcome::Accepted(acceptance.clone())),
+        Verdict::Rejected(rejection) => Next::End(Outcome::Rejected(*rejection)),
+        Verdict::NotSent(NotSent::Shutdown) => {
+            Next::Wait(Wait { waiting_for: WaitingFor::Retry, delay: Duration::ZERO, counts: false })
+        }
+        Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed | NotSent::PayloadUnreadable) => {
+            wait(WaitingFor::Retry, schedule.delay(retries, jitter))
+        }
+        Verdict::Throttled { retry_after } => {
+            wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
+        }
+        // The first refusal opens the breaker. A second can only come after the provider
+        // took another call of ours: then it is this job that it refuses.
+        Verdict::Misconfigured(_) if history.misconfigured > 0 => {
+            Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob))
+        }
+        Verdict::Misconfigured(_) => Next::Wait(Wait {
+            waiting_for: WaitingFor::Provider,
+            delay: schedule.delay(retries, jitter),
+            counts: false,
+        }),
+        // Never sent again: the update may have been applied.
+        Verdict::Unknown(_) => Next::End(Outcome::NeedsReview(Review::FateUnknown)),
+    }
+}
+
+/// What became of a delivery.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Receipt {
+    /// A new job, claimed, its first attempt begun.
+    Opened,
+    /// A new job that waits.
+    Parked,
+    /// A job we have already.
+    Known,
+    /// A `job_id` we have already, with another content.
+    Conflict,
+    /// No job.
+    Invalid,
+}
+
+/// What the broker is told of a delivery.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Disposition {
+    /// It is ours: its row is committed.
+    Ack,
+    /// It goes to the dead-letter queue, whole.
+    DeadLetter,
+}
+
+impl Receipt {
+    /// What the broker is told. Every receipt stands for a committed row.
+    pub fn disposition(self) -> Disposition {
+        match self {
+            Self::Opened | Self::Parked | Self::Known => Disposition::Ack,
+            Self::Conflict | Self::Invalid => Disposition::DeadLetter,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::verdict::{Misconfiguration, Phase};
+
+    const SCHEDULE: RetrySchedule = RetrySchedule {
+        delay_min: Duration::from_millis(500),
+        delay_max: Duration::from_secs(3600),
+        attempts_max: 3,
+    };
+
+    fn check(verdict: Verdict, history: History, expected: Next) {
+        assert_eq!(next(&verdict, history, &SCHEDULE, 0.5), expected, "{verdict:?} after {history:?}");
+    }
+
+    fn wait(waiting_for: WaitingFor, delay_ms: u64, counts: bool) -> Next {
+        let delay = Duration::from_millis(delay_ms);
+        Next::Wait(Wait { waiting_for, delay, counts })
+    }
+
+    #[test]
+    fn every_verdict_has_its_next_step() {
+        let first = History::default();
+        let accepted = Acceptance::default();
+        check(Verdict::Accepted(accepted.clone()), first, Next::End(Outcome::Accepted(accepted)));
+        let rejection = Rejection::KycAlreadyInUse;
+        check(Verdict::Rejected(rejection), first, Next::End(Outcome::Rejected(rejection)));
+        check(Verdict::NotSent(NotSent::Connect), first, wait(WaitingFor::Retry, 500, true));
+        check(Verdict::NotSent(NotSent::WindowClosed), first, wait(WaitingFor::Retry, 500, true));
+        check(Verdict::NotSent(NotSent::Shutdown), first, wait(WaitingFor::Retry, 0, false));
+        let retry_after = Some(Duration::from_secs(7));
+        check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
+        check(
+            Verdict::Misconfigured(Misconfiguration::ApiKey),
+            first,
+            wait(WaitingFor::Provider, 500, false),
+        );
+        let unknown = Next::End(Outcome::NeedsReview(Review::FateUnknown));
+        check(Verdict::Unknown(Phase::TimedOut), first, unknown);
+    }
+
+    #[test]
+    fn a_job_is_exhausted_after_its_last_counted_attempt() {
+        let last = History { retries: 2, ..History::default() };
+        let exhausted = Next::End(Outcome::Exhausted(Exhaustion::Attempts));
+        check(Verdict::NotSent(NotSent::Connect), last, exhausted.clone());
+        check(Verdict::Throttled { retry_after: None }, last, exhausted);
+        check(Verdict::NotSent(NotSent::Shutdown), last, wait(WaitingFor::Retry, 0, false));
+    }
+
+    #[test]
+    fn a_trial_costs_no_attempt() {
+        let trial = History { retries: 2, is_trial: true, ..History::default() };
+        check(Verdict::NotSent(NotSent::Connect), trial, wait(WaitingFor::Retry, 2000, false));
+    }
+
+    #[test]
+    fn a_job_that_alone_is_refused_twice_goes_to_a_person() {
+        let again = History { misconfigured: 1, ..History::default() };
+        let review = Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
+        check(Verdict::Misconfigured(Misconfiguration::Signature), again, review);
+    }
+
+    #[test]
+    fn only_what_a_person_may_send_again_keeps_its_payload() {
+        assert!(Outcome::NeedsReview(Review::FateUnknown).keeps_payload());
+        assert!(Outcome::Exhausted(Exhaustion::Attempts).keeps_payload());
+        assert!(!Outcome::Accepted(Acceptance::default()).keeps_payload());
+        assert!(!Outcome::Rejected(Rejection::Refused).keeps_payload());
+    }
+}

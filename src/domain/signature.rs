@@ -42,19 +42,13 @@ impl Signer {
     /// Whether `signature` is ours for this timestamp and body, in constant time. How old
     /// a timestamp may be is the caller's to judge.
     pub fn verify(&self, timestamp: i64, canonical_body: &str, signature: &str) -> bool {
-        BASE64_STANDARD.decode(signature).is_ok_and(|signature| {
-            self.mac(timestamp, canonical_body)
-                .verify_slice(&signature)
-                .is_ok()
-        })
+        BASE64_STANDARD
+            .decode(signature)
+            .is_ok_and(|signature| self.mac(timestamp, canonical_body).verify_slice(&signature).is_ok())
     }
 
     fn mac(&self, timestamp: i64, canonical_body: &str) -> Hmac<Sha256> {
-        self.mac
-            .clone()
-            .chain_update(timestamp.to_string())
-            .chain_update("|")
-            .chain_update(canonical_body)
+        self.mac.clone().chain_update(timestamp.to_string()).chain_update("|").chain_update(canonical_body)
     }
 }
 
@@ -102,11 +96,7 @@ mod tests {
     #[test]
     fn bodies_and_signatures_match_pythons() {
         let file = include_str!("../../tests/vectors/signature-vectors.json");
-        let Vectors {
-            api_key,
-            api_secret,
-            vectors,
-        } = serde_json::from_str(file).unwrap();
+        let Vectors { api_key, api_secret, vectors } = serde_json::from_str(file).unwrap();
         let signer = Signer::new(api_key, api_secret);
         assert!(!vectors.is_empty());
         for vector in vectors {
@@ -118,10 +108,7 @@ mod tests {
                 assert_eq!(canonical, answer.canonical_body, "{name}");
                 let signature = signer.sign(vector.timestamp, &canonical);
                 assert_eq!(signature, answer.signature, "{name}");
-                assert!(
-                    signer.verify(vector.timestamp, &canonical, &signature),
-                    "{name}"
-                );
+                assert!(signer.verify(vector.timestamp, &canonical, &signature), "{name}");
             }
         }
     }

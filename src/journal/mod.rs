@@ -1,3 +1,126 @@
-//! What Postgres keeps of every job.
+//! What happened to every job, in Postgres: all SQL, and the sealing of payloads. Each
+//! function is one commit, and every write on a claim checks that the claim is still ours.
 
+pub mod report;
 pub mod seal;
+mod submission;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+
+use self::seal::{Fingerprinter, Keyring};
+pub use self::submission::{Admission, AttemptResult, Claim, ClaimedJob, Opened, TakenOver};
+use crate::config::{DatabaseSettings, Secret};
+
+/// The migrations, embedded, so that the binary alone can set up a database.
+pub static MIGRATIONS: Migrator = sqlx::migrate!();
+
+/// Why a write or a read of the journal failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another worker has taken the job over: this one may write nothing more about it.
+    #[error("the claim is no longer ours")]
+    Fenced,
+    /// The database did not do it.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// The journal of one worker.
+pub struct Journal {
+    pool: PgPool,
+    worker: String,
+    claim_lease: Duration,
+    keyring: Keyring,
+    fingerprinter: Fingerprinter,
+}
+
+impl Journal {
+    /// A journal that writes under the name of `worker` and claims for `claim_lease`.
+    pub fn new(
+        pool: PgPool,
+        worker: String,
+        claim_lease: Duration,
+        keyring: Keyring,
+        fingerprinter: Fingerprinter,
+    ) -> Self {
+        Self { pool, worker, claim_lease, keyring, fingerprinter }
+    }
+
+    /// The name this worker writes under.
+    pub fn worker(&self) -> &str {
+        &self.worker
+    }
+}
+
+/// Opens a pool of connections, with a time limit on every statement.
+///
+/// # Errors
+/// When Postgres cannot be reached; the error names the setting and never the password.
+pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
+    let options: PgConnectOptions = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
+    let place = format!("{}:{}", options.get_host(), options.get_port());
+    let options = options.application_name("kyc-worker").options([
+        ("statement_timeout", "10s"),
+        ("lock_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+    ]);
+    PgPoolOptions::new()
+        .max_connections(settings.database_connections)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_with(options)
+        .await
+        .with_context(|| {
+            format!("DATABASE_URL: cannot use Postgres at {place}; is it running, and are user and database right?")
+        })
+}
+
+/// Brings the schema up to this version's. Waits for another that does the same.
+///
+/// # Errors
+/// When a migration fails; those before it stay.
+pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    let mut connection = pool.acquire().await?;
+    // A migration may take longer than any statement of the worker's.
+    sqlx::query("set statement_timeout = 0").execute(&mut *connection).await?;
+    sqlx::query("set lock_timeout = 0").execute(&mut *connection).await?;
+    let migrated = MIGRATIONS.run(&mut *connection).await;
+    // Not given back to the pool: it has no time limits any more.
+    connection.detach();
+    migrated.context("a migration failed")
+}
+
+/// Checks that the schema is this version's or a later one (rolling upgrades).
+///
+/// # Errors
+/// When it is older, or not there at all.
+pub async fn check_schema(pool: &PgPool) -> anyhow::Result<()> {
+    let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
+    let exists: bool = sqlx::query_scalar!(
+        r#"-- migrations_exist
+        select to_regclass('_sqlx_migrations') is not null as "exists!""#
+    )
+    .fetch_one(pool)
+    .await?;
+    let found: Option<i64> = match exists {
+        false => None,
+        true => {
+            sqlx::query_scalar("-- schema_version\nselect max(version) from _sqlx_migrations where success")
+                .fetch_one(pool)
+                .await?
+        }
+    };
+    match found {
+        Some(version) if version >= needed => Ok(()),
+        Some(version) => anyhow::bail!(
+            "DATABASE_URL: the schema is at version {version}, this worker needs {needed}; run `kyc-worker migrate`"
+        ),
+        None => anyhow::bail!("DATABASE_URL: the database has no tables of ours; run `kyc-worker migrate`"),
+    }
+}

@@ -75,9 +75,7 @@ impl Keyring {
     pub fn parse(text: &str) -> Result<Self, KeyFault> {
         let entries: Vec<_> = text.split(',').map(str::trim).collect();
         // Named by its place: what stands where the id should may be the key.
-        let at = |index, KeyFault(what)| {
-            KeyFault(format!("key {} of {} {what}", index + 1, entries.len()))
-        };
+        let at = |index, KeyFault(what)| KeyFault(format!("key {} of {} {what}", index + 1, entries.len()));
         let mut keys: Vec<Key> = Vec::with_capacity(entries.len());
         for (index, entry) in entries.iter().enumerate() {
             let key = match entry.split_once(':') {
@@ -103,15 +101,10 @@ impl Keyring {
         let Key { id, cipher } = &self.keys[0];
         let head = [&[VERSION, id.len() as u8], id.as_bytes()].concat();
         let nonce = Nonce::generate();
-        let payload = Payload {
-            msg: plaintext,
-            aad: &[&head, &job_id.as_bytes()[..]].concat(),
-        };
+        let payload = Payload { msg: plaintext, aad: &[&head, &job_id.as_bytes()[..]].concat() };
         // Unwrap safety: refuses only payloads of more than 64 GiB.
         #[expect(clippy::expect_used)]
-        let ciphertext = cipher
-            .encrypt(&nonce, payload)
-            .expect("a payload is smaller than 64 GiB");
+        let ciphertext = cipher.encrypt(&nonce, payload).expect("a payload is smaller than 64 GiB");
         [&head[..], &nonce, &ciphertext].concat()
     }
 
@@ -123,13 +116,8 @@ impl Keyring {
         let sealed = Sealed::split(sealed).ok_or(OpenError::Malformed)?;
         let key = self.keys.iter().find(|key| key.id == sealed.key_id);
         let key = key.ok_or_else(|| OpenError::UnknownKey(sealed.key_id.to_owned()))?;
-        let payload = Payload {
-            msg: sealed.ciphertext,
-            aad: &[sealed.head, job_id.as_bytes()].concat(),
-        };
-        key.cipher
-            .decrypt(&Nonce::from(*sealed.nonce), payload)
-            .map_err(|_| OpenError::Tampered)
+        let payload = Payload { msg: sealed.ciphertext, aad: &[sealed.head, job_id.as_bytes()].concat() };
+        key.cipher.decrypt(&Nonce::from(*sealed.nonce), payload).map_err(|_| OpenError::Tampered)
     }
 }
 
@@ -147,10 +135,7 @@ impl Key {
         }
         let bytes = decode(key)?;
         let cipher = Aes256Gcm::new_from_slice(&bytes).map_err(|_| length_fault(&bytes))?;
-        Ok(Self {
-            id: id.to_owned(),
-            cipher,
-        })
+        Ok(Self { id: id.to_owned(), cipher })
     }
 }
 
@@ -169,11 +154,7 @@ impl Fingerprinter {
 
     /// The fingerprint of a request's content.
     pub fn content(&self, text: &str) -> [u8; 32] {
-        let mac = self
-            .0
-            .clone()
-            .chain_update(CONTENT_PREFIX)
-            .chain_update(text);
+        let mac = self.0.clone().chain_update(CONTENT_PREFIX).chain_update(text);
         mac.finalize().into_bytes().into()
     }
 }
@@ -185,24 +166,18 @@ impl fmt::Debug for Fingerprinter {
 }
 
 fn is_id(text: &str) -> bool {
-    matches!(text.len(), 1..=32)
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+    matches!(text.len(), 1..=32) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 fn decode(key: &str) -> Result<Vec<u8>, KeyFault> {
     // The decoder's own error would quote a character of the key.
-    BASE64_STANDARD.decode(key).map_err(|_| {
-        KeyFault("is not padded Base64; make one with: openssl rand -base64 32".to_owned())
-    })
+    BASE64_STANDARD
+        .decode(key)
+        .map_err(|_| KeyFault("is not padded Base64; make one with: openssl rand -base64 32".to_owned()))
 }
 
 fn length_fault(bytes: &[u8]) -> KeyFault {
-    KeyFault(format!(
-        "has {} bytes and needs 32; make one with: openssl rand -base64 32",
-        bytes.len()
-    ))
+    KeyFault(format!("has {} bytes and needs 32; make one with: openssl rand -base64 32", bytes.len()))
 }
 
 impl<'a> Sealed<'a> {
@@ -213,12 +188,7 @@ impl<'a> Sealed<'a> {
         let (head, rest) = bytes.split_at_checked(2 + usize::from(*length))?;
         let key_id = str::from_utf8(&head[2..]).ok().filter(|id| is_id(id))?;
         let (nonce, ciphertext) = rest.split_first_chunk()?;
-        Some(Self {
-            head,
-            key_id,
-            nonce,
-            ciphertext,
-        })
+        Some(Self { head, key_id, nonce, ciphertext })
     }
 }
 
@@ -273,17 +243,11 @@ mod tests {
 
         let before = bare.seal(JOB, b"before");
         assert_eq!(rotated.open(JOB, &before).as_deref(), Ok(&b"before"[..]));
-        assert_eq!(
-            retired.open(JOB, &before),
-            Err(OpenError::UnknownKey("default".to_owned()))
-        );
+        assert_eq!(retired.open(JOB, &before), Err(OpenError::UnknownKey("default".to_owned())));
 
         let after = rotated.seal(JOB, b"after");
         assert_eq!(retired.open(JOB, &after).as_deref(), Ok(&b"after"[..]));
-        assert_eq!(
-            bare.open(JOB, &after),
-            Err(OpenError::UnknownKey("2026".to_owned()))
-        );
+        assert_eq!(bare.open(JOB, &after), Err(OpenError::UnknownKey("2026".to_owned())));
         assert_eq!(ring(&new).open(JOB, &before), Err(OpenError::Tampered));
     }
 
@@ -291,19 +255,8 @@ mod tests {
     fn what_is_no_sealed_payload_is_malformed() {
         let ring = ring(&key(1, 32));
         let sealed = ring.seal(JOB, b"");
-        for bytes in [
-            &b""[..],
-            b"\x01",
-            b"\x01\x07defa",
-            b"\x01\0",
-            &sealed[..20],
-            b"\x02\x01a",
-        ] {
-            assert_eq!(
-                ring.open(JOB, bytes),
-                Err(OpenError::Malformed),
-                "{bytes:?}"
-            );
+        for bytes in [&b""[..], b"\x01", b"\x01\x07defa", b"\x01\0", &sealed[..20], b"\x02\x01a"] {
+            assert_eq!(ring.open(JOB, bytes), Err(OpenError::Malformed), "{bytes:?}");
         }
         assert_eq!(ring.open(JOB, &sealed[..36]), Err(OpenError::Tampered));
     }
@@ -313,8 +266,7 @@ mod tests {
         let (good, short, long) = (key(1, 32), key(2, 31), key(3, 33));
         let base64 = "is not padded Base64; make one with: openssl rand -base64 32";
         let id = "has an unfit id; use 1 to 32 letters, digits, _ and - before the colon";
-        let length =
-            |n| format!("has {n} bytes and needs 32; make one with: openssl rand -base64 32");
+        let length = |n| format!("has {n} bytes and needs 32; make one with: openssl rand -base64 32");
         for (text, place, what) in [
             ("", "1 of 1", length(0)),
             (&short, "1 of 1", length(31)),
@@ -323,29 +275,13 @@ mod tests {
             (good.trim_end_matches('='), "1 of 1", base64.to_owned()),
             (&format!("a:{good},b:{short}"), "2 of 2", length(31)),
             (&format!("a:{good},b:{good}="), "2 of 2", base64.to_owned()),
-            (
-                &format!("a:{good},{good}"),
-                "2 of 2",
-                "has no id; write id:base64".to_owned(),
-            ),
-            (
-                &format!("a:{good},"),
-                "2 of 2",
-                "has no id; write id:base64".to_owned(),
-            ),
-            (
-                &format!("a:{good},a:{good}"),
-                "2 of 2",
-                "has another key's id; give it its own".to_owned(),
-            ),
+            (&format!("a:{good},{good}"), "2 of 2", "has no id; write id:base64".to_owned()),
+            (&format!("a:{good},"), "2 of 2", "has no id; write id:base64".to_owned()),
+            (&format!("a:{good},a:{good}"), "2 of 2", "has another key's id; give it its own".to_owned()),
             (&format!(":{good}"), "1 of 1", id.to_owned()),
             (&format!("{good}:a"), "1 of 1", id.to_owned()),
             (&format!("é:{good}"), "1 of 1", id.to_owned()),
-            (
-                &format!("{}:{good}", "a".repeat(33)),
-                "1 of 1",
-                id.to_owned(),
-            ),
+            (&format!("{}:{good}", "a".repeat(33)), "1 of 1", id.to_owned()),
         ] {
             let fault = Keyring::parse(text).unwrap_err().to_string();
             assert_eq!(fault, format!("key {place} {what}"), "{text}");
@@ -362,19 +298,10 @@ mod tests {
         assert_ne!(first.content("a"), other.content("a"));
 
         for (text, expected) in [
-            (
-                key(1, 31),
-                "has 31 bytes and needs 32; make one with: openssl rand -base64 32",
-            ),
-            (
-                "-".to_owned(),
-                "is not padded Base64; make one with: openssl rand -base64 32",
-            ),
+            (key(1, 31), "has 31 bytes and needs 32; make one with: openssl rand -base64 32"),
+            ("-".to_owned(), "is not padded Base64; make one with: openssl rand -base64 32"),
         ] {
-            assert_eq!(
-                Fingerprinter::parse(&text).unwrap_err().to_string(),
-                expected
-            );
+            assert_eq!(Fingerprinter::parse(&text).unwrap_err().to_string(), expected);
         }
     }
 

@@ -33,10 +33,7 @@ type Refusal = (StatusCode, Json<Value>);
 pub(super) fn routes() -> Router<Arc<Sandbox>> {
     let admin = Router::new()
         .route("/customers/{id}", get(show_customer).put(change_customer))
-        .route(
-            "/rules",
-            post(post_rule).get(list_rules).delete(remove_rules),
-        )
+        .route("/rules", post(post_rule).get(list_rules).delete(remove_rules))
         .route("/rules/{id}", delete(remove_rule))
         .route("/settings", post(change_settings))
         .route("/oracle/patches", get(patches))
@@ -48,10 +45,7 @@ pub(super) fn routes() -> Router<Arc<Sandbox>> {
 }
 
 fn refuse(reason: impl Into<String>) -> Refusal {
-    (
-        StatusCode::BAD_REQUEST,
-        Json(json!({ "error": reason.into() })),
-    )
+    (StatusCode::BAD_REQUEST, Json(json!({ "error": reason.into() })))
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
@@ -72,13 +66,7 @@ struct CustomerView<'a> {
 fn view(state: &mut Everything, customer_id: Uuid) -> Response {
     let open = state.open.get(&customer_id).copied().unwrap_or_default();
     let customer = state.customers.record(customer_id, Instant::now());
-    Json(CustomerView {
-        customer_id,
-        customer,
-        in_flight: open.now,
-        in_flight_max: open.max,
-    })
-    .into_response()
+    Json(CustomerView { customer_id, customer, in_flight: open.now, in_flight_max: open.max }).into_response()
 }
 
 async fn show_customer(State(sandbox): State<Arc<Sandbox>>, Path(id): Path<Uuid>) -> Response {
@@ -96,17 +84,11 @@ async fn change_customer(
     }
     let mut state = sandbox.lock();
     let state = &mut *state;
-    state
-        .customers
-        .record(id, Instant::now())
-        .change(change, &state.settings, Instant::now());
+    state.customers.record(id, Instant::now()).change(change, &state.settings, Instant::now());
     Ok(view(state, id))
 }
 
-async fn post_rule(
-    State(sandbox): State<Arc<Sandbox>>,
-    body: Bytes,
-) -> Result<impl IntoResponse, Refusal> {
+async fn post_rule(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Result<impl IntoResponse, Refusal> {
     let rule = Rule::parse(&body).map_err(refuse)?;
     let id = sandbox.lock().rules.post(rule);
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
@@ -145,10 +127,7 @@ struct SettingsChange {
     unique_documents: Option<bool>,
 }
 
-async fn change_settings(
-    State(sandbox): State<Arc<Sandbox>>,
-    body: Bytes,
-) -> Result<StatusCode, Refusal> {
+async fn change_settings(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Result<StatusCode, Refusal> {
     fn set<T>(setting: &mut T, value: Option<T>) {
         if let Some(value) = value {
             *setting = value;
@@ -157,26 +136,16 @@ async fn change_settings(
     let duration = |ms: Option<u64>| ms.map(|ms| Duration::from_millis(ms).into());
 
     let change: SettingsChange = parse(&body)?;
-    let profile = change
-        .signing_profile
-        .map(|name| Profile::from_str(&name, false));
-    let profile = profile
-        .transpose()
-        .map_err(|error| refuse(format!("signing_profile: {error}")))?;
+    let profile = change.signing_profile.map(|name| Profile::from_str(&name, false));
+    let profile = profile.transpose().map_err(|error| refuse(format!("signing_profile: {error}")))?;
     let settings = &mut sandbox.lock().settings;
     set(&mut settings.api_key, change.api_key);
     set(&mut settings.api_secret, change.api_secret);
     set(&mut settings.signing_profile, profile);
-    set(
-        &mut settings.timestamp_window,
-        duration(change.timestamp_window_ms),
-    );
+    set(&mut settings.timestamp_window, duration(change.timestamp_window_ms));
     set(&mut settings.clock_ahead_s, change.clock_ahead_s);
     set(&mut settings.update_limit, change.update_limit);
-    set(
-        &mut settings.verification_time,
-        duration(change.verification_time_ms),
-    );
+    set(&mut settings.verification_time, duration(change.verification_time_ms));
     set(&mut settings.latency, duration(change.latency_ms));
     set(&mut settings.update_answers, change.update_answers);
     set(&mut settings.unique_documents, change.unique_documents);

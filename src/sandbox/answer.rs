@@ -33,20 +33,11 @@ impl IntoResponse for Reply {
 }
 
 /// The answer as it goes to the wire, or none where the client gets no head at all.
-pub(super) fn render(
-    sandbox: &Sandbox,
-    shears: &Shears,
-    reply: Reply,
-    answer: &Answer,
-) -> Option<Response> {
+pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &Answer) -> Option<Response> {
     let streamed = |body: Bytes, piece, every| until_stopped(sandbox, drip(body, piece, every));
     let mut response = match answer {
         Answer::Normal {} => reply.into_response(),
-        Answer::Respond {
-            status,
-            headers,
-            body,
-        } => {
+        Answer::Respond { status, headers, body } => {
             let (content_type, body) = content(body.as_ref());
             let length = HeaderValue::from(body.len());
             // As a stream, so that a rule's own content-length may lie about it.
@@ -55,9 +46,7 @@ pub(super) fn render(
             let mut response = (own, body).into_response();
             *response.status_mut() = StatusCode::from_u16(*status).unwrap_or_default();
             // Checked when the rule was posted.
-            response
-                .headers_mut()
-                .extend(HeaderMap::try_from(headers).unwrap_or_default());
+            response.headers_mut().extend(HeaderMap::try_from(headers).unwrap_or_default());
             response
         }
         Answer::ResetAfterBytes { bytes } => {

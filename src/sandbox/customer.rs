@@ -89,18 +89,15 @@ impl Customer {
     }
 
     fn set_status(&mut self, status: Status, settings: &Settings, now: Instant) {
-        let verification_time = self
-            .verification_ms
-            .map_or(*settings.verification_time, Duration::from_millis);
+        let verification_time =
+            self.verification_ms.map_or(*settings.verification_time, Duration::from_millis);
         self.status = status;
         self.processing_until = (status == Status::Processing).then(|| now + verification_time);
     }
 
     pub(super) fn change(&mut self, change: Change, settings: &Settings, now: Instant) {
         self.exists = change.exists.unwrap_or(self.exists);
-        self.failure_reason = change
-            .failure_reason
-            .unwrap_or_else(|| self.failure_reason.clone());
+        self.failure_reason = change.failure_reason.unwrap_or_else(|| self.failure_reason.clone());
         self.updates = change.updates.unwrap_or(self.updates);
         self.verifies_as = change.verifies_as.unwrap_or(self.verifies_as);
         self.verification_ms = change.verification_ms.or(self.verification_ms);
@@ -114,26 +111,16 @@ impl Customer {
     ///
     /// # Errors
     /// The provider's refusal.
-    pub(super) fn mock_status(
-        &mut self,
-        word: &str,
-        settings: &Settings,
-        now: Instant,
-    ) -> Result<(), Reply> {
+    pub(super) fn mock_status(&mut self, word: &str, settings: &Settings, now: Instant) -> Result<(), Reply> {
         let status = match (self.status, word) {
             (Status::Processing, "VERIFIED") => Status::Verified,
             (Status::Processing, "DOCUMENT_VERIFICATION_FAILED" | "TAX_VERIFICATION_FAILED") => {
                 self.failure_reason = word.to_owned();
                 Status::Failed
             }
-            (Status::Processing | Status::Verified | Status::Failed, "UNVERIFIED") => {
-                Status::Unverified
-            }
+            (Status::Processing | Status::Verified | Status::Failed, "UNVERIFIED") => Status::Unverified,
             _ => {
-                return Err(Reply::field_refused(
-                    "kyc_status",
-                    "Invalid status transition.",
-                ));
+                return Err(Reply::field_refused("kyc_status", "Invalid status transition."));
             }
         };
         self.set_status(status, settings, now);
@@ -163,23 +150,14 @@ impl Customers {
             return Err(Reply::customer_not_found());
         }
         let customer = self.record(id, now);
-        if customer.exists {
-            Ok(customer)
-        } else {
-            Err(Reply::customer_not_found())
-        }
+        if customer.exists { Ok(customer) } else { Err(Reply::customer_not_found()) }
     }
 
     /// Whether an update would be applied now.
     ///
     /// # Errors
     /// The provider's refusal.
-    pub(super) fn check(
-        &mut self,
-        update: &Update,
-        settings: &Settings,
-        now: Instant,
-    ) -> Result<(), Reply> {
+    pub(super) fn check(&mut self, update: &Update, settings: &Settings, now: Instant) -> Result<(), Reply> {
         let owner = self.document_owners.get(&update.document_number).copied();
         let customer = self.get(update.customer_id, now)?;
         if settings.unique_documents && owner.is_some_and(|owner| owner != update.customer_id) {
@@ -195,15 +173,9 @@ impl Customers {
     ///
     /// # Errors
     /// The provider's refusal; nothing has changed.
-    pub(super) fn apply(
-        &mut self,
-        update: &Update,
-        settings: &Settings,
-        now: Instant,
-    ) -> Result<u32, Reply> {
+    pub(super) fn apply(&mut self, update: &Update, settings: &Settings, now: Instant) -> Result<u32, Reply> {
         self.check(update, settings, now)?;
-        self.document_owners
-            .insert(update.document_number.clone(), update.customer_id);
+        self.document_owners.insert(update.document_number.clone(), update.customer_id);
         let customer = self.record(update.customer_id, now);
         customer.updates += 1;
         customer.document_type = Some(update.document_type.clone());
@@ -216,11 +188,7 @@ impl Customers {
     }
 
     pub(super) fn updates_max(&self) -> u32 {
-        self.by_id
-            .values()
-            .map(|customer| customer.updates)
-            .max()
-            .unwrap_or(0)
+        self.by_id.values().map(|customer| customer.updates).max().unwrap_or(0)
     }
 }
 
@@ -239,20 +207,13 @@ mod tests {
 
     #[test]
     fn an_applied_update_is_processing_until_its_verification_ends() {
-        let (mut customers, settings, t0) =
-            (Customers::default(), Settings::default(), Instant::now());
-        assert_eq!(
-            customers.record(Uuid::from_u128(1), t0).status,
-            Status::Failed
-        );
+        let (mut customers, settings, t0) = (Customers::default(), Settings::default(), Instant::now());
+        assert_eq!(customers.record(Uuid::from_u128(1), t0).status, Status::Failed);
 
         assert_eq!(customers.apply(&update(1), &settings, t0).unwrap(), 1);
 
         let just_before = t0 + *settings.verification_time - Duration::from_millis(1);
-        assert_eq!(
-            customers.record(Uuid::from_u128(1), just_before).status,
-            Status::Processing
-        );
+        assert_eq!(customers.record(Uuid::from_u128(1), just_before).status, Status::Processing);
         let customer = customers.record(Uuid::from_u128(1), t0 + *settings.verification_time);
         assert_eq!(customer.status, Status::Verified);
         assert_eq!(customer.failure_reason(), None);
@@ -260,8 +221,7 @@ mod tests {
 
     #[test]
     fn the_fourth_update_is_refused_and_changes_nothing() {
-        let (mut customers, settings, t0) =
-            (Customers::default(), Settings::default(), Instant::now());
+        let (mut customers, settings, t0) = (Customers::default(), Settings::default(), Instant::now());
         for nth in 1..=3 {
             assert_eq!(customers.apply(&update(1), &settings, t0).unwrap(), nth);
         }
@@ -274,10 +234,7 @@ mod tests {
 
     #[test]
     fn a_document_belongs_to_one_customer_only_where_that_is_asked_for() {
-        let mut settings = Settings {
-            unique_documents: true,
-            ..Settings::default()
-        };
+        let mut settings = Settings { unique_documents: true, ..Settings::default() };
         let (mut customers, t0) = (Customers::default(), Instant::now());
         customers.apply(&update(1), &settings, t0).unwrap();
         customers.apply(&update(1), &settings, t0).unwrap();
@@ -289,8 +246,7 @@ mod tests {
 
     #[test]
     fn the_nil_customer_never_exists() {
-        let (mut customers, settings, t0) =
-            (Customers::default(), Settings::default(), Instant::now());
+        let (mut customers, settings, t0) = (Customers::default(), Settings::default(), Instant::now());
         let refusal = customers.apply(&update(0), &settings, t0).unwrap_err();
         assert_eq!(refusal.reason(), "Customer not found or access denied");
     }
@@ -304,10 +260,7 @@ mod tests {
             let mocked = customer.mock_status(word, &settings, Instant::now());
             assert_eq!(mocked.is_ok(), expected.is_some(), "{from:?} to {word}");
             let (status, reason) = expected.unwrap_or((from, customer.failure_reason()));
-            assert_eq!(
-                (customer.status, customer.failure_reason()),
-                (status, reason)
-            );
+            assert_eq!((customer.status, customer.failure_reason()), (status, reason));
         }
         use Status::{Failed, Processing, Unverified, Verified};
         check(Processing, "VERIFIED", Some((Verified, None)));

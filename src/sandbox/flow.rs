@@ -62,9 +62,7 @@ async fn exchange(sandbox: &Arc<Sandbox>, shears: &Shears, request: Request) -> 
     let _open = Open::count(sandbox, &visit);
 
     let carried_out = tokio::spawn(carry_out(Arc::clone(sandbox), Arc::clone(&visit)));
-    let reply = carried_out
-        .await
-        .unwrap_or_else(|_| Reply::internal_error());
+    let reply = carried_out.await.unwrap_or_else(|_| Reply::internal_error());
 
     let response = render(sandbox, shears, reply, &visit.fault.answer);
     let status = response.as_ref().map(|response| response.status().as_u16());
@@ -73,14 +71,7 @@ async fn exchange(sandbox: &Arc<Sandbox>, shears: &Shears, request: Request) -> 
     }
     if sandbox.logs_requests {
         let (method, path) = (head.method.as_str(), head.uri.path());
-        tracing::info!(
-            method,
-            path,
-            visit.patch_seq,
-            visit.rule,
-            status,
-            "request carried out"
-        );
+        tracing::info!(method, path, visit.patch_seq, visit.rule, status, "request carried out");
     }
     match response {
         Some(response) => response,
@@ -142,12 +133,8 @@ impl super::State {
             _ => Json::parse(body),
         };
         let credentials = credentials(&head.headers);
-        let authenticated = provider::authenticate(
-            credentials,
-            json.as_ref(),
-            &self.settings,
-            self.unix_seconds(),
-        );
+        let authenticated =
+            provider::authenticate(credentials, json.as_ref(), &self.settings, self.unix_seconds());
         let is_authenticated = authenticated.is_ok();
         let endpoint = Endpoint::parse(&head.method, path);
         let call = match &endpoint {
@@ -168,9 +155,7 @@ impl super::State {
             customer_id,
             link,
             is_grantable: match &call {
-                Ok(Call::Update(update)) => {
-                    self.customers.check(update, &self.settings, now).is_ok()
-                }
+                Ok(Call::Update(update)) => self.customers.check(update, &self.settings, now).is_ok(),
                 call => call.is_ok(),
             },
         };
@@ -200,8 +185,8 @@ impl super::State {
         let oracle = &mut self.oracle;
         let patch_seq = matches!(endpoint, Ok(Endpoint::Update))
             .then(|| oracle.patch_received(is_authenticated, record_patch));
-        let read_seq = matches!(endpoint, Ok(Endpoint::Customer(_)))
-            .then(|| oracle.read_received(record_read));
+        let read_seq =
+            matches!(endpoint, Ok(Endpoint::Customer(_))).then(|| oracle.read_received(record_read));
         Visit {
             call,
             patch_seq,
@@ -222,10 +207,9 @@ impl super::State {
                 self.oracle.read_done(visit.read_seq, customer.status);
                 provider::customer_found(*id, customer)
             }),
-            Ok(Call::ReadConfiguration(id)) => self
-                .customers
-                .get(*id, now)
-                .map(|_| provider::configuration()),
+            Ok(Call::ReadConfiguration(id)) => {
+                self.customers.get(*id, now).map(|_| provider::configuration())
+            }
             Ok(Call::MockStatus { customer_id, word }) => {
                 self.customers.get(*customer_id, now).and_then(|customer| {
                     customer.mock_status(word, &self.settings, now)?;
@@ -233,8 +217,7 @@ impl super::State {
                 })
             }
             Err(refusal) => {
-                self.oracle
-                    .patch_decided(visit.patch_seq, Fate::Refused(refusal.reason()));
+                self.oracle.patch_decided(visit.patch_seq, Fate::Refused(refusal.reason()));
                 Err(refusal.clone())
             }
         };
@@ -248,9 +231,7 @@ impl super::State {
         let checked = self.customers.check(update, &self.settings, Instant::now());
         if let Apply::Never = visit.fault.apply {
             let fate = match &checked {
-                Ok(()) => Fate::NotApplied {
-                    rule: visit.rule.unwrap_or_default(),
-                },
+                Ok(()) => Fate::NotApplied { rule: visit.rule.unwrap_or_default() },
                 Err(refusal) => Fate::Refused(refusal.reason()),
             };
             self.oracle.patch_decided(visit.patch_seq, fate);
@@ -258,12 +239,7 @@ impl super::State {
         checked.map(|()| provider::update_accepted(update, &self.settings))
     }
 
-    fn apply(
-        &mut self,
-        update: &Update,
-        patch_seq: Option<u64>,
-        timing: Timing,
-    ) -> Result<Reply, Reply> {
+    fn apply(&mut self, update: &Update, patch_seq: Option<u64>, timing: Timing) -> Result<Reply, Reply> {
         if !self.oracle.remembers(patch_seq) {
             return Err(Reply::internal_error());
         }
@@ -329,21 +305,14 @@ impl<'a> Open<'a> {
             open.now += 1;
             open.max = open.max.max(open.now);
         }
-        Self {
-            sandbox,
-            customer_id: visit.patched,
-        }
+        Self { sandbox, customer_id: visit.patched }
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if let Some(customer_id) = self.customer_id {
-            self.sandbox
-                .lock()
-                .open
-                .entry(customer_id)
-                .and_modify(|open| open.now -= 1);
+            self.sandbox.lock().open.entry(customer_id).and_modify(|open| open.now -= 1);
         }
     }
 }

@@ -129,9 +129,7 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(2);
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let listen = settings.listen;
     let tcp = TcpListener::bind(listen).await.with_context(|| {
-        format!(
-            "cannot listen on {listen}; is another sandbox running? --listen takes another address"
-        )
+        format!("cannot listen on {listen}; is another sandbox running? --listen takes another address")
     })?;
     let address = tcp.local_addr()?;
 
@@ -145,13 +143,9 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .fallback(flow::answer)
         .with_state(sandbox)
         .into_make_service_with_connect_info::<wire::Shears>();
-    let server = axum::serve(wire::Listener(tcp), service)
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    Ok(Running {
-        address,
-        stop,
-        server: tokio::spawn(server.into_future()),
-    })
+    let server =
+        axum::serve(wire::Listener(tcp), service).with_graceful_shutdown(stop.clone().cancelled_owned());
+    Ok(Running { address, stop, server: tokio::spawn(server.into_future()) })
 }
 
 impl Running {
@@ -168,10 +162,7 @@ impl Running {
     /// Stops accepting, breaks off the requests in progress, and returns once the port is free.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        if tokio::time::timeout(STOP_TIME_MAX, &mut self.server)
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(STOP_TIME_MAX, &mut self.server).await.is_err() {
             self.server.abort();
         }
     }
@@ -237,9 +228,7 @@ impl State {
 
     /// The provider's clock, which may be wrong.
     fn unix_seconds(&self) -> i64 {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         since.as_secs().cast_signed() + self.settings.clock_ahead_s
     }
 

@@ -97,10 +97,7 @@ pub(super) fn timestamp() -> String {
 
 impl Oracle {
     pub(super) fn new(keeps_records: bool) -> Self {
-        Self {
-            keeps_records,
-            ..Self::default()
-        }
+        Self { keeps_records, ..Self::default() }
     }
 
     pub(super) fn reset(&mut self) {
@@ -156,9 +153,7 @@ impl Oracle {
             }
             Fate::Refused(reason) => (&mut counts.refused, format!("refused: {reason}")),
             Fate::RefusedLate(reason) => (&mut counts.refused, format!("refused late: {reason}")),
-            Fate::NotApplied { rule } => {
-                (&mut counts.not_applied, format!("not applied: rule {rule}"))
-            }
+            Fate::NotApplied { rule } => (&mut counts.not_applied, format!("not applied: rule {rule}")),
         };
         *count += 1;
         if let Some(patch) = self.patches.get_mut(&seq) {
@@ -213,7 +208,6 @@ impl Oracle {
         for update in self.updates.values() {
             *times.entry(&update.link).or_default() += 1;
         }
-        self.keeps_records
-            .then(|| times.values().filter(|times| **times > 1).count())
+        self.keeps_records.then(|| times.values().filter(|times| **times > 1).count())
     }
 }

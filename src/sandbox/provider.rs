@@ -140,10 +140,7 @@ pub(super) fn authenticate<'a>(
     }
     let body = body.map_err(|faults| {
         let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-        Reply::field_refused(
-            "detail",
-            &format!("JSON parse error - {}", faults.join("; ")),
-        )
+        Reply::field_refused("detail", &format!("JSON parse error - {}", faults.join("; ")))
     })?;
 
     let refusal = || Reply::field_refused("signature", "Invalid Signature");
@@ -161,10 +158,7 @@ pub(super) fn authenticate<'a>(
 }
 
 fn is_equal_in_constant_time(given: &str, expected: &str) -> bool {
-    let differences = given
-        .bytes()
-        .zip(expected.bytes())
-        .fold(0, |seen, (a, b)| seen | (a ^ b));
+    let differences = given.bytes().zip(expected.bytes()).fold(0, |seen, (a, b)| seen | (a ^ b));
     given.len() == expected.len() && std::hint::black_box(differences) == 0
 }
 
@@ -220,9 +214,7 @@ impl Update {
             customer_id: fields.parsed("customer_id", uuid, NO_UUID),
             link: fields.parsed("document_front_image_url", web_link, NO_URL),
             document_type: fields.parsed("document_type", choice, NO_CHOICE),
-            document_number: fields.nested("document_details", |details| {
-                details.text("document_number")
-            }),
+            document_number: fields.nested("document_details", |details| details.text("document_number")),
         };
         fields.finish().map(|()| update)
     }
@@ -311,8 +303,7 @@ impl<'a> Fields<'a> {
             inner.finish()
         });
         if let Err(refusal) = read {
-            self.errors
-                .insert(name.to_owned(), refusal.body["errors"].clone());
+            self.errors.insert(name.to_owned(), refusal.body["errors"].clone());
         }
         text
     }
@@ -394,26 +385,10 @@ mod tests {
     #[test]
     fn a_field_is_refused_by_name_and_in_the_words_of_the_framework() {
         let blank = ["This field may not be blank."];
-        check(
-            "/customer_id",
-            None,
-            json!({ "customer_id": ["This field is required."] }),
-        );
-        check(
-            "/customer_id",
-            Some(json!("7")),
-            json!({ "customer_id": ["Must be a valid UUID."] }),
-        );
-        check(
-            "/full_address",
-            Some(json!("  ")),
-            json!({ "full_address": blank }),
-        );
-        check(
-            "/full_address",
-            Some(json!([])),
-            json!({ "full_address": ["Not a valid string."] }),
-        );
+        check("/customer_id", None, json!({ "customer_id": ["This field is required."] }));
+        check("/customer_id", Some(json!("7")), json!({ "customer_id": ["Must be a valid UUID."] }));
+        check("/full_address", Some(json!("  ")), json!({ "full_address": blank }));
+        check("/full_address", Some(json!([])), json!({ "full_address": ["Not a valid string."] }));
         check(
             "/document_type",
             Some(json!("LIBRARY_CARD")),
@@ -450,9 +425,7 @@ mod tests {
     #[test]
     fn the_documented_example_is_valid() {
         let call = Call::parse(Endpoint::Update, &json_of(&documented_example())).unwrap();
-        let Call::Update(update) = call else {
-            panic!("not an update: {call:?}")
-        };
+        let Call::Update(update) = call else { panic!("not an update: {call:?}") };
         assert_eq!(update.customer_id.to_string(), CUSTOMER);
         assert_eq!(update.document_number, "123456123456");
     }
@@ -463,11 +436,7 @@ mod tests {
         let signer = Signer::new(&settings.api_key, &settings.api_secret);
         let signed_at = |timestamp| signer.sign(timestamp, "{}");
         let check = |key, timestamp, signature: &str, expected: Result<(), StatusCode>| {
-            let credentials = Credentials {
-                api_key: key,
-                timestamp,
-                signature: Some(signature),
-            };
+            let credentials = Credentials { api_key: key, timestamp, signature: Some(signature) };
             let seen = authenticate(credentials, Ok(&body), &settings, now);
             assert_eq!(seen.map(|_| ()).map_err(|refusal| refusal.status), expected);
         };
@@ -492,12 +461,7 @@ mod tests {
         assert_eq!(customer.unwrap(), Endpoint::Customer("x"));
         let post = Endpoint::parse(&Method::POST, "/cms/api/v1/kyc/update-document-info");
         assert_eq!(post.unwrap_err().status, StatusCode::METHOD_NOT_ALLOWED);
-        for path in [
-            "/",
-            "/cms/api/v1",
-            "/cms/api/v2/customer/x",
-            "/cms/api/v1/customer/x/y",
-        ] {
+        for path in ["/", "/cms/api/v1", "/cms/api/v2/customer/x", "/cms/api/v1/customer/x/y"] {
             let seen = Endpoint::parse(&Method::GET, path);
             assert_eq!(seen.unwrap_err().status, StatusCode::NOT_FOUND, "{path}");
         }

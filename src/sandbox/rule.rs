@@ -131,17 +131,10 @@ impl Rule {
     /// What is wrong with it, for the one who posted it.
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         let rule: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        if rule
-            .criteria
-            .share
-            .is_some_and(|share| !(0.0..=1.0).contains(&share))
-        {
+        if rule.criteria.share.is_some_and(|share| !(0.0..=1.0).contains(&share)) {
             return Err("match.share: must be from 0 to 1".to_owned());
         }
-        if let Answer::Respond {
-            status, headers, ..
-        } = &rule.fault.answer
-        {
+        if let Answer::Respond { status, headers, .. } = &rule.fault.answer {
             if !(200..=599).contains(status) {
                 return Err("fault.answer.status: must be from 200 to 599".to_owned());
             }
@@ -171,17 +164,12 @@ impl Criteria {
     /// All but the share.
     fn are_met_by(&self, request: Sighting<'_>) -> bool {
         let is_in = |part: &Option<String>, whole: Option<&str>| {
-            part.as_ref()
-                .is_none_or(|part| whole.is_some_and(|whole| whole.contains(part)))
+            part.as_ref().is_none_or(|part| whole.is_some_and(|whole| whole.contains(part)))
         };
-        self.method
-            .as_ref()
-            .is_none_or(|method| request.method.as_str() == method)
+        self.method.as_ref().is_none_or(|method| request.method.as_str() == method)
             && is_in(&self.path_contains, Some(request.path))
             && is_in(&self.link_contains, request.link)
-            && self
-                .customer_id
-                .is_none_or(|id| request.customer_id == Some(id))
+            && self.customer_id.is_none_or(|id| request.customer_id == Some(id))
     }
 
     fn share_takes(&self, default_seed: u64, count: u64, customer_id: Option<Uuid>) -> bool {
@@ -228,9 +216,7 @@ impl Posted {
             return false;
         }
         self.met += 1;
-        if !rule
-            .criteria
-            .share_takes(self.id, self.met, request.customer_id)
+        if !rule.criteria.share_takes(self.id, self.met, request.customer_id)
             || rule.first.is_some_and(|first| self.taken >= first)
         {
             return false;
@@ -259,13 +245,7 @@ impl Rules {
     pub(super) fn post(&mut self, rule: Rule) -> u64 {
         self.last_id += 1;
         let id = self.last_id;
-        let posted = Posted {
-            id,
-            met: 0,
-            taken: 0,
-            rule,
-            taken_per_customer: HashMap::new(),
-        };
+        let posted = Posted { id, met: 0, taken: 0, rule, taken_per_customer: HashMap::new() };
         self.by_id.insert(id, posted);
         id
     }
@@ -285,10 +265,7 @@ impl Rules {
 
     /// The fault for this request, with the id of the first rule that takes it.
     pub(super) fn decide(&mut self, request: Sighting<'_>) -> Option<(u64, Fault)> {
-        let posted = self
-            .by_id
-            .values_mut()
-            .find_map(|posted| posted.takes(request).then_some(posted))?;
+        let posted = self.by_id.values_mut().find_map(|posted| posted.takes(request).then_some(posted))?;
         Some((posted.id, posted.rule.fault.clone()))
     }
 }
@@ -332,10 +309,7 @@ mod tests {
             assert_eq!(decided(&mut rules, update_of(ALICE)).is_some(), is_met);
         }
         check(json!({}), true);
-        check(
-            json!({ "method": "PATCH", "path_contains": "update", "customer_id": ALICE }),
-            true,
-        );
+        check(json!({ "method": "PATCH", "path_contains": "update", "customer_id": ALICE }), true);
         check(json!({ "method": "GET" }), false);
         check(json!({ "method": "PATCH", "path_contains": "mock" }), false);
         check(json!({ "customer_id": BOB }), false);
@@ -345,10 +319,8 @@ mod tests {
 
     #[test]
     fn the_first_rule_posted_decides_until_it_is_spent() {
-        let mut rules = rules(&[
-            json!({ "first": 2, "fault": {} }),
-            json!({ "first_per_customer": 1, "fault": {} }),
-        ]);
+        let mut rules =
+            rules(&[json!({ "first": 2, "fault": {} }), json!({ "first_per_customer": 1, "fault": {} })]);
         let seen: Vec<_> = [ALICE, ALICE, ALICE, ALICE, BOB, BOB]
             .map(|customer| decided(&mut rules, update_of(customer)))
             .to_vec();
@@ -358,10 +330,7 @@ mod tests {
     #[test]
     fn a_fault_behind_authentication_spares_what_is_refused_anyway() {
         let mut rules = rules(&[json!({ "before_auth": false, "first": 1, "fault": {} })]);
-        let refused = Sighting {
-            is_grantable: false,
-            ..update_of(ALICE)
-        };
+        let refused = Sighting { is_grantable: false, ..update_of(ALICE) };
         assert_eq!(decided(&mut rules, refused), None);
         assert_eq!(decided(&mut rules, update_of(ALICE)), Some(1));
     }
@@ -370,9 +339,7 @@ mod tests {
     fn a_share_takes_its_part_of_the_requests_and_the_same_ones_again() {
         let run = || {
             let mut rules = rules(&[json!({ "match": { "share": 0.3 }, "fault": {} })]);
-            (0..10_000)
-                .filter(|_| decided(&mut rules, update_of(ALICE)).is_some())
-                .collect()
+            (0..10_000).filter(|_| decided(&mut rules, update_of(ALICE)).is_some()).collect()
         };
         let taken: Vec<u32> = run();
         assert!((2_800..3_200).contains(&taken.len()), "{}", taken.len());
@@ -401,30 +368,12 @@ mod tests {
         let answer = |answer: Value| json!({ "fault": { "answer": answer } });
         check(json!({}), "missing field `fault`");
         check(json!({ "fault": {}, "frist": 1 }), "unknown field `frist`");
-        check(
-            json!({ "match": { "url": "x" }, "fault": {} }),
-            "unknown field `url`",
-        );
-        check(
-            json!({ "match": { "share": 1.5 }, "fault": {} }),
-            "match.share",
-        );
-        check(
-            json!({ "fault": { "apply": "later" } }),
-            "unknown variant `later`",
-        );
-        check(
-            answer(json!({ "kind": "explode" })),
-            "unknown variant `explode`",
-        );
-        check(
-            answer(json!({ "kind": "normal", "status": 500 })),
-            "unknown field `status`",
-        );
-        check(
-            answer(json!({ "kind": "respond", "status": 100 })),
-            "fault.answer.status",
-        );
+        check(json!({ "match": { "url": "x" }, "fault": {} }), "unknown field `url`");
+        check(json!({ "match": { "share": 1.5 }, "fault": {} }), "match.share");
+        check(json!({ "fault": { "apply": "later" } }), "unknown variant `later`");
+        check(answer(json!({ "kind": "explode" })), "unknown variant `explode`");
+        check(answer(json!({ "kind": "normal", "status": 500 })), "unknown field `status`");
+        check(answer(json!({ "kind": "respond", "status": 100 })), "fault.answer.status");
         check(
             answer(json!({ "kind": "respond", "status": 500, "headers": { "a b": "" } })),
             "fault.answer.headers",

@@ -37,10 +37,7 @@ pub(super) struct Shears(Arc<Mutex<Option<Cut>>>);
 impl Shears {
     /// Lets `bytes` more bytes out, heads included, then ends the connection.
     pub(super) fn cut_after(&self, bytes: usize, ending: Ending) {
-        self.set(Some(Cut {
-            bytes_left: bytes,
-            ending,
-        }));
+        self.set(Some(Cut { bytes_left: bytes, ending }));
     }
 
     fn get(&self) -> Option<Cut> {
@@ -70,13 +67,7 @@ impl axum::serve::Listener for Listener {
         if let Err(error) = tcp.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY refused");
         }
-        (
-            Wire {
-                tcp,
-                shears: Shears::default(),
-            },
-            peer,
-        )
+        (Wire { tcp, shears: Shears::default() }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -102,11 +93,7 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     /// Fails once a cut is due; the server then drops the socket, which ends it as was asked.
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Some(cut) = self.shears.get() else {
             return Pin::new(&mut self.tcp).poll_write(cx, buf);
         };
@@ -118,10 +105,7 @@ impl AsyncWrite for Wire {
         }
         let allowed = &buf[..buf.len().min(cut.bytes_left)];
         let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, allowed))?;
-        self.shears.set(Some(Cut {
-            bytes_left: cut.bytes_left - written,
-            ..cut
-        }));
+        self.shears.set(Some(Cut { bytes_left: cut.bytes_left - written, ..cut }));
         Poll::Ready(Ok(written))
     }
 
@@ -132,10 +116,7 @@ impl AsyncWrite for Wire {
     /// An answer shorter than its cut ends here. A FIN before the RST would hide it.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.shears.get() {
-            Some(Cut {
-                ending: Ending::Reset,
-                ..
-            }) => Poll::Ready(self.tcp.set_zero_linger()),
+            Some(Cut { ending: Ending::Reset, .. }) => Poll::Ready(self.tcp.set_zero_linger()),
             _ => Pin::new(&mut self.tcp).poll_shutdown(cx),
         }
     }

@@ -1,0 +1,286 @@
+//! Builds the edges, starts the tasks, and stops them within a deadline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use sqlx::PgPool;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, error, info, info_span, warn};
+
+use crate::breaker::Breaker;
+use crate::broker::{Broker, Delivery};
+use crate::config::{Checked, RunSettings};
+use crate::domain::job::Envelope;
+use crate::domain::signature::Signer;
+use crate::journal::{self, Journal};
+use crate::provider::{Provider, ProviderSettings};
+use crate::scheduler::Scheduler;
+use crate::worker::Worker;
+
+/// How a run is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Stop when nothing is left to do.
+    pub drain: bool,
+    /// Bring the schema up to date first.
+    pub migrate: bool,
+}
+
+/// Between two tries to reach the database at start.
+const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// How long the broker may take for the last acks.
+const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between two looks at what is left to drain.
+const DRAIN_POLL: Duration = Duration::from_millis(500);
+
+/// Runs the worker until it is told to stop or, draining, until nothing is left.
+///
+/// # Errors
+/// When it cannot start, or its schema is too old. Once it runs, outages only pause it.
+pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow::Result<()> {
+    let stopping = CancellationToken::new();
+    let hurry = CancellationToken::new();
+    let signals = Signals::new()?;
+    tokio::spawn(signals.watch(stopping.clone(), hurry.clone()));
+
+    let Some(pool) = open_database(&settings, &checked, mode, &stopping).await? else {
+        return Ok(());
+    };
+    let name = checked.worker_name.clone();
+    let broker = Broker::new(&settings.broker, &checked.amqp_url, &format!("kyc-worker {name}"))?;
+    let worker = Arc::new(build_worker(&settings, checked, pool, stopping.clone())?);
+    let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
+    let jobs = TaskTracker::new();
+    info!(
+        worker = name,
+        version = env!("CARGO_PKG_VERSION"),
+        concurrency = settings.work.concurrency,
+        prefetch = settings.work.prefetch,
+        "worker started"
+    );
+
+    let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
+    let mut session = tokio::spawn({
+        let (broker, intake, stopping) = (broker.clone(), worker.breaker.intake(), stopping.clone());
+        let prefetch = settings.work.prefetch;
+        async move { broker.consume(prefetch, sender, intake, stopping).await }
+    });
+    let intake = tokio::spawn(take_in(Arc::clone(&worker), receiver, Arc::clone(&permits), jobs.clone()));
+    let scheduler = Scheduler {
+        worker: Arc::clone(&worker),
+        permits: Arc::clone(&permits),
+        tasks: jobs.clone(),
+        poll: settings.work.scheduler_poll,
+    };
+    let scheduler = tokio::spawn(scheduler.run());
+    let prober = tokio::spawn({
+        let (worker, interval) = (Arc::clone(&worker), settings.work.breaker_probe_interval);
+        async move { worker.breaker.probe_while_open(&worker.provider, interval, &worker.stopping).await }
+    });
+    if mode.drain {
+        tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), jobs.clone()));
+    }
+
+    // A task that ends before it is told to has panicked; without it the worker would only look alive.
+    let died = tokio::select! {
+        () = stopping.cancelled() => None,
+        _ = &mut session => Some("broker session"),
+        _ = intake => Some("intake"),
+        _ = scheduler => Some("scheduler"),
+        _ = prober => Some("prober"),
+    };
+    let died = died.filter(|_| !stopping.is_cancelled());
+    stopping.cancel();
+    stop(&jobs, settings.work.shutdown_grace, &hurry).await;
+    // The last acks are on their way. What they do not reach is handed over again, and known.
+    if !session.is_finished() && timeout(LAST_ACKS_TIMEOUT, session).await.is_err() {
+        info!("the broker did not take the last acks");
+    }
+    match died {
+        Some(task) => anyhow::bail!("the {task} task died; see the log for its panic"),
+        None => Ok(()),
+    }
+}
+
+/// Waits for requests in flight to finish and be recorded.
+async fn stop(jobs: &TaskTracker, grace: Duration, hurry: &CancellationToken) {
+    jobs.close();
+    info!(in_flight = jobs.len(), "stopping: finishing requests in flight");
+    tokio::select! {
+        done = timeout(grace, jobs.wait()) => match done {
+            Ok(()) => info!("stopped"),
+            Err(_elapsed) => warn!(
+                in_flight = jobs.len(),
+                "SHUTDOWN_GRACE is over: what is in flight will be taken over when its claim runs out"
+            ),
+        },
+        () = hurry.cancelled() => warn!(in_flight = jobs.len(), "second signal: stopped at once"),
+    }
+}
+
+/// Opens the database, waiting for it as long as it takes. `None` when stopped meanwhile.
+async fn open_database(
+    settings: &RunSettings,
+    checked: &Checked,
+    mode: Mode,
+    stopping: &CancellationToken,
+) -> anyhow::Result<Option<PgPool>> {
+    let mut is_down = false;
+    let pool = loop {
+        match journal::connect(&settings.database, &checked.database_url).await {
+            Ok(pool) => break pool,
+            Err(error) if !is_down => warn!(error = format!("{error:#}"), "waiting for the database"),
+            Err(_) => {}
+        }
+        is_down = true;
+        if stopping.run_until_cancelled(sleep(DATABASE_RETRY_DELAY)).await.is_none() {
+            return Ok(None);
+        }
+    };
+    if mode.migrate {
+        journal::migrate(&pool).await?;
+    }
+    journal::check_schema(&pool).await?;
+    Ok(Some(pool))
+}
+
+fn build_worker(
+    settings: &RunSettings,
+    checked: Checked,
+    pool: PgPool,
+    stopping: CancellationToken,
+) -> anyhow::Result<Worker> {
+    let provider = ProviderSettings {
+        base_url: checked.base_url,
+        profile: settings.provider.dollarpe_signing_profile,
+        request_timeout: settings.provider.request_timeout,
+        send_window: settings.provider.send_window,
+        connections: settings.work.concurrency as usize,
+    };
+    let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
+    Ok(Worker {
+        journal: Journal::new(
+            pool,
+            checked.worker_name,
+            settings.work.claim_lease,
+            checked.keyring,
+            checked.fingerprinter,
+        ),
+        provider: Provider::new(provider, signer)?,
+        breaker: Breaker::new(settings.work.breaker_failures),
+        rules: settings.jobs.rules(),
+        schedule: settings.work.retry_schedule(),
+        not_applied_statuses: settings.provider.not_applied_statuses.clone(),
+        parked: Notify::new(),
+        stopping,
+    })
+}
+
+/// Takes deliveries as permits come free, so that the backlog stays in the queue.
+async fn take_in(
+    worker: Arc<Worker>,
+    mut deliveries: mpsc::Receiver<Delivery>,
+    permits: Arc<Semaphore>,
+    jobs: TaskTracker,
+) {
+    let stopping = worker.stopping.clone();
+    while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
+        let permit = stopping.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await;
+        let Some(Ok(permit)) = permit else { return };
+        // A lost session's deliveries come again with the next.
+        if !delivery.is_live() {
+            continue;
+        }
+        let worker = Arc::clone(&worker);
+        jobs.spawn(async move {
+            handle(&worker, delivery).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
+async fn handle(worker: &Worker, delivery: Delivery) {
+    let envelope = Envelope {
+        body: &delivery.body,
+        message_id: delivery.message_id.as_deref(),
+        correlation_id: delivery.correlation_id.as_deref(),
+        timestamp: delivery.timestamp,
+    };
+    let Some(received) = worker.receive(envelope, delivery.is_redelivered).await else { return };
+    let (redelivered, correlation_id) = (delivery.is_redelivered, delivery.correlation_id.clone());
+    delivery.dispose(received.disposition);
+    if let Some((claim, request)) = received.work {
+        let span = info_span!(
+            "job",
+            job_id = %claim.job_id,
+            customer_id = %claim.customer_id,
+            correlation_id,
+            redelivered
+        );
+        worker.submit(claim, &request).instrument(span).await;
+    }
+}
+
+/// Stops the worker once the queue is empty and nothing is in motion, seen twice.
+async fn stop_when_drained(broker: Broker, worker: Arc<Worker>, jobs: TaskTracker) {
+    let mut seen_empty = 0;
+    let mut last_logged = None;
+    while worker.stopping.run_until_cancelled(sleep(DRAIN_POLL)).await.is_some() {
+        let ready = broker.count_ready().await;
+        let in_motion = worker.journal.count_in_motion().await;
+        let (Ok(ready), Ok(in_motion)) = (ready, in_motion) else {
+            seen_empty = 0;
+            continue;
+        };
+        if ready == 0 && in_motion == 0 && jobs.is_empty() {
+            seen_empty += 1;
+            if seen_empty == 2 {
+                info!("drained: the queue is empty and nothing is in motion");
+                worker.stopping.cancel();
+            }
+            continue;
+        }
+        seen_empty = 0;
+        if last_logged != Some((ready, in_motion)) {
+            let next_due = worker.journal.next_due().await.ok().flatten();
+            let next_due_in_ms = next_due.map(|due| u64::try_from(due.as_millis()).unwrap_or(u64::MAX));
+            info!(queued = ready, in_motion, next_due_in_ms, "draining");
+            last_logged = Some((ready, in_motion));
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
+        })
+    }
+
+    /// The first signal stops the worker, a second ends the waiting.
+    async fn watch(mut self, stopping: CancellationToken, hurry: CancellationToken) {
+        for token in [stopping, hurry] {
+            let signal = tokio::select! {
+                _ = self.terminate.recv() => "SIGTERM",
+                _ = self.interrupt.recv() => "SIGINT",
+            };
+            info!(signal, "signal received");
+            token.cancel();
+        }
+        error!("third signal: already stopping");
+    }
+}

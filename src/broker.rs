@@ -1,0 +1,492 @@
+//! RabbitMQ: topology, a supervised session that hands out deliveries, and publishing.
+//! Knows bytes and dispositions, nothing of jobs. The only place that acks.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use futures_util::StreamExt as _;
+use futures_util::future::{OptionFuture, join_all};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    BasicRejectOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::config::{BrokerSettings, Secret, TopologyMode};
+use crate::domain::outcome::Disposition;
+
+/// A broker that accepts TCP and never answers is given up after this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session is rebuilt after at least the one and at most the other, jittered.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Dead after two missed.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Only against a message that kills the worker before its row: the broker dead-letters
+/// it after so many deliveries. Lost connections count too, hence the height.
+const DELIVERY_LIMIT: i32 = 1000;
+
+/// Acks are gathered while the last ones are written, at most so many.
+const ACK_BATCH_MAX: usize = 512;
+
+const CONSUMER_TAG: &str = "kyc-worker";
+
+/// One handing-over by the broker.
+pub struct Delivery {
+    /// The message's body.
+    pub body: Vec<u8>,
+    /// The AMQP `message_id`.
+    pub message_id: Option<String>,
+    /// The AMQP `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// The AMQP `timestamp`, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// False means surely new; true is only a hint.
+    pub is_redelivered: bool,
+    tag: u64,
+    dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
+}
+
+impl Delivery {
+    /// Whether the session that it came from still stands, so that disposing of it counts.
+    pub fn is_live(&self) -> bool {
+        !self.dispositions.is_closed()
+    }
+
+    /// Tells the broker what became of the delivery. If its session is gone, the broker
+    /// will hand it over again, and the row that it then meets makes that harmless.
+    pub fn dispose(self, disposition: Disposition) {
+        if self.dispositions.send((self.tag, disposition)).is_err() {
+            debug!("a delivery's session was gone before its ack");
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// The broker as one worker uses it.
+#[derive(Clone)]
+pub struct Broker {
+    uri: AMQPUri,
+    settings: BrokerSettings,
+    name: String,
+}
+
+impl Broker {
+    /// `name` is what the broker's own tools show for our connections.
+    ///
+    /// # Errors
+    /// When the URL is no AMQP URL. Nothing is connected yet.
+    pub fn new(settings: &BrokerSettings, url: &Secret, name: &str) -> anyhow::Result<Self> {
+        let mut uri: AMQPUri = url
+            .expose()
+            .parse()
+            .map_err(|_| anyhow!("AMQP_URL: is no AMQP URL; write amqp://user:password@host:port/vhost"))?;
+        uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+        Ok(Self { uri, settings: settings.clone(), name: name.to_owned() })
+    }
+
+    /// Hands deliveries to `deliveries`, at most `prefetch` of them undisposed, while
+    /// `intake` is true and until `stopping` is cancelled; then returns once the
+    /// deliveries handed out are disposed of. A session that fails is rebuilt, for ever.
+    pub async fn consume(
+        &self,
+        prefetch: u16,
+        deliveries: mpsc::Sender<Delivery>,
+        mut intake: watch::Receiver<bool>,
+        stopping: CancellationToken,
+    ) {
+        let mut delay = RECONNECT_DELAY_MIN;
+        let mut is_down = false;
+        while !stopping.is_cancelled() {
+            let opening = Session::open(self, prefetch);
+            let session = tokio::select! {
+                session = opening => session,
+                () = stopping.cancelled() => return,
+            };
+            let ended = match session {
+                Ok(session) => {
+                    info!(queue = self.settings.queue, "broker session opened");
+                    (is_down, delay) = (false, RECONNECT_DELAY_MIN);
+                    session.run(&deliveries, &mut intake, &stopping).await
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return };
+            // Once for an outage, not once a try.
+            if is_down {
+                debug!(error = format!("{error:#}"), "broker still away");
+            } else {
+                warn!(error = format!("{error:#}"), "broker session lost, rebuilding it");
+                is_down = true;
+            }
+            tokio::select! {
+                () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
+                () = stopping.cancelled() => {}
+            }
+            delay = (delay * 2).min(RECONNECT_DELAY_MAX);
+        }
+    }
+
+    /// How many messages are ready in the queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_ready(&self) -> anyhow::Result<u32> {
+        self.with_channel(async |channel| {
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+            let queue = channel
+                .queue_declare(self.settings.queue.as_str().into(), passive, FieldTable::default())
+                .await
+                .with_context(|| format!("QUEUE: cannot look at {}", self.settings.queue))?;
+            Ok(queue.message_count())
+        })
+        .await
+    }
+
+    /// Declares the topology, or verifies it, and leaves.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or has other ideas.
+    pub async fn set_up_topology(&self) -> anyhow::Result<()> {
+        self.with_channel(async |channel| set_up_topology(channel, &self.settings).await).await
+    }
+
+    async fn with_channel<T>(
+        &self,
+        work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let connection = self.connect().await?;
+        let channel = connection.create_channel().await?;
+        let done = work(&channel).await;
+        if let Err(error) = connection.close(200, "done".into()).await {
+            debug!(%error, "a connection did not close cleanly");
+        }
+        done
+    }
+
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let place = format!("{}:{}", self.uri.authority.host, self.uri.authority.port);
+        // lapin ignores the connection_timeout of the URI.
+        timeout(CONNECT_TIMEOUT, Connection::connect_uri(self.uri.clone(), properties))
+            .await
+            .map_err(|_elapsed| anyhow!("no answer within {CONNECT_TIMEOUT:?}"))
+            .and_then(|connected| connected.map_err(anyhow::Error::new))
+            .with_context(|| {
+                format!(
+                    "AMQP_URL: cannot use RabbitMQ at {place}; is it running, and are user and vhost right?"
+                )
+            })
+    }
+}
+
+/// One connection, one channel, one consumer. Any error ends it.
+struct Session {
+    connection: Connection,
+    channel: Channel,
+    queue: String,
+}
+
+impl Session {
+    async fn open(broker: &Broker, prefetch: u16) -> anyhow::Result<Self> {
+        let connection = broker.connect().await?;
+        let channel = connection.create_channel().await?;
+        set_up_topology(&channel, &broker.settings).await?;
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+        Ok(Self { connection, channel, queue: broker.settings.queue.clone() })
+    }
+
+    async fn run(
+        self,
+        deliveries: &mpsc::Sender<Delivery>,
+        intake: &mut watch::Receiver<bool>,
+        stopping: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (dispositions, mut disposed) = mpsc::unbounded_channel();
+        // Dropped when the worker stops: then `disposed` ends with the last delivery.
+        let mut dispositions = Some(dispositions);
+        let mut consumer = pin!(None::<Consumer>);
+        let mut is_consuming = false;
+        let mut batch = Vec::new();
+        let mut pulse = interval(Duration::from_secs(1));
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let wants_intake = *intake.borrow_and_update() && !stopping.is_cancelled();
+            if wants_intake && consumer.is_none() {
+                consumer.set(Some(self.start_consumer().await?));
+                is_consuming = true;
+            } else if !wants_intake && is_consuming {
+                // What was handed over already still arrives, then the stream ends.
+                self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default()).await?;
+                is_consuming = false;
+            }
+            if stopping.is_cancelled() {
+                // Whatever is still in the consumer's buffer goes back to the queue when we close.
+                consumer.set(None);
+                dispositions = None;
+            }
+            tokio::select! {
+                delivery = next(consumer.as_mut()) => match delivery {
+                    Some(delivery) => {
+                        if let Some(dispositions) = &dispositions {
+                            hand_over(delivery?, dispositions, deliveries, stopping).await;
+                        }
+                    }
+                    None if is_consuming => bail!("the broker ended the consumer; was the queue deleted?"),
+                    None => consumer.set(None),
+                },
+                count = disposed.recv_many(&mut batch, ACK_BATCH_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.tell(batch.drain(..)).await?;
+                }
+                changed = intake.changed() => changed.context("nobody steers the intake any more")?,
+                () = stopping.cancelled(), if dispositions.is_some() => {}
+                _ = pulse.tick() => {
+                    if !self.connection.status().connected() || !self.channel.status().connected() {
+                        bail!("the connection is gone");
+                    }
+                }
+            }
+        }
+        if let Err(error) = self.connection.close(200, "worker stops".into()).await {
+            debug!(%error, "the connection did not close cleanly");
+        }
+        Ok(())
+    }
+
+    async fn start_consumer(&self) -> anyhow::Result<Consumer> {
+        self.channel
+            .basic_consume(
+                self.queue.as_str().into(),
+                CONSUMER_TAG.into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .with_context(|| format!("QUEUE: cannot consume from {}", self.queue))
+    }
+
+    async fn tell(&self, batch: impl Iterator<Item = (u64, Disposition)>) -> anyhow::Result<()> {
+        let told = batch.map(async |(tag, disposition)| match disposition {
+            Disposition::Ack => self.channel.basic_ack(tag, BasicAckOptions::default()).await,
+            Disposition::DeadLetter => {
+                self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await
+            }
+        });
+        for told in join_all(told).await {
+            told.context("a delivery could not be acked")?;
+        }
+        Ok(())
+    }
+}
+
+/// The next delivery; waits for ever while there is no consumer.
+async fn next(
+    consumer: std::pin::Pin<&mut Option<Consumer>>,
+) -> Option<lapin::Result<lapin::message::Delivery>> {
+    match OptionFuture::from(consumer.as_pin_mut().map(|mut consumer| async move { consumer.next().await }))
+        .await
+    {
+        Some(delivery) => delivery,
+        None => std::future::pending().await,
+    }
+}
+
+async fn hand_over(
+    delivery: lapin::message::Delivery,
+    dispositions: &mpsc::UnboundedSender<(u64, Disposition)>,
+    deliveries: &mpsc::Sender<Delivery>,
+    stopping: &CancellationToken,
+) {
+    let properties = &delivery.properties;
+    let text = |value: &Option<lapin::types::ShortString>| value.as_ref().map(ToString::to_string);
+    let delivery = Delivery {
+        message_id: text(properties.message_id()),
+        correlation_id: text(properties.correlation_id()),
+        timestamp: *properties.timestamp(),
+        is_redelivered: delivery.redelivered,
+        tag: delivery.delivery_tag,
+        dispositions: dispositions.clone(),
+        body: delivery.data,
+    };
+    // It waits only behind deliveries of a session that was lost. What is dropped here goes
+    // back to the queue with the session.
+    tokio::select! {
+        sent = deliveries.send(delivery) => {
+            if sent.is_err() {
+                debug!("a delivery came after the worker had stopped taking them");
+            }
+        }
+        () = stopping.cancelled() => {}
+    }
+}
+
+/// Declares or verifies exchanges, queues and bindings.
+async fn set_up_topology(channel: &Channel, settings: &BrokerSettings) -> anyhow::Result<()> {
+    let passive = settings.topology == TopologyMode::Verify;
+    let remedy = match settings.topology {
+        TopologyMode::Declare => "if it exists with other arguments, delete it or set TOPOLOGY=verify",
+        TopologyMode::Verify => "declare it at the broker, or set TOPOLOGY=declare",
+    };
+    for (setting, name) in
+        [("EXCHANGE", &settings.exchange), ("DEAD_LETTER_EXCHANGE", &settings.dead_letter_exchange)]
+    {
+        let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+        channel
+            .exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, FieldTable::default())
+            .await
+            .with_context(|| format!("{setting}: cannot use exchange {name}; {remedy}"))?;
+    }
+    let queues = [
+        ("DEAD_LETTER_QUEUE", &settings.dead_letter_queue, dead_letter_arguments(settings)),
+        ("QUEUE", &settings.queue, job_arguments(settings)),
+    ];
+    for (setting, name, arguments) in queues {
+        let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
+        channel
+            .queue_declare(name.as_str().into(), options, arguments)
+            .await
+            .with_context(|| format!("{setting}: cannot use queue {name}; {remedy}"))?;
+    }
+    if settings.topology == TopologyMode::Verify {
+        return Ok(());
+    }
+    let bindings = [
+        (&settings.queue, &settings.exchange, &settings.routing_key),
+        (&settings.dead_letter_queue, &settings.dead_letter_exchange, &settings.dead_letter_queue),
+    ];
+    for (queue, exchange, key) in bindings {
+        channel
+            .queue_bind(
+                queue.as_str().into(),
+                exchange.as_str().into(),
+                key.as_str().into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .with_context(|| format!("cannot bind queue {queue} to exchange {exchange}"))?;
+    }
+    Ok(())
+}
+
+/// At-least-once dead-lettering needs a quorum queue that rejects publishes on overflow;
+/// with drop-head RabbitMQ falls back to at-most-once in silence (RabbitMQ, "Quorum Queues").
+fn job_arguments(settings: &BrokerSettings) -> FieldTable {
+    arguments([
+        ("x-queue-type", text("quorum")),
+        ("x-dead-letter-exchange", text(&settings.dead_letter_exchange)),
+        ("x-dead-letter-routing-key", text(&settings.dead_letter_queue)),
+        ("x-dead-letter-strategy", text("at-least-once")),
+        ("x-overflow", text("reject-publish")),
+        ("x-delivery-limit", AMQPValue::LongInt(DELIVERY_LIMIT)),
+    ])
+}
+
+fn dead_letter_arguments(settings: &BrokerSettings) -> FieldTable {
+    let ttl_ms = i64::try_from(settings.dead_letter_ttl.as_millis()).unwrap_or(i64::MAX);
+    arguments([("x-queue-type", text("quorum")), ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms))])
+}
+
+fn arguments<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (key, value) in entries {
+        table.insert(key.into(), value);
+    }
+    table
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+/// A publisher with confirms, on a connection of its own: a broker that blocks publishers
+/// stops a connection altogether, acks and heartbeats included.
+pub struct Publisher {
+    connection: Connection,
+    channel: Channel,
+    settings: BrokerSettings,
+}
+
+impl Publisher {
+    /// Connects, and declares or verifies the topology.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or has other ideas.
+    pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
+        let connection = broker.connect().await?;
+        let channel = connection.create_channel().await?;
+        set_up_topology(&channel, &broker.settings).await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Self { connection, channel, settings: broker.settings.clone() })
+    }
+
+    /// Publishes one persistent message and returns what waits for its confirmation, so
+    /// that many can be under way.
+    ///
+    /// # Errors
+    /// When the connection is gone; the returned future's, when the broker does not take
+    /// the message or no queue is bound to its key.
+    pub async fn publish(
+        &self,
+        message_id: &str,
+        body: &[u8],
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2)
+            .with_message_id(message_id.into())
+            .with_timestamp(u64::try_from(now).unwrap_or_default());
+        let BrokerSettings { exchange, routing_key, .. } = &self.settings;
+        let confirm = self
+            .channel
+            .basic_publish(
+                exchange.as_str().into(),
+                routing_key.as_str().into(),
+                // A confirm for an unroutable message is an ack; only the returned message tells.
+                BasicPublishOptions { mandatory: true, ..Default::default() },
+                body,
+                properties,
+            )
+            .await?;
+        let place = format!("exchange {exchange} with key {routing_key}");
+        Ok(async move {
+            match confirm.await? {
+                Confirmation::Ack(None) => Ok(()),
+                Confirmation::Ack(Some(_)) => bail!("no queue is bound to {place}"),
+                Confirmation::Nack(_) | Confirmation::NotRequested => {
+                    bail!("the broker refused a message to {place}; is the queue full?")
+                }
+            }
+        })
+    }
+
+    /// Closes the connection.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub async fn close(self) -> anyhow::Result<()> {
+        Ok(self.connection.close(200, "done".into()).await?)
+    }
+}

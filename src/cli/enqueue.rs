@@ -1,0 +1,135 @@
+//! `kyc-worker enqueue`: publishes jobs from JSON lines.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use serde::Deserialize;
+use time::OffsetDateTime;
+use tokio::fs::File;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
+use uuid::Uuid;
+
+use super::EnqueueArgs;
+use crate::broker::{Broker, Publisher};
+use crate::domain::job::{Envelope, Job};
+
+/// How many messages may await their confirmation at once.
+const UNCONFIRMED_MAX: usize = 1024;
+
+/// Job ids made of a line's content lie in this namespace.
+const LINE_NAMESPACE: Uuid = Uuid::from_u128(0x6b79_632d_776f_726b_6572_2d6c_696e_6573);
+
+type Confirm = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
+    let broker = Broker::new(&args.broker, &args.broker.url()?, "kyc-worker enqueue")?;
+    let (mut lines, size) = open(&args.file).await?;
+    let publisher = Publisher::open(&broker).await?;
+    let progress = progress_bar(size);
+    let rules = args.jobs.rules();
+
+    let (mut published, mut refused, mut number) = (0u64, 0u64, 0u64);
+    let mut unconfirmed: VecDeque<(u64, Confirm)> = VecDeque::new();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = lines.read_until(b'\n', &mut line).await.context("cannot read the jobs")?;
+        if read == 0 {
+            break;
+        }
+        number += 1;
+        progress.inc(read as u64);
+        let body = line.trim_ascii();
+        if body.is_empty() {
+            continue;
+        }
+        let message_id = job_id(body).to_string();
+        if !args.no_validate {
+            let envelope =
+                Envelope { body, message_id: Some(&message_id), correlation_id: None, timestamp: None };
+            if let Err(invalid) = Job::parse(&envelope, OffsetDateTime::now_utc(), &rules) {
+                progress.suspend(|| eprintln!("line {number}: {invalid}"));
+                refused += 1;
+                continue;
+            }
+        }
+        if unconfirmed.len() == UNCONFIRMED_MAX {
+            confirm_oldest(&mut unconfirmed, published).await?;
+        }
+        let confirm = publisher.publish(&message_id, body).await.with_context(|| lost(number, published))?;
+        unconfirmed.push_back((number, Box::pin(confirm)));
+        published += 1;
+        progress.set_message(format!("{} published", HumanCount(published)));
+    }
+    while !unconfirmed.is_empty() {
+        confirm_oldest(&mut unconfirmed, published).await?;
+    }
+    publisher.close().await?;
+    progress.finish_and_clear();
+    println!("published {published} to {}, each confirmed", args.broker.exchange);
+    if refused > 0 {
+        eprintln!(
+            "refused {refused}, see above; mend them and enqueue the file again, the others are known by then"
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn confirm_oldest(unconfirmed: &mut VecDeque<(u64, Confirm)>, published: u64) -> anyhow::Result<()> {
+    match unconfirmed.pop_front() {
+        Some((number, confirm)) => confirm.await.with_context(|| lost(number, published)),
+        None => Ok(()),
+    }
+}
+
+fn lost(number: u64, published: u64) -> String {
+    format!(
+        "line {number} was not confirmed ({published} published so far); enqueue the file again, what arrived is known by its job_id"
+    )
+}
+
+/// The line's own `job_id`, or one made of its content: the same line twice is one job.
+fn job_id(body: &[u8]) -> Uuid {
+    #[derive(Deserialize)]
+    struct Named {
+        job_id: Option<Uuid>,
+    }
+    let named = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.job_id);
+    named.unwrap_or_else(|| Uuid::new_v5(&LINE_NAMESPACE, body))
+}
+
+async fn open(file: &Path) -> anyhow::Result<(Pin<Box<dyn AsyncBufRead>>, Option<u64>)> {
+    if file == Path::new("-") {
+        return Ok((Box::pin(BufReader::new(tokio::io::stdin())), None));
+    }
+    let opened = File::open(file).await.with_context(|| format!("cannot open {}", file.display()))?;
+    let size = opened.metadata().await?.len();
+    Ok((Box::pin(BufReader::new(opened)), Some(size)))
+}
+
+/// A bar over a file's bytes, a spinner over a stream; nothing where nobody looks.
+fn progress_bar(size: Option<u64>) -> ProgressBar {
+    let (bar, template) = match size {
+        Some(size) => (ProgressBar::new(size), "{bar:40} {percent}% {msg}, {eta} left"),
+        None => (ProgressBar::new_spinner(), "{spinner} {msg}"),
+    };
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_line_is_the_same_job() {
+        let own = br#"{"job_id":"3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11"}"#;
+        assert_eq!(job_id(own).to_string(), "3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
+        assert_eq!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":1}"));
+        assert_ne!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":2}"));
+    }
+}

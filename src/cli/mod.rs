@@ -1,0 +1,173 @@
+//! The command line: what each command takes, and the commands that are not `run`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
+
+mod enqueue;
+mod migrate;
+mod report;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+use crate::app::{self, Mode};
+use crate::config::{
+    BrokerSettings, DatabaseSettings, JobSettings, LogSettings, RunSettings, SettingFault, parse_all,
+};
+use crate::telemetry;
+
+/// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
+/// in Postgres what happened to each.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Every setting can be given as a flag or as the variable shown beside it; a file .env\nin the current directory is read too. `kyc-worker run --help` lists them all."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Work: consume jobs, submit them, record what happened
+    #[command(
+        after_help = "Example:\n  kyc-worker run --migrate\n\nExit codes: 0 stopped or drained, 1 failed, 2 wrong settings."
+    )]
+    Run(Box<RunArgs>),
+    /// Bring the database's schema up to this version
+    #[command(after_help = "Example:\n  DATABASE_URL=postgres://localhost/kyc kyc-worker migrate")]
+    Migrate(DatabaseSettings),
+    /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
+    #[command(
+        after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
+    )]
+    Enqueue(Box<EnqueueArgs>),
+    /// Show what happened to one job
+    #[command(after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11")]
+    Show(ShowArgs),
+    /// Show where the work stands: counts by state, the oldest open job, the last errors
+    #[command(after_help = "Example:\n  kyc-worker report --json | jq .states")]
+    Report(ReportArgs),
+}
+
+/// What `run` takes.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// Stop with exit code 0 when the queue is empty and nothing is in motion
+    #[arg(long)]
+    pub drain: bool,
+    /// Bring the database's schema up to date before starting
+    #[arg(long)]
+    pub migrate: bool,
+    /// Every setting.
+    #[command(flatten)]
+    pub settings: RunSettings,
+    /// Logs.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// What `enqueue` takes.
+#[derive(Args, Debug)]
+pub struct EnqueueArgs {
+    /// A file of JSON lines; - for standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// Publish lines as they are, valid or not
+    #[arg(long)]
+    pub no_validate: bool,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+    /// Which jobs are valid.
+    #[command(flatten)]
+    pub jobs: JobSettings,
+}
+
+/// What `show` takes.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The job
+    pub job_id: Uuid,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// What `report` takes.
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// The command line as clap knows it. A setting given twice counts as last given.
+pub fn command() -> clap::Command {
+    use clap::CommandFactory as _;
+    Cli::command().mut_subcommands(|command| command.args_override_self(true))
+}
+
+/// Does what the command line says.
+pub async fn run() -> ExitCode {
+    let (cli, mut faults) = match parse_all::<Cli>(&command(), std::env::args_os()) {
+        Ok(parsed) => parsed,
+        Err(error) => error.exit(),
+    };
+    let done = match cli.command {
+        Command::Run(args) => {
+            let checked = args.settings.check();
+            let checked = match (checked, faults.is_empty()) {
+                (Ok(checked), true) => checked,
+                (checked, _) => {
+                    faults.extend(checked.err().unwrap_or_default());
+                    return refuse(&faults);
+                }
+            };
+            if let Err(error) = telemetry::start(args.log.log_format, &args.log.rust_log) {
+                return refuse(&[SettingFault::new("RUST_LOG", format!("{error:#}"))]);
+            }
+            let mode = Mode { drain: args.drain, migrate: args.migrate };
+            app::run(args.settings, checked, mode).await.map(|()| ExitCode::SUCCESS)
+        }
+        _ if !faults.is_empty() => return refuse(&faults),
+        Command::Migrate(settings) => migrate::run(&settings).await,
+        Command::Enqueue(args) => enqueue::run(&args).await,
+        Command::Show(args) => show::run(&args).await,
+        Command::Report(args) => report::run(&args).await,
+    };
+    done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
+        Some(fault) => refuse(std::slice::from_ref(fault)),
+        None => {
+            eprintln!("kyc-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Says all that is wrong with the settings.
+fn refuse(faults: &[SettingFault]) -> ExitCode {
+    eprintln!("kyc-worker: {} wrong:", if faults.len() == 1 { "a setting is" } else { "settings are" });
+    for fault in faults {
+        eprintln!("  {fault}");
+    }
+    eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
+    ExitCode::from(2)
+}
+
+/// Prints a time as people read it, to the second, in UTC.
+fn time_text(at: time::OffsetDateTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    at.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
+}

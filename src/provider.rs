@@ -1,0 +1,353 @@
+//! The DollarPe KYC API over HTTP: its three calls, each signed afresh and bounded in
+//! every direction. Knows nothing of queues or tables.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Method, Response, Url, redirect, retry};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock::Moment;
+use crate::domain::canonical_json::Profile;
+use crate::domain::job::UpdateRequest;
+use crate::domain::read_back::{Reading, read_customer};
+use crate::domain::signature::Signer;
+use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase};
+
+/// No answer of the provider is longer; what follows is not read.
+const ANSWER_SIZE_MAX: usize = 64 * 1024;
+
+/// The canonical form of a request without a body.
+const EMPTY_BODY: &str = "{}";
+
+/// How the provider is reached.
+#[derive(Clone, Debug)]
+pub struct ProviderSettings {
+    /// For example `https://sandbox.dollarpe.xyz/cms/api/v1`.
+    pub base_url: Url,
+    /// The canonical form that is signed and sent.
+    pub profile: Profile,
+    /// From an exchange's start to the last byte of its answer.
+    pub request_timeout: Duration,
+    /// From before the claim to the first byte of the request's body.
+    pub send_window: Duration,
+    /// How many connections are kept.
+    pub connections: usize,
+}
+
+/// An update, signed. The body is the very text that was signed.
+pub struct SignedUpdate {
+    body: Bytes,
+    headers: SignedHeaders,
+}
+
+struct SignedHeaders {
+    timestamp: HeaderValue,
+    signature: HeaderValue,
+}
+
+/// A client of the provider.
+pub struct Provider {
+    client: Client,
+    settings: ProviderSettings,
+    update_url: Url,
+    api_key: HeaderValue,
+    signer: Signer,
+}
+
+impl Provider {
+    /// Builds the client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the platform's certificates cannot be loaded, or the API key cannot be a header.
+    pub fn new(settings: ProviderSettings, signer: Signer) -> anyhow::Result<Self> {
+        let is_https = settings.base_url.scheme() == "https";
+        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+        let client = Client::builder()
+            .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .https_only(is_https)
+            // A redirect would take the signature and the body along.
+            .redirect(redirect::Policy::none())
+            .retry(retry::never())
+            .referer(false)
+            .no_proxy()
+            .connect_timeout(settings.send_window)
+            .read_timeout(settings.request_timeout)
+            // Below the provider's keep-alive: a connection that it closes just as we write
+            // would make an attempt's fate unknown.
+            .pool_idle_timeout(Duration::from_secs(2))
+            .pool_max_idle_per_host(settings.connections)
+            .tcp_nodelay(true)
+            // So that the kernel delivers nothing long after this process was killed.
+            .tcp_user_timeout(Duration::from_secs(10))
+            .build()
+            .context("cannot set up the HTTP client; are the platform's CA certificates installed?")?;
+        let mut api_key = HeaderValue::from_str(signer.api_key())
+            .context("DOLLARPE_API_KEY: has characters that a header cannot carry")?;
+        api_key.set_sensitive(true);
+        let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
+        Ok(Self { client, settings, update_url, api_key, signer })
+    }
+
+    /// Signs an update with `t0`'s wall time. The provider refuses a stale timestamp, so
+    /// every attempt is signed afresh.
+    pub fn sign(&self, request: &UpdateRequest, t0: Moment) -> SignedUpdate {
+        let canonical = request.to_canonical(self.settings.profile);
+        let headers = self.sign_text(&canonical, t0);
+        SignedUpdate { body: Bytes::from(canonical), headers }
+    }
+
+    /// `PATCH /kyc/update-document-info`, once. The body leaves only while the send
+    /// window, counted from `t0`, is open and `stopping` is not cancelled.
+    pub async fn update(&self, update: SignedUpdate, t0: Moment, stopping: &CancellationToken) -> Exchange {
+        let deadline = Instant::now() + self.settings.request_timeout;
+        let gate = Arc::new(Gate {
+            closes_at: t0.monotonic + self.settings.send_window,
+            stopping: stopping.clone(),
+            state: AtomicU8::new(Gate::OPEN),
+        });
+        let body = GatedBody { content: Some(update.body), gate: Arc::clone(&gate) };
+        let request = self
+            .request(Method::PATCH, self.update_url.clone(), update.headers)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(reqwest::Body::wrap(body));
+        match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
+            failed => match gate.shut() {
+                Some(cause) => Exchange::NotSent(cause),
+                None if failed.is_err() => Exchange::Lost(Phase::TimedOut),
+                None => Exchange::Lost(Phase::ConnectionLost),
+            },
+        }
+    }
+
+    /// `GET /customer/{id}`. The provider asks for at most one a minute for a customer.
+    pub async fn customer(&self, customer_id: Uuid) -> Reading {
+        let id = customer_id.to_string();
+        let exchange = self.get(endpoint(&self.settings.base_url, &["customer", &id])).await;
+        read_customer(&exchange, SystemTime::now())
+    }
+
+    /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
+    ///
+    /// # Errors
+    /// When the provider does not answer with a configuration.
+    pub async fn configuration(&self, customer_id: Uuid) -> anyhow::Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Configured {
+            data: Configuration,
+        }
+        #[derive(Deserialize)]
+        struct Configuration {
+            supported_document_types: Vec<String>,
+        }
+        let id = customer_id.to_string();
+        let exchange = self.get(endpoint(&self.settings.base_url, &["kyc", "configuration", &id])).await;
+        let Exchange::Answered(Answer { status, body: Body::Whole(bytes), .. }) = exchange else {
+            anyhow::bail!("the provider gave no readable answer");
+        };
+        let configured: Configured = serde_json::from_slice(&bytes)
+            .with_context(|| format!("the provider answered {status} without a configuration"))?;
+        Ok(configured.data.supported_document_types)
+    }
+
+    async fn get(&self, url: Url) -> Exchange {
+        let deadline = Instant::now() + self.settings.request_timeout;
+        let headers = self.sign_text(EMPTY_BODY, Moment::now());
+        match timeout_at(deadline, self.request(Method::GET, url, headers).send()).await {
+            Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
+            Ok(Err(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
+            Ok(Err(_)) => Exchange::Lost(Phase::ConnectionLost),
+            Err(_elapsed) => Exchange::Lost(Phase::TimedOut),
+        }
+    }
+
+    fn sign_text(&self, canonical: &str, t0: Moment) -> SignedHeaders {
+        let timestamp = t0.unix_seconds();
+        let signature = self.signer.sign(timestamp, canonical);
+        // Base64 is always a valid header; were it not, the provider would refuse the empty one.
+        let mut signature =
+            HeaderValue::from_str(&signature).unwrap_or_else(|_| HeaderValue::from_static(""));
+        signature.set_sensitive(true);
+        SignedHeaders { timestamp: HeaderValue::from(timestamp), signature }
+    }
+
+    fn request(&self, method: Method, url: Url, headers: SignedHeaders) -> reqwest::RequestBuilder {
+        self.client
+            .request(method, url)
+            .header("x-api-key", self.api_key.clone())
+            .header("x-timestamp", headers.timestamp)
+            .header("x-signature", headers.signature)
+    }
+}
+
+/// `base` with `segments` after its path, whether or not it ends in a slash.
+fn endpoint(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+/// Reads an answer's body to the cap and the deadline.
+async fn read_answer(mut response: Response, deadline: Instant) -> Answer {
+    let status = response.status().as_u16();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = retry_after.map(str::to_owned);
+    let whole = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.ok()? {
+            if bytes.len() + chunk.len() > ANSWER_SIZE_MAX {
+                return None;
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        // Whether the loop ended well is only known at the body's end.
+        Some(bytes)
+    };
+    let body = match timeout_at(deadline, whole).await {
+        Ok(Some(bytes)) => Body::Whole(bytes),
+        Ok(None) | Err(_) => Body::Unreadable,
+    };
+    Answer { status, retry_after, body }
+}
+
+/// The last check before an update leaves, made where it cannot be outrun: in the
+/// request's body, when the client asks for its bytes, after DNS, connect and TLS. A
+/// head without its body is no request.
+///
+/// The client's connection task may ask for the body after we have given up on the
+/// answer. So passing and shutting race for one atomic: whichever comes first decides
+/// whether the attempt was sent.
+struct Gate {
+    closes_at: Instant,
+    stopping: CancellationToken,
+    state: AtomicU8,
+}
+
+impl Gate {
+    const OPEN: u8 = 0;
+    const PASSED: u8 = 1;
+    const SHUT: u8 = 2;
+    const WINDOW_CLOSED: u8 = 3;
+    const STOPPING: u8 = 4;
+
+    /// Lets the body through, once, if it may still leave.
+    fn pass(&self) -> bool {
+        let state = if self.stopping.is_cancelled() {
+            Self::STOPPING
+        } else if Instant::now() > self.closes_at {
+            Self::WINDOW_CLOSED
+        } else {
+            Self::PASSED
+        };
+        self.decide(state).is_ok() && state == Self::PASSED
+    }
+
+    /// Lets nothing through any more. `None` if the body has left already.
+    fn shut(&self) -> Option<NotSent> {
+        match self.decide(Self::SHUT).err() {
+            Some(Self::PASSED) => None,
+            Some(Self::WINDOW_CLOSED) => Some(NotSent::WindowClosed),
+            Some(Self::STOPPING) => Some(NotSent::Shutdown),
+            _ => Some(NotSent::Connect),
+        }
+    }
+
+    /// The first to decide wins; the others learn what was decided.
+    fn decide(&self, state: u8) -> Result<u8, u8> {
+        self.state.compare_exchange(Self::OPEN, state, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+/// One frame, behind the gate.
+struct GatedBody {
+    content: Option<Bytes>,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the send window has closed")]
+struct GateClosed;
+
+impl http_body::Body for GatedBody {
+    type Data = Bytes;
+    type Error = GateClosed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, GateClosed>>> {
+        Poll::Ready(match self.content.take() {
+            None => None,
+            Some(content) if self.gate.pass() => Some(Ok(Frame::data(content))),
+            Some(_) => Some(Err(GateClosed)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.content.as_ref().map_or(0, |content| content.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(closes_in: Duration) -> Gate {
+        Gate {
+            closes_at: Instant::now() + closes_in,
+            stopping: CancellationToken::new(),
+            state: AtomicU8::new(Gate::OPEN),
+        }
+    }
+
+    #[test]
+    fn a_body_that_has_left_cannot_be_called_back() {
+        let gate = gate(Duration::from_secs(60));
+        assert!(gate.pass());
+        assert_eq!(gate.shut(), None);
+    }
+
+    #[test]
+    fn a_gate_that_was_shut_lets_nothing_through() {
+        let gate = gate(Duration::from_secs(60));
+        assert_eq!(gate.shut(), Some(NotSent::Connect));
+        assert!(!gate.pass());
+    }
+
+    #[test]
+    fn nothing_passes_after_the_window_or_once_the_worker_stops() {
+        let late = Gate { closes_at: Instant::now() - Duration::from_millis(1), ..gate(Duration::ZERO) };
+        assert!(!late.pass());
+        assert_eq!(late.shut(), Some(NotSent::WindowClosed));
+        let stopping = gate(Duration::from_secs(60));
+        stopping.stopping.cancel();
+        assert!(!stopping.pass());
+        assert_eq!(stopping.shut(), Some(NotSent::Shutdown));
+    }
+
+    #[test]
+    fn endpoints_extend_the_base_url_with_or_without_its_slash() {
+        for base in ["https://h/cms/api/v1", "https://h/cms/api/v1/"] {
+            let base = Url::parse(base).expect("a URL");
+            assert_eq!(endpoint(&base, &["customer", "x"]).as_str(), "https://h/cms/api/v1/customer/x");
+        }
+    }
+}
