@@ -1,0 +1,126 @@
+//! The settings as the documents tell them are the settings as the worker takes them.
+//! `make docs` writes both anew.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use clap::Arg;
+use kyc_worker::cli;
+
+struct Setting {
+    variable: String,
+    default: String,
+    is_secret: bool,
+    meaning: String,
+    group: String,
+}
+
+fn settings() -> Vec<Setting> {
+    let command = cli::command();
+    let run = command.find_subcommand("run").expect("there is a command `run`");
+    run.get_arguments().filter_map(read).collect()
+}
+
+fn read(arg: &Arg) -> Option<Setting> {
+    let variable = arg.get_env()?.to_str().expect("variables are text").to_owned();
+    let mut meaning = arg.get_help().expect("every setting has a doc line").to_string();
+    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let mut default = defaults.join(",");
+    if let Some((said, rest)) = meaning.clone().split_once(" [default: ") {
+        default = rest.trim_end_matches(']').to_owned();
+        meaning = said.to_owned();
+    }
+    Some(Setting {
+        is_secret: meaning.ends_with("(secret)"),
+        group: arg.get_help_heading().expect("every setting has a group").to_owned(),
+        variable,
+        default,
+        meaning,
+    })
+}
+
+fn table(settings: &[Setting]) -> String {
+    let mut text = String::from("| variable | default | meaning |\n|---|---|---|\n");
+    // A secret's `…_FILE` has no row of its own: a sentence above the table tells of it.
+    for setting in settings.iter().filter(|setting| !setting.variable.ends_with("_FILE")) {
+        let default = match setting.default.as_str() {
+            "" => String::new(),
+            words if words.contains(' ') => words.to_owned(),
+            value => format!("`{value}`"),
+        };
+        let meaning = setting.meaning.replace('|', "\\|");
+        writeln!(text, "| `{}` | {default} | {meaning} |", setting.variable).expect("a string grows");
+    }
+    text
+}
+
+fn env_example(settings: &[Setting]) -> String {
+    let mut text = String::from(
+        "# Every setting of `kyc-worker run`, with its default. Copy this file to .env for development.\n\
+         # A secret can also be given as a file: set its variable with _FILE appended to the file's path.\n",
+    );
+    let mut group = "";
+    for setting in settings.iter().filter(|setting| !setting.variable.ends_with("_FILE")) {
+        if setting.group != group {
+            group = &setting.group;
+            write!(text, "\n# ---- {group}\n").expect("a string grows");
+        }
+        let example = match setting.variable.as_str() {
+            "DATABASE_URL" => Some("postgres://postgres@127.0.0.1:5432/kyc"),
+            "AMQP_URL" => Some("amqp://guest:guest@127.0.0.1:5672/%2f"),
+            "DOLLARPE_BASE_URL" => Some("http://127.0.0.1:4010/cms/api/v1"),
+            "DOLLARPE_API_KEY" => Some("sandbox-key"),
+            "DOLLARPE_API_SECRET" => Some("sandbox-secret"),
+            "PAYLOAD_KEY" => Some("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+            "FINGERPRINT_KEY" => Some("ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
+            _ => None,
+        };
+        writeln!(text, "# {}", setting.meaning).expect("a string grows");
+        if setting.group == "Keys" {
+            text.push_str("# The key here is published: make your own with `openssl rand -base64 32`.\n");
+        }
+        match example {
+            Some(example) => writeln!(text, "{}={example}", setting.variable),
+            None => writeln!(text, "#{}={}", setting.variable, setting.default),
+        }
+        .expect("a string grows");
+    }
+    text
+}
+
+/// Compares a document with what it should be, or writes it where `UPDATE_DOCS` is set.
+fn hold(path: &str, expected: &str) {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    #[expect(clippy::disallowed_methods, reason = "how `make docs` asks")]
+    let is_update = std::env::var_os("UPDATE_DOCS").is_some();
+    if is_update {
+        fs::write(&path, expected).expect("the document can be written");
+    }
+    let found = fs::read_to_string(&path).expect("the document is there");
+    assert!(found == expected, "{path} is not what the settings are; `make docs` writes it anew");
+}
+
+#[test]
+fn the_env_example_has_every_setting() {
+    hold(".env.example", &env_example(&settings()));
+}
+
+#[test]
+fn the_readmes_table_has_every_setting() {
+    const BEGIN: &str = "<!-- settings: written by `make docs` -->\n";
+    const END: &str = "<!-- end of settings -->";
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("a README");
+    let (before, rest) = readme.split_once(BEGIN).expect("the README marks its settings");
+    let (_, after) = rest.split_once(END).expect("the README marks the settings' end");
+    hold("README.md", &format!("{before}{BEGIN}{}{END}{after}", table(&settings())));
+}
+
+#[test]
+fn every_secret_can_be_a_file() {
+    let settings = settings();
+    for secret in settings.iter().filter(|setting| setting.is_secret) {
+        let file = format!("{}_FILE", secret.variable);
+        assert!(settings.iter().any(|setting| setting.variable == file), "{file} is missing");
+    }
+    assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 6);
+}

@@ -1,0 +1,485 @@
+//! A world of its own for each test: a database, a vhost, a sandbox and as many workers
+//! as it likes. It speaks in verbs and leaves nothing behind.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use kyc_worker::sandbox;
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use serde_json::{Value, json};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+/// Nothing in a test takes longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+pub struct World {
+    pub pool: PgPool,
+    pub sandbox: sandbox::Running,
+    pub http: reqwest::Client,
+    name: String,
+    database_url: String,
+    amqp_url: String,
+    channel: Channel,
+    connection: Connection,
+    dir: TempDir,
+}
+
+/// Runs `test` in a world of its own and takes the world down after it, whatever happened.
+pub fn world<F>(test: impl FnOnce(Arc<World>) -> F)
+where
+    F: Future<Output = ()>,
+{
+    world_with(sandbox::Settings::default(), test);
+}
+
+pub fn world_with<F>(settings: sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let world = Arc::new(World::new(settings).await);
+        let result = AssertUnwindSafe(test(Arc::clone(&world))).catch_unwind().await;
+        if result.is_err() {
+            world.print_logs();
+        }
+        world.clean().await;
+        if let Err(failure) = result {
+            resume_unwind(failure);
+        }
+    });
+}
+
+fn setting(name: &str, default: &str) -> String {
+    #[expect(clippy::disallowed_methods, reason = "where the tests' services are")]
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+fn admin_database_url() -> String {
+    setting("TEST_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres")
+}
+
+fn management_url() -> String {
+    setting("TEST_RABBITMQ_MANAGEMENT_URL", "http://guest:guest@127.0.0.1:15672")
+}
+
+impl World {
+    async fn new(settings: sandbox::Settings) -> Self {
+        let _already_installed = rustls::crypto::ring::default_provider().install_default();
+        #[expect(clippy::disallowed_methods, reason = "a test's client needs no guards")]
+        let http = reqwest::Client::new();
+        let name = format!("kyc_it_{}", Uuid::new_v4().simple());
+        let dir = TempDir::new().expect("a temporary directory");
+
+        let admin = connect(&admin_database_url()).await;
+        sqlx::query(AssertSqlSafe(format!("create database {name}")))
+            .execute(&admin)
+            .await
+            .expect("the test user may create databases");
+        admin.close().await;
+        let mut database_url: url::Url = admin_database_url().parse().expect("TEST_DATABASE_URL is a URL");
+        database_url.set_path(&name);
+        let pool = connect(database_url.as_str()).await;
+        kyc_worker::journal::migrate(&pool).await.expect("migrations run");
+
+        let vhost = format!("{}/api/vhosts/{name}", management_url());
+        let made = http.put(&vhost).json(&json!({})).send().await.unwrap_or_else(|error| {
+            panic!("no RabbitMQ management API at {} ({error}); `make services` starts it", management_url())
+        });
+        assert!(made.status().is_success(), "cannot make a vhost: {}", made.status());
+        let base = setting("TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672");
+        let amqp_url = format!("{}/{name}", base.trim_end_matches('/'));
+        let (connection, channel) = open_channel(&amqp_url).await;
+
+        let settings = sandbox::Settings { listen: ([127, 0, 0, 1], 0).into(), ..settings };
+        let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
+        Self {
+            pool,
+            sandbox,
+            http,
+            name,
+            database_url: database_url.to_string(),
+            amqp_url,
+            channel,
+            connection,
+            dir,
+        }
+    }
+
+    async fn clean(&self) {
+        let _may_be_gone = self.connection.close(200, "done".into()).await;
+        let _best_effort =
+            self.http.delete(format!("{}/api/vhosts/{}", management_url(), self.name)).send().await;
+        self.pool.close().await;
+        let admin = connect(&admin_database_url()).await;
+        let drop = format!("drop database if exists {} with (force)", self.name);
+        sqlx::query(AssertSqlSafe(drop)).execute(&admin).await.expect("the test database goes");
+    }
+
+    fn print_logs(&self) {
+        for (path, text) in self.logs() {
+            println!("---- {}\n{text}", path.display());
+        }
+    }
+
+    /// What every process of this world has printed so far.
+    pub fn logs(&self) -> Vec<(PathBuf, String)> {
+        let entries = fs::read_dir(self.dir.path()).expect("the directory");
+        let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        paths.sort();
+        paths.into_iter().map(|path| (path.clone(), fs::read_to_string(path).unwrap_or_default())).collect()
+    }
+
+    /// The binary with this world's settings, times scaled down.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kyc-worker"));
+        command.env_clear().current_dir(self.dir.path()).envs([
+            ("DATABASE_URL", self.database_url.as_str()),
+            ("AMQP_URL", self.amqp_url.as_str()),
+            ("DOLLARPE_BASE_URL", &self.sandbox.base_url()),
+            ("DOLLARPE_API_KEY", "sandbox-key"),
+            ("DOLLARPE_API_SECRET", "sandbox-secret"),
+            ("PAYLOAD_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+            ("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
+            ("REQUEST_TIMEOUT", "2s"),
+            ("SEND_WINDOW", "1s"),
+            ("CLAIM_LEASE", "4s"),
+            ("SCHEDULER_POLL", "100ms"),
+            ("RETRY_DELAY_MIN", "20ms"),
+            ("BREAKER_PROBE_INTERVAL", "100ms"),
+            ("SHUTDOWN_GRACE", "5s"),
+            ("CONCURRENCY", "16"),
+            ("PREFETCH", "48"),
+            ("DATABASE_CONNECTIONS", "5"),
+            ("RUST_LOG", "debug"),
+        ]);
+        command
+    }
+
+    /// Starts a worker.
+    pub fn start_worker(&self) -> WorkerProcess {
+        self.start_worker_with(&[])
+    }
+
+    /// Starts a worker with settings of its own.
+    pub fn start_worker_with(&self, settings: &[(&str, &str)]) -> WorkerProcess {
+        let id = Uuid::new_v4().simple().to_string();
+        let log = |kind: &str| {
+            let path = self.dir.path().join(format!("worker-{}.{kind}", &id[..8]));
+            fs::File::create(path).expect("a log file")
+        };
+        let child = self
+            .command()
+            .arg("run")
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(log("out"))
+            .stderr(log("err"))
+            .spawn()
+            .expect("the worker starts");
+        WorkerProcess { child }
+    }
+
+    /// Runs the binary to its end.
+    pub async fn run(&self, arguments: &[&str], settings: &[(&str, &str)]) -> std::process::Output {
+        let mut command = self.command();
+        command.args(arguments).envs(settings.iter().copied());
+        tokio::task::spawn_blocking(move || command.output().expect("the command runs"))
+            .await
+            .expect("a task")
+    }
+
+    /// Declares the topology as the worker does, so that publishing has somewhere to go.
+    pub async fn declare_topology(&self) {
+        let enqueued = self.run(&["enqueue", "/dev/null"], &[]).await;
+        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+    }
+
+    /// Publishes `body` as any AMQP client would, and waits for the confirmation.
+    pub async fn publish(&self, message_id: Option<Uuid>, body: &[u8]) {
+        let mut properties = BasicProperties::default().with_delivery_mode(2);
+        if let Some(id) = message_id {
+            properties = properties.with_message_id(id.to_string().into());
+        }
+        self.publish_with(properties, body).await;
+    }
+
+    pub async fn publish_with(&self, properties: BasicProperties, body: &[u8]) {
+        let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let confirm = self
+            .channel
+            .basic_publish("kyc".into(), "document-update".into(), mandatory, body, properties)
+            .await
+            .expect("the broker takes a message")
+            .await
+            .expect("the broker confirms it");
+        assert!(confirm.is_ack() && confirm.take_message().is_none(), "the message found no queue");
+    }
+
+    /// Publishes a valid job and returns its id.
+    pub async fn publish_job(&self) -> Uuid {
+        let (job_id, _) = self.publish_job_for(Uuid::new_v4()).await;
+        job_id
+    }
+
+    /// Publishes a valid job for a customer; returns its id and its body.
+    pub async fn publish_job_for(&self, customer_id: Uuid) -> (Uuid, Value) {
+        let job_id = Uuid::new_v4();
+        let body = job_body(customer_id, job_id);
+        self.publish(Some(job_id), body.to_string().as_bytes()).await;
+        (job_id, body)
+    }
+
+    /// How many messages are ready in a queue.
+    pub async fn count_ready(&self, queue: &str) -> u32 {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+        let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        declared.expect("the queue exists").message_count()
+    }
+
+    /// Takes one message off the dead-letter queue.
+    pub async fn take_dead_letter(&self) -> Option<Vec<u8>> {
+        let got = self
+            .channel
+            .basic_get("kyc.dead-letters".into(), BasicGetOptions::default())
+            .await
+            .expect("the dead-letter queue exists")?;
+        got.delivery.ack(BasicAckOptions::default()).await.expect("the ack goes out");
+        Some(got.delivery.data)
+    }
+
+    /// Waits until a job is in one of `states`.
+    pub async fn wait_for_state(&self, job_id: Uuid, states: &[&str]) -> Submission {
+        let what = format!("job {job_id} in {states:?}");
+        self.wait_for(&what, async || {
+            let found = self.submission(job_id).await?;
+            states.contains(&found.state.as_str()).then_some(found)
+        })
+        .await
+    }
+
+    /// Waits until `look` finds something.
+    pub async fn wait_for<T>(&self, what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "waited {DEADLINE:?} in vain for {what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub async fn submission(&self, job_id: Uuid) -> Option<Submission> {
+        let row = sqlx::query(
+            "select state, waiting_for, reason_code, reason, attempts, retries, deliveries, provider_reference,
+                verification_status, sealed_payload is not null as has_payload, document_number_last4
+            from submission where job_id = $1",
+        )
+        .bind(job_id)
+        .fetch_optional(&self.pool)
+        .await
+        .expect("the database answers")?;
+        Some(Submission {
+            state: row.get("state"),
+            waiting_for: row.get("waiting_for"),
+            reason_code: row.get("reason_code"),
+            reason: row.get("reason"),
+            attempts: row.get("attempts"),
+            retries: row.get("retries"),
+            deliveries: row.get("deliveries"),
+            provider_reference: row.get("provider_reference"),
+            verification_status: row.get("verification_status"),
+            has_payload: row.get("has_payload"),
+            document_number_last4: row.get("document_number_last4"),
+        })
+    }
+
+    pub async fn attempts(&self, job_id: Uuid) -> Vec<Attempt> {
+        let rows = sqlx::query(
+            "select number, verdict, detail, http_status, provider_message from attempt where job_id = $1 order by number",
+        )
+        .bind(job_id)
+        .fetch_all(&self.pool)
+        .await
+        .expect("the database answers");
+        rows.iter()
+            .map(|row| Attempt {
+                number: row.get("number"),
+                verdict: row.get("verdict"),
+                detail: row.get("detail"),
+                http_status: row.get("http_status"),
+                provider_message: row.get("provider_message"),
+            })
+            .collect()
+    }
+
+    /// One number from a query.
+    pub async fn count(&self, query: &'static str) -> i64 {
+        sqlx::query_scalar(query).fetch_one(&self.pool).await.expect("the database answers")
+    }
+
+    /// Posts a fault rule to the sandbox.
+    pub async fn add_rule(&self, rule: Value) {
+        let url = format!("{}/rules", self.sandbox.admin_url());
+        let added = self.http.post(url).json(&rule).send().await.expect("the sandbox answers");
+        let status = added.status();
+        #[expect(clippy::disallowed_methods, reason = "the sandbox's answers are short")]
+        let text = added.text().await.expect("a body");
+        assert!(status.is_success(), "the sandbox refuses a rule: {text}");
+    }
+
+    pub async fn clear_rules(&self) {
+        let url = format!("{}/rules", self.sandbox.admin_url());
+        self.http.delete(url).send().await.expect("the sandbox answers");
+    }
+
+    /// Sets a customer at the provider.
+    pub async fn set_customer(&self, customer_id: Uuid, customer: Value) {
+        let url = format!("{}/customers/{customer_id}", self.sandbox.admin_url());
+        let set = self.http.put(url).json(&customer).send().await.expect("the sandbox answers");
+        assert!(set.status().is_success());
+    }
+
+    pub async fn set_provider(&self, settings: Value) {
+        let url = format!("{}/settings", self.sandbox.admin_url());
+        let set = self.http.post(url).json(&settings).send().await.expect("the sandbox answers");
+        assert!(set.status().is_success());
+    }
+
+    /// What the oracle saw: `patches`, `updates` or `reads`, in order.
+    pub async fn oracle(&self, what: &str) -> Vec<Value> {
+        let url = format!("{}/oracle/{what}", self.sandbox.admin_url());
+        let lines = self.http.get(url).send().await.expect("the sandbox answers");
+        #[expect(clippy::disallowed_methods, reason = "the oracle is ours")]
+        let lines = lines.text().await.expect("a body");
+        lines.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+    }
+
+    /// How many PATCHes the provider received for a job.
+    pub async fn count_patches(&self, job_id: Uuid) -> usize {
+        self.count_oracle("patches", job_id).await
+    }
+
+    /// How many updates the provider applied for a job.
+    pub async fn count_updates(&self, job_id: Uuid) -> usize {
+        self.count_oracle("updates", job_id).await
+    }
+
+    async fn count_oracle(&self, what: &str, job_id: Uuid) -> usize {
+        let id = job_id.to_string();
+        let seen = self.oracle(what).await;
+        seen.iter().filter(|line| line["link"].as_str().is_some_and(|link| link.contains(&id))).count()
+    }
+}
+
+/// A valid body. The front link names the job, so that the oracle can tell whose PATCH it saw.
+pub fn job_body(customer_id: Uuid, job_id: Uuid) -> Value {
+    json!({
+        "customer_id": customer_id,
+        "full_address": "12 Rue Élysée, Mumbai 400001",
+        "document_type": "PASSPORT",
+        "document_front_image_url": format!("https://files.example.com/{job_id}/front.jpg?X-Signature=abc"),
+        "document_back_image_url": format!("https://files.example.com/{job_id}/back.png"),
+        "document_details": { "document_number": "123456123456", "additional_data": {} }
+    })
+}
+
+#[derive(Debug)]
+pub struct Submission {
+    pub state: String,
+    pub waiting_for: Option<String>,
+    pub reason_code: Option<String>,
+    pub reason: Option<String>,
+    pub attempts: i32,
+    pub retries: i32,
+    pub deliveries: i32,
+    pub provider_reference: Option<String>,
+    pub verification_status: Option<String>,
+    pub has_payload: bool,
+    pub document_number_last4: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct Attempt {
+    pub number: i32,
+    pub verdict: Option<String>,
+    pub detail: Option<String>,
+    pub http_status: Option<i32>,
+    pub provider_message: Option<String>,
+}
+
+/// A worker, killed when the test is done with it.
+pub struct WorkerProcess {
+    child: Child,
+}
+
+impl WorkerProcess {
+    /// Sends a signal, by its name: TERM, INT, KILL, STOP, CONT.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.expect("kill runs").success(), "cannot send SIG{name}");
+    }
+
+    /// Kills it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the worker can be killed");
+        self.child.wait().expect("the worker is gone");
+    }
+
+    /// Waits for its end.
+    pub async fn exit(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the worker can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the worker did not end");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        let _gone_already = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+async fn connect(url: &str) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(3)
+        .connect(url)
+        .await
+        .unwrap_or_else(|error| panic!("no Postgres at {url} ({error}); `make services` starts it"))
+}
+
+fn open_channel(url: &str) -> Pin<Box<dyn Future<Output = (Connection, Channel)> + Send + '_>> {
+    Box::pin(async move {
+        let connection = Connection::connect(url, ConnectionProperties::default())
+            .await
+            .unwrap_or_else(|error| panic!("no RabbitMQ at {url} ({error}); `make services` starts it"));
+        let channel = connection.create_channel().await.expect("a channel");
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+        (connection, channel)
+    })
+}
