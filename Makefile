@@ -1,2 +1,24 @@
-sqlx:
-	@true
+.DEFAULT_GOAL := help
+.PHONY: help demo test services sqlx check build
+
+help: ## Show this list
+	@echo "kyc-worker: start with \`make demo\`. Targets:"
+	@sed -nE 's/^([a-z]+):.*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## Watch 2,000 jobs go through, with faults, and every record reconciled
+	@scripts/demo.sh
+
+test: ## Run every test: unit, integration over real services, documentation
+	@scripts/test.sh
+
+services: ## Make PostgreSQL and RabbitMQ answer: found, or started, or installed
+	@scripts/services.sh
+
+sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
+	@scripts/sqlx.sh
+
+check: ## Check format, lints, docs, .sqlx and dependencies
+	@scripts/check.sh
+
+build: ## Build the optimized worker and the simulated provider
+	@cargo build --locked --release --bins

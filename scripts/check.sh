@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything that can be wrong with the code before it runs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib.sh
+source scripts/lib.sh
+
+for tool in cargo-deny cargo-machete; do
+    command -v "$tool" >/dev/null || fail "$tool is missing; install it: cargo install --locked $tool"
+done
+step "formatting"
+cargo fmt --all --check
+step ".sqlx describes the queries"
+scripts/sqlx.sh --check
+step "clippy, with the sandbox and without"
+cargo clippy --locked --all-targets --quiet -- -D warnings
+cargo clippy --locked --no-default-features --lib --bins --quiet -- -D warnings
+step "documentation"
+RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --quiet
+step "dependencies: duplicates, licences, sources"
+cargo deny --locked check --hide-inclusion-graph bans licenses sources
+step "dependencies: none unused"
+cargo machete
+step "shell scripts"
+for script in scripts/*.sh .ci/run; do
+    bash -n "$script"
+done
+if command -v shellcheck >/dev/null; then
+    shellcheck -x scripts/*.sh .ci/run
+fi
+say "checks passed"
