@@ -1,0 +1,55 @@
+//! The programs that the demo runs: stopped when it ends, however it ends.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::time::sleep;
+
+/// A program under way. Dropping it kills it.
+pub struct Process {
+    name: String,
+    child: Child,
+}
+
+impl Process {
+    /// Starts a program whose output goes to the file `log`.
+    pub fn start_logged(mut command: Command, name: &str, log: &Path) -> anyhow::Result<Self> {
+        let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        command.stdout(file.try_clone()?).stderr(file);
+        Self::start(command, name)
+    }
+
+    /// Starts a program that speaks for itself.
+    pub fn start(mut command: Command, name: &str) -> anyhow::Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn();
+        let child = child.with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Self { name: name.to_owned(), child })
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it has done what it was started for.
+    pub async fn succeed(mut self) -> anyhow::Result<()> {
+        loop {
+            match self.ended()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{} failed: {status}", self.name),
+                None => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Where it has ended already, there is nothing to kill.
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}

@@ -1,0 +1,575 @@
+//! Compares, job by job, what was published and what the provider saw with what the tables
+//! say. The comparison is pure; `gather` collects what it compares. It knows nothing of how
+//! the jobs were made, how the workers ran, or how often they were killed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sqlx::{PgPool, Row as _};
+use uuid::Uuid;
+
+/// What was published.
+#[derive(Clone, Default)]
+pub struct Published {
+    /// Every job whose `job_id` can be read. The front link of a job holds its id as a
+    /// segment of the path: by it the provider's log tells whose PATCH it saw.
+    pub jobs: BTreeMap<Uuid, Expectation>,
+    /// Every message that must be dead-lettered.
+    pub letters: Vec<Letter>,
+    /// How many updates the provider allows a customer.
+    pub update_limit: u32,
+}
+
+/// What must come of one job.
+#[derive(Clone)]
+pub struct Expectation {
+    /// What kind of job it is, for people.
+    pub kind: &'static str,
+    /// How often it was published.
+    pub copies: u32,
+    /// The states it may end in.
+    pub states: &'static [&'static str],
+}
+
+/// A message that must be dead-lettered: the SHA-256 of its body, or of any one of several
+/// bodies where the order of arrival decides.
+#[derive(Clone)]
+pub struct Letter(pub Vec<[u8; 32]>);
+
+/// What the broker holds once the workers have stopped.
+#[derive(Clone, Default)]
+pub struct AtBroker {
+    /// How many messages are left in the queue.
+    pub queued: u32,
+    /// The SHA-256 of every dead letter's body.
+    pub dead_letters: Vec<[u8; 32]>,
+}
+
+/// One PATCH in the provider's log.
+#[derive(Clone, Deserialize)]
+pub struct Patch {
+    link: Option<String>,
+    status: Option<i32>,
+}
+
+/// One applied update in the provider's log.
+#[derive(Clone, Deserialize)]
+pub struct Update {
+    customer_id: Uuid,
+    link: String,
+    nth: u32,
+}
+
+#[derive(Clone, Deserialize)]
+struct Summary {
+    in_flight_max: u32,
+}
+
+#[derive(Clone)]
+struct Submission {
+    job_id: Uuid,
+    state: String,
+    reason_code: Option<String>,
+    deliveries: u32,
+    has_payload: bool,
+}
+
+#[derive(Clone)]
+struct Attempt {
+    job_id: Uuid,
+    verdict: Option<String>,
+    http_status: Option<i32>,
+}
+
+/// All that is compared.
+#[derive(Clone, Default)]
+pub struct Evidence {
+    published: Published,
+    at_broker: AtBroker,
+    patches: Vec<Patch>,
+    updates: Vec<Update>,
+    in_flight_max: u32,
+    submissions: Vec<Submission>,
+    attempts: Vec<Attempt>,
+    dead_letter_rows: Vec<[u8; 32]>,
+}
+
+/// One comparison.
+#[derive(Debug)]
+pub struct Check {
+    /// What is compared.
+    pub name: &'static str,
+    /// What must be.
+    pub expected: usize,
+    /// What is.
+    pub found: usize,
+    /// Every case that disagrees, with the job's id where there is one.
+    pub disagreeing: Vec<String>,
+}
+
+impl Check {
+    /// Whether both sides say the same.
+    pub fn agrees(&self) -> bool {
+        self.disagreeing.is_empty() && self.expected == self.found
+    }
+}
+
+/// Collects what the provider at `admin_url` saw and what the tables say.
+pub async fn gather(
+    pool: &PgPool,
+    admin_url: &str,
+    published: Published,
+    at_broker: AtBroker,
+) -> anyhow::Result<Evidence> {
+    #[expect(clippy::disallowed_methods, reason = "the sandbox is ours")]
+    let http = reqwest::Client::new();
+    let summary: Vec<Summary> = read_lines(&http, &format!("{admin_url}/oracle/summary")).await?;
+    Ok(Evidence {
+        published,
+        at_broker,
+        patches: read_lines(&http, &format!("{admin_url}/oracle/patches")).await?,
+        updates: read_lines(&http, &format!("{admin_url}/oracle/updates")).await?,
+        in_flight_max: summary.first().map_or(0, |summary| summary.in_flight_max),
+        submissions: read_submissions(pool).await?,
+        attempts: read_attempts(pool).await?,
+        dead_letter_rows: read_dead_letters(pool).await?,
+    })
+}
+
+async fn read_lines<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> anyhow::Result<Vec<T>> {
+    let answer = http.get(url).send().await.context("the provider's log cannot be read")?;
+    #[expect(clippy::disallowed_methods, reason = "the sandbox is ours")]
+    let text = answer.error_for_status()?.text().await?;
+    text.lines().map(|line| serde_json::from_str(line).context("the provider's log is odd")).collect()
+}
+
+async fn read_submissions(pool: &PgPool) -> anyhow::Result<Vec<Submission>> {
+    let rows = sqlx::query(
+        "select job_id, state, reason_code, deliveries, sealed_payload is not null as has_payload from submission",
+    );
+    let read = |row: &sqlx::postgres::PgRow| -> anyhow::Result<Submission> {
+        Ok(Submission {
+            job_id: row.try_get("job_id")?,
+            state: row.try_get("state")?,
+            reason_code: row.try_get("reason_code")?,
+            deliveries: row.try_get::<i32, _>("deliveries")?.unsigned_abs(),
+            has_payload: row.try_get("has_payload")?,
+        })
+    };
+    rows.fetch_all(pool).await?.iter().map(read).collect()
+}
+
+async fn read_attempts(pool: &PgPool) -> anyhow::Result<Vec<Attempt>> {
+    let rows = sqlx::query("select job_id, verdict, http_status from attempt");
+    let read = |row: &sqlx::postgres::PgRow| -> anyhow::Result<Attempt> {
+        Ok(Attempt {
+            job_id: row.try_get("job_id")?,
+            verdict: row.try_get("verdict")?,
+            http_status: row.try_get("http_status")?,
+        })
+    };
+    rows.fetch_all(pool).await?.iter().map(read).collect()
+}
+
+async fn read_dead_letters(pool: &PgPool) -> anyhow::Result<Vec<[u8; 32]>> {
+    let rows: Vec<Vec<u8>> =
+        sqlx::query_scalar("select body_sha256 from dead_lettered_delivery").fetch_all(pool).await?;
+    let read = |digest: Vec<u8>| digest.try_into().ok().context("a dead letter's digest has an odd length");
+    rows.into_iter().map(read).collect()
+}
+
+/// Everything known of one job.
+#[derive(Default)]
+struct Job<'a> {
+    row: Option<&'a Submission>,
+    attempts: Vec<&'a Attempt>,
+    patches: Vec<&'a Patch>,
+    applied: usize,
+}
+
+impl Job<'_> {
+    fn state(&self) -> &str {
+        self.row.map_or("no row", |row| &row.state)
+    }
+
+    fn is_of_unknown_fate(&self) -> bool {
+        let has_unknown = self.attempts.iter().any(|attempt| attempt.verdict.as_deref() == Some("unknown"));
+        has_unknown && matches!(self.state(), "needs_review" | "unknown" | "submitting")
+    }
+}
+
+/// The states in which nothing can have been applied.
+const NEVER_APPLIED: [&str; 6] = ["rejected", "invalid", "superseded", "duplicate", "exhausted", "waiting"];
+const IN_MOTION: [&str; 3] = ["submitting", "waiting", "unknown"];
+const KEEPS_PAYLOAD: [&str; 5] = ["submitting", "waiting", "unknown", "exhausted", "needs_review"];
+
+impl Evidence {
+    /// Compares everything.
+    pub fn checks(&self) -> Vec<Check> {
+        let jobs = self.jobs();
+        let mut checks = Vec::from(self.nothing_is_lost(&jobs));
+        checks.extend(self.nothing_is_left(&jobs));
+        checks.extend(self.letters_are_whole());
+        checks.extend(self.sends_are_written_down(&jobs));
+        checks.extend(self.nothing_is_spent_twice(&jobs));
+        checks
+    }
+
+    /// Every job that was published, has a row, or was seen by the provider.
+    fn jobs(&self) -> BTreeMap<Uuid, Job<'_>> {
+        let mut jobs: BTreeMap<Uuid, Job<'_>> =
+            self.published.jobs.keys().map(|id| (*id, Job::default())).collect();
+        for row in &self.submissions {
+            jobs.entry(row.job_id).or_default().row = Some(row);
+        }
+        for attempt in &self.attempts {
+            jobs.entry(attempt.job_id).or_default().attempts.push(attempt);
+        }
+        for patch in &self.patches {
+            if let Some(id) = patch.link.as_deref().and_then(job_in) {
+                jobs.entry(id).or_default().patches.push(patch);
+            }
+        }
+        for update in &self.updates {
+            if let Some(id) = job_in(&update.link) {
+                jobs.entry(id).or_default().applied += 1;
+            }
+        }
+        jobs
+    }
+
+    fn nothing_is_lost(&self, jobs: &BTreeMap<Uuid, Job<'_>>) -> [Check; 4] {
+        let published = || self.published.jobs.iter().map(|(id, expected)| (*id, expected, &jobs[id]));
+        let has_row = count("jobs published, each with a row", published(), |(id, expected, job)| {
+            job.row.is_none().then(|| format!("{id} ({}): no row", expected.kind))
+        });
+        let copies = |(id, expected, job): (Uuid, &Expectation, &Job<'_>)| {
+            let counted = job.row.map_or(0, |row| row.deliveries);
+            (counted < expected.copies)
+                .then(|| format!("{id}: {} published, {counted} counted", expected.copies))
+        };
+        let copies = count("jobs with every delivery counted", published(), copies);
+        let ended = count("jobs that ended as their kind should", published(), |(id, expected, job)| {
+            (!expected.states.contains(&job.state()))
+                .then(|| format!("{id} ({}): {}", expected.kind, job.state()))
+        });
+        let strange: Vec<String> = jobs
+            .iter()
+            .filter(|(id, job)| !self.published.jobs.contains_key(id) && job.state() != "invalid")
+            .map(|(id, job)| format!("{id}: {}, but nobody published it", job.state()))
+            .collect();
+        [has_row, copies, ended, none("jobs that nobody published", strange)]
+    }
+
+    fn nothing_is_left(&self, jobs: &BTreeMap<Uuid, Job<'_>>) -> [Check; 4] {
+        let rows = || self.submissions.iter();
+        let in_motion = rows().filter(|row| IN_MOTION.contains(&row.state.as_str()));
+        let in_motion = in_motion.map(|row| format!("{}: {}", row.job_id, row.state)).collect();
+        let open =
+            jobs.iter().filter(|(_, job)| job.attempts.iter().any(|attempt| attempt.verdict.is_none()));
+        let open = open.map(|(id, job)| format!("{id}: {}", job.state())).collect();
+        let kept = rows().filter(|row| row.has_payload && !KEEPS_PAYLOAD.contains(&row.state.as_str()));
+        let kept = kept.map(|row| format!("{}: {}", row.job_id, row.state)).collect();
+        let queued = self.at_broker.queued as usize;
+        [
+            none("rows still in motion", in_motion),
+            none("attempts still open", open),
+            none("sealed payloads that nobody needs any more", kept),
+            Check { name: "messages left in the queue", expected: 0, found: queued, disagreeing: Vec::new() },
+        ]
+    }
+
+    fn letters_are_whole(&self) -> [Check; 2] {
+        let expected = &self.published.letters;
+        let found = &self.at_broker.dead_letters;
+        let mut left: HashMap<[u8; 32], usize> = HashMap::new();
+        for digest in found {
+            *left.entry(*digest).or_default() += 1;
+        }
+        let mut disagreeing = Vec::new();
+        for Letter(bodies) in expected {
+            let arrived = bodies.iter().find(|body| left.get(*body).is_some_and(|count| *count > 0));
+            match arrived.and_then(|body| left.get_mut(body)) {
+                Some(count) => *count -= 1,
+                None => disagreeing.push(format!("body {}: not dead-lettered", hex(&bodies[0]))),
+            }
+        }
+        let unexpected = left.iter().filter(|(_, count)| **count > 0);
+        disagreeing.extend(unexpected.map(|(body, count)| format!("body {}: {count} too many", hex(body))));
+
+        let sorted = |digests: &[[u8; 32]]| {
+            let mut sorted = digests.to_vec();
+            sorted.sort_unstable();
+            sorted
+        };
+        let rows = &self.dead_letter_rows;
+        let has_rows = sorted(found) == sorted(rows);
+        let without_rows = if has_rows { vec![] } else { vec!["rows and dead letters differ".to_owned()] };
+        [
+            Check {
+                name: "malformed and conflicting messages, dead-lettered whole",
+                expected: expected.len(),
+                found: found.len(),
+                disagreeing,
+            },
+            Check {
+                name: "dead letters, each with a row that says why",
+                expected: found.len(),
+                found: rows.len(),
+                disagreeing: without_rows,
+            },
+        ]
+    }
+
+    fn sends_are_written_down(&self, jobs: &BTreeMap<Uuid, Job<'_>>) -> [Check; 2] {
+        let mut written = Check::start("PATCHes the provider saw, each with its attempt");
+        let mut heard = Check::start("answers in our attempts, each given by the provider");
+        written.expected = self.patches.len();
+        for (id, job) in jobs {
+            let sent = job.attempts.iter().filter(|attempt| attempt.verdict.as_deref() != Some("not_sent"));
+            let sent = sent.count();
+            written.found += job.patches.len().min(sent);
+            if job.patches.len() > sent {
+                written.disagreeing.push(format!("{id}: {} PATCHes, {sent} attempts", job.patches.len()));
+            }
+
+            let mut given: Vec<i32> = job.patches.iter().filter_map(|patch| patch.status).collect();
+            for status in job.attempts.iter().filter_map(|attempt| attempt.http_status) {
+                heard.expected += 1;
+                match given.iter().position(|given| *given == status) {
+                    Some(at) => {
+                        given.swap_remove(at);
+                        heard.found += 1;
+                    }
+                    None => heard.disagreeing.push(format!("{id}: {status} was never answered")),
+                }
+            }
+        }
+        [written, heard]
+    }
+
+    fn nothing_is_spent_twice(&self, jobs: &BTreeMap<Uuid, Job<'_>>) -> Vec<Check> {
+        let in_state = |states: &'static [&'static str]| {
+            jobs.iter().filter(move |(_, job)| states.contains(&job.state()))
+        };
+        let applied =
+            |(id, job): (&Uuid, &Job<'_>)| format!("{id} ({}): applied {}×", job.state(), job.applied);
+        let accepted = count("accepted jobs, applied exactly once", in_state(&["accepted"]), |case| {
+            (case.1.applied != 1).then(|| applied(case))
+        });
+        let spared = count("jobs that ended otherwise, never applied", in_state(&NEVER_APPLIED), |case| {
+            (case.1.applied != 0).then(|| applied(case))
+        });
+        let review =
+            count("jobs left to a person, each with a reason to", in_state(&["needs_review"]), |case| {
+                let is_refused = case.1.row.and_then(|row| row.reason_code.as_deref())
+                    == Some("refused_only_for_this_job");
+                (!case.1.is_of_unknown_fate() && !is_refused).then(|| applied(case))
+            });
+
+        let mut known = Check::start("updates applied, each in an accepted job or one of unknown fate");
+        known.expected = self.updates.len();
+        for (id, job) in jobs.iter().filter(|(_, job)| job.applied > 0) {
+            if job.state() == "accepted" || job.is_of_unknown_fate() {
+                known.found += job.applied;
+            } else {
+                known.disagreeing.push(applied((id, job)));
+            }
+        }
+
+        let twice = jobs.iter().filter(|(_, job)| job.applied > 1).map(applied).collect();
+        let over = self.updates.iter().filter(|update| update.nth > self.published.update_limit);
+        let over: BTreeSet<Uuid> = over.map(|update| update.customer_id).collect();
+        let over = over.iter().map(|id| format!("customer {id}")).collect();
+        let overlapping = (self.in_flight_max as usize).saturating_sub(1);
+        vec![
+            accepted,
+            spared,
+            review,
+            known,
+            none("jobs applied twice", twice),
+            none("customers updated more often than allowed", over),
+            Check {
+                name: "PATCHes sent while another of the customer was open",
+                expected: 0,
+                found: overlapping,
+                disagreeing: Vec::new(),
+            },
+        ]
+    }
+}
+
+impl Check {
+    fn start(name: &'static str) -> Self {
+        Self { name, expected: 0, found: 0, disagreeing: Vec::new() }
+    }
+}
+
+/// A comparison of every case: `fault` says what is wrong with one.
+fn count<T>(
+    name: &'static str,
+    cases: impl Iterator<Item = T>,
+    fault: impl Fn(T) -> Option<String>,
+) -> Check {
+    let mut check = Check::start(name);
+    for case in cases {
+        check.expected += 1;
+        match fault(case) {
+            Some(fault) => check.disagreeing.push(fault),
+            None => check.found += 1,
+        }
+    }
+    check
+}
+
+/// A comparison with nothing.
+fn none(name: &'static str, disagreeing: Vec<String>) -> Check {
+    Check { name, expected: 0, found: disagreeing.len(), disagreeing }
+}
+
+/// The job whose link it is: the segment of the path that is a UUID.
+fn job_in(link: &str) -> Option<Uuid> {
+    let path = link.split(['?', '#']).next().unwrap_or_default();
+    path.split('/').find_map(|segment| Uuid::parse_str(segment).ok())
+}
+
+fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<String>() + "…"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACCEPTED: Uuid = Uuid::from_u128(1);
+    const REJECTED: Uuid = Uuid::from_u128(2);
+    const LOST: Uuid = Uuid::from_u128(3);
+
+    fn row(job_id: Uuid, state: &str) -> Submission {
+        let has_payload = state == "needs_review";
+        Submission { job_id, state: state.to_owned(), reason_code: None, deliveries: 1, has_payload }
+    }
+
+    fn attempt(job_id: Uuid, verdict: &str, http_status: i32) -> Attempt {
+        Attempt { job_id, verdict: Some(verdict.to_owned()), http_status: Some(http_status) }
+    }
+
+    fn link(job_id: Uuid) -> String {
+        format!("https://files.example.com/{job_id}/front.jpg?signed")
+    }
+
+    fn patch(job_id: Uuid, status: i32) -> Patch {
+        Patch { link: Some(link(job_id)), status: Some(status) }
+    }
+
+    fn update(job_id: Uuid) -> Update {
+        Update { customer_id: Uuid::nil(), link: link(job_id), nth: 1 }
+    }
+
+    /// One job accepted, one rejected, one of unknown fate that was applied, one dead letter.
+    fn sound() -> Evidence {
+        let expectation = |states| Expectation { kind: "plain", copies: 1, states };
+        Evidence {
+            published: Published {
+                jobs: BTreeMap::from([
+                    (ACCEPTED, expectation(&["accepted"])),
+                    (REJECTED, expectation(&["rejected"])),
+                    (LOST, expectation(&["accepted", "needs_review"])),
+                ]),
+                letters: vec![Letter(vec![[7; 32], [8; 32]])],
+                update_limit: 3,
+            },
+            at_broker: AtBroker { queued: 0, dead_letters: vec![[8; 32]] },
+            patches: vec![patch(ACCEPTED, 200), patch(REJECTED, 400), patch(LOST, 500)],
+            updates: vec![update(ACCEPTED), update(LOST)],
+            in_flight_max: 1,
+            submissions: vec![
+                row(ACCEPTED, "accepted"),
+                row(REJECTED, "rejected"),
+                row(LOST, "needs_review"),
+            ],
+            attempts: vec![
+                attempt(ACCEPTED, "accepted", 200),
+                attempt(REJECTED, "rejected", 400),
+                attempt(LOST, "unknown", 500),
+            ],
+            dead_letter_rows: vec![[8; 32]],
+        }
+    }
+
+    #[track_caller]
+    fn check(spoil: impl FnOnce(&mut Evidence), expected: &[&str]) {
+        let mut evidence = sound();
+        spoil(&mut evidence);
+        let checks = evidence.checks();
+        let disagreeing: Vec<_> =
+            checks.iter().filter(|check| !check.agrees()).map(|check| check.name).collect();
+        assert_eq!(disagreeing.len(), expected.len(), "{disagreeing:?}");
+        for (name, expected) in disagreeing.iter().zip(expected) {
+            assert!(name.contains(expected), "{disagreeing:?}");
+        }
+    }
+
+    #[test]
+    fn sound_evidence_agrees() {
+        check(|_| {}, &[]);
+    }
+
+    #[test]
+    fn a_lost_job_or_delivery_shows() {
+        let row = "each with a row";
+        let lost = |evidence: &mut Evidence| drop(evidence.submissions.remove(1));
+        check(lost, &[row, "every delivery counted", "as their kind should"]);
+        let copies = |evidence: &mut Evidence| {
+            evidence.published.jobs.entry(ACCEPTED).and_modify(|job| job.copies = 2);
+        };
+        check(copies, &["every delivery counted"]);
+        check(|evidence| evidence.at_broker.queued = 1, &["left in the queue"]);
+        check(
+            |evidence| evidence.attempts[2].verdict = None,
+            &["still open", "a reason to", "applied, each in"],
+        );
+    }
+
+    #[test]
+    fn a_dead_letter_too_few_or_too_many_shows() {
+        let gone = |evidence: &mut Evidence| evidence.at_broker.dead_letters.clear();
+        check(gone, &["dead-lettered whole", "a row that says why"]);
+        let other = |evidence: &mut Evidence| {
+            evidence.at_broker.dead_letters = vec![[9; 32]];
+            evidence.dead_letter_rows = vec![[9; 32]];
+        };
+        check(other, &["dead-lettered whole"]);
+        check(|evidence| evidence.dead_letter_rows.clear(), &["a row that says why"]);
+    }
+
+    #[test]
+    fn a_send_that_was_not_written_down_shows() {
+        check(|evidence| evidence.patches.push(patch(ACCEPTED, 200)), &["each with its attempt"]);
+        let unsent = |evidence: &mut Evidence| evidence.attempts.push(attempt(ACCEPTED, "not_sent", 200));
+        check(unsent, &["each given by the provider"]);
+        let stranger = |evidence: &mut Evidence| evidence.patches.push(patch(Uuid::from_u128(9), 400));
+        check(stranger, &["nobody published", "each with its attempt"]);
+    }
+
+    #[test]
+    fn a_wrong_end_shows() {
+        let never = |evidence: &mut Evidence| drop(evidence.updates.remove(0));
+        check(never, &["applied exactly once"]);
+        let late = |evidence: &mut Evidence| evidence.updates.push(update(REJECTED));
+        check(late, &["never applied", "an accepted job or one of unknown fate"]);
+        let sure = |evidence: &mut Evidence| evidence.attempts[2].verdict = Some("throttled".to_owned());
+        check(sure, &["a reason to", "an accepted job or one of unknown fate"]);
+        check(|evidence| evidence.submissions[0].has_payload = true, &["payloads"]);
+    }
+
+    #[test]
+    fn an_update_spent_twice_shows() {
+        let twice = |evidence: &mut Evidence| evidence.updates.push(update(ACCEPTED));
+        check(twice, &["applied exactly once", "applied twice"]);
+        check(|evidence| evidence.updates[0].nth = 4, &["more often than allowed"]);
+        check(|evidence| evidence.in_flight_max = 2, &["while another"]);
+    }
+}
