@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanCount;
 use sqlx::PgPool;
@@ -279,7 +279,7 @@ async fn most_eventful_job(pool: &PgPool) -> anyhow::Result<Uuid> {
 
 fn kinds_table(jobs: &Jobs) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["messages", "kind", "ends"]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(["messages", "kind", "ends"]);
     for kind in &jobs.kinds {
         table.add_row([HumanCount(kind.count as u64).to_string().as_str(), kind.what, kind.ends]);
     }
@@ -290,7 +290,7 @@ fn kinds_table(jobs: &Jobs) -> Table {
 /// Prints the reconciliation. Returns whether all records agree.
 fn conclude(checks: &[Check], stage: &Stage, elapsed: Duration) -> bool {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(["check", "expected", "found", ""]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(["check", "expected", "found", ""]);
     for check in checks {
         let [expected, found] =
             [check.expected, check.found].map(|count| HumanCount(count as u64).to_string());
