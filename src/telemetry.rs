@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -28,13 +28,15 @@ pub fn start(format: Option<LogFormat>, filter: &str) -> anyhow::Result<()> {
     let ours = filter_fn(|metadata| {
         metadata.target().starts_with("kyc_worker") || *metadata.level() <= LevelFilter::WARN
     });
-    let filter = EnvFilter::try_new(filter)?.and(ours);
+    let filter = EnvFilter::try_new(filter)?;
     let by_default = if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json };
     let lines = tracing_subscriber::fmt::layer().with_target(false);
     let lines = match format.unwrap_or(by_default) {
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Text => lines.boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
+    // Filters of the whole registry and not of the layer: those remember a "no" by thread, and
+    // one that no event follows, as sqlx's questions are, swallows the thread's next line.
+    tracing_subscriber::registry().with(filter).with(ours).with(lines).try_init()?;
     Ok(())
 }
