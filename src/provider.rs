@@ -122,13 +122,12 @@ impl Provider {
             .request(Method::PATCH, self.update_url.clone(), update.headers)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(reqwest::Body::wrap(body));
+        let lost = |phase| gate.shut().map_or(Exchange::Lost(phase), Exchange::NotSent);
         match timeout_at(deadline, request.send()).await {
             Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
-            failed => match gate.shut() {
-                Some(cause) => Exchange::NotSent(cause),
-                None if failed.is_err() => Exchange::Lost(Phase::TimedOut),
-                None => Exchange::Lost(Phase::ConnectionLost),
-            },
+            // The client's own read timeout is as long as ours, and may be first.
+            Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
+            Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
         }
     }
 
@@ -168,6 +167,7 @@ impl Provider {
         match timeout_at(deadline, self.request(Method::GET, url, headers).send()).await {
             Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
             Ok(Err(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
+            Ok(Err(error)) if error.is_timeout() => Exchange::Lost(Phase::TimedOut),
             Ok(Err(_)) => Exchange::Lost(Phase::ConnectionLost),
             Err(_elapsed) => Exchange::Lost(Phase::TimedOut),
         }

@@ -13,15 +13,24 @@ use futures_util::FutureExt as _;
 use kyc_worker::sandbox;
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Queue};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, PgPool, Row as _};
+use sqlx::{AssertSqlSafe, PgPool, Postgres, Row as _, Transaction};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
+
+use crate::relay::Relay;
+
+/// The queue of jobs.
+pub const JOBS: &str = "kyc.document-updates";
+
+/// How a job ends whose attempt may have been applied: its state and its reason.
+pub const FATE_UNKNOWN: (&str, &str) = ("needs_review", "fate_unknown");
 
 /// Nothing in a test takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -181,21 +190,18 @@ impl World {
 
     /// Starts a worker with settings of its own.
     pub fn start_worker_with(&self, settings: &[(&str, &str)]) -> WorkerProcess {
+        let mut command = self.command();
+        command.arg("run").envs(settings.iter().copied());
+        self.spawn(command)
+    }
+
+    /// Starts a command that goes on beside the test.
+    pub fn spawn(&self, mut command: Command) -> WorkerProcess {
         let id = Uuid::new_v4().simple().to_string();
-        let log = |kind: &str| {
-            let path = self.dir.path().join(format!("worker-{}.{kind}", &id[..8]));
-            fs::File::create(path).expect("a log file")
-        };
-        let child = self
-            .command()
-            .arg("run")
-            .envs(settings.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(log("out"))
-            .stderr(log("err"))
-            .spawn()
-            .expect("the worker starts");
-        WorkerProcess { child }
+        let logs = ["out", "err"].map(|kind| self.dir.path().join(format!("worker-{}.{kind}", &id[..8])));
+        let [out, err] = logs.each_ref().map(|path| fs::File::create(path).expect("a log file"));
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().expect("the worker starts");
+        WorkerProcess { child, logs }
     }
 
     /// Runs the binary to its end.
@@ -211,6 +217,50 @@ impl World {
     pub async fn declare_topology(&self) {
         let enqueued = self.run(&["enqueue", "/dev/null"], &[]).await;
         assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+    }
+
+    /// A file of this world's.
+    pub fn write_file(&self, name: &str, content: &[u8]) -> String {
+        let path = self.dir.path().join(name);
+        fs::write(&path, content).expect("a file");
+        path.to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// A relay to the broker, and the `AMQP_URL` that leads through it.
+    pub async fn relay_to_broker(&self) -> (Relay, String) {
+        relay_to(&self.amqp_url).await
+    }
+
+    /// A relay to the provider, and the `DOLLARPE_BASE_URL` that leads through it.
+    pub async fn relay_to_provider(&self) -> (Relay, String) {
+        relay_to(&self.sandbox.base_url()).await
+    }
+
+    pub fn amqp_url(&self) -> &str {
+        &self.amqp_url
+    }
+
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
+    /// Locks a table against every write until the guard is dropped. Reads go on.
+    pub async fn lock_table(&self, table: &'static str) -> Transaction<'static, Postgres> {
+        let mut lock = self.pool.begin().await.expect("a transaction");
+        sqlx::query(AssertSqlSafe(format!("lock table {table} in exclusive mode")))
+            .execute(&mut *lock)
+            .await
+            .expect("the lock");
+        lock
+    }
+
+    /// How many statements of workers wait for a lock in this world's database.
+    pub async fn count_blocked(&self) -> i64 {
+        self.count(
+            "select count(*) from pg_stat_activity
+            where datname = current_database() and application_name = 'kyc-worker' and wait_event_type = 'Lock'",
+        )
+        .await
     }
 
     /// Publishes `body` as any AMQP client would, and waits for the confirmation.
@@ -248,11 +298,93 @@ impl World {
         (job_id, body)
     }
 
+    /// Publishes as many valid jobs, each for a customer of its own.
+    pub async fn publish_jobs(&self, count: usize) -> Vec<Uuid> {
+        let mut jobs = Vec::new();
+        for _ in 0..count {
+            jobs.push(self.publish_job().await);
+        }
+        jobs
+    }
+
     /// How many messages are ready in a queue.
     pub async fn count_ready(&self, queue: &str) -> u32 {
+        self.look_at(queue).await.message_count()
+    }
+
+    /// How many consumers the queue of jobs has.
+    pub async fn count_consumers(&self) -> u32 {
+        self.look_at(JOBS).await.consumer_count()
+    }
+
+    async fn look_at(&self, queue: &str) -> Queue {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
-        declared.expect("the queue exists").message_count()
+        declared.expect("the queue exists")
+    }
+
+    /// Deletes the queue of jobs.
+    pub async fn delete_queue(&self) {
+        self.channel
+            .queue_delete(JOBS.into(), QueueDeleteOptions::default())
+            .await
+            .expect("it can be deleted");
+    }
+
+    /// Unbinds the queue of jobs from its exchange.
+    pub async fn unbind_queue(&self) {
+        self.channel
+            .queue_unbind(JOBS.into(), "kyc".into(), "document-update".into(), FieldTable::default())
+            .await
+            .expect("it can be unbound");
+    }
+
+    /// Waits until a worker consumes.
+    pub async fn wait_for_consumers(&self, count: u32) {
+        let what = format!("{count} consumers");
+        self.wait_for(&what, async || (self.count_consumers().await == count).then_some(())).await;
+    }
+
+    /// Waits until the broker waits for no ack and has nothing ready: every delivery was
+    /// taken over, or given back by nobody.
+    pub async fn wait_for_no_delivery(&self) {
+        self.wait_for("a queue without messages, ready or unacknowledged", async || {
+            (self.count_undelivered_or_unacked().await == Some(0)).then_some(())
+        })
+        .await;
+    }
+
+    /// What the management API says the queue of jobs holds, unacknowledged included. Its
+    /// numbers are some seconds old.
+    async fn count_undelivered_or_unacked(&self) -> Option<u64> {
+        let url = format!("{}/api/queues/{}/{JOBS}", management_url(), self.name);
+        let answer = self.http.get(url).send().await.expect("the management API answers");
+        #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
+        let queue: Value = answer.json().await.expect("JSON");
+        queue["messages"].as_u64()
+    }
+
+    /// Waits until the worker has said it.
+    pub async fn wait_for_log(&self, worker: &WorkerProcess, text: &str) {
+        let what = format!("a log line with {text:?}");
+        self.wait_for(&what, async || worker.log().contains(text).then_some(())).await;
+    }
+
+    /// Waits for a job's end after an attempt of unknown fate.
+    pub async fn wait_for_unknown_fate(&self, job_id: Uuid) -> Submission {
+        let (state, reason_code) = FATE_UNKNOWN;
+        let job = self.wait_for_state(job_id, &[state]).await;
+        assert_eq!(job.reason_code.as_deref(), Some(reason_code));
+        job
+    }
+
+    /// Waits until every job is accepted, and checks that each was applied once and that
+    /// every PATCH of it has its attempt.
+    pub async fn wait_for_all_accepted(&self, jobs: &[Uuid]) {
+        for job_id in jobs {
+            self.wait_for_state(*job_id, &["accepted"]).await;
+            assert_eq!(self.count_updates(*job_id).await, 1, "updates of {job_id}");
+        }
     }
 
     /// Takes one message off the dead-letter queue.
@@ -335,6 +467,20 @@ impl World {
     /// One number from a query.
     pub async fn count(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.pool).await.expect("the database answers")
+    }
+
+    /// What the oracle counted over all customers.
+    pub async fn oracle_summary(&self) -> Value {
+        let url = format!("{}/oracle/summary", self.sandbox.admin_url());
+        let answer = self.http.get(url).send().await.expect("the sandbox answers");
+        #[expect(clippy::disallowed_methods, reason = "the oracle is ours")]
+        answer.json().await.expect("JSON")
+    }
+
+    /// Posts a fault rule for one job's PATCHes to the sandbox.
+    pub async fn break_job(&self, job_id: Uuid, fault: Value) {
+        self.add_rule(json!({ "match": { "method": "PATCH", "link_contains": job_id }, "fault": fault }))
+            .await;
     }
 
     /// Posts a fault rule to the sandbox.
@@ -430,9 +576,29 @@ pub struct Attempt {
 /// A worker, killed when the test is done with it.
 pub struct WorkerProcess {
     child: Child,
+    logs: [PathBuf; 2],
 }
 
 impl WorkerProcess {
+    /// What it has printed so far, to stdout and to stderr.
+    pub fn log(&self) -> String {
+        self.logs.iter().map(|path| fs::read_to_string(path).expect("a log")).collect()
+    }
+
+    /// The most memory that it ever had resident, in KiB.
+    pub fn memory_max_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a VmHWM line");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// Tells it to stop, and waits for its end, which must be a good one.
+    pub async fn stop(&mut self) {
+        self.signal("TERM");
+        let status = self.exit().await;
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+
     /// Sends a signal, by its name: TERM, INT, KILL, STOP, CONT.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
@@ -463,6 +629,16 @@ impl Drop for WorkerProcess {
         let _gone_already = self.child.kill();
         let _reaped = self.child.wait();
     }
+}
+
+async fn relay_to(url: &str) -> (Relay, String) {
+    let mut url: url::Url = url.parse().expect("a URL");
+    let place = format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"));
+    let target = tokio::net::lookup_host(place).await.expect("an address").next().expect("an address");
+    let relay = Relay::start(target).await;
+    url.set_host(Some("127.0.0.1")).expect("a host");
+    url.set_port(Some(relay.address().port())).expect("a port");
+    (relay, url.to_string())
 }
 
 async fn connect(url: &str) -> PgPool {

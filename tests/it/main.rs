@@ -4,6 +4,8 @@
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "tests fail loudly")]
 
 mod harness;
+mod relay;
 
 mod acceptance;
 mod documents;
+mod verdicts;
