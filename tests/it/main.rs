@@ -7,5 +7,6 @@ mod harness;
 mod relay;
 
 mod acceptance;
+mod crashes;
 mod documents;
 mod verdicts;
