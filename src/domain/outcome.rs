@@ -169,16 +169,15 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::Throttled { retry_after } => {
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
         }
-        // The first refusal opens the breaker. A second can only come after the provider
-        // took another call of ours: then it is this job that it refuses.
-        Verdict::Misconfigured(_) if history.misconfigured > 0 => {
+        // A trial comes right after a probe that the provider took from this very worker: then
+        // it is this job that it refuses. Any other refusal may be another replica's first.
+        Verdict::Misconfigured(_) if history.misconfigured > 0 && history.is_trial => {
             Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob))
         }
-        Verdict::Misconfigured(_) => Next::Wait(Wait {
-            waiting_for: WaitingFor::Provider,
-            delay: schedule.delay(retries, jitter),
-            counts: false,
-        }),
+        // Due at once, so that the next trial finds it; until then the breaker holds it back.
+        Verdict::Misconfigured(_) => {
+            Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: false })
+        }
         // Never sent again: the update may have been applied.
         Verdict::Unknown(_) => Next::End(Outcome::NeedsReview(Review::FateUnknown)),
     }
@@ -250,11 +249,8 @@ mod tests {
         check(Verdict::NotSent(NotSent::Shutdown), first, wait(WaitingFor::Retry, 0, false));
         let retry_after = Some(Duration::from_secs(7));
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
-        check(
-            Verdict::Misconfigured(Misconfiguration::ApiKey),
-            first,
-            wait(WaitingFor::Provider, 500, false),
-        );
+        let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
+        check(refused, first, wait(WaitingFor::Provider, 0, false));
         let unknown = Next::End(Outcome::NeedsReview(Review::FateUnknown));
         check(Verdict::Unknown(Phase::TimedOut), first, unknown);
     }
@@ -275,10 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_alone_is_refused_twice_goes_to_a_person() {
-        let again = History { misconfigured: 1, ..History::default() };
+    fn a_job_that_is_refused_again_right_after_a_good_probe_goes_to_a_person() {
+        let refused = Verdict::Misconfigured(Misconfiguration::Signature);
+        let elsewhere = History { misconfigured: 1, ..History::default() };
+        check(refused.clone(), elsewhere, wait(WaitingFor::Provider, 0, false));
         let review = Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
-        check(Verdict::Misconfigured(Misconfiguration::Signature), again, review);
+        check(refused, History { is_trial: true, ..elsewhere }, review);
     }
 
     #[test]

@@ -9,4 +9,5 @@ mod relay;
 mod acceptance;
 mod crashes;
 mod documents;
+mod misconfigured;
 mod verdicts;

@@ -1,0 +1,166 @@
+//! A provider that refuses us, and not a job, is our fault: it opens the breaker, names
+//! the setting, and costs no job anything but time.
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use crate::harness::{World, world};
+
+const NARROW: [(&str, &str); 2] = [("CONCURRENCY", "2"), ("PREFETCH", "4")];
+
+/// Runs a backlog into a refusal, checks that it waits, mends it, and checks that all of
+/// it is accepted without a restart.
+async fn waits_until_mended(
+    world: &World,
+    replicas: usize,
+    [setting, detail]: [&str; 2],
+    mend: impl AsyncFnOnce(),
+) {
+    let jobs = world.publish_jobs(20).await;
+    let workers: Vec<_> = (0..replicas).map(|_| world.start_worker_with(&NARROW)).collect();
+    for worker in &workers {
+        world.wait_for_log(worker, "intake paused: the provider refuses this worker").await;
+        assert!(worker.log().contains(setting), "{}", worker.log());
+    }
+    world.wait_for_consumers(0).await;
+    assert!(world.count_ready("kyc.document-updates").await >= 20 - 6 * replicas as u32, "a backlog stays");
+    world
+        .wait_for("everything begun to be parked", async || {
+            let begun =
+                "select count(*) from submission where state <> 'waiting' or waiting_for <> 'provider'";
+            (world.count(begun).await == 0).then_some(())
+        })
+        .await;
+    let others = "select count(*) from attempt where verdict <> 'misconfigured'";
+    assert_eq!(world.count(others).await, 0);
+    assert_eq!(world.count("select sum(retries)::bigint from submission").await, 0, "no attempt counts");
+    let details: Vec<String> = sqlx::query_scalar("select distinct detail from attempt")
+        .fetch_all(&world.pool)
+        .await
+        .expect("the database answers");
+    assert_eq!(details, [detail]);
+    assert_eq!(world.oracle("updates").await.len(), 0);
+
+    mend().await;
+    world.wait_for_all_accepted(&jobs).await;
+    check_every_patch_has_its_attempt(world, &jobs).await;
+}
+
+async fn check_every_patch_has_its_attempt(world: &World, jobs: &[Uuid]) {
+    for job_id in jobs {
+        let attempts = world.attempts(*job_id).await;
+        let sent = attempts.iter().filter(|attempt| attempt.verdict.as_deref() != Some("not_sent"));
+        assert_eq!(world.count_patches(*job_id).await, sent.count());
+    }
+}
+
+/// Answers every request so, whatever it asks for.
+async fn answer_everything(world: &World, status: u16, headers: Value, body: Value) {
+    let answer = json!({ "kind": "respond", "status": status, "headers": headers, "body": body });
+    world.add_rule(json!({ "fault": { "apply": "never", "answer": answer } })).await;
+}
+
+#[test]
+fn a_refused_api_key_waits_for_the_right_one() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "api_key": "another-key" })).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_API_KEY", "api_key_refused"], async || {
+            world.set_provider(json!({ "api_key": "sandbox-key" })).await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_refused_signature_waits_for_the_right_secret() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "api_secret": "another-secret" })).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_API_SECRET", "signature_refused"], async || {
+            world.set_provider(json!({ "api_secret": "sandbox-secret" })).await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn replicas_that_are_all_refused_do_not_blame_the_jobs() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "api_key": "another-key" })).await;
+        waits_until_mended(&world, 2, ["DOLLARPE_API_KEY", "api_key_refused"], async || {
+            // One that comes later finds them waiting, and is refused in its turn.
+            let mut late = world.start_worker_with(&NARROW);
+            world.wait_for_log(&late, "intake paused").await;
+            assert_eq!(world.count("select count(*) from submission where ended_at is not null").await, 0);
+            late.stop().await;
+            world.set_provider(json!({ "api_key": "sandbox-key" })).await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_clock_that_the_provider_does_not_believe_waits_for_a_better_one() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "clock_ahead_s": 3600 })).await;
+        waits_until_mended(&world, 1, ["clock", "signature_refused"], async || {
+            world.set_provider(json!({ "clock_ahead_s": 0 })).await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_403_for_everything_waits() {
+    world(async |world| {
+        world.declare_topology().await;
+        answer_everything(&world, 403, json!({}), json!("<html>Forbidden</html>")).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_API_KEY", "forbidden"], async || world.clear_rules().await)
+            .await;
+    });
+}
+
+#[test]
+fn a_404_for_everything_waits() {
+    world(async |world| {
+        world.declare_topology().await;
+        answer_everything(&world, 404, json!({}), json!({ "detail": "Not found." })).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_BASE_URL", "endpoint_not_found"], async || {
+            world.clear_rules().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_proxys_page_for_everything_waits() {
+    world(async |world| {
+        world.declare_topology().await;
+        let page = json!("<html><h1>Proxy authentication required</h1></html>");
+        answer_everything(&world, 407, json!({}), page).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_BASE_URL", "not_the_provider"], async || {
+            world.clear_rules().await;
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_redirect_is_not_followed() {
+    world(async |world| {
+        world.declare_topology().await;
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let location = format!("http://{}/stolen", elsewhere.local_addr().expect("an address"));
+        answer_everything(&world, 307, json!({ "location": location }), json!("")).await;
+        waits_until_mended(&world, 1, ["DOLLARPE_BASE_URL", "redirected"], async || {
+            world.clear_rules().await;
+        })
+        .await;
+        let followed = futures_util::FutureExt::now_or_never(elsewhere.accept());
+        assert!(followed.is_none(), "somebody came to the redirect's target");
+    });
+}
