@@ -775,6 +775,8 @@ async fn insert_dead_letter(
     reason: &str,
 ) -> Result<(), sqlx::Error> {
     let body_sha256 = Sha256::digest(letter.envelope.body);
+    // Postgres keeps no NUL in a text, and a delivery that cannot be written down stays for ever.
+    let message_id = letter.envelope.message_id.map(|id| id.replace('\0', "\u{fffd}"));
     sqlx::query!(
         "-- insert_dead_letter
         insert into dead_lettered_delivery (
@@ -785,7 +787,7 @@ async fn insert_dead_letter(
             select from dead_lettered_delivery
             where body_sha256 = $5 and message_id is not distinct from $1 and reason_code = $6
         )",
-        letter.envelope.message_id,
+        message_id,
         letter.job_id,
         letter.received_at,
         i32::try_from(letter.envelope.body.len()).unwrap_or(i32::MAX),

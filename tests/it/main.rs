@@ -9,5 +9,6 @@ mod relay;
 mod acceptance;
 mod crashes;
 mod documents;
+mod malformed;
 mod misconfigured;
 mod verdicts;
