@@ -1,0 +1,231 @@
+//! A provider that is away, slow or talking nonsense costs time and nothing else.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use crate::harness::{WorkerProcess, World, job_body, world};
+
+/// Small enough that a backlog stays in the queue while the intake pauses.
+const NARROW: [(&str, &str); 3] = [("CONCURRENCY", "2"), ("PREFETCH", "4"), ("BREAKER_FAILURES", "3")];
+
+const PAUSED: &str = "intake paused: probing the provider";
+
+/// Lets a worker meet a backlog that it cannot send, and checks that it spends nothing.
+async fn meets_an_outage(world: &World, base_url: &str, jobs: &[Uuid]) -> WorkerProcess {
+    let settings = [&NARROW[..], &[("DOLLARPE_BASE_URL", base_url)]].concat();
+    let worker = world.start_worker_with(&settings);
+    world.wait_for_log(&worker, PAUSED).await;
+    world.wait_for_consumers(0).await;
+    assert!(world.count_ready("kyc.document-updates").await as usize >= jobs.len() / 2, "a backlog stays");
+    let not_sent = "select count(*) from attempt where verdict = 'not_sent' and detail = 'connect_failed'";
+    assert!(world.count(not_sent).await >= 3);
+    assert_eq!(
+        world.count(not_sent).await,
+        world.count("select count(*) from attempt where ended_at is not null").await
+    );
+    assert_eq!(world.count("select count(*) from submission where ended_at is not null").await, 0);
+    assert_eq!(world.oracle("patches").await.len(), 0);
+    worker
+}
+
+async fn check_all_sent_once(world: &World, jobs: &[Uuid]) {
+    world.wait_for_all_accepted(jobs).await;
+    assert_eq!(world.oracle("patches").await.len(), jobs.len());
+    assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
+}
+
+#[test]
+fn a_provider_that_refuses_connections_costs_time_only() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(30).await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        relay.refuse().await;
+        let worker = meets_an_outage(&world, &base_url, &jobs).await;
+        relay.accept().await;
+        check_all_sent_once(&world, &jobs).await;
+        assert!(worker.log().contains("intake resumed"));
+    });
+}
+
+#[test]
+fn an_outage_in_the_middle_of_work_ends_by_itself() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        let settings = [&NARROW[..], &[("DOLLARPE_BASE_URL", base_url.as_str())]].concat();
+        let worker = world.start_worker_with(&settings);
+        let before = world.publish_jobs(5).await;
+        check_all_sent_once(&world, &before).await;
+        relay.refuse().await;
+        // Only idle connections are left; nothing is in flight that this could make unknown.
+        relay.cut();
+        let after = world.publish_jobs(20).await;
+        world.wait_for_log(&worker, PAUSED).await;
+        relay.accept().await;
+        check_all_sent_once(&world, &[before, after].concat()).await;
+    });
+}
+
+#[test]
+fn a_provider_without_tls_gets_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(20).await;
+        // The sandbox speaks plain HTTP on this port.
+        let base_url = world.sandbox.base_url().replace("http://", "https://");
+        let mut worker = meets_an_outage(&world, &base_url, &jobs).await;
+        worker.stop().await;
+        let _right = world.start_worker();
+        check_all_sent_once(&world, &jobs).await;
+    });
+}
+
+#[test]
+fn a_tls_handshake_that_never_ends_is_given_up_with_nothing_sent() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(20).await;
+        // Accepts, and says nothing.
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let base_url = format!("https://{}/cms/api/v1", silent.local_addr().expect("an address"));
+        let mut worker = meets_an_outage(&world, &base_url, &jobs).await;
+        worker.stop().await;
+        drop(silent);
+        let _right = world.start_worker();
+        check_all_sent_once(&world, &jobs).await;
+    });
+}
+
+#[test]
+fn a_provider_without_an_address_costs_time_only() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(20).await;
+        let mut worker = meets_an_outage(&world, "https://provider.invalid/cms/api/v1", &jobs).await;
+        worker.stop().await;
+        let _right = world.start_worker();
+        check_all_sent_once(&world, &jobs).await;
+    });
+}
+
+/// The delay between an attempt's end and the due time of the next, in seconds.
+async fn delay(world: &World, job_id: Uuid) -> Option<f64> {
+    sqlx::query_scalar(
+        "select extract(epoch from s.due_at - a.ended_at)::float8
+        from submission s join attempt a on a.job_id = s.job_id and a.number = s.attempts
+        where s.job_id = $1 and s.state = 'waiting' and a.verdict = 'throttled'",
+    )
+    .bind(job_id)
+    .fetch_optional(&world.pool)
+    .await
+    .expect("the database answers")
+}
+
+#[test]
+fn a_retry_after_is_honoured_within_a_second_and_the_cap() {
+    world(async |world| {
+        world.declare_topology().await;
+        let date = |ahead: i64| {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(unix_now().saturating_add_signed(ahead));
+            json!({ "retry-after": httpdate(at) })
+        };
+        // Headers, and the shortest and the longest delay in seconds.
+        let rows = [
+            (json!({ "retry-after": "7" }), 7.0, 7.0),
+            (json!({ "retry-after": "0" }), 1.0, 1.0),
+            (date(15), 5.0, 15.0),
+            (date(-3600), 1.0, 1.0),
+            (json!({ "retry-after": "soon" }), 1.0, 1.0),
+            (json!({}), 1.0, 1.0),
+            (json!({ "retry-after": "86400" }), 20.0, 20.0),
+            (json!({ "retry-after": "99999999999999999999999999" }), 20.0, 20.0),
+            (date(86400), 20.0, 20.0),
+        ];
+        let mut jobs = Vec::new();
+        for (headers, min, max) in rows {
+            let job_id = world.publish_job().await;
+            let answer = json!({ "kind": "respond", "status": 429, "headers": headers, "body": "no" });
+            world.break_job(job_id, json!({ "apply": "never", "answer": answer })).await;
+            jobs.push((job_id, headers, min, max));
+        }
+        let _worker = world.start_worker_with(&[("RETRY_DELAY_MAX", "20s")]);
+        let looks = jobs.iter().map(async |(job_id, headers, min, max)| {
+            let delay = world.wait_for("a throttled job", async || delay(&world, *job_id).await).await;
+            assert!((min - 0.001..=max + 0.001).contains(&delay), "{delay} s after {headers}");
+        });
+        futures_util::future::join_all(looks).await;
+        // Nothing was spent, and the breaker is no business of this.
+        assert_eq!(world.oracle("updates").await.len(), 0);
+        assert_eq!(world.count("select count(*) from attempt where verdict <> 'throttled'").await, 0);
+        world.clear_rules().await;
+        let soon: Vec<Uuid> = jobs.iter().filter(|job| job.3 <= 1.0).map(|job| job.0).collect();
+        world.wait_for_all_accepted(&soon).await;
+    });
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+fn httpdate(at: SystemTime) -> String {
+    httpdate::fmt_http_date(at)
+}
+
+#[test]
+fn an_answer_without_end_is_bounded_in_memory_and_time() {
+    world(async |world| {
+        world.declare_topology().await;
+        let respond = |headers: Value, body: Value| json!({ "kind": "respond", "status": 200, "headers": headers, "body": body });
+        // The first byte of a good answer, and no more of it in time.
+        let answers = [
+            json!({ "kind": "huge", "bytes": 10_u64 << 30 }),
+            json!({ "kind": "slow", "byte_every_ms": 1000 }),
+            json!({ "kind": "garbage" }),
+            respond(json!({}), json!("")),
+            // The head promises more than the body holds.
+            respond(json!({ "content-length": "500" }), json!({ "status": true, "data": {} })),
+            respond(json!({}), json!({ "status": false, "message": "no" })),
+        ];
+        let mut jobs = Vec::new();
+        for answer in answers {
+            for _ in 0..4 {
+                let job_id = world.publish_job().await;
+                world.break_job(job_id, json!({ "answer": answer })).await;
+                jobs.push(job_id);
+            }
+        }
+        let worker = world.start_worker_with(&[("BREAKER_FAILURES", "1000"), ("CONCURRENCY", "32")]);
+        for job_id in &jobs {
+            world.wait_for_unknown_fate(*job_id).await;
+            let attempts = world.attempts(*job_id).await;
+            assert_eq!(attempts.len(), 1);
+            let detail = attempts[0].detail.as_deref();
+            assert_eq!((detail, attempts[0].http_status), (Some("unreadable_success"), Some(200)));
+            assert_eq!(world.count_patches(*job_id).await, 1);
+        }
+        let longest = "select max(duration_ms)::bigint from attempt";
+        assert!(world.count(longest).await < 4_000, "REQUEST_TIMEOUT is 2 s");
+        assert!(worker.memory_max_kib() < 150 * 1024, "{} KiB", worker.memory_max_kib());
+    });
+}
+
+#[test]
+fn a_status_that_nobody_knows_is_kept_as_it_was_written() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
+        let body = json!({ "status": true, "message": "Success", "data": { "id": customer_id, "status": "ON_HOLD" } });
+        world
+            .break_job(job_id, json!({ "answer": { "kind": "respond", "status": 200, "body": body } }))
+            .await;
+        world.publish(Some(job_id), job_body(customer_id, job_id).to_string().as_bytes()).await;
+        let _worker = world.start_worker();
+        let job = world.wait_for_state(job_id, &["accepted"]).await;
+        assert_eq!(job.verification_status.as_deref(), Some("ON_HOLD"));
+        assert_eq!(job.provider_reference, Some(customer_id.to_string()));
+    });
+}
