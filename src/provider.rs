@@ -100,6 +100,11 @@ impl Provider {
         Ok(Self { client, settings, update_url, api_key, signer })
     }
 
+    /// What no message of the provider's may repeat into a row.
+    pub fn api_key(&self) -> &str {
+        self.signer.api_key()
+    }
+
     /// Signs an update with `t0`'s wall time. The provider refuses a stale timestamp, so
     /// every attempt is signed afresh.
     pub fn sign(&self, request: &UpdateRequest, t0: Moment) -> SignedUpdate {
@@ -123,7 +128,12 @@ impl Provider {
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(reqwest::Body::wrap(body));
         let lost = |phase| gate.shut().map_or(Exchange::Lost(phase), Exchange::NotSent);
-        match timeout_at(deadline, request.send()).await {
+        let sent = tokio::select! {
+            biased;
+            sent = timeout_at(deadline, request.send()) => sent,
+            () = gate.stopped() => return Exchange::NotSent(NotSent::Shutdown),
+        };
+        match sent {
             Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
             // The client's own read timeout is as long as ours, and may be first.
             Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
@@ -263,6 +273,16 @@ impl Gate {
             Some(Self::WINDOW_CLOSED) => Some(NotSent::WindowClosed),
             Some(Self::STOPPING) => Some(NotSent::Shutdown),
             _ => Some(NotSent::Connect),
+        }
+    }
+
+    /// Ends once the worker stops before the body has left, which it then never does. A
+    /// request that cannot connect need not be waited for.
+    async fn stopped(&self) {
+        self.stopping.cancelled().await;
+        match self.decide(Self::STOPPING) {
+            Ok(_) | Err(Self::STOPPING) => {}
+            Err(_) => std::future::pending().await,
         }
     }
 

@@ -28,11 +28,11 @@ fn a_job_whose_worker_dies_before_its_row_is_committed_is_done_once() {
             .await;
         assert_eq!(world.oracle("patches").await.len(), 0);
 
-        let _worker = world.start_worker();
+        let mut worker = world.start_worker();
         world.wait_for_state(job_id, &["accepted"]).await;
         assert_eq!(world.attempts(job_id).await.len(), 1);
         assert_eq!(world.count_patches(job_id).await, 1);
-        world.wait_for_no_delivery().await;
+        world.check_all_acked([&mut worker]).await;
     });
 }
 
@@ -50,13 +50,13 @@ fn a_job_whose_ack_is_lost_with_its_worker_is_counted_and_not_sent_again() {
         dying.kill();
         relay.reset();
 
-        let _worker = world.start_worker();
+        let mut worker = world.start_worker();
         world
             .wait_for("the second delivery", async || {
                 world.submission(job_id).await.filter(|job| job.deliveries == 2)
             })
             .await;
-        world.wait_for_no_delivery().await;
+        world.check_all_acked([&mut worker]).await;
         let job = world.submission(job_id).await.expect("it is known");
         assert_eq!((job.state.as_str(), job.deliveries), ("accepted", 2));
         assert_eq!(world.attempts(job_id).await.len(), 1);
@@ -80,7 +80,7 @@ fn a_job_whose_worker_dies_after_its_commit_and_before_its_ack_is_not_begun_twic
         relay.cut();
 
         // The claim is the dead worker's still: the second delivery must leave it alone.
-        let _worker = world.start_worker();
+        let mut worker = world.start_worker();
         world
             .wait_for("the second delivery", async || {
                 world.submission(job_id).await.filter(|job| job.deliveries == 2)
@@ -89,7 +89,7 @@ fn a_job_whose_worker_dies_after_its_commit_and_before_its_ack_is_not_begun_twic
         world.wait_for_unknown_fate(job_id).await;
         assert_eq!(world.attempts(job_id).await.len(), 1);
         assert!(world.count_patches(job_id).await <= 1);
-        world.wait_for_no_delivery().await;
+        world.check_all_acked([&mut worker]).await;
     });
 }
 

@@ -14,7 +14,8 @@ fn a_job_published_a_hundred_times_to_four_workers_at_once_is_sent_once() {
         world.set_provider(json!({ "latency_ms": 300 })).await;
         let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
         let body = job_body(customer_id, job_id).to_string();
-        let _workers = [(); 4].map(|()| world.start_worker_with(&[("CONCURRENCY", "4"), ("PREFETCH", "4")]));
+        let mut workers =
+            [(); 4].map(|()| world.start_worker_with(&[("CONCURRENCY", "4"), ("PREFETCH", "4")]));
         world.wait_for_consumers(4).await;
         join_all((0..100).map(|_| world.publish(Some(job_id), body.as_bytes()))).await;
         world
@@ -22,7 +23,7 @@ fn a_job_published_a_hundred_times_to_four_workers_at_once_is_sent_once() {
                 world.submission(job_id).await.filter(|job| job.deliveries >= 100 && job.state == "accepted")
             })
             .await;
-        world.wait_for_no_delivery().await;
+        world.check_all_acked(workers.each_mut()).await;
         let job = world.submission(job_id).await.expect("it is known");
         assert_eq!((job.deliveries, job.attempts), (100, 1));
         assert_eq!(world.count_patches(job_id).await, 1);

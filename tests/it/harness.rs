@@ -135,8 +135,10 @@ impl World {
 
     async fn clean(&self) {
         let _may_be_gone = self.connection.close(200, "done".into()).await;
-        let _best_effort =
-            self.http.delete(format!("{}/api/vhosts/{}", management_url(), self.name)).send().await;
+        for kind in ["vhosts", "users"] {
+            let url = format!("{}/api/{kind}/{}", management_url(), self.name);
+            let _best_effort = self.http.delete(url).send().await;
+        }
         self.pool.close().await;
         let admin = connect(&admin_database_url()).await;
         let drop = format!("drop database if exists {} with (force)", self.name);
@@ -213,6 +215,21 @@ impl World {
             .expect("a task")
     }
 
+    /// Runs the binary to its end with `input` on its standard input.
+    pub async fn run_with_input(
+        &self,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+        input: &[u8],
+    ) -> std::process::Output {
+        let mut command = self.command();
+        let input = fs::File::open(self.write_file("input", input)).expect("the file is there");
+        command.args(arguments).envs(settings.iter().copied()).stdin(input);
+        tokio::task::spawn_blocking(move || command.output().expect("the command runs"))
+            .await
+            .expect("a task")
+    }
+
     /// Declares the topology as the worker does, so that publishing has somewhere to go.
     pub async fn declare_topology(&self) {
         let enqueued = self.run(&["enqueue", "/dev/null"], &[]).await;
@@ -236,8 +253,23 @@ impl World {
         relay_to(&self.sandbox.base_url()).await
     }
 
-    pub fn amqp_url(&self) -> &str {
-        &self.amqp_url
+    /// Makes a user of the broker that may do anything in this world's vhost, and returns
+    /// its `AMQP_URL`.
+    pub async fn make_broker_user(&self, password: &str) -> String {
+        let name = &self.name;
+        let all = json!({ "configure": ".*", "write": ".*", "read": ".*" });
+        for (path, body) in [
+            (format!("users/{name}"), json!({ "password": password, "tags": "" })),
+            (format!("permissions/{name}/{name}"), all),
+        ] {
+            let url = format!("{}/api/{path}", management_url());
+            let made = self.http.put(url).json(&body).send().await.expect("the management API answers");
+            assert!(made.status().is_success(), "{path}: {}", made.status());
+        }
+        let mut url: url::Url = self.amqp_url.parse().expect("a URL");
+        url.set_username(name).expect("a user");
+        url.set_password(Some(password)).expect("a password");
+        url.to_string()
     }
 
     pub fn database_url(&self) -> &str {
@@ -345,23 +377,14 @@ impl World {
         self.wait_for(&what, async || (self.count_consumers().await == count).then_some(())).await;
     }
 
-    /// Waits until the broker waits for no ack and has nothing ready: every delivery was
-    /// taken over, or given back by nobody.
-    pub async fn wait_for_no_delivery(&self) {
-        self.wait_for("a queue without messages, ready or unacknowledged", async || {
-            (self.count_undelivered_or_unacked().await == Some(0)).then_some(())
-        })
-        .await;
-    }
-
-    /// What the management API says the queue of jobs holds, unacknowledged included. Its
-    /// numbers are some seconds old.
-    async fn count_undelivered_or_unacked(&self) -> Option<u64> {
-        let url = format!("{}/api/queues/{}/{JOBS}", management_url(), self.name);
-        let answer = self.http.get(url).send().await.expect("the management API answers");
-        #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
-        let queue: Value = answer.json().await.expect("JSON");
-        queue["messages"].as_u64()
+    /// Stops the workers and checks that every delivery was acked: one that was not would
+    /// be back in the queue by then.
+    pub async fn check_all_acked<const N: usize>(&self, workers: [&mut WorkerProcess; N]) {
+        for worker in workers {
+            worker.stop().await;
+        }
+        self.wait_for_consumers(0).await;
+        assert_eq!(self.count_ready(JOBS).await, 0, "a delivery was not acked");
     }
 
     /// Waits until the worker has said it.

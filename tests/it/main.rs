@@ -14,4 +14,5 @@ mod malformed;
 mod misconfigured;
 mod provider_outages;
 mod retries;
+mod shutdown;
 mod verdicts;

@@ -71,6 +71,27 @@ fn an_outage_in_the_middle_of_work_ends_by_itself() {
 }
 
 #[test]
+fn a_slow_way_to_the_provider_is_waited_for_as_long_as_the_timeout_says() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        let _worker = world.start_worker_with(&[("DOLLARPE_BASE_URL", &base_url)]);
+        relay.delay(Duration::from_millis(200));
+        let slow = world.publish_jobs(5).await;
+        check_all_sent_once(&world, &slow).await;
+        // Each way takes more than half of REQUEST_TIMEOUT: it is applied and nobody hears of it.
+        relay.delay(Duration::from_millis(1200));
+        let lost = world.publish_job().await;
+        world.wait_for_unknown_fate(lost).await;
+        assert_eq!(world.attempts(lost).await[0].detail.as_deref(), Some("timed_out"));
+        relay.resume();
+        let after = world.publish_job().await;
+        world.wait_for_all_accepted(&[after]).await;
+        assert_eq!(world.count_patches(lost).await, 1);
+    });
+}
+
+#[test]
 fn a_provider_without_tls_gets_nothing() {
     world(async |world| {
         world.declare_topology().await;

@@ -1,0 +1,310 @@
+//! A worker that is told to stop does so within its grace, with exit code 0, and leaves
+//! nothing unknown that need not be.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::harness::{JOBS, WorkerProcess, World, world};
+
+/// More than `SHUTDOWN_GRACE` by what the last acks, a slow machine and its neighbours take.
+const MARGIN: Duration = Duration::from_secs(4);
+
+/// Waits for a good end within the grace.
+async fn ends_within(worker: &mut WorkerProcess, grace: Duration) {
+    let begun = Instant::now();
+    let status = worker.exit().await;
+    assert_eq!(status.code(), Some(0), "{status}");
+    assert!(begun.elapsed() <= grace + MARGIN, "{:?} for a grace of {grace:?}", begun.elapsed());
+}
+
+async fn stops(worker: &mut WorkerProcess) {
+    worker.signal("TERM");
+    ends_within(worker, Duration::from_secs(5)).await;
+}
+
+async fn wait_for_patch(world: &World, job_id: Uuid) {
+    world
+        .wait_for("the request at the provider", async || {
+            (world.count_patches(job_id).await == 1).then_some(())
+        })
+        .await;
+}
+
+async fn check_sent_once(world: &World, job_id: Uuid) {
+    world.wait_for_state(job_id, &["accepted"]).await;
+    assert_eq!(world.count_patches(job_id).await, 1);
+    assert_eq!(world.count_updates(job_id).await, 1);
+}
+
+#[test]
+fn an_idle_worker_stops() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker();
+        world.wait_for_consumers(1).await;
+        stops(&mut worker).await;
+        assert!(worker.log().contains("\"stopped\""), "{}", worker.log());
+        world.wait_for_consumers(0).await;
+    });
+}
+
+#[test]
+fn a_request_in_flight_is_finished_and_recorded() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker();
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "delay_after_ms": 1500 })).await;
+        wait_for_patch(&world, job_id).await;
+        stops(&mut worker).await;
+        let job = world.submission(job_id).await.expect("it is known");
+        assert_eq!(job.state, "accepted", "recorded before the end");
+        check_sent_once(&world, job_id).await;
+        assert_eq!(world.count_ready(JOBS).await, 0, "acked");
+    });
+}
+
+#[test]
+fn a_job_that_waits_for_its_retry_is_left_to_the_next_worker() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        relay.refuse().await;
+        let settings = [("DOLLARPE_BASE_URL", base_url.as_str()), ("RETRY_DELAY_MIN", "3s")];
+        let mut worker = world.start_worker_with(&settings);
+        let job_id = world.publish_job().await;
+        world.wait_for_state(job_id, &["waiting"]).await;
+        stops(&mut worker).await;
+        assert_eq!(world.submission(job_id).await.expect("it is known").state, "waiting");
+        relay.accept().await;
+        let _next = world.start_worker_with(&settings);
+        check_sent_once(&world, job_id).await;
+    });
+}
+
+#[test]
+fn a_worker_whose_broker_is_away_stops_and_keeps_what_it_learned() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        let mut worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        world.wait_for_consumers(1).await;
+        relay.stall_to_target();
+        world.set_provider(json!({ "latency_ms": 1500 })).await;
+        let job_id = world.publish_job().await;
+        wait_for_patch(&world, job_id).await;
+        relay.refuse().await;
+        relay.cut();
+        relay.resume();
+        world.wait_for_log(&worker, "broker session lost").await;
+        stops(&mut worker).await;
+        assert_eq!(world.submission(job_id).await.expect("it is known").state, "accepted");
+        // Its ack never arrived: the delivery comes again, and is known.
+        let mut next = world.start_worker();
+        world
+            .wait_for("the second delivery", async || {
+                world.submission(job_id).await.filter(|job| job.deliveries == 2)
+            })
+            .await;
+        world.check_all_acked([&mut next]).await;
+        check_sent_once(&world, job_id).await;
+    });
+}
+
+#[test]
+fn a_worker_whose_broker_says_nothing_any_more_stops() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        let mut worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        world.wait_for_consumers(1).await;
+        relay.stall_to_target();
+        relay.stall_to_client();
+        stops(&mut worker).await;
+    });
+}
+
+#[test]
+fn a_worker_that_never_reached_its_broker_stops() {
+    world(async |world| {
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        relay.stall_to_client();
+        let mut worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        world.wait_for_log(&worker, "worker started").await;
+        stops(&mut worker).await;
+    });
+}
+
+#[test]
+fn a_worker_that_waits_for_its_database_stops() {
+    world(async |world| {
+        let mut worker = world.start_worker_with(&[("DATABASE_URL", "postgres://postgres@127.0.0.1:1/none")]);
+        world.wait_for_log(&worker, "waiting for the database").await;
+        stops(&mut worker).await;
+    });
+}
+
+#[test]
+fn a_delivery_whose_row_cannot_be_committed_goes_back_to_the_queue() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker_with(&[("SHUTDOWN_GRACE", "2s")]);
+        world.wait_for_consumers(1).await;
+        let lock = world.lock_table("submission").await;
+        let job_id = world.publish_job().await;
+        world
+            .wait_for("a commit that hangs", async || {
+                let is_taken = world.count_ready("kyc.document-updates").await == 0;
+                (is_taken && world.count_blocked().await >= 2).then_some(())
+            })
+            .await;
+        worker.signal("TERM");
+        ends_within(&mut worker, Duration::from_secs(2)).await;
+        drop(lock);
+        world
+            .wait_for("the message back in the queue", async || {
+                (world.count_ready("kyc.document-updates").await == 1).then_some(())
+            })
+            .await;
+        assert!(world.oracle("patches").await.is_empty());
+        let _next = world.start_worker();
+        check_sent_once(&world, job_id).await;
+        assert_eq!(world.attempts(job_id).await.len(), 1);
+    });
+}
+
+#[test]
+fn an_answer_that_cannot_be_recorded_yet_is_held_until_it_can() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker();
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "delay_after_ms": 700 })).await;
+        wait_for_patch(&world, job_id).await;
+        let lock = world.lock_table("submission").await;
+        worker.signal("TERM");
+        world.wait_for_log(&worker, "submission attempted").await;
+        assert_eq!(world.attempts(job_id).await[0].verdict, None);
+        drop(lock);
+        ends_within(&mut worker, Duration::from_secs(5)).await;
+        assert_eq!(world.submission(job_id).await.expect("it is known").state, "accepted");
+        check_sent_once(&world, job_id).await;
+    });
+}
+
+#[test]
+fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker_with(&[
+            ("SHUTDOWN_GRACE", "300ms"),
+            ("REQUEST_TIMEOUT", "8s"),
+            ("CLAIM_LEASE", "10s"),
+        ]);
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
+        wait_for_patch(&world, job_id).await;
+        worker.signal("TERM");
+        ends_within(&mut worker, Duration::from_millis(300)).await;
+        assert!(worker.log().contains("SHUTDOWN_GRACE is over"));
+        assert_eq!(world.attempts(job_id).await[0].verdict, None, "its fate is not known yet");
+        let _next = world.start_worker();
+        world.wait_for_unknown_fate(job_id).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_waiting() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker_with(&[
+            ("SHUTDOWN_GRACE", "5m"),
+            ("REQUEST_TIMEOUT", "50s"),
+            ("CLAIM_LEASE", "51s"),
+        ]);
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
+        wait_for_patch(&world, job_id).await;
+        worker.signal("TERM");
+        world.wait_for_log(&worker, "finishing requests in flight").await;
+        worker.signal("INT");
+        ends_within(&mut worker, Duration::ZERO).await;
+        assert!(worker.log().contains("second signal"));
+        assert_eq!(world.attempts(job_id).await[0].verdict, None, "nobody waited for it");
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+#[test]
+fn a_job_that_was_not_sent_is_due_at_once_and_spends_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        // Nothing comes through the relay, so that the jobs are begun and cannot be sent.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let nowhere = format!("https://{}/cms/api/v1", silent.local_addr().expect("an address"));
+        let mut worker = world.start_worker_with(&[
+            ("DOLLARPE_BASE_URL", &nowhere),
+            ("SEND_WINDOW", "2s"),
+            ("RETRY_DELAY_MIN", "1s"),
+        ]);
+        let jobs = world.publish_jobs(8).await;
+        for job_id in &jobs {
+            world.wait_for_state(*job_id, &["submitting"]).await;
+        }
+        stops(&mut worker).await;
+        for job_id in &jobs {
+            let job = world.submission(*job_id).await.expect("it is known");
+            assert_eq!((job.state.as_str(), job.attempts), ("waiting", 1));
+            let attempts = world.attempts(*job_id).await;
+            assert_eq!(attempts[0].verdict.as_deref(), Some("not_sent"));
+            assert_eq!((attempts[0].detail.as_deref(), job.retries), (Some("shutdown"), 0));
+        }
+        let overdue = "select count(*) from submission where due_at <= now()";
+        assert_eq!(world.count(overdue).await, 8);
+        let _next = world.start_worker_with(&[("DOLLARPE_BASE_URL", &base_url)]);
+        for job_id in jobs {
+            check_sent_once(&world, job_id).await;
+        }
+        drop(relay);
+    });
+}
+
+#[test]
+fn workers_that_come_and_go_under_load_lose_nothing_and_leave_nothing_unknown() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "latency_ms": 5 })).await;
+        let jobs = world.publish_jobs(600).await;
+        let settings = [("CONCURRENCY", "4"), ("PREFETCH", "16")];
+        for round in 1..=4 {
+            let mut worker = world.start_worker_with(&settings);
+            let goal = round * 80;
+            world
+                .wait_for("some progress", async || {
+                    (world.count("select count(*) from submission where state = 'accepted'").await >= goal)
+                        .then_some(())
+                })
+                .await;
+            stops(&mut worker).await;
+            let open = "select count(*) from submission where state = 'submitting'";
+            assert_eq!(world.count(open).await, 0, "round {round}");
+        }
+        let mut last = world.start_worker();
+        world
+            .wait_for("all to be accepted", async || {
+                (world.count("select count(*) from submission where state = 'accepted'").await == 600)
+                    .then_some(())
+            })
+            .await;
+        let not_accepted = "select count(*) from attempt where verdict not in ('accepted', 'not_sent')";
+        assert_eq!(world.count(not_accepted).await, 0);
+        assert_eq!(world.oracle("patches").await.len(), jobs.len(), "one PATCH a job");
+        assert_eq!(world.oracle("updates").await.len(), jobs.len());
+        world.check_all_acked([&mut last]).await;
+    });
+}
