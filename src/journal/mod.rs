@@ -5,6 +5,7 @@ pub mod report;
 pub mod seal;
 mod submission;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,8 +16,13 @@ use self::seal::{Fingerprinter, Keyring};
 pub use self::submission::{Admission, AttemptResult, Claim, ClaimedJob, Opened, TakenOver};
 use crate::config::{DatabaseSettings, Secret};
 
-/// The migrations, embedded, so that the binary alone can set up a database.
-pub static MIGRATIONS: Migrator = sqlx::migrate!();
+/// The migrations, embedded, so that the binary alone can set up a database. Those of a
+/// later release may be there already: replicas of two releases run side by side in an upgrade.
+pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let mut migrations = sqlx::migrate!();
+    migrations.set_ignore_missing(true);
+    migrations
+});
 
 /// Why a write or a read of the journal failed.
 #[derive(Debug, thiserror::Error)]

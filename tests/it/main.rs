@@ -7,6 +7,7 @@ mod harness;
 mod relay;
 
 mod acceptance;
+mod commands;
 mod crashes;
 mod documents;
 mod duplicates;
