@@ -114,7 +114,8 @@ impl Worker {
         let verdict = classify(&exchange, &self.not_applied_statuses, SystemTime::now());
         let (http_status, provider_message) = match &exchange {
             Exchange::Answered(answer) if answer.status >= 400 => {
-                (Some(answer.status), provider_message(answer, request.private_texts()))
+                let private = request.private_texts().into_iter().chain([self.provider.api_key()]);
+                (Some(answer.status), provider_message(answer, private))
             }
             Exchange::Answered(answer) => (Some(answer.status), None),
             Exchange::NotSent(_) | Exchange::Lost(_) => (None, None),

@@ -220,11 +220,23 @@ impl UpdateRequest {
     }
 
     /// What the customer entered and nobody else may read: the address, the document's
-    /// number and the links.
-    pub fn private_texts(&self) -> impl Iterator<Item = &str> {
-        ["/full_address", DOCUMENT_NUMBER, FRONT_LINK, BACK_LINK]
-            .into_iter()
-            .filter_map(|pointer| text_at(&self.body, pointer))
+    /// number, the links and the values of their queries, and every text of the additional
+    /// data. The longest come first, so that none is hidden by a part of it.
+    pub fn private_texts(&self) -> Vec<&str> {
+        let mut texts: Vec<&str> =
+            ["/full_address", DOCUMENT_NUMBER].into_iter().filter_map(|at| text_at(&self.body, at)).collect();
+        for link in [FRONT_LINK, BACK_LINK].into_iter().filter_map(|at| text_at(&self.body, at)) {
+            texts.push(link);
+            let query = link.split_once(['?', '#']).map_or("", |(_, query)| query);
+            texts.extend(
+                query.split(['&', '#', ';']).map(|pair| pair.split_once('=').map_or(pair, |(_, it)| it)),
+            );
+        }
+        if let Some(additional) = value_at(&self.body, "/document_details/additional_data") {
+            collect_texts(additional, &mut texts);
+        }
+        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        texts
     }
 
     /// Prints what a content fingerprint is computed over: the compact canonical text
@@ -533,14 +545,26 @@ fn last4(number: &str) -> String {
     number.chars().skip(count - (count / 2).min(4)).collect()
 }
 
-fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
-    let value = pointer.split('/').skip(1).try_fold(json, |value, key| match value {
+fn value_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a Json> {
+    pointer.split('/').skip(1).try_fold(json, |value, key| match value {
         Json::Object(fields) => fields.get(key),
         _ => None,
-    })?;
-    match value {
+    })
+}
+
+fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
+    match value_at(json, pointer)? {
         Json::String(text) => Some(text),
         _ => None,
+    }
+}
+
+fn collect_texts<'a>(json: &'a Json, texts: &mut Vec<&'a str>) {
+    match json {
+        Json::String(text) => texts.push(text),
+        Json::Array(items) => items.iter().for_each(|item| collect_texts(item, texts)),
+        Json::Object(fields) => fields.values().for_each(|value| collect_texts(value, texts)),
+        _ => {}
     }
 }
 

@@ -13,6 +13,7 @@ mod documents;
 mod duplicates;
 mod malformed;
 mod misconfigured;
+mod privacy;
 mod provider_outages;
 mod retries;
 mod shutdown;

@@ -1,0 +1,307 @@
+//! What customers entered, and our secrets, are found nowhere but where they must be.
+
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use crate::harness::{WorkerProcess, World, job_body, world};
+
+const ADDRESS: &str = "Canarystrasse 77b, Élysée-Süd";
+const NUMBER: &str = "CANARYNR123456789X";
+const QUERY: &str = "canaryquerysecret";
+const EXTRA: &str = "canary-additional-5521";
+const API_KEY: &str = "canary-api-key-1";
+const API_SECRET: &str = "canary-api-secret";
+const DATABASE_PASSWORD: &str = "canary-database-password";
+const AMQP_PASSWORD: &str = "canary-amqp-password";
+const PAYLOAD_KEY: &str = "Q2FuYXJ5UGF5bG9hZEtleUNhbmFyeVBheWxvYWRLZSE=";
+const FINGERPRINT_KEY: &str = "Q2FuYXJ5RmluZ2VycHJpbnRLZXlDYW5hcnlGaW5nZXI=";
+
+const CANARIES: [&str; 10] = [
+    ADDRESS,
+    NUMBER,
+    QUERY,
+    EXTRA,
+    API_KEY,
+    API_SECRET,
+    DATABASE_PASSWORD,
+    AMQP_PASSWORD,
+    PAYLOAD_KEY,
+    FINGERPRINT_KEY,
+];
+
+/// A valid job that is full of canaries.
+fn body(job_id: Uuid) -> Value {
+    let mut body = job_body(Uuid::new_v4(), job_id);
+    body["full_address"] = json!(ADDRESS);
+    for side in ["front", "back"] {
+        let link = format!("https://files.example.com/{job_id}/{side}.jpg?X-Amz-Signature={QUERY}&a=b");
+        body[format!("document_{side}_image_url")] = json!(link);
+    }
+    let details =
+        json!({ "document_number": NUMBER, "additional_data": { "note": [EXTRA, { "deep": EXTRA }] } });
+    body["document_details"] = details;
+    body
+}
+
+async fn publish(world: &World, fault: Option<Value>) -> Uuid {
+    let job_id = Uuid::new_v4();
+    if let Some(fault) = fault {
+        let matched = json!({ "method": "PATCH", "link_contains": job_id });
+        world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
+    }
+    world.publish(Some(job_id), body(job_id).to_string().as_bytes()).await;
+    job_id
+}
+
+/// A refusal that repeats all that it was sent.
+fn echo(status: u16) -> Value {
+    let errors = json!({
+        "full_address": [format!("{ADDRESS} is no address")],
+        "document_details": { "document_number": [format!("\"{NUMBER}\" is taken")], "note": [EXTRA] },
+        "document_front_image_url": [
+            format!("https://files.example.com/x.jpg?X-Amz-Signature={QUERY} cannot be fetched"),
+            format!("signature {QUERY} has expired"),
+        ],
+    });
+    let message = format!("Bad Request of {API_KEY} for {NUMBER} at {ADDRESS}");
+    let body = json!({ "status": false, "message": message, "errors": errors, "data": null });
+    json!({ "apply": "never", "answer": { "kind": "respond", "status": status, "body": body } })
+}
+
+/// What is no job, with a canary wherever one fits.
+fn malformed() -> Vec<Vec<u8>> {
+    let valid = body(Uuid::new_v4());
+    let with = |pointer: &str, value: Value| {
+        let mut body = valid.clone();
+        *body.pointer_mut(pointer).expect("a field") = value;
+        body
+    };
+    let mut extra = valid.clone();
+    extra["unheard_of"] = json!(ADDRESS);
+    extra[NUMBER] = json!(1);
+    extra[ADDRESS] = json!(1);
+    extra["requested_at"] = json!(ADDRESS);
+    extra["expires_at"] = json!(NUMBER);
+    extra["job_id"] = json!(QUERY);
+    let text = valid.to_string();
+    let mut utf8 = text.clone().into_bytes();
+    let accent = utf8.iter().position(|byte| !byte.is_ascii()).expect("the address has an accent");
+    utf8[accent] = 0xff;
+    let values = [
+        with("/customer_id", json!(ADDRESS)),
+        with("/document_type", json!(NUMBER)),
+        with("/document_front_image_url", json!(format!("ftp://a/b.jpg?s={QUERY}"))),
+        with("/document_back_image_url", json!(format!("https://{NUMBER}@a/b.exe?s={QUERY}"))),
+        with("/full_address", json!(format!("{ADDRESS}\u{0}"))),
+        with("/document_details/document_number", json!(format!(" {NUMBER}"))),
+        with("/document_details", json!([NUMBER, ADDRESS])),
+        extra,
+    ];
+    let mut bodies: Vec<Vec<u8>> = values.iter().map(|body| body.to_string().into_bytes()).collect();
+    bodies.push(text.as_bytes()[..text.len() - 30].to_vec());
+    bodies.push(format!("{ADDRESS} {NUMBER}").into_bytes());
+    bodies.push(text.replacen('{', &format!("{{\"full_address\":\"{ADDRESS}\","), 1).into_bytes());
+    bodies.push(format!("{{\"a\":1e999,\"{NUMBER}\":\"{ADDRESS}\",\"b\":\"\\ud800\"}}").into_bytes());
+    bodies.push(utf8);
+    bodies
+}
+
+/// Every row of every table as text, bytes as hexadecimal digits.
+async fn everything_stored(world: &World) -> String {
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select table_name::text from information_schema.tables where table_schema = 'public'",
+    )
+    .fetch_all(&world.pool)
+    .await
+    .expect("the database answers");
+    assert!(tables.len() >= 4, "{tables:?}");
+    let mut all = String::new();
+    for table in tables {
+        let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(format!("select t::text from {table} t")))
+            .fetch_all(&world.pool)
+            .await
+            .expect("the database answers");
+        all += &rows.join("\n");
+    }
+    all
+}
+
+/// The ways in which a text may show.
+fn guises(canary: &str) -> Vec<String> {
+    let hex = canary.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let bytes: Vec<String> = canary.bytes().map(|byte| byte.to_string()).collect();
+    let json = serde_json::to_string(canary).expect("JSON");
+    let escaped: String = canary
+        .chars()
+        .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\u{:04x}", c as u32) })
+        .collect();
+    vec![
+        canary.to_owned(),
+        hex,
+        bytes.join(", "),
+        json.trim_matches('"').to_owned(),
+        escaped,
+        canary.to_uppercase(),
+    ]
+}
+
+fn check_clean(place: &str, text: &str) {
+    for canary in CANARIES {
+        for guise in guises(canary) {
+            if let Some(at) = text.find(&guise) {
+                let from = text.floor_char_boundary(at.saturating_sub(300));
+                let to = text.ceil_char_boundary((at + 300).min(text.len()));
+                panic!("{canary:?} in {place}: {}", &text[from..to]);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_canary_is_found_in_logs_outputs_and_tables() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "api_key": API_KEY, "api_secret": API_SECRET })).await;
+        let amqp_url = world.make_broker_user(AMQP_PASSWORD).await;
+        let mut database_url: url::Url = world.database_url().parse().expect("a URL");
+        database_url.set_password(Some(DATABASE_PASSWORD)).expect("a password");
+        let (relay, base_url) = world.relay_to_provider().await;
+        let settings = [
+            ("AMQP_URL", amqp_url.as_str()),
+            ("DATABASE_URL", database_url.as_str()),
+            ("DOLLARPE_BASE_URL", base_url.as_str()),
+            ("DOLLARPE_API_KEY", API_KEY),
+            ("DOLLARPE_API_SECRET", API_SECRET),
+            ("PAYLOAD_KEY", PAYLOAD_KEY),
+            ("FINGERPRINT_KEY", FINGERPRINT_KEY),
+            ("RUST_LOG", "trace"),
+        ];
+        let mut dying = world.start_worker_with(&settings);
+        let jobs = every_ending(&world).await;
+        let held = publish(&world, Some(json!({ "answer": { "kind": "hang" } }))).await;
+        world
+            .wait_for("a request to die in", async || (world.count_patches(held).await == 1).then_some(()))
+            .await;
+        dying.kill();
+
+        let text = [("LOG_FORMAT", "text"), ("RUST_BACKTRACE", "1")];
+        let mut next = world.start_worker_with(&[&settings[..], &text].concat());
+        world.wait_for_unknown_fate(held).await;
+        lose_every_service(&world, &relay, &settings, &next).await;
+        next.stop().await;
+
+        for (path, text) in world.logs() {
+            check_clean(&path.display().to_string(), &text);
+        }
+        check_clean("the tables", &everything_stored(&world).await);
+        check_commands(&world, &settings, &[&jobs[..], &[held]].concat()).await;
+    });
+}
+
+/// Brings jobs to every end that needs no crash.
+async fn every_ending(world: &World) -> Vec<Uuid> {
+    let accepted = publish(world, None).await;
+    let rejected = publish(world, Some(echo(400))).await;
+    let unknown = publish(world, Some(echo(500))).await;
+    let throttled = publish(world, Some(echo(429))).await;
+    let unauthorized = publish(world, Some(echo(401))).await;
+    let redirect = json!({ "location": format!("http://127.0.0.1:1/{QUERY}?{NUMBER}") });
+    let answer = json!({ "kind": "respond", "status": 302, "headers": redirect, "body": ADDRESS });
+    let redirected = publish(world, Some(json!({ "apply": "never", "answer": answer }))).await;
+    world.wait_for_state(accepted, &["accepted"]).await;
+    world.wait_for_state(rejected, &["rejected"]).await;
+    world.wait_for_unknown_fate(unknown).await;
+    for job_id in [throttled, unauthorized, redirected] {
+        world.wait_for_state(job_id, &["accepted"]).await;
+    }
+    let said = world.attempts(rejected).await[0].provider_message.clone();
+    assert!(said.is_some_and(|said| said.contains("is no address")), "the rest of what it said is kept");
+
+    let mut other = body(accepted);
+    other["full_address"] = json!(format!("{ADDRESS}, upstairs"));
+    world.publish(Some(accepted), other.to_string().as_bytes()).await;
+    let malformed = malformed();
+    for body in &malformed {
+        world.publish(Some(Uuid::new_v4()), body).await;
+    }
+    let letters = i64::try_from(malformed.len() + 1).expect("a few");
+    world
+        .wait_for("every dead letter", async || {
+            (world.count("select count(*) from dead_lettered_delivery").await == letters).then_some(())
+        })
+        .await;
+    vec![accepted, rejected, unknown, throttled, unauthorized, redirected]
+}
+
+/// Takes provider and database away in turn, so that their errors are logged.
+async fn lose_every_service(
+    world: &World,
+    relay: &crate::relay::Relay,
+    settings: &[(&str, &str)],
+    worker: &WorkerProcess,
+) {
+    relay.refuse().await;
+    relay.cut();
+    let waiting = publish(world, None).await;
+    let job = world.wait_for_state(waiting, &["waiting"]).await;
+    assert!(job.has_payload, "sealed");
+    check_clean("the tables", &everything_stored(world).await);
+    relay.accept().await;
+    world.wait_for_state(waiting, &["accepted"]).await;
+
+    let ours = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+        where datname = current_database() and application_name = 'kyc-worker'";
+    assert!(world.count(ours).await > 0);
+    let after = publish(world, None).await;
+    world.wait_for_state(after, &["accepted"]).await;
+
+    for (name, value) in [
+        ("DATABASE_URL", format!("postgres://postgres:{DATABASE_PASSWORD}@127.0.0.1:1/none")),
+        ("AMQP_URL", format!("amqp://guest:{AMQP_PASSWORD}@127.0.0.1:5672/none")),
+        ("AMQP_URL", format!("amqp://guest:{AMQP_PASSWORD}@127.0.0.1:1/none")),
+    ] {
+        let lost = world.start_worker_with(&[settings, &[(name, value.as_str())]].concat());
+        world.wait_for_log(&lost, name).await;
+    }
+    assert!(!worker.log().is_empty());
+}
+
+async fn check_commands(world: &World, settings: &[(&str, &str)], jobs: &[Uuid]) {
+    let check = async |arguments: &[&str], settings: &[(&str, &str)], input: &[u8]| {
+        let output = world.run_with_input(arguments, settings, input).await;
+        let said = [output.stdout, output.stderr].concat();
+        check_clean(&format!("{arguments:?}"), &String::from_utf8_lossy(&said));
+    };
+    for job_id in jobs {
+        let id = job_id.to_string();
+        check(&["show", &id], settings, b"").await;
+        check(&["show", "--json", &id], settings, b"").await;
+    }
+    check(&["report"], settings, b"").await;
+    check(&["report", "--json"], settings, b"").await;
+    check(&["run", "--help"], settings, b"").await;
+    let lines = malformed().join(&b'\n');
+    check(&["enqueue"], settings, &lines).await;
+    for (name, value) in [
+        ("DATABASE_URL", format!("postgres://x:{DATABASE_PASSWORD}@127.0.0.1:1/none")),
+        ("DATABASE_URL", format!("postgres://x:{DATABASE_PASSWORD}@127.0.0.1:port/none")),
+        ("AMQP_URL", format!("amqp://x:{AMQP_PASSWORD}@127.0.0.1:1/none")),
+        (
+            "AMQP_URL",
+            format!("amqp://x:{AMQP_PASSWORD}@127.0.0.1:5672/%2f/{AMQP_PASSWORD}?x={AMQP_PASSWORD}"),
+        ),
+        ("PAYLOAD_KEY", format!("{PAYLOAD_KEY}x")),
+        ("FINGERPRINT_KEY", format!("{FINGERPRINT_KEY},x")),
+        ("DOLLARPE_API_KEY", format!("{API_KEY}\u{7f}")),
+    ] {
+        let settings = [settings, &[(name, value.as_str())]].concat();
+        for arguments in [&["run", "--drain"][..], &["report"], &["migrate"], &["enqueue"]] {
+            // A run that finds its settings good would wait for a service that never comes.
+            let waits = arguments[0] == "run" && !value.contains("port") && name.ends_with("_URL");
+            if !waits {
+                check(arguments, &settings, b"").await;
+            }
+        }
+    }
+}
