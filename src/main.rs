@@ -14,7 +14,12 @@ fn main() -> ExitCode {
         return fail("cannot set up TLS");
     }
     match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(kyc_worker::cli::run()),
+        Ok(runtime) => {
+            let code = runtime.block_on(kyc_worker::cli::run());
+            // A name that the resolver does not answer holds a thread for as long as it likes.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => fail(&format!("cannot start: {error}")),
     }
 }
