@@ -150,3 +150,31 @@ fn a_customer_held_by_a_dead_worker_is_free_again_after_its_lease() {
         assert_eq!(world.count_patches(second).await, 1);
     });
 }
+
+#[test]
+fn a_worker_that_sleeps_past_its_lease_in_a_request_overwrites_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut sleeper = world.start_worker();
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "delay_after_ms": 300 })).await;
+        world
+            .wait_for("the request at the provider", async || {
+                (world.count_patches(job_id).await == 1).then_some(())
+            })
+            .await;
+        sleeper.signal("STOP");
+        let mut other = world.start_worker();
+        world.wait_for_unknown_fate(job_id).await;
+        // The answer has waited in its socket all the while.
+        sleeper.signal("CONT");
+        world.wait_for_log(&sleeper, "another worker took the job over").await;
+        sleeper.stop().await;
+        other.stop().await;
+        world.wait_for_unknown_fate(job_id).await;
+        let attempts = world.attempts(job_id).await;
+        assert_eq!(attempts.len(), 1);
+        assert_eq!(attempts[0].detail.as_deref(), Some("worker_vanished"));
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}

@@ -248,6 +248,11 @@ impl World {
         relay_to(&self.amqp_url).await
     }
 
+    /// A relay to the database, and the `DATABASE_URL` that leads through it.
+    pub async fn relay_to_database(&self) -> (Relay, String) {
+        relay_to(&self.database_url).await
+    }
+
     /// A relay to the provider, and the `DOLLARPE_BASE_URL` that leads through it.
     pub async fn relay_to_provider(&self) -> (Relay, String) {
         relay_to(&self.sandbox.base_url()).await

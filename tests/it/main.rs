@@ -7,8 +7,10 @@ mod harness;
 mod relay;
 
 mod acceptance;
+mod broker_outages;
 mod commands;
 mod crashes;
+mod database_outages;
 mod documents;
 mod duplicates;
 mod malformed;

@@ -200,13 +200,15 @@ async fn relay(
         let up = pump(client_in, server_out, control.clone(), Direction::ToTarget);
         let down = pump(server_in, client_out, control.clone(), Direction::ToClient);
         tokio::select! {
+            // What was held back by a stall does not slip through before the end.
+            biased;
+            ended = control.wait_for(|control| control.endings != endings) => {
+                if ended.is_ok_and(|control| !control.resets) { Ending::Cut } else { Ending::Reset }
+            }
             done = async { tokio::try_join!(up, down) } => match done {
                 Ok(_) => return,
                 Err(_) => Ending::Reset,
             },
-            ended = control.wait_for(|control| control.endings != endings) => {
-                if ended.is_ok_and(|control| !control.resets) { Ending::Cut } else { Ending::Reset }
-            }
         }
     };
     match ended {
