@@ -9,12 +9,14 @@ scripts/services.sh demo
 # shellcheck source=/dev/null
 source target/services.env
 
-profile=${DEMO_PROFILE:-release}
+profile=${DEMO_PROFILE:-quick}
 directory=$profile
 [[ $profile == dev ]] && directory=debug
 target=${CARGO_TARGET_DIR:-target}
+quiet=--quiet
 if [[ ! -x $target/$directory/examples/demo ]]; then
-    say "Building (the first time, a few minutes) ..."
+    say "Building; the first time, it takes a few minutes."
+    quiet=
 fi
-cargo build --locked --quiet --profile "$profile" --bins --example demo
+cargo build --locked ${quiet:+"$quiet"} --profile "$profile" --bins --example demo
 exec "$target/$directory/examples/demo" "$@"
