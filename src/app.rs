@@ -17,7 +17,8 @@ use crate::broker::{Broker, Delivery};
 use crate::config::{Checked, RunSettings};
 use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
-use crate::journal::{self, Journal};
+use crate::intake::Intake;
+use crate::journal::{self, Journal, Limits};
 use crate::provider::{Provider, ProviderSettings};
 use crate::scheduler::Scheduler;
 use crate::worker::Worker;
@@ -68,7 +69,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
 
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let mut session = tokio::spawn({
-        let (broker, intake, stopping) = (broker.clone(), worker.breaker.intake(), stopping.clone());
+        let (broker, intake, stopping) = (broker.clone(), worker.intake.subscribe(), stopping.clone());
         let prefetch = settings.work.prefetch;
         async move { broker.consume(prefetch, sender, intake, stopping).await }
     });
@@ -78,11 +79,16 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         permits: Arc::clone(&permits),
         tasks: jobs.clone(),
         poll: settings.work.scheduler_poll,
+        payload_retention: settings.keys.payload_retention,
     };
     let scheduler = tokio::spawn(scheduler.run());
     let prober = tokio::spawn({
-        let (worker, interval) = (Arc::clone(&worker), settings.work.breaker_probe_interval);
-        async move { worker.breaker.probe_while_open(&worker.provider, interval, &worker.stopping).await }
+        let (worker, provider) = (Arc::clone(&worker), settings.provider.clone());
+        let interval = settings.work.breaker_probe_interval;
+        async move {
+            let Worker { breaker, intake, stopping, .. } = &*worker;
+            breaker.watch(&worker.provider, &provider, interval, intake, stopping).await;
+        }
     });
     if mode.drain {
         tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), jobs.clone()));
@@ -161,6 +167,7 @@ fn build_worker(
         base_url: checked.base_url,
         profile: settings.provider.dollarpe_signing_profile,
         request_timeout: settings.provider.request_timeout,
+        read_timeout: settings.provider.read_timeout,
         send_window: settings.provider.send_window,
         connections: settings.work.concurrency as usize,
     };
@@ -169,14 +176,21 @@ fn build_worker(
         journal: Journal::new(
             pool,
             checked.worker_name,
-            settings.work.claim_lease,
+            Limits {
+                claim_lease: settings.work.claim_lease,
+                read_back_after: settings.read_back.read_back_after,
+                customer_updates: settings.read_back.customer_update_limit,
+            },
             checked.keyring,
             checked.fingerprinter,
         ),
         provider: Provider::new(provider, signer)?,
         breaker: Breaker::new(settings.work.breaker_failures),
         rules: settings.jobs.rules(),
+        intake: Intake::default(),
         schedule: settings.work.retry_schedule(),
+        timing: settings.timing(),
+        baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
         parked: Notify::new(),
         stopping,

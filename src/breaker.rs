@@ -1,23 +1,30 @@
-//! Stops the intake while the provider fails everybody, and finds out when it may go on.
+//! Stops the intake while the provider fails everybody or puts everybody off, and finds
+//! out when it may go on.
 //!
 //! ```text
 //! closed ── a run of failures, or one refusal of our credentials ──► open
 //! open ──── a good probe ──► trial ── one attempt begins ──► trying
 //! trying ── it is answered ──► closed        it fails ──► open
+//! closed ── the provider asks to wait ──► throttled ── that long ──► closed
 //! ```
 
 use std::fmt;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
+use crate::config::ProviderArgs;
 use crate::domain::read_back::Reading;
 use crate::domain::verdict::{Misconfiguration, NotSent, Verdict};
+use crate::intake::{Intake, Reason, Severity};
 use crate::provider::Provider;
+
+/// A clock further off the provider's than this may not sign.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 
 /// Where the breaker stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,6 +40,11 @@ pub enum State {
     Trial(Cause),
     /// That attempt is under way.
     Trying(Cause),
+    /// The provider asked everybody to wait.
+    Throttled {
+        /// Until then.
+        until: Instant,
+    },
 }
 
 /// Why the breaker opened.
@@ -42,6 +54,8 @@ pub enum Cause {
     Failing,
     /// The provider refuses us.
     Misconfigured(Misconfiguration),
+    /// Our clock is that many seconds off the provider's: it would refuse our signatures.
+    ClockSkew(i64),
 }
 
 /// What the breaker learns.
@@ -54,6 +68,15 @@ pub enum Event<'a> {
         /// Whether it was the trial.
         is_trial: bool,
     },
+    /// The provider asked to wait.
+    PutOff {
+        /// Until then.
+        until: Instant,
+    },
+    /// That time has come.
+    WaitOver,
+    /// The provider's clock and ours are too far apart.
+    ClockSkewed(i64),
     /// The provider answered a probe as it should.
     ProbeAnswered,
     /// The trial begins.
@@ -66,6 +89,18 @@ impl State {
     /// The state that follows an event. `failures_max` failures in a row open the breaker.
     pub fn after(self, event: &Event<'_>, failures_max: u32) -> Self {
         match (self, event) {
+            (Self::Closed { .. } | Self::Throttled { .. }, Event::ClockSkewed(seconds)) => {
+                Self::Open(Cause::ClockSkew(*seconds))
+            }
+            (Self::Closed { .. }, Event::PutOff { until }) => Self::Throttled { until: *until },
+            (Self::Throttled { until }, Event::PutOff { until: other }) => {
+                Self::Throttled { until: until.max(*other) }
+            }
+            (Self::Throttled { .. }, Event::WaitOver) => Self::Closed { failures: 0 },
+            (Self::Throttled { .. }, Event::Attempted { verdict, .. }) => match judge(verdict) {
+                Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
+                _ => self,
+            },
             (Self::Closed { failures }, Event::Attempted { verdict, .. }) => match judge(verdict) {
                 Judgement::Good => Self::Closed { failures: 0 },
                 Judgement::Failure if failures + 1 < failures_max => Self::Closed { failures: failures + 1 },
@@ -81,7 +116,8 @@ impl State {
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 Judgement::Nothing => Self::Trial(cause),
             },
-            (Self::Trial(_), Event::NothingToTry) => Self::Closed { failures: 0 },
+            // The next attempt is the trial, and one failure enough.
+            (Self::Trial(_), Event::NothingToTry) => Self::Closed { failures: failures_max - 1 },
             // Attempts that had begun before the breaker opened change nothing.
             _ => self,
         }
@@ -112,6 +148,10 @@ impl fmt::Display for Cause {
         match self {
             Self::Failing => f.write_str("the provider cannot be reached or does not answer"),
             Self::Misconfigured(cause) => write!(f, "{cause}; look at {}", cause.setting()),
+            Self::ClockSkew(seconds) => write!(
+                f,
+                "the provider's clock is {seconds} s from this machine's, and it refuses stale signatures; set the clock"
+            ),
         }
     }
 }
@@ -119,18 +159,13 @@ impl fmt::Display for Cause {
 /// The breaker of one worker.
 pub struct Breaker {
     state: watch::Sender<State>,
-    intake: watch::Sender<bool>,
     failures_max: u32,
 }
 
 impl Breaker {
     /// A closed breaker that opens after `failures_max` failures in a row.
     pub fn new(failures_max: u32) -> Self {
-        Self {
-            state: watch::Sender::new(State::Closed { failures: 0 }),
-            intake: watch::Sender::new(true),
-            failures_max,
-        }
+        Self { state: watch::Sender::new(State::Closed { failures: 0 }), failures_max }
     }
 
     /// Where it stands.
@@ -138,62 +173,103 @@ impl Breaker {
         *self.state.borrow()
     }
 
-    /// Whether deliveries may be taken from the broker.
-    pub fn intake(&self) -> watch::Receiver<bool> {
-        self.intake.subscribe()
+    /// Whether attempts may begin.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state(), State::Closed { .. })
     }
 
-    /// Takes an event in, and logs where it opens or closes the breaker.
-    pub fn note(&self, event: &Event<'_>) {
-        let mut before = State::Closed { failures: 0 };
-        let mut after = before;
+    /// Takes an event in, and pauses or resumes the intake where it opens or closes the breaker.
+    pub fn note(&self, event: &Event<'_>, intake: &Intake) {
         self.state.send_if_modified(|state| {
-            before = *state;
-            after = state.after(event, self.failures_max);
-            *state = after;
-            before != after
+            let after = state.after(event, self.failures_max);
+            std::mem::replace(state, after) != after
         });
-        let was_closed = matches!(before, State::Closed { .. });
-        let is_closed = matches!(after, State::Closed { .. });
-        self.intake.send_if_modified(|intake| std::mem::replace(intake, is_closed) != is_closed);
-        match (was_closed, after) {
-            (true, State::Open(cause @ Cause::Failing)) => {
-                warn!(cause = %cause, "intake paused: probing the provider");
+        match self.state() {
+            State::Closed { .. } => intake.resume(Reason::Provider),
+            State::Open(cause @ Cause::Failing) => intake.pause(Reason::Provider, Severity::Passing, cause),
+            State::Open(cause) => intake.pause(Reason::Provider, Severity::NeedsPerson, cause),
+            State::Throttled { .. } => {
+                intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");
             }
-            (true, State::Open(cause @ Cause::Misconfigured(_))) => {
-                error!(cause = %cause, "intake paused: the provider refuses this worker");
-            }
-            (false, State::Closed { .. }) => info!("intake resumed: the provider answers again"),
-            _ => {}
+            State::Trial(_) | State::Trying(_) => {}
         }
     }
 
-    /// Probes the provider while the breaker is open, until `stopping`.
+    /// Waits out what is throttled and probes what is open, until `stopping`.
     ///
     /// The probe is a GET of the nil customer: it proves the way, the key and the
-    /// signature, and spends nothing of any customer's.
-    pub async fn probe_while_open(
+    /// signature, and costs no customer a look. After a refusal it is a PATCH for that
+    /// customer, who does not exist: updates alone may be forbidden, and only a body with
+    /// nested keys and letters beyond ASCII shows that the profile is right. Credentials
+    /// given as files are read again.
+    pub async fn watch(
         &self,
         provider: &Provider,
+        credentials: &ProviderArgs,
         interval: Duration,
+        intake: &Intake,
         stopping: &CancellationToken,
     ) {
         let mut states = self.state.subscribe();
         loop {
-            let opened = states.wait_for(|state| matches!(state, State::Open(_)));
-            if !matches!(stopping.run_until_cancelled(opened).await, Some(Ok(_))) {
-                return;
-            }
-            let pause = interval.mul_f64(rand::random_range(0.8..1.2));
-            if stopping.run_until_cancelled(sleep(pause)).await.is_none() {
-                return;
-            }
-            match provider.customer(Uuid::nil()).await {
-                Reading::Customer { .. } | Reading::NotFound => self.note(&Event::ProbeAnswered),
-                reading => debug!(?reading, "probe failed"),
+            let stirred = states.wait_for(|state| matches!(state, State::Open(_) | State::Throttled { .. }));
+            let state = match stopping.run_until_cancelled(stirred).await {
+                Some(Ok(state)) => *state,
+                Some(Err(_)) | None => return,
+            };
+            let pause = sleep(interval.mul_f64(rand::random_range(0.8..1.2)));
+            let event = match state {
+                State::Throttled { until } => {
+                    if stopping.run_until_cancelled(sleep_until(until)).await.is_none() {
+                        return;
+                    }
+                    // It may have been put off again meanwhile.
+                    (self.state() == state).then_some(Event::WaitOver)
+                }
+                State::Open(cause) => {
+                    if stopping.run_until_cancelled(pause).await.is_none() {
+                        return;
+                    }
+                    probe(provider, credentials, cause).await.then_some(Event::ProbeAnswered)
+                }
+                _ => None,
+            };
+            if let Some(event) = event {
+                self.note(&event, intake);
             }
         }
     }
+}
+
+/// Whether the provider answers as it should.
+async fn probe(provider: &Provider, credentials: &ProviderArgs, cause: Cause) -> bool {
+    if matches!(cause, Cause::Misconfigured(_)) {
+        match credentials.reread_credentials() {
+            Ok(Some(signer)) => match provider.set_credentials(signer) {
+                Ok(true) => info!("credentials read again from their files"),
+                Ok(false) => {}
+                Err(error) => warn!(error = format!("{error:#}"), "credentials in the files cannot be used"),
+            },
+            Ok(None) => {}
+            Err(fault) => warn!(%fault, "credentials cannot be read again"),
+        }
+    }
+    let is_answered = match cause {
+        Cause::Misconfigured(_) => provider.probe_update().await,
+        _ => match provider.customer(Uuid::nil()).await {
+            Reading::Customer(_) | Reading::NotFound => true,
+            reading => {
+                debug!(?reading, "probe failed");
+                false
+            }
+        },
+    };
+    is_answered && provider.clock_skew().is_none_or(|skew| skew.unsigned_abs() <= CLOCK_SKEW_MAX.as_secs())
+}
+
+/// The skew of our clock against the provider's, in seconds, where it is too large to sign.
+pub fn intolerable_skew(provider: &Provider) -> Option<i64> {
+    provider.clock_skew().filter(|skew| skew.unsigned_abs() > CLOCK_SKEW_MAX.as_secs())
 }
 
 #[cfg(test)]
@@ -233,7 +309,23 @@ mod tests {
         assert_eq!(after(trying, &FAILED, true), State::Open(Cause::Failing));
         assert_eq!(after(trying, &Verdict::NotSent(NotSent::WindowClosed), true), probed);
         assert_eq!(after(trying, &Verdict::Throttled { retry_after: None }, true), CLOSED);
-        assert_eq!(probed.after(&Event::NothingToTry, 3), CLOSED);
+        assert_eq!(probed.after(&Event::NothingToTry, 3), State::Closed { failures: 2 });
+    }
+
+    #[test]
+    fn a_provider_that_asks_to_wait_is_waited_for() {
+        let (soon, later) = (Instant::now(), Instant::now() + Duration::from_secs(9));
+        let throttled = CLOSED.after(&Event::PutOff { until: later }, 3);
+        assert_eq!(throttled, State::Throttled { until: later });
+        assert_eq!(throttled.after(&Event::PutOff { until: soon }, 3), throttled);
+        assert_eq!(after(throttled, &FAILED, false), throttled);
+        assert_eq!(after(throttled, &REFUSED, false), State::Open(BY_KEY));
+        assert_eq!(throttled.after(&Event::WaitOver, 3), CLOSED);
+    }
+
+    #[test]
+    fn a_clock_too_far_off_opens_it() {
+        assert_eq!(CLOSED.after(&Event::ClockSkewed(-600), 3), State::Open(Cause::ClockSkew(-600)));
     }
 
     #[test]

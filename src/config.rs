@@ -14,7 +14,9 @@ use url::{Host, Url};
 
 use crate::domain::canonical_json::Profile;
 use crate::domain::job::Rules;
+use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
+use crate::domain::signature::Signer;
 use crate::journal::seal::{Fingerprinter, Keyring};
 use crate::telemetry::LogFormat;
 
@@ -227,6 +229,16 @@ pub struct ProviderArgs {
     )]
     pub request_timeout: Duration,
 
+    /// From the start of a look at a customer to the last byte of its answer
+    #[arg(
+        long,
+        env = "READ_TIMEOUT",
+        default_value = "10s",
+        value_parser = parse_duration,
+        help_heading = "Provider"
+    )]
+    pub read_timeout: Duration,
+
     /// From a claim to the first byte of its request; past it, nothing is sent
     #[arg(
         long,
@@ -246,6 +258,92 @@ pub struct ProviderArgs {
         help_heading = "Provider"
     )]
     pub not_applied_statuses: Vec<u16>,
+}
+
+/// How an attempt of unknown fate is looked into, and what a customer may spend.
+#[derive(Args, Clone, Debug)]
+pub struct ReadBackSettings {
+    /// From the end of an attempt of unknown fate to the first look at its customer
+    #[arg(
+        long,
+        env = "READ_BACK_AFTER",
+        default_value = "15s",
+        value_parser = parse_duration,
+        help_heading = "Read-back"
+    )]
+    pub read_back_after: Duration,
+
+    /// The shortest verification there is: a look inside it shows an update that was applied
+    #[arg(
+        long,
+        env = "READ_BACK_WINDOW",
+        default_value = "60s",
+        value_parser = parse_duration,
+        help_heading = "Read-back"
+    )]
+    pub read_back_window: Duration,
+
+    /// How many looks must agree that an update was not applied before it is sent again
+    #[arg(
+        long,
+        env = "READ_BACK_CONFIRMATIONS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=10),
+        help_heading = "Read-back"
+    )]
+    pub read_back_confirmations: u32,
+
+    /// From the end of an attempt of unknown fate to when a person is asked
+    #[arg(
+        long,
+        env = "READ_BACK_DEADLINE",
+        default_value = "2h",
+        value_parser = parse_duration,
+        help_heading = "Read-back"
+    )]
+    pub read_back_deadline: Duration,
+
+    /// What UNVERIFIED after an attempt of unknown fate means
+    #[arg(
+        long,
+        env = "READ_BACK_UNVERIFIED",
+        default_value = "inconclusive",
+        value_name = "inconclusive|not-applied",
+        help_heading = "Read-back"
+    )]
+    pub read_back_unverified: UnverifiedMeans,
+
+    /// Look at every customer before the first attempt, as evidence
+    #[arg(
+        long,
+        env = "BASELINE_READ",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        help_heading = "Read-back"
+    )]
+    pub baseline_read: bool,
+
+    /// The shortest time between two looks at a customer that settle nothing
+    #[arg(
+        long,
+        env = "CUSTOMER_READ_INTERVAL",
+        default_value = "60s",
+        value_parser = parse_duration,
+        help_heading = "Read-back"
+    )]
+    pub customer_read_interval: Duration,
+
+    /// How many updates the provider allows a customer, ever; a resend never takes the last
+    #[arg(
+        long,
+        env = "CUSTOMER_UPDATE_LIMIT",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        help_heading = "Read-back"
+    )]
+    pub customer_update_limit: u32,
 }
 
 /// Which jobs are valid.
@@ -301,6 +399,16 @@ pub struct KeySettings {
     /// Fingerprints of contents: base64 of 32 bytes or more; never rotate it (secret)
     #[arg(long, env = "FINGERPRINT_KEY", value_name = "KEY", hide_env_values = true, help_heading = "Keys")]
     pub fingerprint_key: Option<Secret>,
+
+    /// How long the payload of a job that a person may send again is kept
+    #[arg(
+        long,
+        env = "PAYLOAD_RETENTION",
+        default_value = "30d",
+        value_parser = parse_duration,
+        help_heading = "Keys"
+    )]
+    pub payload_retention: Duration,
 
     /// A file that holds FINGERPRINT_KEY
     #[arg(long, env = "FINGERPRINT_KEY_FILE", value_name = "FILE", help_heading = "Keys")]
@@ -427,6 +535,9 @@ pub struct RunSettings {
     /// The provider.
     #[command(flatten)]
     pub provider: ProviderArgs,
+    /// How an attempt of unknown fate is looked into.
+    #[command(flatten)]
+    pub read_back: ReadBackSettings,
     /// Which jobs are valid.
     #[command(flatten)]
     pub jobs: JobSettings,
@@ -505,6 +616,18 @@ impl WorkSettings {
 }
 
 impl RunSettings {
+    /// When looks at customers prove something.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            after: self.read_back.read_back_after,
+            window: self.read_back.read_back_window,
+            confirmations: self.read_back.read_back_confirmations,
+            deadline: self.read_back.read_back_deadline,
+            read_time_max: self.work.scheduler_poll + self.provider.read_timeout,
+            unverified: self.read_back.read_back_unverified,
+        }
+    }
+
     /// Checks every setting alone and those that must fit together.
     ///
     /// # Errors
@@ -515,19 +638,8 @@ impl RunSettings {
         let database_url = self.database.url().map_err(&mut noted).ok();
         let amqp_url = self.broker.url().map_err(&mut noted).ok();
         let base_url = self.provider.base_url().map_err(&mut noted).ok();
-        let provider = &self.provider;
-        let api_key = read_secret(
-            "DOLLARPE_API_KEY",
-            provider.dollarpe_api_key.as_ref(),
-            provider.dollarpe_api_key_file.as_ref(),
-        );
-        let api_key = api_key.map_err(&mut noted).ok();
-        let api_secret = read_secret(
-            "DOLLARPE_API_SECRET",
-            provider.dollarpe_api_secret.as_ref(),
-            provider.dollarpe_api_secret_file.as_ref(),
-        );
-        let api_secret = api_secret.map_err(&mut noted).ok();
+        let api_key = self.provider.api_key().map_err(&mut noted).ok();
+        let api_secret = self.provider.api_secret().map_err(&mut noted).ok();
         let keyring = self.keys.keyring().map_err(&mut noted).ok();
         let fingerprinter = self.keys.fingerprinter().map_err(&mut noted).ok();
         match (database_url, amqp_url, base_url, api_key, api_secret, keyring, fingerprinter) {
@@ -563,7 +675,11 @@ impl RunSettings {
         };
         let positive = [
             ("REQUEST_TIMEOUT", provider.request_timeout),
+            ("READ_TIMEOUT", provider.read_timeout),
             ("SEND_WINDOW", provider.send_window),
+            ("READ_BACK_AFTER", self.read_back.read_back_after),
+            ("READ_BACK_WINDOW", self.read_back.read_back_window),
+            ("PAYLOAD_RETENTION", self.keys.payload_retention),
             ("CLAIM_LEASE", work.claim_lease),
             ("SCHEDULER_POLL", work.scheduler_poll),
             ("RETRY_DELAY_MIN", work.retry_delay_min),
@@ -578,6 +694,23 @@ impl RunSettings {
             "SEND_WINDOW, REQUEST_TIMEOUT, CLAIM_LEASE",
             "SEND_WINDOW + REQUEST_TIMEOUT must be at most CLAIM_LEASE, \
              or a replica could send after another took the job over",
+        );
+        let timing = self.timing();
+        expect(
+            work.claim_lease + timing.after + timing.read_time_max <= timing.safe_window(),
+            "CLAIM_LEASE, READ_BACK_AFTER, SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
+            "CLAIM_LEASE + READ_BACK_AFTER + SCHEDULER_POLL + READ_TIMEOUT must be at most 11/12 of \
+             READ_BACK_WINDOW, or no look could tell what became of a vanished replica's attempt",
+        );
+        expect(
+            provider.read_timeout <= work.claim_lease,
+            "READ_TIMEOUT, CLAIM_LEASE",
+            "READ_TIMEOUT must be at most CLAIM_LEASE",
+        );
+        expect(
+            timing.window <= timing.deadline,
+            "READ_BACK_WINDOW, READ_BACK_DEADLINE",
+            "READ_BACK_WINDOW must be at most READ_BACK_DEADLINE",
         );
         expect(
             work.retry_delay_min <= work.retry_delay_max,
@@ -627,6 +760,28 @@ impl RunSettings {
 }
 
 impl ProviderArgs {
+    fn api_key(&self) -> Result<Secret, SettingFault> {
+        let file = self.dollarpe_api_key_file.as_ref();
+        read_secret("DOLLARPE_API_KEY", self.dollarpe_api_key.as_ref(), file)
+    }
+
+    fn api_secret(&self) -> Result<Secret, SettingFault> {
+        let file = self.dollarpe_api_secret_file.as_ref();
+        read_secret("DOLLARPE_API_SECRET", self.dollarpe_api_secret.as_ref(), file)
+    }
+
+    /// Reads credentials that are given as files again: they may have been rotated. `None`
+    /// where none is a file.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn reread_credentials(&self) -> Result<Option<Signer>, SettingFault> {
+        if self.dollarpe_api_key_file.is_none() && self.dollarpe_api_secret_file.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Signer::new(self.api_key()?.expose(), self.api_secret()?.expose())))
+    }
+
     fn base_url(&self) -> Result<Url, SettingFault> {
         let fault = |reason: &str| SettingFault::new("DOLLARPE_BASE_URL", reason);
         let url = Url::parse(&self.dollarpe_base_url).map_err(|error| fault(&error.to_string()))?;
@@ -884,6 +1039,9 @@ mod tests {
     fn times_that_do_not_fit_together_are_refused() {
         faults_name(&["--claim-lease=19s"], &["SEND_WINDOW, REQUEST_TIMEOUT, CLAIM_LEASE"]);
         faults_name(&["--claim-lease=20s"], &[]);
+        faults_name(&["--claim-lease=29s"], &[]);
+        let read_back = "CLAIM_LEASE, READ_BACK_AFTER, SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW";
+        faults_name(&["--claim-lease=30s"], &[read_back]);
         faults_name(&["--retry-delay-min=2h"], &["RETRY_DELAY_MIN, RETRY_DELAY_MAX"]);
         faults_name(&["--prefetch=10"], &["PREFETCH, CONCURRENCY"]);
     }

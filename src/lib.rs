@@ -19,12 +19,14 @@ pub mod journal;
 pub mod provider;
 
 pub mod breaker;
+pub mod intake;
 pub mod scheduler;
 
 pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod failpoint;
 pub mod telemetry;
 
 #[cfg(feature = "sandbox")]

@@ -2,15 +2,15 @@
 //! every direction. Knows nothing of queues or tables.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Method, Response, Url, redirect, retry};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::canonical_json::Profile;
+use crate::domain::canonical_json::{Json, Profile};
 use crate::domain::job::UpdateRequest;
 use crate::domain::read_back::{Reading, read_customer};
 use crate::domain::signature::Signer;
-use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase};
+use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase, Verdict, classify};
+use crate::failpoint;
 
 /// No answer of the provider is longer; what follows is not read.
 const ANSWER_SIZE_MAX: usize = 64 * 1024;
@@ -37,8 +38,10 @@ pub struct ProviderSettings {
     pub base_url: Url,
     /// The canonical form that is signed and sent.
     pub profile: Profile,
-    /// From an exchange's start to the last byte of its answer.
+    /// From an update's start to the last byte of its answer.
     pub request_timeout: Duration,
+    /// From a look's start to the last byte of its answer.
+    pub read_timeout: Duration,
     /// From before the claim to the first byte of the request's body.
     pub send_window: Duration,
     /// How many connections are kept.
@@ -52,6 +55,7 @@ pub struct SignedUpdate {
 }
 
 struct SignedHeaders {
+    api_key: HeaderValue,
     timestamp: HeaderValue,
     signature: HeaderValue,
 }
@@ -61,9 +65,32 @@ pub struct Provider {
     client: Client,
     settings: ProviderSettings,
     update_url: Url,
+    credentials: RwLock<Arc<Credentials>>,
+    /// The provider's clock less ours, in seconds.
+    clock_skew: AtomicI64,
+}
+
+struct Credentials {
     api_key: HeaderValue,
     signer: Signer,
 }
+
+/// No answer has told the provider's time yet.
+const SKEW_UNKNOWN: i64 = i64::MIN;
+
+/// A body that only the right profile prints as the provider does: nested keys out of
+/// order, and letters beyond ASCII. Its customer does not exist.
+const UPDATE_PROBE: &str = r#"{
+    "customer_id": "00000000-0000-0000-0000-000000000000",
+    "full_address": "Probe, 1 Rue de l'\u00c9lys\u00e9e",
+    "document_type": "PASSPORT",
+    "document_front_image_url": "https://probe.invalid/front.jpg",
+    "document_back_image_url": "https://probe.invalid/back.jpg",
+    "document_details": {
+        "document_number": "PROBE0000",
+        "additional_data": { "z": { "b": 1, "a": "\u092e\u0941\u0902\u092c\u0908" }, "a": [] }
+    }
+}"#;
 
 impl Provider {
     /// Builds the client. Nothing is sent yet.
@@ -93,16 +120,33 @@ impl Provider {
             .tcp_user_timeout(Duration::from_secs(10))
             .build()
             .context("cannot set up the HTTP client; are the platform's CA certificates installed?")?;
-        let mut api_key = HeaderValue::from_str(signer.api_key())
-            .context("DOLLARPE_API_KEY: has characters that a header cannot carry")?;
-        api_key.set_sensitive(true);
         let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
-        Ok(Self { client, settings, update_url, api_key, signer })
+        let credentials = RwLock::new(Arc::new(Credentials::new(signer)?));
+        Ok(Self { client, settings, update_url, credentials, clock_skew: AtomicI64::new(SKEW_UNKNOWN) })
+    }
+
+    /// Signs with other credentials from now on. Returns whether they are other ones.
+    ///
+    /// # Errors
+    /// When the API key cannot be a header.
+    pub fn set_credentials(&self, signer: Signer) -> anyhow::Result<bool> {
+        let credentials = Arc::new(Credentials::new(signer)?);
+        let mut current = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        // Two signers are the same if they sign the same.
+        let is_other = current.api_key != credentials.api_key
+            || current.signer.sign(0, EMPTY_BODY) != credentials.signer.sign(0, EMPTY_BODY);
+        *current = credentials;
+        Ok(is_other)
+    }
+
+    /// The provider's clock less ours, in seconds, as its last answer told it.
+    pub fn clock_skew(&self) -> Option<i64> {
+        Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
     }
 
     /// What no message of the provider's may repeat into a row.
-    pub fn api_key(&self) -> &str {
-        self.signer.api_key()
+    pub fn api_key(&self) -> String {
+        self.credentials().signer.api_key().to_owned()
     }
 
     /// Signs an update with `t0`'s wall time. The provider refuses a stale timestamp, so
@@ -134,7 +178,7 @@ impl Provider {
             () = gate.stopped() => return Exchange::NotSent(NotSent::Shutdown),
         };
         match sent {
-            Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
+            Ok(Ok(response)) => Exchange::Answered(self.read_answer(response, deadline).await),
             // The client's own read timeout is as long as ours, and may be first.
             Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
             Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
@@ -171,11 +215,30 @@ impl Provider {
         Ok(configured.data.supported_document_types)
     }
 
+    /// Whether the provider takes our updates: a PATCH for a customer who does not exist,
+    /// which changes nothing.
+    pub async fn probe_update(&self) -> bool {
+        let Ok(body) = Json::parse(UPDATE_PROBE.as_bytes()) else { return false };
+        let canonical = body.to_canonical(self.settings.profile);
+        let headers = self.sign_text(&canonical, Moment::now());
+        let request = self
+            .request(Method::PATCH, self.update_url.clone(), headers)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(canonical);
+        let exchange = self.exchange(request).await;
+        matches!(classify(&exchange, &[], SystemTime::now()), Verdict::Rejected(_))
+    }
+
     async fn get(&self, url: Url) -> Exchange {
-        let deadline = Instant::now() + self.settings.request_timeout;
         let headers = self.sign_text(EMPTY_BODY, Moment::now());
-        match timeout_at(deadline, self.request(Method::GET, url, headers).send()).await {
-            Ok(Ok(response)) => Exchange::Answered(read_answer(response, deadline).await),
+        self.exchange(self.request(Method::GET, url, headers)).await
+    }
+
+    /// Sends a request that spends nothing.
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> Exchange {
+        let deadline = Instant::now() + self.settings.read_timeout;
+        match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => Exchange::Answered(self.read_answer(response, deadline).await),
             Ok(Err(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
             Ok(Err(error)) if error.is_timeout() => Exchange::Lost(Phase::TimedOut),
             Ok(Err(_)) => Exchange::Lost(Phase::ConnectionLost),
@@ -185,20 +248,78 @@ impl Provider {
 
     fn sign_text(&self, canonical: &str, t0: Moment) -> SignedHeaders {
         let timestamp = t0.unix_seconds();
-        let signature = self.signer.sign(timestamp, canonical);
+        let credentials = self.credentials();
+        let signature = credentials.signer.sign(timestamp, canonical);
         // Base64 is always a valid header; were it not, the provider would refuse the empty one.
         let mut signature =
             HeaderValue::from_str(&signature).unwrap_or_else(|_| HeaderValue::from_static(""));
         signature.set_sensitive(true);
-        SignedHeaders { timestamp: HeaderValue::from(timestamp), signature }
+        SignedHeaders {
+            api_key: credentials.api_key.clone(),
+            timestamp: HeaderValue::from(timestamp),
+            signature,
+        }
+    }
+
+    fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn request(&self, method: Method, url: Url, headers: SignedHeaders) -> reqwest::RequestBuilder {
         self.client
             .request(method, url)
-            .header("x-api-key", self.api_key.clone())
+            .header("x-api-key", headers.api_key)
             .header("x-timestamp", headers.timestamp)
             .header("x-signature", headers.signature)
+    }
+}
+
+impl Provider {
+    /// Reads an answer's body to the cap and the deadline.
+    async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
+        let status = response.status().as_u16();
+        let text = |headers: &HeaderMap, name| {
+            headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+        };
+        let retry_after = text(response.headers(), RETRY_AFTER);
+        if let Some(skew) = text(response.headers(), DATE).and_then(|date| skew_of(&date)) {
+            self.clock_skew.store(skew, Ordering::Relaxed);
+        }
+        let whole = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = response.chunk().await.ok()? {
+                if bytes.len() + chunk.len() > ANSWER_SIZE_MAX {
+                    return None;
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Some(bytes)
+        };
+        let body = match timeout_at(deadline, whole).await {
+            Ok(Some(bytes)) => Body::Whole(bytes),
+            Ok(None) | Err(_) => Body::Unreadable,
+        };
+        Answer { status, retry_after, body }
+    }
+}
+
+impl Credentials {
+    fn new(signer: Signer) -> anyhow::Result<Self> {
+        let mut api_key = HeaderValue::from_str(signer.api_key())
+            .context("DOLLARPE_API_KEY: has characters that a header cannot carry")?;
+        api_key.set_sensitive(true);
+        Ok(Self { api_key, signer })
+    }
+}
+
+/// The clock behind a `Date` header less ours, in seconds.
+fn skew_of(date: &str) -> Option<i64> {
+    let theirs = httpdate::parse_http_date(date).ok()?;
+    let ours = SystemTime::now();
+    let apart = |later: SystemTime, earlier| later.duration_since(earlier).map(|apart| apart.as_secs());
+    match apart(theirs, ours) {
+        Ok(ahead) => i64::try_from(ahead).ok(),
+        Err(_) => i64::try_from(apart(ours, theirs).ok()?).ok().map(i64::wrapping_neg),
     }
 }
 
@@ -209,29 +330,6 @@ fn endpoint(base: &Url, segments: &[&str]) -> Url {
         path.pop_if_empty().extend(segments);
     }
     url
-}
-
-/// Reads an answer's body to the cap and the deadline.
-async fn read_answer(mut response: Response, deadline: Instant) -> Answer {
-    let status = response.status().as_u16();
-    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let retry_after = retry_after.map(str::to_owned);
-    let whole = async {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.ok()? {
-            if bytes.len() + chunk.len() > ANSWER_SIZE_MAX {
-                return None;
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        // Whether the loop ended well is only known at the body's end.
-        Some(bytes)
-    };
-    let body = match timeout_at(deadline, whole).await {
-        Ok(Some(bytes)) => Body::Whole(bytes),
-        Ok(None) | Err(_) => Body::Unreadable,
-    };
-    Answer { status, retry_after, body }
 }
 
 /// The last check before an update leaves, made where it cannot be outrun: in the
@@ -312,7 +410,14 @@ impl http_body::Body for GatedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, GateClosed>>> {
         Poll::Ready(match self.content.take() {
             None => None,
-            Some(content) if self.gate.pass() => Some(Ok(Frame::data(content))),
+            Some(content)
+                if {
+                    failpoint::reach("gate");
+                    self.gate.pass()
+                } =>
+            {
+                Some(Ok(Frame::data(content)))
+            }
             Some(_) => Some(Err(GateClosed)),
         })
     }

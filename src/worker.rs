@@ -1,21 +1,31 @@
 //! The way of one job, read top to bottom: a delivery is received, its row committed, its
-//! update sent once, and what came of it recorded.
+//! update sent once, and what came of it recorded; what nobody knows is looked into.
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
-use crate::breaker::{Breaker, Event, State};
+use crate::breaker::{Breaker, Event, intolerable_skew};
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Job, Rules, UpdateRequest};
-use crate::domain::outcome::{Disposition, Next, Outcome, Receipt, WaitingFor, next};
+use crate::domain::outcome::{Disposition, Next, Outcome, Receipt, Review, WaitingFor, next};
+use crate::domain::read_back::{Conclusion, Evidence, Reading, Timing, conclude};
 use crate::domain::retry::RetrySchedule;
-use crate::domain::verdict::{Exchange, NotSent, Verdict, classify, provider_message};
-use crate::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened};
+use crate::domain::verdict::{
+    Acceptance, Exchange, NotSent, Phase, Rejection, Verdict, classify, provider_message,
+};
+use crate::failpoint;
+use crate::intake::{Intake, Reason, Severity};
+use crate::journal::{
+    Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
+};
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
@@ -29,10 +39,16 @@ pub struct Worker {
     pub provider: Provider,
     /// Whether the provider may be bothered.
     pub breaker: Breaker,
+    /// Whether deliveries may be taken.
+    pub intake: Intake,
     /// Which jobs are valid.
     pub rules: Rules,
     /// When to try again.
     pub schedule: RetrySchedule,
+    /// When looks at customers prove something.
+    pub timing: Timing,
+    /// Whether customers are looked at before their first attempt, and how far apart.
+    pub baseline: Option<Duration>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
     /// Wakes the scheduler when a job was parked.
@@ -62,23 +78,40 @@ impl Worker {
     /// worker stopped first: the delivery goes back to the queue.
     pub async fn receive(&self, envelope: Envelope<'_>, is_redelivered: bool) -> Option<Received> {
         let received_at = OffsetDateTime::now_utc();
-        let job = match Job::parse(&envelope, received_at, &self.rules) {
+        let letter = DeadLetter { envelope: &envelope, received_at, is_redelivered };
+        let receiving = AssertUnwindSafe(self.receive_job(letter)).catch_unwind();
+        let received = match receiving.await {
+            Ok(received) => received?,
+            Err(_panic) => {
+                error!("the worker failed on a delivery, dead-lettering it; this is a bug, report it");
+                self.persist(|| self.journal.record_worker_failed(letter)).await?;
+                Received::without_work(Receipt::WorkerFailed)
+            }
+        };
+        failpoint::reach("received");
+        Some(received)
+    }
+
+    async fn receive_job(&self, letter: DeadLetter<'_>) -> Option<Received> {
+        let job = match Job::parse(letter.envelope, letter.received_at, &self.rules) {
             Ok(job) => job,
             Err(invalid) => {
-                warn!(job_id = ?invalid.job_id, faults = %invalid, "delivery is no job, dead-lettering it");
-                self.persist(|| {
-                    self.journal.record_invalid(&envelope, received_at, is_redelivered, &invalid)
-                })
-                .await?;
+                let job_id = invalid.job_id.map(display);
+                warn!(job_id, faults = %invalid, "delivery is no job, dead-lettering it");
+                self.persist(|| self.journal.record_invalid(letter, &invalid)).await?;
                 return Some(Received::without_work(Receipt::Invalid));
             }
         };
-        let admission = match self.breaker.state() {
-            State::Closed { .. } if !job.is_expired(received_at) => Admission::Claim(Moment::now()),
-            State::Closed { .. } => Admission::Park(WaitingFor::Retry),
-            State::Open(_) | State::Trial(_) | State::Trying(_) => Admission::Park(WaitingFor::Provider),
+        failpoint::reach("parsed");
+        let admission = if !self.breaker.is_closed() {
+            Admission::Park(WaitingFor::Provider)
+        } else if job.is_expired(letter.received_at) {
+            Admission::Park(WaitingFor::Retry)
+        } else {
+            Admission::Claim(Moment::now())
         };
-        let opened = self.persist(|| self.journal.open(&job, received_at, admission)).await?;
+        let opened = self.persist(|| self.journal.open(&job, letter.received_at, admission)).await?;
+        failpoint::reach("opened");
         Some(match opened {
             Opened::Claimed(claim) => {
                 Received { disposition: Receipt::Opened.disposition(), work: Some((claim, job.request)) }
@@ -87,14 +120,17 @@ impl Worker {
                 self.parked.notify_one();
                 Received::without_work(Receipt::Parked)
             }
+            Opened::Ended(outcome) => {
+                log_outcome(&outcome, &job.id);
+                Received::without_work(Receipt::Ended)
+            }
             Opened::Known => {
                 debug!(job_id = %job.id, "job is known already");
                 Received::without_work(Receipt::Known)
             }
             Opened::Conflict => {
                 warn!(job_id = %job.id, "job_id is another content's, dead-lettering the delivery");
-                self.persist(|| self.journal.record_conflict(&envelope, received_at, is_redelivered, job.id))
-                    .await?;
+                self.persist(|| self.journal.record_conflict(letter, job.id)).await?;
                 Received::without_work(Receipt::Conflict)
             }
         })
@@ -107,21 +143,57 @@ impl Worker {
     /// 2. Send, once, through the gate.
     /// 3. Classify the result, and tell the breaker.
     /// 4. Decide what follows, and commit it with the result.
+    ///
+    /// A bug that panics on the way leaves this job in doubt, and no other.
     pub async fn submit(&self, claim: Claim, request: &UpdateRequest) {
+        failpoint::reach("claimed");
+        let begun = Instant::now();
+        let attempted = AssertUnwindSafe(self.attempt(&claim, request)).catch_unwind().await;
+        let result = attempted.unwrap_or_else(|_panic| {
+            error!("the worker failed in an attempt; this is a bug, report it");
+            AttemptResult {
+                error: Some("the worker failed in this attempt: a bug of its own"),
+                ..AttemptResult::of(Verdict::Unknown(Phase::ConnectionLost), begun.elapsed())
+            }
+        });
+        failpoint::reach("answered");
+        self.conclude(&claim, result).await;
+        failpoint::reach("concluded");
+    }
+
+    async fn attempt(&self, claim: &Claim, request: &UpdateRequest) -> AttemptResult {
+        if let Some(apart) = self.baseline.filter(|_| claim.attempt == 1) {
+            self.look_before(claim, apart).await;
+        }
         let begun = Instant::now();
         let update = self.provider.sign(request, claim.t0);
+        failpoint::reach("signed");
         let exchange = self.provider.update(update, claim.t0, &self.stopping).await;
         let verdict = classify(&exchange, &self.not_applied_statuses, SystemTime::now());
         let (http_status, provider_message) = match &exchange {
             Exchange::Answered(answer) if answer.status >= 400 => {
-                let private = request.private_texts().into_iter().chain([self.provider.api_key()]);
+                let api_key = self.provider.api_key();
+                let private = request.private_texts().into_iter().chain([api_key.as_str()]);
                 (Some(answer.status), provider_message(answer, private))
             }
             Exchange::Answered(answer) => (Some(answer.status), None),
             Exchange::NotSent(_) | Exchange::Lost(_) => (None, None),
         };
-        let duration = begun.elapsed();
-        self.conclude(&claim, AttemptResult { verdict, http_status, provider_message, duration }).await;
+        AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
+    }
+
+    /// Looks at a customer before his first attempt, and keeps the reading as evidence.
+    /// What goes wrong here costs evidence and nothing else.
+    async fn look_before(&self, claim: &Claim, apart: Duration) {
+        let at = match self.journal.claim_baseline(claim.customer_id, apart).await {
+            Ok(Some(at)) => at,
+            Ok(None) => return debug!("customer was looked at just now, no baseline"),
+            Err(error) => return warn!(error = chain(&error), "no baseline: the journal is unavailable"),
+        };
+        let reading = self.provider.customer(claim.customer_id).await;
+        if let Err(error) = self.journal.record_baseline(claim, at, &reading).await {
+            warn!(error = chain(&error), "the baseline is lost: the journal is unavailable");
+        }
     }
 
     /// Records an attempt that could not be made because no key opens the job's payload.
@@ -130,21 +202,16 @@ impl Worker {
             error = format!("{error:#}"),
             "PAYLOAD_KEY: cannot open a stored payload; add the key it was sealed with"
         );
-        let result = AttemptResult {
-            verdict: Verdict::NotSent(NotSent::PayloadUnreadable),
-            http_status: None,
-            provider_message: None,
-            duration: Duration::ZERO,
-        };
-        self.conclude(&claim, result).await;
+        let verdict = Verdict::NotSent(NotSent::PayloadUnreadable);
+        self.conclude(&claim, AttemptResult::of(verdict, Duration::ZERO)).await;
     }
 
     async fn conclude(&self, claim: &Claim, result: AttemptResult) {
-        let is_trial = claim.history.is_trial;
-        self.breaker.note(&Event::Attempted { verdict: &result.verdict, is_trial });
         let next = next(&result.verdict, claim.history, &self.schedule, rand::random());
+        self.tell_breaker(claim, &result.verdict);
         let retry_in = match &next {
             Next::Wait(wait) => Some(wait.delay),
+            Next::ReadBack => Some(self.timing.after),
             Next::End(_) => None,
         };
         info!(
@@ -159,13 +226,71 @@ impl Worker {
         let recorded = match &next {
             Next::End(outcome) => self.persist_result(|| self.journal.settle(claim, &result, outcome)).await,
             Next::Wait(wait) => self.persist_result(|| self.journal.park(claim, &result, wait)).await,
+            Next::ReadBack => self.persist_result(|| self.journal.doubt(claim, &result)).await,
         };
         match (recorded, next) {
-            (Err(error), _) => {
-                warn!(%error, verdict = result.verdict.name(), "another worker took the job over; this result is not recorded");
+            (None, _) => self.record_late(claim, &result.verdict).await,
+            (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
+            (Some(()), Next::Wait(_) | Next::ReadBack) => self.parked.notify_one(),
+        }
+    }
+
+    fn tell_breaker(&self, claim: &Claim, verdict: &Verdict) {
+        let is_trial = claim.history.is_trial;
+        self.breaker.note(&Event::Attempted { verdict, is_trial }, &self.intake);
+        if let Verdict::Throttled { retry_after } = verdict {
+            let until = Instant::now() + self.schedule.pause(*retry_after);
+            self.breaker.note(&Event::PutOff { until }, &self.intake);
+        }
+        if let Some(skew) = intolerable_skew(&self.provider) {
+            self.breaker.note(&Event::ClockSkewed(skew), &self.intake);
+        }
+    }
+
+    /// The claim is gone, and another worker decides; but a known answer is not thrown away.
+    async fn record_late(&self, claim: &Claim, verdict: &Verdict) {
+        let ended = self.persist_result(|| self.journal.record_late(claim, verdict)).await;
+        let ended = ended.unwrap_or_default();
+        warn!(
+            verdict = verdict.name(),
+            ended, "the claim was lost before the result; it is recorded as late"
+        );
+    }
+
+    /// Looks at the customer of a submission in doubt, and records what that proves.
+    ///
+    /// 1. The claim holds what the records said before the look.
+    /// 2. Look.
+    /// 3. Conclude, with every time taken to the safe side.
+    /// 4. Commit the observation with what follows from it.
+    pub async fn read_back(&self, claim: ReadClaim, claimed_at: Instant) {
+        failpoint::reach("read-claimed");
+        let reading = self.provider.customer(claim.customer_id).await;
+        let elapsed = claimed_at.elapsed();
+        let evidence = Evidence {
+            end_to_look: claim.since_end,
+            begin_to_answer: claim.since_begin + elapsed,
+            is_only_suspect: claim.is_only_suspect,
+            word_before: claim.word_before.clone(),
+            confirmed: claim.confirmed,
+            confirmation_to_answer: claim.since_confirmation + elapsed,
+            may_resend: claim.budget.allows_resend(),
+            reading,
+        };
+        let conclusion = conclude(&evidence, &self.timing);
+        let settled = settle_doubt(conclusion, &evidence.reading);
+        failpoint::reach("read-answered");
+        info!(attempt = claim.attempt, reading = ?evidence.reading, conclusion = conclusion.name(), "customer read back");
+        let recorded = self
+            .persist_result(|| self.journal.conclude_read(&claim, &evidence.reading, conclusion, &settled))
+            .await;
+        failpoint::reach("read-concluded");
+        match (recorded, settled) {
+            (None, _) => {
+                warn!(conclusion = conclusion.name(), "the claim was lost before the look was recorded")
             }
-            (Ok(()), Next::End(outcome)) => log_outcome(&outcome),
-            (Ok(()), Next::Wait(_)) => self.parked.notify_one(),
+            (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
+            (Some(()), Settled::SendAgain | Settled::InDoubt(_)) => self.parked.notify_one(),
         }
     }
 
@@ -176,27 +301,41 @@ impl Worker {
     {
         loop {
             match write().await {
-                Ok(written) => return Some(written),
-                Err(error) => warn!(error = chain(&error), "journal unavailable, holding the delivery"),
+                Ok(written) => {
+                    self.intake.resume(Reason::Database);
+                    return Some(written);
+                }
+                Err(error) => self.note_journal_failure(&error),
             }
             self.stopping.run_until_cancelled(sleep(JOURNAL_RETRY_DELAY)).await?;
         }
     }
 
-    /// Writes what an attempt came to until the database does it, or tells that the claim
-    /// is gone. A known answer is not thrown away: shutdown's deadline alone ends this.
-    async fn persist_result<F>(&self, write: impl Fn() -> F) -> Result<(), JournalError>
+    /// An outage pauses the intake; any other failure is this job's, and tried again.
+    pub fn note_journal_failure(&self, error: &JournalError) {
+        if error.is_outage() {
+            self.intake.pause(Reason::Database, Severity::Passing, chain(error));
+        } else {
+            warn!(error = chain(error), "a write failed, trying it again");
+        }
+    }
+
+    /// Writes what an attempt came to until the database does it; `None` when the claim is
+    /// gone. A known answer is not thrown away: shutdown's deadline alone ends this.
+    async fn persist_result<T, F>(&self, write: impl Fn() -> F) -> Option<T>
     where
-        F: Future<Output = Result<(), JournalError>>,
+        F: Future<Output = Result<T, JournalError>>,
     {
         loop {
             match write().await {
-                Err(JournalError::Database(error)) => {
-                    warn!(error = chain(&error), "journal unavailable, holding a result");
-                    sleep(JOURNAL_RETRY_DELAY).await;
+                Ok(written) => {
+                    self.intake.resume(Reason::Database);
+                    return Some(written);
                 }
-                done => return done,
+                Err(JournalError::Fenced) => return None,
+                Err(error) => self.note_journal_failure(&error),
             }
+            sleep(JOURNAL_RETRY_DELAY).await;
         }
     }
 }
@@ -207,13 +346,38 @@ impl Received {
     }
 }
 
-fn log_outcome(outcome: &Outcome) {
-    let (outcome_name, reason_code) = (outcome.state(), outcome.reason_code());
+impl AttemptResult {
+    fn of(verdict: Verdict, duration: Duration) -> Self {
+        Self { verdict, http_status: None, provider_message: None, error: None, duration }
+    }
+}
+
+/// What a conclusion makes of a submission in doubt.
+fn settle_doubt(conclusion: Conclusion, reading: &Reading) -> Settled {
+    match conclusion {
+        Conclusion::Applied => {
+            let verification_status = match reading {
+                Reading::Customer(customer) => Some(customer.status.clone()),
+                _ => None,
+            };
+            Settled::Ended(Outcome::Accepted(Acceptance { reference: None, verification_status }))
+        }
+        Conclusion::Rejected => Settled::Ended(Outcome::Rejected(Rejection::CustomerNotFound)),
+        Conclusion::NotApplied => Settled::SendAgain,
+        Conclusion::LastUpdate => Settled::Ended(Outcome::NeedsReview(Review::LastUpdate)),
+        Conclusion::Unsettled => Settled::Ended(Outcome::NeedsReview(Review::FateUnknown)),
+        Conclusion::Confirming { after } | Conclusion::LookAgain { after } => Settled::InDoubt(after),
+    }
+}
+
+/// Logs how a submission ended; an error where a person must look.
+pub fn log_outcome(outcome: &Outcome, job_id: &uuid::Uuid) {
+    let (name, reason_code) = (outcome.state(), outcome.reason_code());
     match outcome {
         Outcome::NeedsReview(_) => {
-            error!(outcome = outcome_name, reason_code, "submission ended: {}", outcome.reason());
+            error!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason());
         }
-        _ => info!(outcome = outcome_name, reason_code, "submission ended: {}", outcome.reason()),
+        _ => info!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason()),
     }
 }
 

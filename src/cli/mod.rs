@@ -1,6 +1,7 @@
 //! The command line: what each command takes, and the commands that are not `run`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
+mod budget;
 mod enqueue;
 mod migrate;
 mod report;
@@ -10,6 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
 use uuid::Uuid;
 
 use crate::app::{self, Mode};
@@ -47,9 +50,14 @@ pub enum Command {
         after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
     )]
     Enqueue(Box<EnqueueArgs>),
-    /// Show what happened to one job
-    #[command(after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11")]
+    /// Show what happened to one job, or where a customer's updates went
+    #[command(
+        after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11\n  kyc-worker show --customer 4e6f1b20-a73c-11ec-b909-0242ac120002"
+    )]
     Show(ShowArgs),
+    /// Tell the worker what it cannot know of a customer's updates
+    #[command(subcommand)]
+    Budget(BudgetCommand),
     /// Show where the work stands: counts by state, the oldest open job, the last errors
     #[command(after_help = "Example:\n  kyc-worker report --json | jq .states")]
     Report(ReportArgs),
@@ -93,7 +101,44 @@ pub struct EnqueueArgs {
 #[derive(Args, Debug)]
 pub struct ShowArgs {
     /// The job
-    pub job_id: Uuid,
+    #[arg(required_unless_present = "customer", conflicts_with = "customer")]
+    pub job_id: Option<Uuid>,
+    /// A customer in place of a job: his updates and his jobs
+    #[arg(long, value_name = "ID")]
+    pub customer: Option<Uuid>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// What `budget` does.
+#[derive(Debug, Subcommand)]
+pub enum BudgetCommand {
+    /// Record how many of a customer's updates were spent elsewhere
+    #[command(
+        after_help = "Example:\n  kyc-worker budget set --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --used 1 --by ana --note 'updated by hand in the dashboard'"
+    )]
+    Set(BudgetSetArgs),
+}
+
+/// What `budget set` takes.
+#[derive(Args, Debug)]
+pub struct BudgetSetArgs {
+    /// The customer
+    #[arg(long, value_name = "ID")]
+    pub customer: Uuid,
+    /// How many updates were spent elsewhere, in all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub used: u32,
+    /// Who says so
+    #[arg(long, value_name = "NAME")]
+    pub by: String,
+    /// Why
+    #[arg(long, value_name = "TEXT")]
+    pub note: String,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -145,6 +190,7 @@ pub async fn run() -> ExitCode {
         Command::Migrate(settings) => migrate::run(&settings).await,
         Command::Enqueue(args) => enqueue::run(&args).await,
         Command::Show(args) => show::run(&args).await,
+        Command::Budget(BudgetCommand::Set(args)) => budget::set(&args).await,
         Command::Report(args) => report::run(&args).await,
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
@@ -170,4 +216,11 @@ fn refuse(faults: &[SettingFault]) -> ExitCode {
 fn time_text(at: time::OffsetDateTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
     at.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// A table that fits a terminal.
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    table
 }

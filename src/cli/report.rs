@@ -2,10 +2,7 @@
 
 use std::process::ExitCode;
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
-
-use super::{ReportArgs, time_text};
+use super::{ReportArgs, table, time_text};
 use crate::journal::report::{Report, report};
 use crate::journal::{check_schema, connect};
 
@@ -64,10 +61,4 @@ fn print_report(report: &Report) {
         ]);
     }
     println!("{errors}");
-}
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header(header);
-    table
 }

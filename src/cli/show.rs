@@ -2,25 +2,84 @@
 
 use std::process::ExitCode;
 
+use time::OffsetDateTime;
+use uuid::Uuid;
+
 use super::{ShowArgs, time_text};
-use crate::journal::report::{AttemptView, JobStory, SubmissionView, job_story};
+use crate::journal::budget::{CustomerStory, customer_story};
+use crate::journal::report::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
 use crate::journal::{check_schema, connect};
 
 pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pool = connect(&args.database, &args.database.url()?).await?;
     check_schema(&pool).await?;
-    let Some(story) = job_story(&pool, args.job_id).await? else {
-        anyhow::bail!("no job {} is known; is it still in the queue, or was it dead-lettered?", args.job_id);
-    };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&story)?);
-    } else {
-        print_story(&story);
+    match (args.job_id, args.customer) {
+        (_, Some(customer_id)) => {
+            let story = customer_story(&pool, customer_id).await?;
+            let story = story.ok_or_else(|| unknown_customer(customer_id))?;
+            print(args.json, &story, print_customer)?;
+        }
+        (Some(job_id), None) => {
+            let story = job_story(&pool, job_id).await?.ok_or_else(|| unknown_job(job_id))?;
+            print(args.json, &story, print_story)?;
+        }
+        (None, None) => anyhow::bail!("give a JOB_ID, or --customer ID"),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print_story(JobStory { submission, attempts }: &JobStory) {
+fn print<T: serde::Serialize>(as_json: bool, story: &T, as_text: fn(&T)) -> anyhow::Result<()> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(story)?);
+    } else {
+        as_text(story);
+    }
+    Ok(())
+}
+
+fn unknown_job(job_id: Uuid) -> anyhow::Error {
+    anyhow::anyhow!("no job {job_id} is known; is it still in the queue, or was it dead-lettered?")
+}
+
+fn unknown_customer(customer_id: Uuid) -> anyhow::Error {
+    anyhow::anyhow!("nothing is known of customer {customer_id}; are his jobs still in the queue?")
+}
+
+fn print_customer(story: &CustomerStory) {
+    println!("customer {}", story.customer_id);
+    println!("  updates spent or possibly spent here: {}", story.spent.here);
+    match &story.budget_set {
+        Some(set) => println!(
+            "  spent elsewhere: {} (says {}, {}: {})",
+            story.spent.elsewhere,
+            set.by,
+            time_text(set.at),
+            set.note
+        ),
+        None => println!("  spent elsewhere: none that we were told of (`kyc-worker budget set` tells us)"),
+    }
+    if let Some(at) = story.limit_reached_at {
+        println!("  {}  the provider said that his updates are used up", time_text(at));
+    }
+    if story.jobs.is_empty() {
+        return;
+    }
+    let mut jobs = super::table(["requested", "job", "state", "reason", "spent", "verification"]);
+    for job in &story.jobs {
+        let SubmissionView { state, reason_code, verification_status, .. } = &job.submission;
+        jobs.add_row([
+            job.submission.requested_at.map(time_text).unwrap_or_default(),
+            job.submission.job_id.to_string(),
+            state.clone(),
+            reason_code.clone().unwrap_or_default(),
+            job.spent.to_string(),
+            verification_status.clone().unwrap_or_default(),
+        ]);
+    }
+    println!("\n{jobs}");
+}
+
+fn print_story(JobStory { submission, attempts, observations }: &JobStory) {
     let SubmissionView { state, reason, .. } = submission;
     println!("job {}: {state}", submission.job_id);
     if let Some(reason) = reason {
@@ -36,6 +95,7 @@ fn print_story(JobStory { submission, attempts }: &JobStory) {
         ("reason code", submission.reason_code.clone()),
         ("waiting for", submission.waiting_for.clone()),
         ("due", submission.due_at.map(time_text)),
+        ("evidence", submission.evidence.clone()),
         ("reference", submission.provider_reference.clone()),
         ("verification", submission.verification_status.clone()),
         ("failure", submission.failure_reason.clone()),
@@ -56,26 +116,41 @@ fn print_story(JobStory { submission, attempts }: &JobStory) {
         time_text(submission.received_at),
         submission.deliveries
     );
-    for attempt in attempts {
-        print_attempt(attempt);
+    let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
+    attempts.iter().for_each(|attempt| tell_attempt(attempt, &mut events));
+    events.extend(observations.iter().map(|observation| (observation.at, tell_observation(observation))));
+    events.sort_by_key(|(at, _)| *at);
+    for (at, event) in events {
+        println!("{}  {event}", time_text(at));
     }
     if let Some(ended_at) = submission.ended_at {
         println!("{}  ended {state}", time_text(ended_at));
     }
 }
 
-fn print_attempt(attempt: &AttemptView) {
-    println!("{}  attempt {} begun by {}", time_text(attempt.begun_at), attempt.number, attempt.worker);
-    let (Some(ended_at), Some(verdict)) = (attempt.ended_at, &attempt.verdict) else {
-        return;
-    };
+fn tell_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)>) {
+    events.push((attempt.begun_at, format!("attempt {} begun by {}", attempt.number, attempt.worker)));
+    let (Some(ended_at), Some(verdict)) = (attempt.ended_at, &attempt.verdict) else { return };
     let details = [
         attempt.detail.clone(),
         attempt.http_status.map(|status| format!("HTTP {status}")),
         attempt.duration_ms.map(|ms| format!("{ms} ms")),
         attempt.provider_message.as_ref().map(|message| format!("the provider said: {message}")),
         attempt.error.clone(),
+        attempt.late_verdict.as_ref().map(|late| format!("known later: {late}")),
     ];
     let details: Vec<String> = details.into_iter().flatten().collect();
-    println!("{}  attempt {} ended {verdict} ({})", time_text(ended_at), attempt.number, details.join(", "));
+    events.push((ended_at, format!("attempt {} ended {verdict} ({})", attempt.number, details.join(", "))));
+}
+
+fn tell_observation(observation: &ObservationView) -> String {
+    let said = match (&observation.status, &observation.failure_reason, &observation.error) {
+        (Some(status), Some(reason), _) => format!("the customer read {status} ({reason})"),
+        (Some(status), None, _) => format!("the customer read {status}"),
+        (None, _, error) => format!("a look at the customer failed: {}", error.clone().unwrap_or_default()),
+    };
+    match &observation.conclusion {
+        Some(conclusion) => format!("{said}: {conclusion}"),
+        None => format!("{said} ({})", observation.purpose),
+    }
 }

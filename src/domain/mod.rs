@@ -4,6 +4,7 @@
 pub mod canonical_json;
 pub mod job;
 pub mod outcome;
+pub mod precedence;
 pub mod read_back;
 pub mod retry;
 pub mod signature;

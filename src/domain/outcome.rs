@@ -1,7 +1,10 @@
 //! What follows from a verdict: the end of the submission, or a wait; and what the
 //! broker is told of a delivery.
 
+use std::borrow::Cow;
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::retry::RetrySchedule;
 use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
@@ -13,6 +16,16 @@ pub enum Outcome {
     Accepted(Acceptance),
     /// The provider refused the job.
     Rejected(Rejection),
+    /// A newer job of the customer was accepted.
+    Superseded {
+        /// Which.
+        by: Uuid,
+    },
+    /// Another job with the same content was, or may have been, applied.
+    Duplicate {
+        /// Which.
+        of: Uuid,
+    },
     /// The job ran out of attempts or of time.
     Exhausted(Exhaustion),
     /// A person must decide.
@@ -33,6 +46,13 @@ pub enum Exhaustion {
 pub enum Review {
     /// An attempt may have been applied; sending again might spend an update twice.
     FateUnknown,
+    /// The update was not applied, but sending it again might take the customer's last one.
+    LastUpdate,
+    /// A newer job of the customer may have been applied, and nobody knows.
+    NewerFateUnknown {
+        /// Which.
+        newer: Uuid,
+    },
     /// The provider refuses our credentials for this job and not for others.
     RefusedOnlyForThisJob,
 }
@@ -43,26 +63,30 @@ impl Outcome {
         match self {
             Self::Accepted(_) => "accepted",
             Self::Rejected(_) => "rejected",
+            Self::Superseded { .. } => "superseded",
+            Self::Duplicate { .. } => "duplicate",
             Self::Exhausted(_) => "exhausted",
             Self::NeedsReview(_) => "needs_review",
         }
     }
 
-    /// The reason as a program reads it. An acceptance needs none.
+    /// The reason as a program reads it; where the state says it all there is none.
     pub fn reason_code(&self) -> Option<&'static str> {
         match self {
-            Self::Accepted(_) => None,
+            Self::Accepted(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
             Self::Rejected(rejection) => Some(rejection.code()),
             Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
             Self::Exhausted(Exhaustion::Expired) => Some("expired"),
             Self::NeedsReview(Review::FateUnknown) => Some("fate_unknown"),
+            Self::NeedsReview(Review::LastUpdate) => Some("last_update"),
+            Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some("refused_only_for_this_job"),
         }
     }
 
     /// The reason as a person reads it.
-    pub fn reason(&self) -> &'static str {
-        match self {
+    pub fn reason(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Accepted(_) => "the provider accepted the update",
             Self::Rejected(Rejection::CustomerNotFound) => {
                 "the provider knows no such customer, or it is another organization's"
@@ -75,17 +99,34 @@ impl Outcome {
             Self::Rejected(Rejection::Refused) => {
                 "the provider refused the update; see the attempt's message"
             }
+            Self::Superseded { by } => {
+                return format!("the customer's newer job {by} was accepted").into();
+            }
+            Self::Duplicate { of } => {
+                return format!("job {of} asked for the same, and was or may have been applied").into();
+            }
             Self::Exhausted(Exhaustion::Attempts) => {
                 "the provider could not be reached, or put us off, too often"
             }
             Self::Exhausted(Exhaustion::Expired) => "the job expired before it could be sent",
             Self::NeedsReview(Review::FateUnknown) => {
-                "an attempt may have been applied; look the customer up at the provider before sending again"
+                "an attempt may have been applied, and no look at the customer can tell any more; \
+                 compare the document at the provider with this job before anything is sent again"
+            }
+            Self::NeedsReview(Review::LastUpdate) => {
+                "the attempt was not applied, but sending it again might take the customer's last update; \
+                 decide whether it is worth that"
+            }
+            Self::NeedsReview(Review::NewerFateUnknown { newer }) => {
+                return format!(
+                    "the customer's newer job {newer} may have been applied; settle that one first"
+                )
+                .into();
             }
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => {
                 "the provider refuses our credentials for this job alone; look at its content and its customer"
             }
-        }
+        })
     }
 
     /// Whether the payload may still be needed: a person may send these again.
@@ -123,6 +164,8 @@ pub enum Next {
     End(Outcome),
     /// The submission is parked.
     Wait(Wait),
+    /// Nobody knows whether the attempt was applied: the customer is looked at.
+    ReadBack,
 }
 
 /// How a submission is parked.
@@ -143,6 +186,8 @@ pub struct History {
     pub retries: u32,
     /// Attempts that ended `misconfigured`.
     pub misconfigured: u32,
+    /// Attempts that were ever of unknown fate.
+    pub unknown: u32,
     /// Whether this attempt was let through as a trial while the breaker was not closed.
     pub is_trial: bool,
 }
@@ -178,8 +223,8 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::Misconfigured(_) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: false })
         }
-        // Never sent again: the update may have been applied.
-        Verdict::Unknown(_) => Next::End(Outcome::NeedsReview(Review::FateUnknown)),
+        // Never sent again before a look has shown that it was not applied.
+        Verdict::Unknown(_) => Next::ReadBack,
     }
 }
 
@@ -190,12 +235,16 @@ pub enum Receipt {
     Opened,
     /// A new job that waits.
     Parked,
+    /// A new job that ended at once: superseded, a duplicate, or a person's to decide.
+    Ended,
     /// A job we have already.
     Known,
     /// A `job_id` we have already, with another content.
     Conflict,
     /// No job.
     Invalid,
+    /// The worker failed on it: a bug of ours.
+    WorkerFailed,
 }
 
 /// What the broker is told of a delivery.
@@ -211,8 +260,8 @@ impl Receipt {
     /// What the broker is told. Every receipt stands for a committed row.
     pub fn disposition(self) -> Disposition {
         match self {
-            Self::Opened | Self::Parked | Self::Known => Disposition::Ack,
-            Self::Conflict | Self::Invalid => Disposition::DeadLetter,
+            Self::Opened | Self::Parked | Self::Ended | Self::Known => Disposition::Ack,
+            Self::Conflict | Self::Invalid | Self::WorkerFailed => Disposition::DeadLetter,
         }
     }
 }
@@ -251,8 +300,7 @@ mod tests {
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
         check(refused, first, wait(WaitingFor::Provider, 0, false));
-        let unknown = Next::End(Outcome::NeedsReview(Review::FateUnknown));
-        check(Verdict::Unknown(Phase::TimedOut), first, unknown);
+        check(Verdict::Unknown(Phase::TimedOut), first, Next::ReadBack);
     }
 
     #[test]

@@ -1,22 +1,19 @@
-//! What a look at a customer says.
+//! What a look at a customer says, and what it proves of an attempt whose fate is unknown.
+//!
+//! It rests on two facts of the provider: no verification ends within [`Timing::window`]
+//! of an update, and nothing is applied later after an attempt's end than the looks cover.
+
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::verdict::{Answer, Body, Exchange, Misconfiguration, Verdict, classify};
-use std::time::SystemTime;
+use super::verdict::{Answer, Body, Exchange, Misconfiguration, Rejection, Verdict, classify, clip};
 
 /// What a GET of a customer told us. Personal data in the answer is dropped here.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Reading {
     /// The customer exists.
-    Customer {
-        /// The verification status, as the provider wrote it.
-        status: String,
-        /// Why the verification failed.
-        failure_reason: Option<String>,
-        /// The document type on file.
-        document_type: Option<String>,
-    },
+    Customer(CustomerStatus),
     /// There is no such customer, says the provider in its own envelope.
     NotFound,
     /// The provider, or a proxy before it, refused us.
@@ -25,56 +22,410 @@ pub enum Reading {
     Failed,
 }
 
+/// What the provider says of a customer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CustomerStatus {
+    /// The verification status, as the provider wrote it.
+    pub status: String,
+    /// Why the verification failed.
+    pub failure_reason: Option<String>,
+    /// The document type on file.
+    pub document_type: Option<String>,
+}
+
 /// Reads the answer to a GET of a customer.
 pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
     if let Exchange::Answered(Answer { status: 200, body: Body::Whole(bytes), .. }) = exchange {
         let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let text = |key: &str| value["data"][key].as_str().map(str::to_owned);
+        let text = |key: &str| value["data"][key].as_str().map(|text| clip(text, 100));
         return match text("status").filter(|_| value["status"] == Value::Bool(true)) {
-            Some(status) => Reading::Customer {
+            Some(status) => Reading::Customer(CustomerStatus {
                 status,
                 failure_reason: text("failure_reason"),
                 document_type: text("document_type"),
-            },
+            }),
             None => Reading::Failed,
         };
     }
     match classify(exchange, &[], now) {
-        Verdict::Rejected(super::verdict::Rejection::CustomerNotFound) => Reading::NotFound,
+        Verdict::Rejected(Rejection::CustomerNotFound) => Reading::NotFound,
         Verdict::Misconfigured(cause) => Reading::Misconfigured(cause),
         _ => Reading::Failed,
+    }
+}
+
+impl Reading {
+    /// The code of a look that told nothing of the customer's status.
+    pub fn error_code(&self) -> Option<&'static str> {
+        match self {
+            Self::Customer(_) => None,
+            Self::NotFound => Some("customer_not_found"),
+            Self::Misconfigured(cause) => Some(cause.code()),
+            Self::Failed => Some("read_failed"),
+        }
+    }
+}
+
+/// What a customer who reads `UNVERIFIED` after an update means. The provider's reference
+/// page shows it as the answer to an applied update, its guide shows `PROCESSING`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum UnverifiedMeans {
+    /// Nothing: the update may have been applied.
+    Inconclusive,
+    /// The update was not applied, as `FAILED` does.
+    NotApplied,
+}
+
+/// When looks prove something.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// From an attempt's end to the first look.
+    pub after: Duration,
+    /// A verification lasts at least so long.
+    pub window: Duration,
+    /// How many looks must agree before an update is sent again.
+    pub confirmations: u32,
+    /// From an attempt's end to when a person is asked.
+    pub deadline: Duration,
+    /// How long a look may take, the scheduler's pause before it included.
+    pub read_time_max: Duration,
+    /// What `UNVERIFIED` means.
+    pub unverified: UnverifiedMeans,
+}
+
+impl Timing {
+    /// The window less a margin of a twelfth (5 s of 60 s): looks end before it closes.
+    pub fn safe_window(&self) -> Duration {
+        self.window - self.window / 12
+    }
+
+    /// From one look to the one that confirms it: as late as it may be, since an update
+    /// that is applied late shows only then.
+    fn confirm_after(&self) -> Duration {
+        self.safe_window().saturating_sub(self.read_time_max)
+    }
+
+    /// Before a look that failed is tried again while the window is open.
+    fn retry_after(&self) -> Duration {
+        self.after / 3
+    }
+}
+
+/// What is known when a look has been answered. Times run from before the look's
+/// records were taken to after its answer had come, so that they err to the safe side.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// What the look said.
+    pub reading: Reading,
+    /// From the attempt's end, or its takeover, to before the look began.
+    pub end_to_look: Duration,
+    /// From the attempt's begin to the answer.
+    pub begin_to_answer: Duration,
+    /// Before the look began, no other update of the customer was in verification.
+    pub is_only_suspect: bool,
+    /// Our newest word on the customer before the attempt.
+    pub word_before: Option<String>,
+    /// How many looks have shown that the attempt was not applied.
+    pub confirmed: u32,
+    /// From before the last of them to the answer.
+    pub confirmation_to_answer: Duration,
+    /// Sending again cannot take what may be the customer's last update.
+    pub may_resend: bool,
+}
+
+/// What a look proves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Conclusion {
+    /// The update was applied.
+    Applied,
+    /// There is no such customer: the update was refused.
+    Rejected,
+    /// The update was not applied and may be sent again.
+    NotApplied,
+    /// The update was not applied, and sending it again might take the customer's last.
+    LastUpdate,
+    /// The update was not applied, as far as this look tells; another must confirm it.
+    Confirming {
+        /// How long until that look.
+        after: Duration,
+    },
+    /// Nothing yet.
+    LookAgain {
+        /// How long until the next look.
+        after: Duration,
+    },
+    /// No look can tell any more.
+    Unsettled,
+}
+
+impl Conclusion {
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Rejected => "rejected",
+            Self::NotApplied => "not_applied",
+            Self::LastUpdate => "last_update",
+            Self::Confirming { .. } => "confirming",
+            Self::LookAgain { .. } => "look_again",
+            Self::Unsettled => "unsettled",
+        }
+    }
+}
+
+/// Decides what a look proves of an attempt whose fate is unknown.
+pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
+    let status = match &evidence.reading {
+        Reading::NotFound => return Conclusion::Rejected,
+        Reading::Customer(customer) => customer.status.as_str(),
+        // Inside the window a look that failed is worth another soon.
+        Reading::Failed | Reading::Misconfigured(_) => {
+            let next_answer = evidence.begin_to_answer + timing.retry_after() + timing.read_time_max;
+            let is_in_window = next_answer <= timing.safe_window();
+            return look_again(
+                evidence,
+                timing,
+                if is_in_window { timing.retry_after() } else { timing.window },
+            );
+        }
+    };
+    let was_another_word = evidence.word_before.as_deref().is_some_and(|word| word != "VERIFIED");
+    match status {
+        "PROCESSING" if evidence.is_only_suspect => Conclusion::Applied,
+        // Another update may be what is in verification; the books may yet tell them apart.
+        "PROCESSING" => look_again(evidence, timing, timing.window),
+        "VERIFIED" if evidence.is_only_suspect && was_another_word => Conclusion::Applied,
+        "FAILED" => conclude_unchanged(evidence, timing),
+        "UNVERIFIED" if timing.unverified == UnverifiedMeans::NotApplied => {
+            conclude_unchanged(evidence, timing)
+        }
+        // A late update may still show inside the window, and never after it.
+        _ if evidence.begin_to_answer < timing.window => look_again(evidence, timing, timing.window),
+        _ => Conclusion::Unsettled,
+    }
+}
+
+/// The customer is as an update that was not applied leaves him. That proves something
+/// only where no verification can have begun and ended between two looks.
+fn conclude_unchanged(evidence: &Evidence, timing: &Timing) -> Conclusion {
+    if evidence.end_to_look < timing.after {
+        return Conclusion::LookAgain { after: timing.after - evidence.end_to_look };
+    }
+    let unobserved = match evidence.confirmed {
+        0 => evidence.begin_to_answer,
+        _ => evidence.confirmation_to_answer,
+    };
+    if unobserved > timing.safe_window() {
+        return Conclusion::Unsettled;
+    }
+    if evidence.confirmed + 1 < timing.confirmations {
+        return Conclusion::Confirming { after: timing.confirm_after() };
+    }
+    if evidence.may_resend { Conclusion::NotApplied } else { Conclusion::LastUpdate }
+}
+
+fn look_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusion {
+    if evidence.end_to_look >= timing.deadline {
+        return Conclusion::Unsettled;
+    }
+    Conclusion::LookAgain { after }
+}
+
+/// A customer's updates, as far as our records know.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Budget {
+    /// Attempts accepted, or ever of unknown fate, each once.
+    pub spent_here: u32,
+    /// Updates that others spent.
+    pub spent_elsewhere: u32,
+    /// How many the provider allows.
+    pub limit: u32,
+}
+
+impl Budget {
+    /// Whether a resend leaves what may be the customer's last update alone.
+    pub fn allows_resend(self) -> bool {
+        self.spent_here + self.spent_elsewhere + 1 < self.limit
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn check(status: u16, body: &str, expected: Reading) {
-        let body = Body::Whole(body.as_bytes().to_vec());
-        let exchange = Exchange::Answered(Answer { status, retry_after: None, body });
-        assert_eq!(read_customer(&exchange, SystemTime::UNIX_EPOCH), expected);
+    const TIMING: Timing = Timing {
+        after: Duration::from_secs(15),
+        window: Duration::from_secs(60),
+        confirmations: 2,
+        deadline: Duration::from_secs(7200),
+        read_time_max: Duration::from_secs(11),
+        unverified: UnverifiedMeans::Inconclusive,
+    };
+
+    fn secs(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn reads(status: &str) -> Reading {
+        Reading::Customer(CustomerStatus {
+            status: status.to_owned(),
+            failure_reason: None,
+            document_type: None,
+        })
+    }
+
+    /// A look 20 s after the attempt's end, which came 10 s after its begin.
+    fn look(reading: Reading) -> Evidence {
+        Evidence {
+            reading,
+            end_to_look: secs(20),
+            begin_to_answer: secs(31),
+            is_only_suspect: true,
+            word_before: Some("FAILED".to_owned()),
+            confirmed: 0,
+            confirmation_to_answer: Duration::ZERO,
+            may_resend: true,
+        }
+    }
+
+    fn check(evidence: &Evidence, expected: Conclusion) {
+        assert_eq!(conclude(evidence, &TIMING), expected, "{evidence:?}");
     }
 
     #[test]
-    fn every_answer_to_a_look_has_its_reading() {
-        check(
-            200,
-            r#"{"status":true,"data":{"id":"x","status":"FAILED","failure_reason":"KYC_FAILED","full_name":"N"}}"#,
-            Reading::Customer {
-                status: "FAILED".to_owned(),
-                failure_reason: Some("KYC_FAILED".to_owned()),
-                document_type: None,
-            },
-        );
-        check(200, r#"{"status":false,"data":{"status":"FAILED"}}"#, Reading::Failed);
-        check(200, "<html>", Reading::Failed);
-        check(500, "", Reading::Failed);
-        check(401, "", Reading::Misconfigured(Misconfiguration::ApiKey));
-        check(
-            400,
-            r#"{"status":false,"message":"Customer not found or access denied","errors":{},"data":null}"#,
-            Reading::NotFound,
-        );
+    fn processing_is_ours_only_where_it_can_be_nobody_elses() {
+        check(&look(reads("PROCESSING")), Conclusion::Applied);
+        let ambiguous = Evidence { is_only_suspect: false, ..look(reads("PROCESSING")) };
+        check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
+        check(&Evidence { end_to_look: secs(7200), ..ambiguous }, Conclusion::Unsettled);
+        let late =
+            Evidence { begin_to_answer: secs(7000), end_to_look: secs(6900), ..look(reads("PROCESSING")) };
+        check(&late, Conclusion::Applied);
+    }
+
+    #[test]
+    fn failed_proves_nothing_until_two_looks_agree() {
+        let first = look(reads("FAILED"));
+        check(&first, Conclusion::Confirming { after: secs(44) });
+        let second = Evidence {
+            confirmed: 1,
+            confirmation_to_answer: secs(46),
+            begin_to_answer: secs(77),
+            end_to_look: secs(65),
+            ..first
+        };
+        check(&second, Conclusion::NotApplied);
+        check(&Evidence { may_resend: false, ..second.clone() }, Conclusion::LastUpdate);
+        check(&Evidence { confirmation_to_answer: secs(56), ..second }, Conclusion::Unsettled);
+    }
+
+    #[test]
+    fn failed_outside_the_window_proves_nothing() {
+        let at = |begin_to_answer| Evidence { begin_to_answer, ..look(reads("FAILED")) };
+        check(&at(secs(55)), Conclusion::Confirming { after: secs(44) });
+        check(&at(secs(56)), Conclusion::Unsettled);
+        let early = Evidence { end_to_look: secs(5), ..look(reads("FAILED")) };
+        check(&early, Conclusion::LookAgain { after: secs(10) });
+    }
+
+    #[test]
+    fn verified_means_applied_only_after_another_word() {
+        check(&look(reads("VERIFIED")), Conclusion::Applied);
+        for word_before in [None, Some("VERIFIED".to_owned())] {
+            let same = Evidence { word_before, ..look(reads("VERIFIED")) };
+            check(&same, Conclusion::LookAgain { after: secs(60) });
+            check(&Evidence { begin_to_answer: secs(91), ..same }, Conclusion::Unsettled);
+        }
+        let ambiguous = Evidence { is_only_suspect: false, ..look(reads("VERIFIED")) };
+        check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
+    }
+
+    #[test]
+    fn unverified_is_what_the_operator_says_it_is() {
+        check(&look(reads("UNVERIFIED")), Conclusion::LookAgain { after: secs(60) });
+        let late = Evidence { begin_to_answer: secs(91), ..look(reads("UNVERIFIED")) };
+        check(&late, Conclusion::Unsettled);
+        let told = Timing { unverified: UnverifiedMeans::NotApplied, ..TIMING };
+        let conclusion = conclude(&look(reads("UNVERIFIED")), &told);
+        assert_eq!(conclusion, Conclusion::Confirming { after: secs(44) });
+    }
+
+    #[test]
+    fn a_customer_who_is_not_there_was_not_updated() {
+        check(&look(Reading::NotFound), Conclusion::Rejected);
+    }
+
+    #[test]
+    fn a_look_that_failed_is_repeated_soon_while_that_can_help() {
+        for reading in [Reading::Failed, Reading::Misconfigured(Misconfiguration::ApiKey)] {
+            check(&look(reading.clone()), Conclusion::LookAgain { after: secs(5) });
+            let late = Evidence { begin_to_answer: secs(50), ..look(reading.clone()) };
+            check(&late, Conclusion::LookAgain { after: secs(60) });
+            check(&Evidence { end_to_look: secs(7200), ..late }, Conclusion::Unsettled);
+        }
+    }
+
+    #[test]
+    fn an_unknown_word_settles_nothing() {
+        check(&look(reads("ON_HOLD")), Conclusion::LookAgain { after: secs(60) });
+    }
+
+    #[test]
+    fn a_resend_leaves_the_last_update_alone() {
+        let check = |spent_here, spent_elsewhere, expected| {
+            let budget = Budget { spent_here, spent_elsewhere, limit: 3 };
+            assert_eq!(budget.allows_resend(), expected, "{budget:?}");
+        };
+        check(1, 0, true);
+        check(2, 0, false);
+        check(1, 1, false);
+        check(3, 0, false);
+    }
+
+    proptest! {
+        /// A provider with a real count: each attempt of unknown fate is applied or not, each
+        /// acceptance is. Whatever the history, a resend that our books allow leaves one.
+        #[test]
+        fn no_history_leads_to_a_resend_that_could_take_the_last_update(
+            accepted in 0u32..6, unknown in 1u32..6, elsewhere in 0u32..6, limit in 1u32..8,
+        ) {
+            let budget = Budget { spent_here: accepted + unknown, spent_elsewhere: elsewhere, limit };
+            let applied_at_worst = accepted + unknown + elsewhere;
+            if budget.allows_resend() {
+                prop_assert!(applied_at_worst + 1 < limit);
+            }
+        }
+
+        /// Whatever a look shows, an update that was applied in time is never called not applied:
+        /// it reads PROCESSING for a whole window after it was applied.
+        #[test]
+        fn an_applied_update_is_never_sent_again(
+            applied_after in 0u64..59, look_at in 15u64..55, answer_in in 0u64..11, confirm_in in 0u64..60,
+            confirm_answer_in in 0u64..11,
+        ) {
+            // The attempt begins and ends at 0; the update is applied later, up to the second look.
+            let shows = |at: u64| {
+                let in_verification = at >= applied_after && at < applied_after + 60;
+                if in_verification { reads("PROCESSING") } else { reads("FAILED") }
+            };
+            let first = Evidence {
+                end_to_look: secs(look_at),
+                begin_to_answer: secs(look_at + answer_in),
+                ..look(shows(look_at + answer_in))
+            };
+            let second_at = look_at + confirm_in;
+            if let Conclusion::Confirming { .. } = conclude(&first, &TIMING) {
+                let second = Evidence {
+                    end_to_look: secs(second_at),
+                    begin_to_answer: secs(second_at + confirm_answer_in),
+                    confirmed: 1,
+                    confirmation_to_answer: secs(confirm_in + confirm_answer_in),
+                    ..look(shows(second_at + confirm_answer_in))
+                };
+                let is_covered = applied_after <= second_at;
+                prop_assert!(!is_covered || conclude(&second, &TIMING) != Conclusion::NotApplied);
+            }
+        }
     }
 }

@@ -45,8 +45,13 @@ impl RetrySchedule {
     /// The delay after a throttled attempt: at least what the provider asked for,
     /// clamped to [1 s, `delay_max`].
     pub fn throttled_delay(&self, retry_after: Option<Duration>, retries: u32, jitter: f64) -> Duration {
-        let asked = retry_after.unwrap_or_default().max(THROTTLED_DELAY_MIN);
-        asked.max(self.delay(retries, jitter)).min(self.delay_max.max(THROTTLED_DELAY_MIN))
+        self.pause(retry_after).max(self.delay(retries, jitter))
+    }
+
+    /// How long everybody waits after the provider asked one to: as long as it asked for,
+    /// clamped to [1 s, `delay_max`].
+    pub fn pause(&self, retry_after: Option<Duration>) -> Duration {
+        retry_after.unwrap_or_default().max(THROTTLED_DELAY_MIN).min(self.delay_max.max(THROTTLED_DELAY_MIN))
     }
 
     /// Whether a job that has had `retries` counted attempts may have another.

@@ -349,9 +349,23 @@ pub fn provider_message<'a>(answer: &Answer, private: impl IntoIterator<Item = &
         said = format!("{said}{gap}{label}{text}");
     }
     for text in private.into_iter().filter(|text| text.chars().count() >= 4) {
-        said = said.replace(text, "[redacted]");
+        said = redact(&said, text);
     }
     Some(clip(&mask_digits(&said), 500))
+}
+
+/// Takes out every occurrence of `private`, in any case of its ASCII letters.
+fn redact(text: &str, private: &str) -> String {
+    let (folded, wanted) = (text.to_ascii_lowercase(), private.to_ascii_lowercase());
+    let mut redacted = String::with_capacity(text.len());
+    let mut from = 0;
+    for (at, found) in folded.match_indices(&wanted) {
+        redacted.push_str(&text[from..at]);
+        redacted.push_str("[redacted]");
+        from = at + found.len();
+    }
+    redacted.push_str(&text[from..]);
+    redacted
 }
 
 fn mask_digits(text: &str) -> String {
@@ -373,7 +387,8 @@ fn mask_digits(text: &str) -> String {
     masked
 }
 
-fn clip(text: &str, chars_max: usize) -> String {
+/// At most so many characters of a foreign text, none of them a control character.
+pub(super) fn clip(text: &str, chars_max: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(chars_max).collect()
 }
 
@@ -513,7 +528,7 @@ mod tests {
     fn the_providers_words_are_kept_without_what_the_customer_entered() {
         let Exchange::Answered(said) = answer(
             400,
-            r#"{"status":false,"message":"Bad Request","errors":{"full_address":["12 Rue X is odd"],"n":["123456789012 used"]}}"#,
+            r#"{"status":false,"message":"Bad Request","errors":{"full_address":["12 RUE x is odd"],"n":["123456789012 used"]}}"#,
         ) else {
             unreachable!()
         };

@@ -1,9 +1,14 @@
 //! What happened to every job, in Postgres: all SQL, and the sealing of payloads. Each
 //! function is one commit, and every write on a claim checks that the claim is still ours.
 
+pub mod budget;
+mod claim;
+mod open;
+mod read_back;
 pub mod report;
 pub mod seal;
-mod submission;
+mod settle;
+mod upkeep;
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,10 +16,18 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use tokio::time::timeout;
+use uuid::Uuid;
 
+pub use self::claim::{ClaimedJob, NextAttempt};
+pub use self::open::{Admission, DeadLetter, Opened};
+pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
-pub use self::submission::{Admission, AttemptResult, Claim, ClaimedJob, Opened, TakenOver};
+pub use self::settle::AttemptResult;
+pub use self::upkeep::TakenOver;
+use crate::clock::Moment;
 use crate::config::{DatabaseSettings, Secret};
+use crate::domain::outcome::History;
 
 /// The migrations, embedded, so that the binary alone can set up a database. Those of a
 /// later release may be there already: replicas of two releases run side by side in an upgrade.
@@ -33,27 +46,93 @@ pub enum JournalError {
     /// The database did not do it.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
+    /// The database did not answer.
+    #[error("the database did not answer within {ANSWER_TIME_MAX:?}")]
+    TimedOut,
+}
+
+impl JournalError {
+    /// Whether the database is away, or as good as away, and not this one statement's fault.
+    pub fn is_outage(&self) -> bool {
+        let error = match self {
+            Self::Fenced => return false,
+            Self::TimedOut => return true,
+            Self::Database(error) => error,
+        };
+        match error {
+            sqlx::Error::Database(error) => {
+                // Connection exceptions, resources, operator intervention, read-only, system
+                // errors, and locks and statements that took too long.
+                let code = error.code().unwrap_or_default();
+                let classes = ["08", "53", "57", "58", "25006", "55P03"];
+                classes.iter().any(|class| code.starts_with(class))
+            }
+            _ => true,
+        }
+    }
+}
+
+/// The server ends a statement after 10 s; this is for a server that says nothing at all.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// How long a job whose customer is busy waits at most before it looks again.
+const BUSY_WAIT_MAX_SECONDS: f64 = 30.0;
+
+/// The right to make one attempt now.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim {
+    /// The job.
+    pub job_id: Uuid,
+    /// The customer.
+    pub customer_id: Uuid,
+    /// Grows with every claim of the job; fences out whoever held an older one.
+    pub token: i64,
+    /// The attempt's number.
+    pub attempt: i32,
+    /// The attempts before it.
+    pub history: History,
+    /// When this attempt's send window began.
+    pub t0: Moment,
+}
+
+/// The limits that the journal decides by.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a claim lasts.
+    pub claim_lease: Duration,
+    /// From an attempt's end of unknown fate to the first look at the customer.
+    pub read_back_after: Duration,
+    /// How many updates the provider allows a customer.
+    pub customer_updates: u32,
+}
+
+/// Waits for the database, but not for ever.
+async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
+    match timeout(ANSWER_TIME_MAX, work).await {
+        Ok(done) => Ok(done?),
+        Err(_elapsed) => Err(JournalError::TimedOut),
+    }
 }
 
 /// The journal of one worker.
 pub struct Journal {
     pool: PgPool,
     worker: String,
-    claim_lease: Duration,
+    limits: Limits,
     keyring: Keyring,
     fingerprinter: Fingerprinter,
 }
 
 impl Journal {
-    /// A journal that writes under the name of `worker` and claims for `claim_lease`.
+    /// A journal that writes under the name of `worker`.
     pub fn new(
         pool: PgPool,
         worker: String,
-        claim_lease: Duration,
+        limits: Limits,
         keyring: Keyring,
         fingerprinter: Fingerprinter,
     ) -> Self {
-        Self { pool, worker, claim_lease, keyring, fingerprinter }
+        Self { pool, worker, limits, keyring, fingerprinter }
     }
 
     /// The name this worker writes under.

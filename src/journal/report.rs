@@ -1,7 +1,7 @@
 //! What people ask of the journal: the story of one job, and where the work stands.
 
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -30,6 +30,7 @@ pub struct SubmissionView {
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
     pub provider_reference: Option<String>,
+    pub evidence: Option<String>,
     pub verification_status: Option<String>,
     pub failure_reason: Option<String>,
     pub correlation_id: Option<String>,
@@ -48,6 +49,7 @@ pub struct AttemptView {
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
     pub verdict: Option<String>,
+    pub late_verdict: Option<String>,
     pub detail: Option<String>,
     pub http_status: Option<i32>,
     pub provider_message: Option<String>,
@@ -62,6 +64,21 @@ pub struct JobStory {
     pub submission: SubmissionView,
     /// Its attempts, in order.
     pub attempts: Vec<AttemptView>,
+    /// The looks at its customer, in order.
+    pub observations: Vec<ObservationView>,
+}
+
+/// A look at a customer as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct ObservationView {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub purpose: String,
+    pub status: Option<String>,
+    pub failure_reason: Option<String>,
+    pub error: Option<String>,
+    pub conclusion: Option<String>,
 }
 
 /// Where the work stands.
@@ -109,35 +126,54 @@ pub struct OpenWork {
 /// # Errors
 /// When the database fails.
 pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobStory>> {
-    let submission = sqlx::query_as!(
-        SubmissionView,
-        r#"-- show_submission
-        select
-            job_id, customer_id, document_type, document_number_last4, state, waiting_for,
-            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
-            expires_at, ended_at, provider_reference, verification_status, failure_reason,
-            correlation_id, sealed_payload is not null as "has_payload!"
-        from submission
-        where job_id = $1"#,
-        job_id,
-    )
-    .fetch_optional(pool)
-    .await?;
-    let Some(submission) = submission else { return Ok(None) };
+    let mut connection = pool.acquire().await?;
+    let Some(submission) = submission(&mut connection, job_id).await? else { return Ok(None) };
     let attempts = sqlx::query_as!(
         AttemptView,
         "-- show_attempts
         select
-            job_id, number, worker, begun_at, ended_at, verdict, detail, http_status,
+            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
             provider_message, error, duration_ms
         from attempt
         where job_id = $1
         order by number",
         job_id,
     )
-    .fetch_all(pool)
+    .fetch_all(&mut *connection)
     .await?;
-    Ok(Some(JobStory { submission, attempts }))
+    let observations = sqlx::query_as!(
+        ObservationView,
+        "-- show_observations
+        select at, purpose, status, failure_reason, error, conclusion
+        from observation
+        where job_id = $1
+        order by id",
+        job_id,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(Some(JobStory { submission, attempts, observations }))
+}
+
+/// One submission; `None` if it is not known.
+pub(super) async fn submission(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+) -> sqlx::Result<Option<SubmissionView>> {
+    sqlx::query_as!(
+        SubmissionView,
+        r#"-- show_submission
+        select
+            job_id, customer_id, document_type, document_number_last4, state, waiting_for,
+            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
+            expires_at, ended_at, provider_reference, evidence, verification_status, failure_reason,
+            correlation_id, sealed_payload is not null as "has_payload!"
+        from submission
+        where job_id = $1"#,
+        job_id,
+    )
+    .fetch_optional(connection)
+    .await
 }
 
 /// Where the work stands.
@@ -170,7 +206,7 @@ pub async fn report(pool: &PgPool) -> sqlx::Result<Report> {
         AttemptView,
         "-- report_last_errors
         select
-            job_id, number, worker, begun_at, ended_at, verdict, detail, http_status,
+            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
             provider_message, error, duration_ms
         from attempt
         where verdict <> 'accepted'

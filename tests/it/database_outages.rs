@@ -48,7 +48,7 @@ fn nothing_is_sent_while_the_database_is_away() {
         world.wait_for_consumers(1).await;
         goes_away(&relay).await;
         let jobs = world.publish_jobs(20).await;
-        world.wait_for_log(&worker, "journal unavailable, holding the delivery").await;
+        world.wait_for_log(&worker, "intake paused").await;
         assert!(world.oracle("patches").await.is_empty(), "no PATCH without a committed claim");
         relay.accept().await;
         check_done_once(&world, &jobs).await;
@@ -68,7 +68,7 @@ fn an_answer_that_came_while_the_database_was_away_is_recorded_when_it_is_back()
             })
             .await;
         goes_away(&relay).await;
-        world.wait_for_log(&worker, "journal unavailable, holding a result").await;
+        world.wait_for_log(&worker, "intake paused").await;
         assert_eq!(world.attempts(job_id).await[0].verdict, None);
         relay.accept().await;
         check_done_once(&world, &[job_id]).await;
@@ -104,6 +104,8 @@ fn a_commit_whose_answer_is_lost_is_found_again() {
             ("DATABASE_URL", &database_url),
             ("SEND_WINDOW", "20s"),
             ("CLAIM_LEASE", "25s"),
+            ("READ_BACK_WINDOW", "60s"),
+            ("READ_BACK_DEADLINE", "60s"),
         ]);
         world.wait_for_consumers(1).await;
         // Long enough to see the row before the worker hears that it is committed.
@@ -112,7 +114,7 @@ fn a_commit_whose_answer_is_lost_is_found_again() {
         world.wait_for_state(job_id, &["submitting"]).await;
         relay.reset();
         relay.resume();
-        world.wait_for_log(&worker, "journal unavailable, holding the delivery").await;
+        world.wait_for_log(&worker, "intake paused").await;
         check_done_once(&world, &[job_id]).await;
         let job = world.submission(job_id).await.expect("it is known");
         assert_eq!((job.attempts, job.deliveries), (1, 1), "the claim was found to be its own");

@@ -84,7 +84,7 @@ fn a_job_that_comes_again_after_every_kind_of_end_is_not_sent_again() {
         }
         world.wait_for_state(accepted, &["accepted"]).await;
         world.wait_for_state(rejected, &["rejected"]).await;
-        world.wait_for_unknown_fate(unknown).await;
+        world.wait_for_applied(unknown).await;
         for (job_id, body) in &bodies {
             let ended = world.submission(*job_id).await.expect("it is known");
             world.publish(Some(*job_id), body.as_bytes()).await;

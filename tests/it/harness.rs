@@ -29,9 +29,6 @@ use crate::relay::Relay;
 /// The queue of jobs.
 pub const JOBS: &str = "kyc.document-updates";
 
-/// How a job ends whose attempt may have been applied: its state and its reason.
-pub const FATE_UNKNOWN: (&str, &str) = ("needs_review", "fate_unknown");
-
 /// Nothing in a test takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -172,7 +169,12 @@ impl World {
             ("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
             ("REQUEST_TIMEOUT", "2s"),
             ("SEND_WINDOW", "1s"),
-            ("CLAIM_LEASE", "4s"),
+            ("CLAIM_LEASE", "3500ms"),
+            ("READ_TIMEOUT", "1s"),
+            ("READ_BACK_AFTER", "500ms"),
+            ("READ_BACK_WINDOW", "6s"),
+            ("READ_BACK_DEADLINE", "20s"),
+            ("CUSTOMER_READ_INTERVAL", "3s"),
             ("SCHEDULER_POLL", "100ms"),
             ("RETRY_DELAY_MIN", "20ms"),
             ("BREAKER_PROBE_INTERVAL", "100ms"),
@@ -398,11 +400,10 @@ impl World {
         self.wait_for(&what, async || worker.log().contains(text).then_some(())).await;
     }
 
-    /// Waits for a job's end after an attempt of unknown fate.
-    pub async fn wait_for_unknown_fate(&self, job_id: Uuid) -> Submission {
-        let (state, reason_code) = FATE_UNKNOWN;
-        let job = self.wait_for_state(job_id, &[state]).await;
-        assert_eq!(job.reason_code.as_deref(), Some(reason_code));
+    /// Waits until a look at the customer has shown that the job was applied.
+    pub async fn wait_for_applied(&self, job_id: Uuid) -> Submission {
+        let job = self.wait_for_state(job_id, &["accepted", "needs_review"]).await;
+        assert_eq!((job.state.as_str(), job.evidence.as_deref()), ("accepted", Some("read_back")), "{job:?}");
         job
     }
 
@@ -451,7 +452,7 @@ impl World {
     pub async fn submission(&self, job_id: Uuid) -> Option<Submission> {
         let row = sqlx::query(
             "select state, waiting_for, reason_code, reason, attempts, retries, deliveries, provider_reference,
-                verification_status, sealed_payload is not null as has_payload, document_number_last4
+                evidence, verification_status, sealed_payload is not null as has_payload, document_number_last4
             from submission where job_id = $1",
         )
         .bind(job_id)
@@ -467,6 +468,7 @@ impl World {
             retries: row.get("retries"),
             deliveries: row.get("deliveries"),
             provider_reference: row.get("provider_reference"),
+            evidence: row.get("evidence"),
             verification_status: row.get("verification_status"),
             has_payload: row.get("has_payload"),
             document_number_last4: row.get("document_number_last4"),
@@ -509,6 +511,12 @@ impl World {
     pub async fn break_job(&self, job_id: Uuid, fault: Value) {
         self.add_rule(json!({ "match": { "method": "PATCH", "link_contains": job_id }, "fault": fault }))
             .await;
+    }
+
+    /// Makes the provider answer a job's first PATCH with a fault.
+    pub async fn break_job_once(&self, job_id: Uuid, fault: Value) {
+        let matched = json!({ "method": "PATCH", "link_contains": job_id });
+        self.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
     }
 
     /// Posts a fault rule to the sandbox.
@@ -587,6 +595,7 @@ pub struct Submission {
     pub retries: i32,
     pub deliveries: i32,
     pub provider_reference: Option<String>,
+    pub evidence: Option<String>,
     pub verification_status: Option<String>,
     pub has_payload: bool,
     pub document_number_last4: Option<String>,

@@ -20,7 +20,7 @@ async fn waits_until_mended(
     let jobs = world.publish_jobs(20).await;
     let workers: Vec<_> = (0..replicas).map(|_| world.start_worker_with(&NARROW)).collect();
     for worker in &workers {
-        world.wait_for_log(worker, "intake paused: the provider refuses this worker").await;
+        world.wait_for_log(worker, "intake paused until a person has mended this").await;
         assert!(worker.log().contains(setting), "{}", worker.log());
     }
     world.wait_for_consumers(0).await;

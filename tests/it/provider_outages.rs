@@ -11,7 +11,7 @@ use crate::harness::{WorkerProcess, World, job_body, world};
 /// Small enough that a backlog stays in the queue while the intake pauses.
 const NARROW: [(&str, &str); 3] = [("CONCURRENCY", "2"), ("PREFETCH", "4"), ("BREAKER_FAILURES", "3")];
 
-const PAUSED: &str = "intake paused: probing the provider";
+const PAUSED: &str = "intake paused";
 
 /// Lets a worker meet a backlog that it cannot send, and checks that it spends nothing.
 async fn meets_an_outage(world: &World, base_url: &str, jobs: &[Uuid]) -> WorkerProcess {
@@ -82,9 +82,10 @@ fn a_slow_way_to_the_provider_is_waited_for_as_long_as_the_timeout_says() {
         // Each way takes more than half of REQUEST_TIMEOUT: it is applied and nobody hears of it.
         relay.delay(Duration::from_millis(1200));
         let lost = world.publish_job().await;
-        world.wait_for_unknown_fate(lost).await;
+        world.wait_for_state(lost, &["unknown"]).await;
         assert_eq!(world.attempts(lost).await[0].detail.as_deref(), Some("timed_out"));
         relay.resume();
+        world.wait_for_applied(lost).await;
         let after = world.publish_job().await;
         world.wait_for_all_accepted(&[after]).await;
         assert_eq!(world.count_patches(lost).await, 1);
@@ -221,7 +222,7 @@ fn an_answer_without_end_is_bounded_in_memory_and_time() {
         }
         let worker = world.start_worker_with(&[("BREAKER_FAILURES", "1000"), ("CONCURRENCY", "32")]);
         for job_id in &jobs {
-            world.wait_for_unknown_fate(*job_id).await;
+            world.wait_for_applied(*job_id).await;
             let attempts = world.attempts(*job_id).await;
             assert_eq!(attempts.len(), 1);
             let detail = attempts[0].detail.as_deref();

@@ -203,6 +203,7 @@ fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
             ("SHUTDOWN_GRACE", "300ms"),
             ("REQUEST_TIMEOUT", "8s"),
             ("CLAIM_LEASE", "10s"),
+            ("READ_BACK_WINDOW", "15s"),
         ]);
         let job_id = world.publish_job().await;
         world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
@@ -212,7 +213,7 @@ fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
         assert!(worker.log().contains("SHUTDOWN_GRACE is over"));
         assert_eq!(world.attempts(job_id).await[0].verdict, None, "its fate is not known yet");
         let _next = world.start_worker();
-        world.wait_for_unknown_fate(job_id).await;
+        world.wait_for_applied(job_id).await;
         assert_eq!(world.count_patches(job_id).await, 1);
     });
 }
@@ -225,6 +226,8 @@ fn a_second_signal_ends_the_waiting() {
             ("SHUTDOWN_GRACE", "5m"),
             ("REQUEST_TIMEOUT", "50s"),
             ("CLAIM_LEASE", "51s"),
+            ("READ_BACK_WINDOW", "60s"),
+            ("READ_BACK_DEADLINE", "60s"),
         ]);
         let job_id = world.publish_job().await;
         world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
@@ -250,6 +253,7 @@ fn a_job_that_was_not_sent_is_due_at_once_and_spends_nothing() {
         let mut worker = world.start_worker_with(&[
             ("DOLLARPE_BASE_URL", &nowhere),
             ("SEND_WINDOW", "2s"),
+            ("REQUEST_TIMEOUT", "1500ms"),
             ("RETRY_DELAY_MIN", "1s"),
         ]);
         let jobs = world.publish_jobs(8).await;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{FATE_UNKNOWN, World, job_body, world};
+use crate::harness::{World, job_body, world};
 
 /// What a job must have come to.
 struct Expected {
@@ -32,14 +32,17 @@ fn rejected(reason: &'static str) -> Expected {
     }
 }
 
-fn unknown(detail: &'static str, http_status: Option<i32>) -> Expected {
-    let (state, reason_code) = FATE_UNKNOWN;
-    Expected {
-        state,
-        reason_code: Some(reason_code),
-        first: ("unknown", Some(detail), http_status),
-        patches: 1,
-    }
+/// Of unknown fate, and a look shows that it was applied.
+fn unknown_applied(detail: &'static str, http_status: Option<i32>) -> Expected {
+    let first = ("unknown", Some(detail), http_status);
+    Expected { state: "accepted", reason_code: None, first, patches: 1 }
+}
+
+/// Of unknown fate, and looks show that it was not applied: sent again once, to the same
+/// fate, and no more, since a third update would be the customer's last.
+fn unknown_not_applied(detail: &'static str, http_status: Option<i32>) -> Expected {
+    let first = ("unknown", Some(detail), http_status);
+    Expected { state: "needs_review", reason_code: Some("last_update"), first, patches: 2 }
 }
 
 fn throttled(http_status: i32) -> Expected {
@@ -125,53 +128,61 @@ fn rows() -> Vec<(&'static str, (Value, u64), Expected)> {
         (
             "500 in the envelope, applied",
             always(applied(500, crash.clone())),
-            unknown("server_error", Some(500)),
+            unknown_applied("server_error", Some(500)),
         ),
         (
             "500 in the envelope, not applied",
             always(not_applied(500, crash)),
-            unknown("server_error", Some(500)),
+            unknown_not_applied("server_error", Some(500)),
         ),
         (
             "502",
             always(not_applied(502, json!("<html>Bad Gateway</html>"))),
-            unknown("server_error", Some(502)),
+            unknown_not_applied("server_error", Some(502)),
         ),
-        ("504", always(applied(504, json!(null))), unknown("server_error", Some(504))),
-        ("408", always(not_applied(408, json!(null))), unknown("server_error", Some(408))),
-        ("499", always(not_applied(499, json!(null))), unknown("server_error", Some(499))),
-        ("200 without a body", always(applied(200, json!(null))), unknown("unreadable_success", Some(200))),
+        ("504", always(applied(504, json!(null))), unknown_applied("server_error", Some(504))),
+        ("408", always(not_applied(408, json!(null))), unknown_not_applied("server_error", Some(408))),
+        ("499", always(not_applied(499, json!(null))), unknown_not_applied("server_error", Some(499))),
+        (
+            "200 without a body",
+            always(applied(200, json!(null))),
+            unknown_applied("unreadable_success", Some(200)),
+        ),
         (
             "200 that says false",
             always(applied(200, json!({ "status": false }))),
-            unknown("unreadable_success", Some(200)),
+            unknown_applied("unreadable_success", Some(200)),
         ),
         (
             "200 that says \"true\"",
             always(applied(200, json!({ "status": "true" }))),
-            unknown("unreadable_success", Some(200)),
+            unknown_applied("unreadable_success", Some(200)),
         ),
         (
             "a proxy's 200",
             always(not_applied(200, json!("<html>Log in</html>"))),
-            unknown("unreadable_success", Some(200)),
+            unknown_not_applied("unreadable_success", Some(200)),
         ),
-        ("garbage", always(broken(json!({ "kind": "garbage" }))), unknown("unreadable_success", Some(200))),
-        ("204", always(applied(204, json!(null))), unknown("unreadable_success", Some(204))),
-        ("reset", always(broken(json!({ "kind": "reset" }))), unknown("connection_lost", None)),
+        (
+            "garbage",
+            always(broken(json!({ "kind": "garbage" }))),
+            unknown_applied("unreadable_success", Some(200)),
+        ),
+        ("204", always(applied(204, json!(null))), unknown_applied("unreadable_success", Some(204))),
+        ("reset", always(broken(json!({ "kind": "reset" }))), unknown_applied("connection_lost", None)),
         (
             "reset within the head",
             always(broken(json!({ "kind": "reset_after_bytes", "bytes": 9 }))),
-            unknown("connection_lost", None),
+            unknown_applied("connection_lost", None),
         ),
-        ("closed", always(broken(json!({ "kind": "close" }))), unknown("connection_lost", None)),
-        ("hanging, applied", always(broken(json!({ "kind": "hang" }))), unknown("timed_out", None)),
+        ("closed", always(broken(json!({ "kind": "close" }))), unknown_applied("connection_lost", None)),
+        ("hanging, applied", always(broken(json!({ "kind": "hang" }))), unknown_applied("timed_out", None)),
         (
             "hanging, not applied",
             always(json!({ "apply": "never", "answer": { "kind": "hang" } })),
-            unknown("timed_out", None),
+            unknown_not_applied("timed_out", None),
         ),
-        ("late", always(json!({ "delay_after_ms": 3000 })), unknown("timed_out", None)),
+        ("late", always(json!({ "delay_after_ms": 3000 })), unknown_applied("timed_out", None)),
     ]
 }
 

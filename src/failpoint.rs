@@ -1,0 +1,49 @@
+//! Points at which a test can make the worker crash, stop or panic. Compiled in with the
+//! feature `failpoints` alone, which no release build has.
+//!
+//! `KYC_FAILPOINT=name=action` or `name=action@n`: at the `n`-th time (the first, unless
+//! told) that the point is reached, the process is killed (`kill`), stopped until SIGCONT
+//! (`stop`), or panics (`panic`).
+
+/// Does what the environment asks for at this point.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn reach(_name: &'static str) {}
+
+/// Does what the environment asks for at this point.
+#[cfg(feature = "failpoints")]
+pub fn reach(name: &'static str) {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use nix::sys::signal::{Signal, raise};
+
+    struct Asked {
+        name: String,
+        action: String,
+        countdown: AtomicU32,
+    }
+
+    static ASKED: LazyLock<Option<Asked>> = LazyLock::new(|| {
+        #[expect(clippy::disallowed_methods, reason = "no setting: only tests know it")]
+        let text = std::env::var("KYC_FAILPOINT").ok()?;
+        let (name, action) = text.split_once('=')?;
+        let (action, count) = action.split_once('@').unwrap_or((action, "1"));
+        let countdown = AtomicU32::new(count.parse().ok()?);
+        Some(Asked { name: name.to_owned(), action: action.to_owned(), countdown })
+    });
+
+    let Some(asked) = ASKED.as_ref().filter(|asked| asked.name == name) else { return };
+    let step = |left: u32| left.checked_sub(1);
+    if asked.countdown.fetch_update(Ordering::AcqRel, Ordering::Acquire, step) != Ok(1) {
+        return;
+    }
+    let signal = match asked.action.as_str() {
+        "kill" => Signal::SIGKILL,
+        "stop" => Signal::SIGSTOP,
+        _ => panic!("failpoint {name}"),
+    };
+    if raise(signal).is_err() {
+        panic!("failpoint {name}: the signal was not sent");
+    }
+}

@@ -1,0 +1,362 @@
+//! A claim on a job that waited: the customer's slot first, then the look at the
+//! customer's other jobs, with a newer snapshot, in the same transaction.
+//!
+//! One statement that looks and claims is not enough: its snapshot may be older than the
+//! slot that it waited for, and what the holder did meanwhile would be missed.
+
+use sqlx::{PgConnection, PgTransaction};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::budget::spent;
+use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, bounded};
+use crate::clock::Moment;
+use crate::domain::job::UpdateRequest;
+use crate::domain::outcome::{History, Outcome, Review};
+use crate::domain::precedence::{Rival, Ruling, Standing, rule};
+use crate::domain::read_back::Budget;
+
+/// What the scheduler got when it asked for work.
+pub enum NextAttempt {
+    /// A job, claimed, its next attempt begun.
+    Claimed(Box<ClaimedJob>),
+    /// A job that was due made way for another of its customer; it ended if it says so.
+    SteppedAside(Uuid, Option<Outcome>),
+    /// Another replica was faster.
+    Raced,
+    /// Nothing is due.
+    NothingDue,
+}
+
+/// A job that waited, claimed again.
+pub struct ClaimedJob {
+    /// The claim.
+    pub claim: Claim,
+    /// What to submit, or why it cannot be opened.
+    pub request: anyhow::Result<UpdateRequest>,
+    /// Upstream's own name for what the job belongs to.
+    pub correlation_id: Option<String>,
+}
+
+/// A job that has its customer's slot, before it may use it.
+pub(super) struct Contender {
+    pub job_id: Uuid,
+    pub customer_id: Uuid,
+    pub requested_at: OffsetDateTime,
+    pub received_at: OffsetDateTime,
+    pub content_hmac: Option<Vec<u8>>,
+    pub is_resend: bool,
+}
+
+struct TakenSlot {
+    job_id: Uuid,
+    customer_id: Uuid,
+    token: i64,
+    attempt: i32,
+    retries: i32,
+    sealed: Vec<u8>,
+    requested_at: OffsetDateTime,
+    received_at: OffsetDateTime,
+    content_hmac: Option<Vec<u8>>,
+    correlation_id: Option<String>,
+    misconfigured: i64,
+    unknown: i64,
+}
+
+impl Journal {
+    /// Claims the job that has been due the longest, of a customer who is free, and
+    /// begins its next attempt, in one commit. Of a customer's jobs the newest goes first.
+    /// With `is_trial`, none that was ever of unknown fate.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn next_attempt(&self, t0: Moment, is_trial: bool) -> Result<NextAttempt, JournalError> {
+        let next = bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let next = self.next_attempt_in(&mut tx, t0, is_trial).await?;
+            tx.commit().await?;
+            Ok(next)
+        })
+        .await;
+        match next {
+            // Another replica took this customer's slot between our look and our claim.
+            Err(JournalError::Database(sqlx::Error::Database(error))) if error.is_unique_violation() => {
+                Ok(NextAttempt::Raced)
+            }
+            next => next,
+        }
+    }
+
+    async fn next_attempt_in(
+        &self,
+        tx: &mut PgTransaction<'_>,
+        t0: Moment,
+        is_trial: bool,
+    ) -> sqlx::Result<NextAttempt> {
+        let Some(slot) = self.take_slot(tx, is_trial).await? else {
+            return Ok(NextAttempt::NothingDue);
+        };
+        let contender = Contender {
+            job_id: slot.job_id,
+            customer_id: slot.customer_id,
+            requested_at: slot.requested_at,
+            received_at: slot.received_at,
+            content_hmac: slot.content_hmac,
+            is_resend: slot.unknown > 0,
+        };
+        match contender.look(tx).await? {
+            Ruling::Go => {}
+            ruling => {
+                let ended = contender.step_aside(tx, ruling).await?;
+                return Ok(NextAttempt::SteppedAside(slot.job_id, ended));
+            }
+        }
+        // Checked inside the claim of a resend: other jobs may have spent meanwhile.
+        if contender.is_resend {
+            let spent = spent(tx, slot.customer_id).await?;
+            let budget = Budget {
+                spent_here: spent.here,
+                spent_elsewhere: spent.elsewhere,
+                limit: self.limits.customer_updates,
+            };
+            if !budget.allows_resend() {
+                let outcome = Outcome::NeedsReview(Review::LastUpdate);
+                contender.end(tx, &outcome).await?;
+                return Ok(NextAttempt::SteppedAside(slot.job_id, Some(outcome)));
+            }
+        }
+        begin_attempt(tx, slot.job_id, slot.attempt, &self.worker, t0).await?;
+        let history = History {
+            retries: slot.retries.unsigned_abs(),
+            misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
+            unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
+            is_trial,
+        };
+        Ok(NextAttempt::Claimed(Box::new(ClaimedJob {
+            claim: Claim {
+                job_id: slot.job_id,
+                customer_id: slot.customer_id,
+                token: slot.token,
+                attempt: slot.attempt,
+                history,
+                t0,
+            },
+            request: self.open_payload(slot.job_id, &slot.sealed),
+            correlation_id: slot.correlation_id,
+        })))
+    }
+
+    async fn take_slot(&self, tx: &mut PgConnection, is_trial: bool) -> sqlx::Result<Option<TakenSlot>> {
+        sqlx::query_as!(
+            TakenSlot,
+            r#"-- take_slot
+            with due as (
+                select s.job_id
+                from submission s
+                where s.state = 'waiting' and s.due_at <= now()
+                    and (s.expires_at is null or s.expires_at > now())
+                    and not exists (
+                        select from submission other
+                        where other.customer_id = s.customer_id
+                            and (
+                                other.state in ('submitting', 'unknown')
+                                or other.state = 'waiting'
+                                    and (other.requested_at, other.received_at, other.job_id)
+                                        > (s.requested_at, s.received_at, s.job_id)
+                            )
+                    )
+                    and not (
+                        $3 and exists (
+                            select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+                        )
+                    )
+                order by s.due_at
+                limit 1
+                for update of s skip locked
+            )
+            update submission s
+            set state = 'submitting', waiting_for = null, due_at = null,
+                reason_code = null, reason = null,
+                attempts = s.attempts + 1, claim_token = s.claim_token + 1,
+                claimed_by = $1, claimed_until = now() + make_interval(secs => $2)
+            from due
+            where s.job_id = due.job_id
+            returning
+                s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
+                s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
+                s.content_hmac, s.correlation_id,
+                (
+                    select count(*) from attempt a
+                    where a.job_id = s.job_id and a.verdict = 'misconfigured'
+                ) as "misconfigured!",
+                (
+                    select count(*) from attempt a
+                    where a.job_id = s.job_id and a.verdict = 'unknown'
+                ) as "unknown!""#,
+            self.worker,
+            self.limits.claim_lease.as_secs_f64(),
+            is_trial,
+        )
+        .fetch_optional(tx)
+        .await
+    }
+
+    fn open_payload(&self, job_id: Uuid, sealed: &[u8]) -> anyhow::Result<UpdateRequest> {
+        let payload = self.keyring.open(job_id, sealed)?;
+        let text = String::from_utf8(payload)?;
+        Ok(UpdateRequest::from_sealed(&text)?)
+    }
+}
+
+impl Contender {
+    /// Looks at the customer's other jobs, now that the slot is ours.
+    pub async fn look(&self, tx: &mut PgConnection) -> sqlx::Result<Ruling> {
+        // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
+        // verification that was open before it.
+        let rows = sqlx::query!(
+            r#"-- look
+            select
+                o.job_id, o.state,
+                (o.requested_at, o.received_at, o.job_id) > ($3, $4, $2) as "is_newer!",
+                coalesce(o.content_hmac = $5, false) as "has_same_content!",
+                not exists (
+                    select from observation seen
+                    where seen.customer_id = o.customer_id
+                        and seen.status not in ('PROCESSING', 'UNVERIFIED')
+                        and seen.at > (
+                            select max(a.ended_at) from attempt a
+                            where a.job_id = o.job_id and a.verdict in ('accepted', 'unknown')
+                        )
+                ) as "in_verification!"
+            from submission o
+            where o.customer_id = $1 and o.job_id <> $2
+                and (
+                    o.state in ('submitting', 'waiting', 'unknown', 'accepted')
+                    or o.state = 'needs_review' and o.reason_code = 'fate_unknown'
+                )
+            order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
+            self.customer_id,
+            self.job_id,
+            self.requested_at,
+            self.received_at,
+            self.content_hmac,
+        )
+        .fetch_all(tx)
+        .await?;
+        let rivals: Vec<Rival> = rows
+            .into_iter()
+            .map(|row| Rival {
+                job_id: row.job_id,
+                is_newer: row.is_newer,
+                has_same_content: row.has_same_content,
+                standing: match row.state.as_str() {
+                    "accepted" => Standing::Accepted { in_verification: row.in_verification },
+                    "needs_review" => Standing::FateUnknown,
+                    _ => Standing::InMotion,
+                },
+            })
+            .collect();
+        Ok(rule(&rivals, self.is_resend))
+    }
+
+    /// Gives the slot up as the ruling says. `None` when the job waits.
+    pub async fn step_aside(&self, tx: &mut PgConnection, ruling: Ruling) -> sqlx::Result<Option<Outcome>> {
+        let outcome = match ruling {
+            Ruling::Superseded { by } => Outcome::Superseded { by },
+            Ruling::Duplicate { of } => Outcome::Duplicate { of },
+            Ruling::NewerFateUnknown { newer } => Outcome::NeedsReview(Review::NewerFateUnknown { newer }),
+            Ruling::Wait | Ruling::Go => {
+                self.wait_behind_newer(tx).await?;
+                return Ok(None);
+            }
+        };
+        self.end(tx, &outcome).await?;
+        Ok(Some(outcome))
+    }
+
+    async fn wait_behind_newer(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!(
+            "-- wait_behind_newer
+            update submission s
+            set state = 'waiting', waiting_for = 'customer', claimed_until = null,
+                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
+                due_at = greatest(
+                    now() + interval '100 ms',
+                    least(
+                        now() + make_interval(secs => $2),
+                        (
+                            select min(newer.due_at) from submission newer
+                            where newer.customer_id = s.customer_id and newer.state = 'waiting'
+                                and newer.job_id <> s.job_id
+                        )
+                    )
+                )
+            where s.job_id = $1 and s.state = 'submitting'",
+            self.job_id,
+            BUSY_WAIT_MAX_SECONDS,
+        )
+        .execute(&mut *tx)
+        .await?;
+        self.wake_others(tx).await
+    }
+
+    /// Ends the job without an attempt.
+    async fn end(&self, tx: &mut PgConnection, outcome: &Outcome) -> sqlx::Result<()> {
+        sqlx::query!(
+            "-- end_without_attempt
+            update submission s
+            set state = $2, reason_code = $3, reason = $4, ended_at = now(), claimed_until = null,
+                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
+                sealed_payload = case when $5 then s.sealed_payload end
+            where s.job_id = $1 and s.state = 'submitting'",
+            self.job_id,
+            outcome.state(),
+            outcome.reason_code(),
+            &*outcome.reason(),
+            outcome.keeps_payload(),
+        )
+        .execute(&mut *tx)
+        .await?;
+        self.wake_others(tx).await
+    }
+
+    /// Releasing a claim wakes the customer's other jobs, as ending does.
+    async fn wake_others(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!(
+            "-- wake_others
+            with waiters as (
+                select job_id
+                from submission
+                where customer_id = $1 and job_id <> $2 and state = 'waiting' and waiting_for = 'customer'
+                for update skip locked
+            )
+            update submission s set due_at = now() from waiters where s.job_id = waiters.job_id",
+            self.customer_id,
+            self.job_id,
+        )
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes down that an attempt begins. Its first byte may leave once this is committed.
+pub(super) async fn begin_attempt(
+    tx: &mut PgConnection,
+    job_id: Uuid,
+    number: i32,
+    worker: &str,
+    t0: Moment,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- begin_attempt
+        insert into attempt (job_id, number, worker, signed_at) values ($1, $2, $3, $4)",
+        job_id,
+        number,
+        worker,
+        OffsetDateTime::from(t0.wall),
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! Looks at customers: claimed before they begin, written down with what they prove.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Claim, Journal, JournalError, bounded};
+use crate::domain::outcome::Outcome;
+use crate::domain::read_back::{Budget, Conclusion, Reading};
+
+/// The right to look at the customer of a submission in doubt, and what the records said
+/// before the look.
+#[derive(Clone, Debug)]
+pub struct ReadClaim {
+    /// The job.
+    pub job_id: Uuid,
+    /// Whom to look at.
+    pub customer_id: Uuid,
+    /// Fences out whoever held an older claim.
+    pub token: i64,
+    /// The attempt in doubt.
+    pub attempt: i32,
+    /// Before the look, by the database's clock.
+    pub at: OffsetDateTime,
+    /// How long ago the attempt began.
+    pub since_begin: Duration,
+    /// How long ago it ended, or was taken over.
+    pub since_end: Duration,
+    /// Whether no other update of the customer was in verification.
+    pub is_only_suspect: bool,
+    /// Our newest word on the customer before the attempt.
+    pub word_before: Option<String>,
+    /// How many looks have shown that the attempt was not applied.
+    pub confirmed: u32,
+    /// How long ago the last of them was.
+    pub since_confirmation: Duration,
+    /// The customer's updates.
+    pub budget: Budget,
+}
+
+/// What a look settled.
+#[derive(Clone, Debug)]
+pub enum Settled {
+    /// The submission ended.
+    Ended(Outcome),
+    /// It is to be sent again, now.
+    SendAgain,
+    /// It stays in doubt until another look, so far off.
+    InDoubt(Duration),
+}
+
+impl Journal {
+    /// Claims the look that has been due the longest. `None` if none is due.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn claim_read(&self) -> Result<Option<ReadClaim>, JournalError> {
+        let row = bounded(
+            sqlx::query!(
+                r#"-- claim_read
+                with due as (
+                    select job_id
+                    from submission
+                    where state = 'unknown' and due_at <= now()
+                    order by due_at
+                    limit 1
+                    for update skip locked
+                ), claimed as (
+                    update submission s
+                    set claim_token = s.claim_token + 1, claimed_by = $1,
+                        due_at = now() + make_interval(secs => $2)
+                    from due
+                    where s.job_id = due.job_id
+                    returning s.job_id, s.customer_id, s.claim_token, s.attempts
+                ), looked_at as (
+                    insert into customer (customer_id, last_read_at)
+                    select customer_id, now() from claimed
+                    on conflict (customer_id) do update set last_read_at = now()
+                )
+                select
+                    c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, now() as "at!",
+                    extract(epoch from now() - a.begun_at)::float8 as "since_begin!",
+                    extract(epoch from now() - a.ended_at)::float8 as "since_end!",
+                    not exists (
+                        select
+                        from submission other
+                        join attempt o on o.job_id = other.job_id
+                        where other.customer_id = c.customer_id and other.job_id <> c.job_id
+                            and o.verdict in ('accepted', 'unknown')
+                            and not exists (
+                                select from observation seen
+                                where seen.customer_id = c.customer_id
+                                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
+                                    and seen.at > o.ended_at
+                            )
+                    ) as "is_only_suspect!",
+                    (
+                        select seen.status
+                        from observation seen
+                        where seen.customer_id = c.customer_id and seen.status is not null
+                            and (
+                                seen.at < a.begun_at
+                                or seen.job_id = c.job_id and seen.purpose = 'baseline'
+                            )
+                        order by seen.at desc
+                        limit 1
+                    ) as word_before,
+                    confirming.times as "confirmed!",
+                    coalesce(extract(epoch from now() - confirming.last_at), 0)::float8
+                        as "since_confirmation!",
+                    (
+                        select count(*)
+                        from submission s
+                        join attempt spent on spent.job_id = s.job_id
+                        where s.customer_id = c.customer_id and spent.verdict in ('accepted', 'unknown')
+                    ) as "spent_here!",
+                    coalesce(
+                        (select updates_elsewhere from customer where customer_id = c.customer_id), 0
+                    ) as "spent_elsewhere!"
+                from claimed c
+                join attempt a on a.job_id = c.job_id and a.number = c.attempts
+                cross join lateral (
+                    select count(*) as times, max(seen.at) as last_at
+                    from observation seen
+                    where seen.job_id = c.job_id and seen.conclusion = 'confirming'
+                        and seen.at > a.ended_at
+                ) confirming"#,
+                self.worker,
+                self.limits.claim_lease.as_secs_f64(),
+            )
+            .fetch_optional(&self.pool),
+        )
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        Ok(Some(ReadClaim {
+            job_id: row.job_id,
+            customer_id: row.customer_id,
+            token: row.claim_token,
+            attempt: row.attempts,
+            at: row.at,
+            since_begin: seconds(row.since_begin),
+            since_end: seconds(row.since_end),
+            is_only_suspect: row.is_only_suspect,
+            word_before: row.word_before,
+            confirmed: u32::try_from(row.confirmed).unwrap_or(u32::MAX),
+            since_confirmation: seconds(row.since_confirmation),
+            budget: Budget {
+                spent_here: u32::try_from(row.spent_here).unwrap_or(u32::MAX),
+                spent_elsewhere: row.spent_elsewhere.unsigned_abs(),
+                limit: self.limits.customer_updates,
+            },
+        }))
+    }
+
+    /// Writes down what a look said and what it settled, in one commit.
+    ///
+    /// # Errors
+    /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
+    pub async fn conclude_read(
+        &self,
+        claim: &ReadClaim,
+        reading: &Reading,
+        conclusion: Conclusion,
+        settled: &Settled,
+    ) -> Result<(), JournalError> {
+        let customer = match reading {
+            Reading::Customer(customer) => Some(customer),
+            _ => None,
+        };
+        let outcome = match settled {
+            Settled::Ended(outcome) => Some(outcome),
+            Settled::SendAgain | Settled::InDoubt(_) => None,
+        };
+        let (state, waiting_for, due_in) = match settled {
+            Settled::Ended(outcome) => (outcome.state(), None, None),
+            Settled::SendAgain => ("waiting", Some("retry"), Some(0.0)),
+            Settled::InDoubt(after) => ("unknown", None, Some(after.as_secs_f64())),
+        };
+        let reason = outcome.map(Outcome::reason);
+        let is_accepted = matches!(outcome, Some(Outcome::Accepted(_)));
+        let concluded = bounded(
+            sqlx::query_scalar!(
+                r#"-- conclude_read
+                with concluded as (
+                    update submission
+                    set state = $3, waiting_for = $4,
+                        due_at = case when $5::float8 is not null then now() + make_interval(secs => $5) end,
+                        reason_code = case when $6 then $7 else reason_code end,
+                        reason = case when $6 then $8 else reason end,
+                        ended_at = case when $6 then now() end,
+                        sealed_payload = case when $6 and not $9 then null else sealed_payload end,
+                        evidence = case when $10 then 'read_back' end,
+                        verification_status = case when $10 then $11 end
+                    where job_id = $1 and state = 'unknown' and claim_token = $2
+                    returning job_id, customer_id
+                ), observed as (
+                    insert into observation (
+                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion
+                    )
+                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15 from concluded
+                    returning job_id
+                ), waiters as (
+                    select w.job_id
+                    from submission w
+                    join concluded on concluded.customer_id = w.customer_id
+                    where w.state = 'waiting' and w.waiting_for = 'customer' and $3 <> 'unknown'
+                    for update of w skip locked
+                ), woken as (
+                    update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
+                )
+                select count(*) as "concluded!" from observed"#,
+                claim.job_id,
+                claim.token,
+                state,
+                waiting_for,
+                due_in,
+                outcome.is_some(),
+                outcome.and_then(Outcome::reason_code),
+                reason.as_deref(),
+                outcome.is_some_and(Outcome::keeps_payload),
+                is_accepted,
+                customer.map(|customer| customer.status.as_str()),
+                claim.at,
+                customer.and_then(|customer| customer.failure_reason.as_deref()),
+                reading.error_code(),
+                conclusion.name(),
+            )
+            .fetch_one(&self.pool),
+        )
+        .await?;
+        // A lost answer to this commit leaves nothing to mend: the row has moved on.
+        if concluded == 1 { Ok(()) } else { Err(JournalError::Fenced) }
+    }
+
+    /// Takes the right to look at a customer before his first attempt here, unless he was
+    /// looked at less than `apart` ago, by any replica.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn claim_baseline(
+        &self,
+        customer_id: Uuid,
+        apart: Duration,
+    ) -> Result<Option<OffsetDateTime>, JournalError> {
+        bounded(
+            sqlx::query_scalar!(
+                r#"-- claim_baseline
+                insert into customer (customer_id, last_read_at)
+                values ($1, now())
+                on conflict (customer_id) do update set last_read_at = now()
+                    where customer.last_read_at is null
+                        or customer.last_read_at <= now() - make_interval(secs => $2)
+                returning last_read_at as "at!""#,
+                customer_id,
+                apart.as_secs_f64(),
+            )
+            .fetch_optional(&self.pool),
+        )
+        .await
+    }
+
+    /// Writes down what a look before the first attempt said.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_baseline(
+        &self,
+        claim: &Claim,
+        at: OffsetDateTime,
+        reading: &Reading,
+    ) -> Result<(), JournalError> {
+        let customer = match reading {
+            Reading::Customer(customer) => Some(customer),
+            _ => None,
+        };
+        bounded(
+            sqlx::query!(
+                "-- record_baseline
+                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error)
+                values ($1, $2, $3, 'baseline', $4, $5, $6)",
+                claim.job_id,
+                claim.customer_id,
+                at,
+                customer.map(|customer| customer.status.as_str()),
+                customer.and_then(|customer| customer.failure_reason.as_deref()),
+                reading.error_code(),
+            )
+            .execute(&self.pool),
+        )
+        .await?;
+        Ok(())
+    }
+}
