@@ -13,7 +13,7 @@ cargo fmt --all --check
 step ".sqlx describes the queries"
 scripts/sqlx.sh --check
 step "clippy, with the sandbox and without"
-cargo clippy --locked --all-targets --quiet -- -D warnings
+cargo clippy --locked --all-targets --all-features --quiet -- -D warnings
 cargo clippy --locked --no-default-features --lib --bins --quiet -- -D warnings
 step "documentation"
 RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --quiet

@@ -79,17 +79,14 @@ impl Worker {
     pub async fn receive(&self, envelope: Envelope<'_>, is_redelivered: bool) -> Option<Received> {
         let received_at = OffsetDateTime::now_utc();
         let letter = DeadLetter { envelope: &envelope, received_at, is_redelivered };
-        let receiving = AssertUnwindSafe(self.receive_job(letter)).catch_unwind();
-        let received = match receiving.await {
-            Ok(received) => received?,
-            Err(_panic) => {
+        match unless_it_panics(self.receive_job(letter)).await {
+            Ok(received) => received,
+            Err(Panicked) => {
                 error!("the worker failed on a delivery, dead-lettering it; this is a bug, report it");
                 self.persist(|| self.journal.record_worker_failed(letter)).await?;
-                Received::without_work(Receipt::WorkerFailed)
+                Some(Received::without_work(Receipt::WorkerFailed))
             }
-        };
-        failpoint::reach("received");
-        Some(received)
+        }
     }
 
     async fn receive_job(&self, letter: DeadLetter<'_>) -> Option<Received> {
@@ -112,7 +109,7 @@ impl Worker {
         };
         let opened = self.persist(|| self.journal.open(&job, letter.received_at, admission)).await?;
         failpoint::reach("opened");
-        Some(match opened {
+        let received = match opened {
             Opened::Claimed(claim) => {
                 Received { disposition: Receipt::Opened.disposition(), work: Some((claim, job.request)) }
             }
@@ -133,7 +130,9 @@ impl Worker {
                 self.persist(|| self.journal.record_conflict(letter, job.id)).await?;
                 Received::without_work(Receipt::Conflict)
             }
-        })
+        };
+        failpoint::reach("received");
+        Some(received)
     }
 
     /// Makes the attempt that `claim` stands for, and records what came of it. The same
@@ -146,22 +145,22 @@ impl Worker {
     ///
     /// A bug that panics on the way leaves this job in doubt, and no other.
     pub async fn submit(&self, claim: Claim, request: &UpdateRequest) {
-        failpoint::reach("claimed");
         let begun = Instant::now();
-        let attempted = AssertUnwindSafe(self.attempt(&claim, request)).catch_unwind().await;
-        let result = attempted.unwrap_or_else(|_panic| {
+        let attempted = unless_it_panics(self.attempt(&claim, request)).await;
+        let result = attempted.unwrap_or_else(|Panicked| {
             error!("the worker failed in an attempt; this is a bug, report it");
             AttemptResult {
                 error: Some("the worker failed in this attempt: a bug of its own"),
                 ..AttemptResult::of(Verdict::Unknown(Phase::ConnectionLost), begun.elapsed())
             }
         });
-        failpoint::reach("answered");
-        self.conclude(&claim, result).await;
-        failpoint::reach("concluded");
+        if let Err(Panicked) = unless_it_panics(self.conclude(&claim, result)).await {
+            error!("the worker failed on an attempt's result; this is a bug, report it");
+        }
     }
 
     async fn attempt(&self, claim: &Claim, request: &UpdateRequest) -> AttemptResult {
+        failpoint::reach("claimed");
         if let Some(apart) = self.baseline.filter(|_| claim.attempt == 1) {
             self.look_before(claim, apart).await;
         }
@@ -170,6 +169,7 @@ impl Worker {
         failpoint::reach("signed");
         let exchange = self.provider.update(update, claim.t0, &self.stopping).await;
         let verdict = classify(&exchange, &self.not_applied_statuses, SystemTime::now());
+        failpoint::reach("answered");
         let (http_status, provider_message) = match &exchange {
             Exchange::Answered(answer) if answer.status >= 400 => {
                 let api_key = self.provider.api_key();
@@ -233,6 +233,7 @@ impl Worker {
             (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Next::Wait(_) | Next::ReadBack) => self.parked.notify_one(),
         }
+        failpoint::reach("concluded");
     }
 
     fn tell_breaker(&self, claim: &Claim, verdict: &Verdict) {
@@ -263,7 +264,16 @@ impl Worker {
     /// 2. Look.
     /// 3. Conclude, with every time taken to the safe side.
     /// 4. Commit the observation with what follows from it.
+    ///
+    /// A bug that panics on the way costs this look, which is made again when its claim
+    /// has run out.
     pub async fn read_back(&self, claim: ReadClaim, claimed_at: Instant) {
+        if let Err(Panicked) = unless_it_panics(self.look(claim, claimed_at)).await {
+            error!("the worker failed in a look at a customer; this is a bug, report it");
+        }
+    }
+
+    async fn look(&self, claim: ReadClaim, claimed_at: Instant) {
         failpoint::reach("read-claimed");
         let reading = self.provider.customer(claim.customer_id).await;
         let elapsed = claimed_at.elapsed();
@@ -284,7 +294,6 @@ impl Worker {
         let recorded = self
             .persist_result(|| self.journal.conclude_read(&claim, &evidence.reading, conclusion, &settled))
             .await;
-        failpoint::reach("read-concluded");
         match (recorded, settled) {
             (None, _) => {
                 warn!(conclusion = conclusion.name(), "the claim was lost before the look was recorded")
@@ -292,6 +301,7 @@ impl Worker {
             (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Settled::SendAgain | Settled::InDoubt(_)) => self.parked.notify_one(),
         }
+        failpoint::reach("read-concluded");
     }
 
     /// Writes until the database does it. `None` when the worker stops first.
@@ -338,6 +348,14 @@ impl Worker {
             sleep(JOURNAL_RETRY_DELAY).await;
         }
     }
+}
+
+/// Work ended in a panic. The panic itself is on stderr.
+struct Panicked;
+
+/// Does `work`, so that a bug in it ends the work on one job and nothing else.
+async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
 }
 
 impl Received {

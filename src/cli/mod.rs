@@ -180,9 +180,10 @@ pub async fn run() -> ExitCode {
                     return refuse(&faults);
                 }
             };
-            if let Err(error) = telemetry::start(args.log.log_format, &args.log.rust_log) {
-                return refuse(&[SettingFault::new("RUST_LOG", format!("{error:#}"))]);
-            }
+            let _last_lines = match telemetry::start(args.log.log_format, &args.log.rust_log) {
+                Ok(last_lines) => last_lines,
+                Err(error) => return refuse(&[SettingFault::new("RUST_LOG", format!("{error:#}"))]),
+            };
             let mode = Mode { drain: args.drain, migrate: args.migrate };
             app::run(args.settings, checked, mode).await.map(|()| ExitCode::SUCCESS)
         }

@@ -199,12 +199,24 @@ impl World {
         self.spawn(command)
     }
 
+    /// Starts a worker that speaks to `stdout`, where its log cannot be read.
+    pub fn start_worker_onto(&self, stdout: impl Into<Stdio>, settings: &[(&str, &str)]) -> WorkerProcess {
+        let mut command = self.command();
+        command.arg("run").envs(settings.iter().copied());
+        self.spawn_onto(command, Some(stdout.into()))
+    }
+
     /// Starts a command that goes on beside the test.
-    pub fn spawn(&self, mut command: Command) -> WorkerProcess {
+    pub fn spawn(&self, command: Command) -> WorkerProcess {
+        self.spawn_onto(command, None)
+    }
+
+    fn spawn_onto(&self, mut command: Command, stdout: Option<Stdio>) -> WorkerProcess {
         let id = Uuid::new_v4().simple().to_string();
         let logs = ["out", "err"].map(|kind| self.dir.path().join(format!("worker-{}.{kind}", &id[..8])));
         let [out, err] = logs.each_ref().map(|path| fs::File::create(path).expect("a log file"));
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().expect("the worker starts");
+        command.stdin(Stdio::null()).stdout(stdout.unwrap_or(out.into())).stderr(err);
+        let child = command.spawn().expect("the worker starts");
         WorkerProcess { child, logs }
     }
 
@@ -394,6 +406,25 @@ impl World {
         assert_eq!(self.count_ready(JOBS).await, 0, "a delivery was not acked");
     }
 
+    /// Waits until the broker waits for no ack and has nothing ready: every delivery was
+    /// taken over, or given back by nobody.
+    pub async fn wait_for_no_delivery(&self) {
+        self.wait_for("a queue without messages, ready or unacknowledged", async || {
+            (self.count_undelivered_or_unacked().await == Some(0)).then_some(())
+        })
+        .await;
+    }
+
+    /// What the management API says the queue of jobs holds, unacknowledged included. Its
+    /// numbers are some seconds old.
+    async fn count_undelivered_or_unacked(&self) -> Option<u64> {
+        let url = format!("{}/api/queues/{}/{JOBS}", management_url(), self.name);
+        let answer = self.http.get(url).send().await.expect("the management API answers");
+        #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
+        let queue: Value = answer.json().await.expect("JSON");
+        queue["messages"].as_u64()
+    }
+
     /// Waits until the worker has said it.
     pub async fn wait_for_log(&self, worker: &WorkerProcess, text: &str) {
         let what = format!("a log line with {text:?}");
@@ -414,6 +445,39 @@ impl World {
             self.wait_for_state(*job_id, &["accepted"]).await;
             assert_eq!(self.count_updates(*job_id).await, 1, "updates of {job_id}");
         }
+    }
+
+    /// Checks what no fault may ever break, once every one of `jobs` is accepted: each was
+    /// applied once, every PATCH has an attempt that was written down, and nothing is in motion.
+    pub async fn check_nothing_lost_or_spent_twice(&self, jobs: &[Uuid]) {
+        self.wait_for_all_accepted(jobs).await;
+        self.check_every_patch_has_its_attempt().await;
+        let in_motion = "select count(*) from submission where state in ('submitting', 'waiting', 'unknown')";
+        assert_eq!(self.count(in_motion).await, 0);
+        let accepted = self.count("select count(*) from submission where state = 'accepted'").await;
+        assert_eq!(i64::try_from(self.oracle("updates").await.len()), Ok(accepted));
+    }
+
+    /// Checks that every PATCH that the provider received has an attempt of its own job.
+    pub async fn check_every_patch_has_its_attempt(&self) {
+        let rows: Vec<(Uuid, i64)> = sqlx::query_as(
+            "select job_id, count(*) from attempt where verdict is distinct from 'not_sent' group by job_id",
+        )
+        .fetch_all(&self.pool)
+        .await
+        .expect("the database answers");
+        let mut patches = self.oracle("patches").await;
+        for (job_id, attempts) in rows {
+            let id = job_id.to_string();
+            let is_other = |patch: &Value| !patch["link"].as_str().is_some_and(|link| link.contains(&id));
+            let before = patches.len();
+            patches.retain(is_other);
+            let seen = i64::try_from(before - patches.len()).expect("a small number");
+            assert!(seen <= attempts, "{seen} PATCHes of {job_id}, and {attempts} attempts");
+        }
+        // The probe of signatures is for nobody.
+        patches.retain(|patch| patch["customer_id"] != json!(Uuid::nil()));
+        assert!(patches.is_empty(), "PATCHes without an attempt: {patches:?}");
     }
 
     /// Takes one message off the dead-letter queue.
@@ -624,9 +688,7 @@ impl WorkerProcess {
 
     /// The most memory that it ever had resident, in KiB.
     pub fn memory_max_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a VmHWM line");
-        line.trim().trim_end_matches(" kB").parse().expect("a number")
+        self.status("VmHWM:").trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Tells it to stop, and waits for its end, which must be a good one.
@@ -640,6 +702,28 @@ impl WorkerProcess {
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(sent.expect("kill runs").success(), "cannot send SIG{name}");
+    }
+
+    /// Whether it is stopped, as SIGSTOP does.
+    pub fn is_stopped(&self) -> bool {
+        self.status("State:").starts_with('T')
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the worker can be waited for").is_none()
+    }
+
+    /// How many threads it has.
+    pub fn count_threads(&self) -> u64 {
+        self.status("Threads:").parse().expect("a number")
+    }
+
+    /// What the kernel says of it under `key`.
+    fn status(&self, key: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("a line of that key");
+        line.trim().to_owned()
     }
 
     /// Kills it at once, as a crash would.

@@ -7,14 +7,18 @@ mod harness;
 mod relay;
 
 mod acceptance;
-mod broker_outages;
+mod broker_connections;
 mod commands;
 mod crashes;
-mod database_outages;
+mod database_connections;
 mod documents;
 mod duplicates;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod keys;
 mod malformed;
 mod misconfigured;
+mod odd_machines;
 mod privacy;
 mod provider_outages;
 mod retries;

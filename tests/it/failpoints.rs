@@ -1,0 +1,375 @@
+//! A worker that is killed, stopped or fails at any step of a job's way loses nothing,
+//! spends nothing twice and holds up nobody else.
+
+use std::os::unix::process::ExitStatusExt as _;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{JOBS, Submission, WorkerProcess, World, world};
+
+/// A window that leaves room for a lease and two looks on a busy machine.
+const WINDOW: (&str, &str) = ("READ_BACK_WINDOW", "9s");
+
+/// The steps up to the last check before the send, of a job whose row is committed.
+const BEFORE_THE_SEND: [&str; 5] = ["received", "opened", "claimed", "signed", "gate"];
+
+/// How a job ends whose worker crashed.
+struct Ending {
+    deliveries: i32,
+    patches: usize,
+    /// How each attempt ended.
+    verdicts: &'static [&'static str],
+    evidence: &'static str,
+}
+
+/// Nothing was committed.
+const AS_IF_NEW: Ending = Ending { deliveries: 1, patches: 1, verdicts: &["accepted"], evidence: "response" };
+
+/// An attempt was begun, and nothing sent.
+const SENT_BY_THE_NEXT: Ending =
+    Ending { deliveries: 2, patches: 1, verdicts: &["unknown", "accepted"], evidence: "response" };
+
+/// The update was applied, and nobody wrote it down.
+const READ_BACK: Ending = Ending { deliveries: 2, patches: 1, verdicts: &["unknown"], evidence: "read_back" };
+
+/// All was written down.
+const SETTLED: Ending = Ending { deliveries: 2, patches: 1, verdicts: &["accepted"], evidence: "response" };
+
+/// Kills a worker at a point before the broker has its ack, and checks what the next makes of
+/// the job. The provider meets the job's first PATCH with `fault`.
+fn check_killed_at(point: &str, fault: Option<Value>, ending: &Ending) {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        let failpoint = format!("{point}=kill");
+        let settings = [WINDOW, ("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint)];
+        let mut dying = world.start_worker_with(&settings);
+        world.wait_for_consumers(1).await;
+        relay.stall_to_target();
+        let job_id = Uuid::new_v4();
+        if let Some(fault) = fault {
+            world.break_job_once(job_id, fault).await;
+        }
+        let body = crate::harness::job_body(Uuid::new_v4(), job_id);
+        world.publish(Some(job_id), body.to_string().as_bytes()).await;
+        assert_eq!(dying.exit().await.signal(), Some(9), "killed at {point}");
+        relay.cut();
+
+        let _worker = world.start_worker_with(&[WINDOW]);
+        check_ending(&world, job_id, ending).await;
+        assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
+    });
+}
+
+async fn check_ending(world: &World, job_id: Uuid, ending: &Ending) -> Submission {
+    world
+        .wait_for("the last delivery", async || {
+            world.submission(job_id).await.filter(|job| job.deliveries >= ending.deliveries)
+        })
+        .await;
+    let job = world.wait_for_state(job_id, &["accepted", "needs_review", "exhausted"]).await;
+    world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+    world.wait_for_no_delivery().await;
+    assert_eq!(job.evidence.as_deref(), Some(ending.evidence), "{job:?}");
+    assert_eq!(world.submission(job_id).await.expect("it is known").deliveries, ending.deliveries);
+    let attempts = world.attempts(job_id).await;
+    let verdicts: Vec<_> = attempts.iter().filter_map(|attempt| attempt.verdict.as_deref()).collect();
+    assert_eq!(verdicts, ending.verdicts);
+    assert_eq!(world.count_patches(job_id).await, ending.patches);
+    job
+}
+
+/// The provider applies an update, or doesn't, and says nothing of it.
+fn without_an_answer(apply: &str) -> Option<Value> {
+    Some(json!({ "apply": apply, "answer": { "kind": "reset" } }))
+}
+
+#[test]
+fn a_job_killed_before_it_is_opened_is_delivered_again_and_done_once() {
+    check_killed_at("parsed", None, &AS_IF_NEW);
+}
+
+#[test]
+fn a_job_killed_right_after_its_commit_is_sent_by_the_next_worker() {
+    check_killed_at("opened", None, &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_job_killed_before_its_ack_is_sent_by_the_next_worker() {
+    check_killed_at("received", None, &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_job_killed_with_its_claim_is_sent_by_the_next_worker() {
+    check_killed_at("claimed", None, &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_job_killed_with_its_signature_is_sent_by_the_next_worker() {
+    check_killed_at("signed", None, &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_job_killed_at_the_gate_is_sent_by_the_next_worker() {
+    check_killed_at("gate", None, &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_job_killed_with_its_answer_is_read_back_and_not_sent_again() {
+    check_killed_at("answered", None, &READ_BACK);
+}
+
+#[test]
+fn a_job_killed_after_its_result_is_counted_and_not_sent_again() {
+    check_killed_at("concluded", None, &SETTLED);
+}
+
+#[test]
+fn a_look_killed_at_any_step_at_a_customer_whose_update_was_applied_is_made_again() {
+    check_killed_at("read-claimed", without_an_answer("now"), &READ_BACK);
+    check_killed_at("read-answered", without_an_answer("now"), &READ_BACK);
+    check_killed_at("read-concluded", without_an_answer("now"), &READ_BACK);
+}
+
+/// The first PATCH was received and not applied.
+const SENT_AGAIN: Ending =
+    Ending { deliveries: 2, patches: 2, verdicts: &["unknown", "accepted"], evidence: "response" };
+
+#[test]
+fn a_look_killed_before_it_is_claimed_work_proves_nothing_alone() {
+    check_killed_at("read-claimed", without_an_answer("never"), &SENT_AGAIN);
+}
+
+#[test]
+fn a_look_killed_with_its_answer_proves_nothing() {
+    check_killed_at("read-answered", without_an_answer("never"), &SENT_AGAIN);
+}
+
+#[test]
+fn a_look_that_was_committed_before_a_kill_counts() {
+    check_killed_at("read-concluded", without_an_answer("never"), &SENT_AGAIN);
+}
+
+/// Starts a worker that stops at a point, and waits until it has.
+async fn stopped_at(world: &World, point: &str, settings: &[(&str, &str)]) -> (WorkerProcess, Uuid) {
+    let failpoint = format!("{point}=stop");
+    let own = [WINDOW, ("KYC_FAILPOINT", failpoint.as_str()), ("WORKER_NAME", "stale")];
+    let stale = world.start_worker_with(&[&own[..], settings].concat());
+    world.wait_for_consumers(1).await;
+    let job_id = world.publish_job().await;
+    world.wait_for("a stopped worker", async || stale.is_stopped().then_some(())).await;
+    (stale, job_id)
+}
+
+/// What the owner whose claim was gone had to say of its attempt.
+async fn wait_for_late_verdict(world: &World, job_id: Uuid) -> String {
+    world
+        .wait_for("a late verdict", async || {
+            sqlx::query_scalar::<_, Option<String>>(
+                "select late_verdict from attempt where job_id = $1 and number = 1 and worker = 'stale'",
+            )
+            .bind(job_id)
+            .fetch_one(&world.pool)
+            .await
+            .expect("the database answers")
+        })
+        .await
+}
+
+async fn check_stale_owner_sends_nothing(world: &World, point: &str) {
+    let (stale, job_id) = stopped_at(world, point, &[]).await;
+    let mut other = world.start_worker_with(&[WINDOW]);
+    // The lease is over and the token has moved on.
+    world.wait_for_state(job_id, &["unknown"]).await;
+    stale.signal("CONT");
+    assert_eq!(wait_for_late_verdict(world, job_id).await, "not_sent", "stopped at {point}");
+    assert!(stale.log().contains("the claim was lost"), "stopped at {point}");
+    world.wait_for_all_accepted(&[job_id]).await;
+    let attempts = world.attempts(job_id).await;
+    let verdicts: Vec<_> = attempts.iter().map(|attempt| attempt.verdict.as_deref()).collect();
+    assert_eq!(verdicts, [Some("unknown"), Some("accepted")], "stopped at {point}");
+    assert_eq!(attempts[0].detail.as_deref(), Some("worker_vanished"), "stopped at {point}");
+    assert_eq!(world.count_patches(job_id).await, 1, "stopped at {point}");
+    other.stop().await;
+}
+
+#[test]
+fn a_worker_that_slept_past_its_lease_sends_nothing_and_writes_over_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        for point in BEFORE_THE_SEND {
+            check_stale_owner_sends_nothing(&world, point).await;
+        }
+        world.check_every_patch_has_its_attempt().await;
+        let applied = "select count(*) from submission where state = 'accepted' and evidence = 'response'";
+        assert_eq!(world.count(applied).await, 5);
+        assert_eq!(world.oracle("updates").await.len(), 5);
+        world.wait_for_no_delivery().await;
+    });
+}
+
+#[test]
+fn a_worker_that_slept_before_it_opened_a_job_finds_it_done_by_another() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        let (stale, job_id) = stopped_at(&world, "parsed", &[("AMQP_URL", &amqp_url)]).await;
+        assert!(world.submission(job_id).await.is_none());
+        relay.cut();
+        let _other = world.start_worker_with(&[WINDOW]);
+        world.wait_for_all_accepted(&[job_id]).await;
+        stale.signal("CONT");
+        check_ending(&world, job_id, &Ending { deliveries: 2, ..AS_IF_NEW }).await;
+        assert_eq!(world.count("select count(*) from attempt where worker = 'stale'").await, 0);
+    });
+}
+
+#[test]
+fn an_answer_known_too_late_is_kept_beside_what_was_read_back() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (stale, job_id) = stopped_at(&world, "answered", &[]).await;
+        let _other = world.start_worker_with(&[WINDOW]);
+        world.wait_for_applied(job_id).await;
+        stale.signal("CONT");
+        assert_eq!(wait_for_late_verdict(&world, job_id).await, "accepted");
+        let job = world.wait_for_applied(job_id).await;
+        assert_eq!(job.attempts, 1);
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+#[test]
+fn an_answer_known_too_late_ends_what_nobody_could_read_back() {
+    world(async |world| {
+        world.declare_topology().await;
+        let no = json!({ "kind": "respond", "status": 503, "body": "no" });
+        world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": no } })).await;
+        let (stale, job_id) = stopped_at(&world, "answered", &[]).await;
+        let other = world.start_worker_with(&[WINDOW]);
+        world.wait_for_state(job_id, &["unknown"]).await;
+        world.wait_for_log(&other, "customer read back").await;
+        stale.signal("CONT");
+        let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
+        assert_eq!((job.state.as_str(), job.evidence.as_deref()), ("accepted", Some("late")), "{job:?}");
+        assert_eq!(wait_for_late_verdict(&world, job_id).await, "accepted");
+        assert!(!job.has_payload);
+        world.clear_rules().await;
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+/// Makes a worker panic at a point of one job's way, and checks that its next jobs notice
+/// nothing of it. Returns the job.
+async fn panicked_at(world: &World, point: &str, fault: Option<Value>) -> (WorkerProcess, Uuid) {
+    let failpoint = format!("{point}=panic");
+    // As narrow as can be: a place that the panic did not give back would be missed.
+    let narrow = [WINDOW, ("KYC_FAILPOINT", failpoint.as_str()), ("CONCURRENCY", "1"), ("PREFETCH", "1")];
+    let mut worker = world.start_worker_with(&narrow);
+    world.wait_for_consumers(1).await;
+    let job_id = Uuid::new_v4();
+    if let Some(fault) = fault {
+        world.break_job_once(job_id, fault).await;
+    }
+    let body = crate::harness::job_body(Uuid::new_v4(), job_id);
+    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    world.wait_for_log(&worker, &format!("failpoint {point}")).await;
+    let others = world.publish_jobs(3).await;
+    for other in &others {
+        world.wait_for_all_accepted(&[*other]).await;
+        assert_eq!(world.attempts(*other).await.len(), 1, "a panic at {point} touched another job");
+    }
+    assert!(worker.is_running());
+    (worker, job_id)
+}
+
+async fn check_dead_lettered(world: &World, job_id: Uuid) {
+    let letters = "select count(*) from dead_lettered_delivery where reason_code = 'worker_failed'";
+    world.wait_for("a row", async || (world.count(letters).await == 1).then_some(())).await;
+    let letter = world.wait_for("a dead letter", async || world.take_dead_letter().await).await;
+    assert!(String::from_utf8(letter).expect("text").contains(&job_id.to_string()));
+    assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 1);
+}
+
+#[test]
+fn a_delivery_that_the_worker_fails_on_is_dead_lettered_whole() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (_worker, job_id) = panicked_at(&world, "parsed", None).await;
+        check_dead_lettered(&world, job_id).await;
+        assert!(world.submission(job_id).await.is_none());
+        assert_eq!(world.count_patches(job_id).await, 0);
+        world.wait_for_no_delivery().await;
+    });
+}
+
+#[test]
+fn a_delivery_that_the_worker_fails_on_after_its_commit_is_carried_on() {
+    for point in ["opened", "received"] {
+        world(async |world| {
+            world.declare_topology().await;
+            let (_worker, job_id) = panicked_at(&world, point, None).await;
+            check_dead_lettered(&world, job_id).await;
+            check_ending(&world, job_id, &Ending { deliveries: 1, ..SENT_BY_THE_NEXT }).await;
+        });
+    }
+}
+
+/// A failure inside an attempt is a fact of that attempt.
+fn check_failed_attempt(point: &str, ending: &Ending) {
+    world(async |world| {
+        world.declare_topology().await;
+        let (worker, job_id) = panicked_at(&world, point, None).await;
+        assert!(worker.log().contains("the worker failed in an attempt"));
+        check_ending(&world, job_id, &Ending { deliveries: 1, ..*ending }).await;
+        let told = "select count(*) from attempt where number = 1 and error like 'the worker failed%'";
+        assert_eq!(world.count(told).await, 1);
+    });
+}
+
+#[test]
+fn a_worker_that_fails_before_it_sends_leaves_a_failed_attempt_and_sends_once() {
+    check_failed_attempt("claimed", &SENT_BY_THE_NEXT);
+    check_failed_attempt("signed", &SENT_BY_THE_NEXT);
+}
+
+#[test]
+fn a_worker_that_fails_with_the_answer_reads_it_back() {
+    check_failed_attempt("answered", &READ_BACK);
+}
+
+#[test]
+fn a_worker_that_fails_at_the_gate_has_sent_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (_worker, job_id) = panicked_at(&world, "gate", None).await;
+        let verdicts = &["not_sent", "accepted"];
+        check_ending(&world, job_id, &Ending { deliveries: 1, verdicts, ..SETTLED }).await;
+    });
+}
+
+#[test]
+fn a_worker_that_fails_after_it_recorded_a_result_changes_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (worker, job_id) = panicked_at(&world, "concluded", None).await;
+        check_ending(&world, job_id, &Ending { deliveries: 1, ..SETTLED }).await;
+        assert!(worker.log().contains("the worker failed on an attempt's result"));
+    });
+}
+
+#[test]
+fn a_look_that_the_worker_fails_in_is_made_again() {
+    for point in ["read-claimed", "read-answered", "read-concluded"] {
+        world(async |world| {
+            world.declare_topology().await;
+            let (worker, job_id) = panicked_at(&world, point, without_an_answer("now")).await;
+            check_ending(&world, job_id, &Ending { deliveries: 1, ..READ_BACK }).await;
+            assert!(worker.log().contains("the worker failed in a look at a customer"));
+            assert_eq!(world.count_ready(JOBS).await, 0);
+        });
+    }
+}

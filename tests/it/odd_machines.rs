@@ -1,0 +1,118 @@
+//! A machine whose clock is wrong, or whose logs nobody reads, loses no work.
+
+use std::io::Read as _;
+
+use serde_json::json;
+
+use crate::harness::{JOBS, world};
+
+const PAUSED: &str = "intake paused until a person has mended this";
+
+/// How far off a clock may be: two minutes.
+fn check_clock_is_refused(ahead_s: i64) {
+    world(async |world| {
+        world.declare_topology().await;
+        // It takes any timestamp, so that nothing but the worker itself minds.
+        world.set_provider(json!({ "clock_ahead_s": ahead_s, "timestamp_window_ms": 86_400_000 })).await;
+        let jobs = world.publish_jobs(20).await;
+        let worker = world.start_worker_with(&[("CONCURRENCY", "1"), ("PREFETCH", "2")]);
+        world.wait_for_log(&worker, PAUSED).await;
+        let told = worker.log();
+        let skew = [0, 1, 2].map(|late| format!("the provider's clock is {} s", ahead_s - late));
+        assert!(skew.iter().any(|skew| told.contains(skew)), "{told}");
+        world.wait_for_consumers(0).await;
+        assert!(world.count_ready(JOBS).await >= 15, "a backlog stays");
+        // The first answer told; looks at the provider's clock alone send nothing.
+        let reads = world.oracle("reads").await.len();
+        world
+            .wait_for("more probes", async || (world.oracle("reads").await.len() >= reads + 5).then_some(()))
+            .await;
+        assert_eq!(world.oracle("patches").await.len(), 1);
+        assert!(!worker.log().contains("intake resumed"));
+        let leases = "select count(*) from submission where state = 'submitting'";
+        assert_eq!(world.count(leases).await, 0);
+
+        world.set_provider(json!({ "clock_ahead_s": 0 })).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        assert_eq!(worker.log().matches(PAUSED).count(), 1, "it is told once");
+        assert_eq!(worker.log().matches("intake resumed").count(), 1);
+    });
+}
+
+#[test]
+fn a_clock_ten_minutes_behind_the_provider_stops_sending_until_it_is_set() {
+    check_clock_is_refused(600);
+}
+
+#[test]
+fn a_clock_ten_minutes_ahead_of_the_provider_stops_sending_until_it_is_set() {
+    check_clock_is_refused(-600);
+}
+
+#[test]
+fn a_clock_off_by_less_than_two_minutes_stops_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "clock_ahead_s": 110 })).await;
+        let jobs = world.publish_jobs(20).await;
+        let worker = world.start_worker();
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        assert!(!worker.log().contains("intake paused"));
+    });
+}
+
+#[test]
+fn a_worker_whose_stdout_is_closed_works_on_and_ends_well() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut worker = world.start_worker_onto(writer, &[]);
+        drop(reader);
+        let jobs = world.publish_jobs(50).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        worker.stop().await;
+        assert_eq!(worker.log(), "", "nothing is made of it on stderr");
+    });
+}
+
+#[test]
+fn a_worker_whose_stdout_nobody_reads_works_on_and_ends_well() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let mut worker = world.start_worker_onto(writer, &[]);
+        let jobs = world.publish_jobs(400).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        assert!(worker.memory_max_kib() < 150 * 1024, "{} KiB", worker.memory_max_kib());
+        worker.stop().await;
+        let mut lines = Vec::new();
+        reader.read_to_end(&mut lines).expect("what fitted in");
+        assert!(lines.len() > 60 * 1024, "the pipe was full: {} bytes", lines.len());
+    });
+}
+
+#[test]
+fn a_reader_who_was_slow_gets_the_lines_that_waited_for_him() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        let mut worker = world.start_worker_onto(writer, &[]);
+        let jobs = world.publish_jobs(400).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).map(|_| text)
+        });
+        worker.stop().await;
+        let text = reading.await.expect("a task").expect("text");
+        for job_id in jobs {
+            let ended = |line: &&str| line.contains(&job_id.to_string()) && line.contains("submission ended");
+            assert_eq!(text.lines().filter(ended).count(), 1, "{job_id}");
+        }
+        assert!(text.lines().last().expect("a line").contains("stopped"), "the last line comes out too");
+    });
+}
