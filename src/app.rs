@@ -74,13 +74,13 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         async move { broker.consume(prefetch, sender, intake, stopping).await }
     });
     let intake = tokio::spawn(take_in(Arc::clone(&worker), receiver, Arc::clone(&permits), jobs.clone()));
-    let scheduler = Scheduler {
-        worker: Arc::clone(&worker),
-        permits: Arc::clone(&permits),
-        tasks: jobs.clone(),
-        poll: settings.work.scheduler_poll,
-        payload_retention: settings.keys.payload_retention,
-    };
+    let scheduler = Scheduler::new(
+        Arc::clone(&worker),
+        Arc::clone(&permits),
+        jobs.clone(),
+        settings.work.scheduler_poll,
+        settings.keys.payload_retention,
+    );
     let scheduler = tokio::spawn(scheduler.run());
     let prober = tokio::spawn({
         let (worker, provider) = (Arc::clone(&worker), settings.provider.clone());

@@ -4,6 +4,7 @@
 //! ```text
 //! closed ── a run of failures, or one refusal of our credentials ──► open
 //! open ──── a good probe ──► trial ── one attempt begins ──► trying
+//! trial ─── none is due ──► wanting: the intake is open, until a delivery is parked and tried
 //! trying ── it is answered ──► closed        it fails ──► open
 //! closed ── the provider asks to wait ──► throttled ── that long ──► closed
 //! ```
@@ -38,6 +39,13 @@ pub enum State {
     Open(Cause),
     /// A probe was answered: one attempt may begin.
     Trial(Cause),
+    /// The same, but none is due: deliveries are taken to find one.
+    Wanting {
+        /// Why the breaker is not closed.
+        cause: Cause,
+        /// Since then.
+        since: Instant,
+    },
     /// That attempt is under way.
     Trying(Cause),
     /// The provider asked everybody to wait.
@@ -82,7 +90,10 @@ pub enum Event<'a> {
     /// The trial begins.
     TrialBegun,
     /// There is nothing to try.
-    NothingToTry,
+    NothingToTry {
+        /// Since now.
+        at: Instant,
+    },
 }
 
 impl State {
@@ -109,15 +120,15 @@ impl State {
                 Judgement::Nothing => self,
             },
             (Self::Open(cause), Event::ProbeAnswered) => Self::Trial(cause),
-            (Self::Trial(cause), Event::TrialBegun) => Self::Trying(cause),
+            (Self::Trial(cause) | Self::Wanting { cause, .. }, Event::TrialBegun) => Self::Trying(cause),
             (Self::Trying(cause), Event::Attempted { verdict, is_trial: true }) => match judge(verdict) {
                 Judgement::Good => Self::Closed { failures: 0 },
                 Judgement::Failure => Self::Open(Cause::Failing),
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 Judgement::Nothing => Self::Trial(cause),
             },
-            // The next attempt is the trial, and one failure enough.
-            (Self::Trial(_), Event::NothingToTry) => Self::Closed { failures: failures_max - 1 },
+            // Closed, it would let through as many as there are slots.
+            (Self::Trial(cause), Event::NothingToTry { at }) => Self::Wanting { cause, since: *at },
             // Attempts that had begun before the breaker opened change nothing.
             _ => self,
         }
@@ -182,17 +193,10 @@ impl Breaker {
     pub fn note(&self, event: &Event<'_>, intake: &Intake) {
         self.state.send_if_modified(|state| {
             let after = state.after(event, self.failures_max);
+            // While the state is held: told later, a resumption could overtake another's pause.
+            steer(after, intake);
             std::mem::replace(state, after) != after
         });
-        match self.state() {
-            State::Closed { .. } => intake.resume(Reason::Provider),
-            State::Open(cause @ Cause::Failing) => intake.pause(Reason::Provider, Severity::Passing, cause),
-            State::Open(cause) => intake.pause(Reason::Provider, Severity::NeedsPerson, cause),
-            State::Throttled { .. } => {
-                intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");
-            }
-            State::Trial(_) | State::Trying(_) => {}
-        }
     }
 
     /// Waits out what is throttled and probes what is open, until `stopping`.
@@ -238,6 +242,22 @@ impl Breaker {
                 self.note(&event, intake);
             }
         }
+    }
+}
+
+fn steer(state: State, intake: &Intake) {
+    match state {
+        State::Closed { .. } | State::Wanting { .. } => intake.resume(Reason::Provider),
+        State::Open(cause @ Cause::Failing) | State::Trying(cause @ Cause::Failing) => {
+            intake.pause(Reason::Provider, Severity::Passing, cause);
+        }
+        State::Open(cause) | State::Trying(cause) => {
+            intake.pause(Reason::Provider, Severity::NeedsPerson, cause);
+        }
+        State::Throttled { .. } => {
+            intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");
+        }
+        State::Trial(_) => {}
     }
 }
 
@@ -309,7 +329,27 @@ mod tests {
         assert_eq!(after(trying, &FAILED, true), State::Open(Cause::Failing));
         assert_eq!(after(trying, &Verdict::NotSent(NotSent::WindowClosed), true), probed);
         assert_eq!(after(trying, &Verdict::Throttled { retry_after: None }, true), CLOSED);
-        assert_eq!(probed.after(&Event::NothingToTry, 3), State::Closed { failures: 2 });
+    }
+
+    #[test]
+    fn nothing_to_try_does_not_close_it_but_lets_deliveries_in() {
+        let at = Instant::now();
+        let wanting = State::Trial(Cause::Failing).after(&Event::NothingToTry { at }, 3);
+        assert_eq!(wanting, State::Wanting { cause: Cause::Failing, since: at });
+        let later = at + Duration::from_secs(1);
+        assert_eq!(wanting.after(&Event::NothingToTry { at: later }, 3), wanting);
+        assert_eq!(after(wanting, &FAILED, false), wanting);
+        assert_eq!(wanting.after(&Event::TrialBegun, 3), State::Trying(Cause::Failing));
+
+        let (breaker, intake) = (Breaker::new(1), Intake::default());
+        let is_open = intake.subscribe();
+        breaker.note(&Event::Attempted { verdict: &FAILED, is_trial: false }, &intake);
+        breaker.note(&Event::ProbeAnswered, &intake);
+        assert!(!*is_open.borrow());
+        breaker.note(&Event::NothingToTry { at }, &intake);
+        assert!(*is_open.borrow() && !breaker.is_closed());
+        breaker.note(&Event::TrialBegun, &intake);
+        assert!(!*is_open.borrow(), "one delivery is enough");
     }
 
     #[test]

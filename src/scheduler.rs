@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
@@ -12,7 +12,7 @@ use tracing::{Instrument as _, debug, info, info_span, warn};
 use crate::breaker::{Event, State};
 use crate::clock::Moment;
 use crate::intake::Reason;
-use crate::journal::{ClaimedJob, JournalError, NextAttempt};
+use crate::journal::{ClaimedJob, JournalError, NextAttempt, Turn};
 use crate::worker::{Worker, log_outcome};
 
 /// How many rows one statement of upkeep touches at most.
@@ -21,82 +21,91 @@ const BATCH: i64 = 100;
 /// The shortest pause between two looks, where rows stay due that others hold.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
-/// How many customers are looked at at once.
+/// How many customers are looked at at once: looks wait for no job.
 const LOOKS_MAX: usize = 32;
+
+/// How long a trial waits for a first attempt before a resend may be it: a resend that fails
+/// costs its job the only one it has, but where nothing else comes nobody would ever know.
+const WANTING_MAX: Duration = Duration::from_secs(5);
 
 /// How often old payloads are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The scheduler of one worker.
-#[derive(Clone)]
 pub struct Scheduler {
-    /// What every job goes through.
-    pub worker: Arc<Worker>,
-    /// How many jobs may be worked on at once, shared with the intake.
-    pub permits: Arc<Semaphore>,
-    /// The tasks that work on jobs.
-    pub tasks: TaskTracker,
-    /// How often to look, at least.
-    pub poll: Duration,
-    /// How long the payloads of ended jobs are kept.
-    pub payload_retention: Duration,
+    worker: Arc<Worker>,
+    permits: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
+    tasks: TaskTracker,
+    poll: Duration,
+    payload_retention: Duration,
+    /// Wakes the attempts' loop.
+    due: Notify,
 }
 
 impl Scheduler {
-    /// Runs until the worker stops. What is in doubt has a loop of its own: looks must come
-    /// in time, however long the due jobs wait for a permit.
-    pub async fn run(self) {
-        tokio::join!(self.settle_doubts(), self.bring_on_due());
-    }
-
-    async fn settle_doubts(&self) {
+    /// A scheduler that shares `permits` with the intake and looks every `poll` at least.
+    pub fn new(
+        worker: Arc<Worker>,
+        permits: Arc<Semaphore>,
+        tasks: TaskTracker,
+        poll: Duration,
+        payload_retention: Duration,
+    ) -> Self {
         let looks = Arc::new(Semaphore::new(LOOKS_MAX));
-        while self.worker.stopping.run_until_cancelled(sleep(self.poll)).await.is_some() {
-            let settled = async {
-                self.take_over().await?;
-                self.begin_looks(&looks).await
-            };
-            self.note(&settled.await);
-        }
+        Self { worker, permits, looks, tasks, poll, payload_retention, due: Notify::new() }
     }
 
-    async fn bring_on_due(&self) {
+    /// Runs until the worker stops. Attempts wait for permits, in a loop of their own: a look
+    /// that waited with them could miss the window in which it proves something.
+    pub async fn run(self) {
+        tokio::join!(self.tend(), self.begin_attempts());
+    }
+
+    async fn tend(&self) {
         let mut swept_at = None;
         loop {
-            let pause = self.round(&mut swept_at).await;
-            self.note(&pause);
+            self.due.notify_one();
+            let pause = match self.round(&mut swept_at).await {
+                Ok(pause) => {
+                    self.worker.intake.resume(Reason::Database);
+                    pause
+                }
+                Err(error) => {
+                    self.worker.note_journal_failure(&error);
+                    self.poll
+                }
+            };
             tokio::select! {
-                () = sleep(pause.unwrap_or(self.poll)) => {}
+                () = sleep(pause) => {}
                 () = self.worker.parked.notified() => {}
                 () = self.worker.stopping.cancelled() => return,
             }
         }
     }
 
-    fn note<T>(&self, done: &Result<T, JournalError>) {
-        match done {
-            Ok(_) => self.worker.intake.resume(Reason::Database),
-            Err(error) => self.worker.note_journal_failure(error),
+    async fn begin_attempts(&self) {
+        while self.worker.stopping.run_until_cancelled(self.due.notified()).await.is_some() {
+            if let Err(error) = self.begin_due().await {
+                self.worker.note_journal_failure(&error);
+            }
         }
     }
 
-    async fn take_over(&self) -> Result<(), JournalError> {
-        for taken in self.worker.journal.take_over(BATCH).await? {
-            warn!(
-                job_id = %taken.job_id, attempt = taken.attempt, claimed_by = taken.claimed_by,
-                "a worker vanished in an attempt, its customer will be read back"
-            );
-        }
-        Ok(())
-    }
-
-    /// One look at every job that is due. Returns how long until the next is worth it.
+    /// One look at everything that is due, but the attempts. Returns how long until the next
+    /// is worth it.
     async fn round(&self, swept_at: &mut Option<Instant>) -> Result<Duration, JournalError> {
         let journal = &self.worker.journal;
+        for taken in journal.take_over(BATCH).await? {
+            warn!(
+                job_id = %taken.job_id, attempt = taken.attempt,
+                claimed_by = taken.claimed_by, "a worker vanished in an attempt, its customer will be read back"
+            );
+        }
         for job_id in journal.expire(BATCH).await? {
             info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
         }
-        self.begin_due().await?;
+        self.begin_looks().await?;
         journal.postpone_busy(BATCH).await?;
         if swept_at.is_none_or(|swept_at| swept_at.elapsed() >= SWEEP_INTERVAL) {
             let swept = journal.sweep_payloads(self.payload_retention, BATCH).await?;
@@ -106,17 +115,19 @@ impl Scheduler {
             // A full batch may not have been all.
             *swept_at = (swept < BATCH.unsigned_abs()).then(Instant::now);
         }
+        // What is due and waits for a permit is no reason to hurry.
+        let may_begin = self.worker.breaker.is_closed() && self.permits.available_permits() > 0;
         let next_due = journal.next_due().await?;
-        Ok(match next_due.filter(|_| self.worker.breaker.is_closed()) {
+        Ok(match next_due.filter(|_| may_begin) {
             Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
             None => self.poll,
         })
     }
 
     /// Begins every look that is due. Looks spend nothing, so no breaker holds them back.
-    async fn begin_looks(&self, looks: &Arc<Semaphore>) -> Result<(), JournalError> {
+    async fn begin_looks(&self) -> Result<(), JournalError> {
         while !self.worker.stopping.is_cancelled() {
-            let Ok(permit) = Arc::clone(looks).try_acquire_owned() else { return Ok(()) };
+            let Ok(permit) = Arc::clone(&self.looks).try_acquire_owned() else { return Ok(()) };
             let claimed_at = Instant::now();
             let Some(claim) = self.worker.journal.claim_read().await? else { return Ok(()) };
             let worker = Arc::clone(&self.worker);
@@ -140,14 +151,15 @@ impl Scheduler {
             let Some(Ok(permit)) = worker.stopping.run_until_cancelled(acquiring).await else {
                 return Ok(());
             };
-            let is_trial = match worker.breaker.state() {
-                State::Closed { .. } => false,
-                State::Trial(_) => true,
+            let turn = match worker.breaker.state() {
+                State::Closed { .. } => Turn::Any,
+                State::Wanting { since, .. } if since.elapsed() >= WANTING_MAX => Turn::TrialOfAny,
+                State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
-            match worker.journal.next_attempt(Moment::now(), is_trial).await? {
+            match worker.journal.next_attempt(Moment::now(), turn).await? {
                 NextAttempt::Claimed(claimed) => {
-                    if is_trial {
+                    if turn != Turn::Any {
                         worker.breaker.note(&Event::TrialBegun, &worker.intake);
                     }
                     self.spawn(*claimed, permit);
@@ -155,8 +167,9 @@ impl Scheduler {
                 NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
                 NextAttempt::SteppedAside(_, None) | NextAttempt::Raced => {}
                 NextAttempt::NothingDue => {
-                    if is_trial {
-                        worker.breaker.note(&Event::NothingToTry, &worker.intake);
+                    if turn != Turn::Any {
+                        let nothing = Event::NothingToTry { at: Instant::now() };
+                        worker.breaker.note(&nothing, &worker.intake);
                     }
                     return Ok(());
                 }

@@ -280,6 +280,7 @@ impl Worker {
         let evidence = Evidence {
             end_to_look: claim.since_end,
             begin_to_answer: claim.since_begin + elapsed,
+            look_to_answer: elapsed,
             is_only_suspect: claim.is_only_suspect,
             word_before: claim.word_before.clone(),
             confirmed: claim.confirmed,

@@ -99,10 +99,10 @@ impl Timing {
         self.window - self.window / 12
     }
 
-    /// From one look to the one that confirms it: as late as it may be, since an update
-    /// that is applied late shows only then.
-    fn confirm_after(&self) -> Duration {
-        self.safe_window().saturating_sub(self.read_time_max)
+    /// From one look's answer to the one that confirms it: as late as it may be, since an
+    /// update that is applied late shows only then. The looks' begins count, not their ends.
+    fn confirm_after(&self, look_to_answer: Duration) -> Duration {
+        self.safe_window().saturating_sub(self.read_time_max + look_to_answer)
     }
 
     /// Before a look that failed is tried again while the window is open.
@@ -121,6 +121,8 @@ pub struct Evidence {
     pub end_to_look: Duration,
     /// From the attempt's begin to the answer.
     pub begin_to_answer: Duration,
+    /// From before the look began to its answer.
+    pub look_to_answer: Duration,
     /// Before the look began, no other update of the customer was in verification.
     pub is_only_suspect: bool,
     /// Our newest word on the customer before the attempt.
@@ -219,7 +221,7 @@ fn conclude_unchanged(evidence: &Evidence, timing: &Timing) -> Conclusion {
         return Conclusion::Unsettled;
     }
     if evidence.confirmed + 1 < timing.confirmations {
-        return Conclusion::Confirming { after: timing.confirm_after() };
+        return Conclusion::Confirming { after: timing.confirm_after(evidence.look_to_answer) };
     }
     if evidence.may_resend { Conclusion::NotApplied } else { Conclusion::LastUpdate }
 }
@@ -281,6 +283,7 @@ mod tests {
             reading,
             end_to_look: secs(20),
             begin_to_answer: secs(31),
+            look_to_answer: secs(1),
             is_only_suspect: true,
             word_before: Some("FAILED".to_owned()),
             confirmed: 0,
@@ -307,7 +310,7 @@ mod tests {
     #[test]
     fn failed_proves_nothing_until_two_looks_agree() {
         let first = look(reads("FAILED"));
-        check(&first, Conclusion::Confirming { after: secs(44) });
+        check(&first, Conclusion::Confirming { after: secs(43) });
         let second = Evidence {
             confirmed: 1,
             confirmation_to_answer: secs(46),
@@ -321,9 +324,22 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_look_leaves_its_confirmation_as_much_time() {
+        let slow = Evidence { begin_to_answer: secs(40), look_to_answer: secs(10), ..look(reads("FAILED")) };
+        check(&slow, Conclusion::Confirming { after: secs(34) });
+        let confirming = Evidence {
+            confirmed: 1,
+            // As slow again, and begun a second late.
+            confirmation_to_answer: secs(10 + 34 + 1 + 10),
+            ..slow
+        };
+        check(&confirming, Conclusion::NotApplied);
+    }
+
+    #[test]
     fn failed_outside_the_window_proves_nothing() {
         let at = |begin_to_answer| Evidence { begin_to_answer, ..look(reads("FAILED")) };
-        check(&at(secs(55)), Conclusion::Confirming { after: secs(44) });
+        check(&at(secs(55)), Conclusion::Confirming { after: secs(43) });
         check(&at(secs(56)), Conclusion::Unsettled);
         let early = Evidence { end_to_look: secs(5), ..look(reads("FAILED")) };
         check(&early, Conclusion::LookAgain { after: secs(10) });
@@ -348,7 +364,7 @@ mod tests {
         check(&late, Conclusion::Unsettled);
         let told = Timing { unverified: UnverifiedMeans::NotApplied, ..TIMING };
         let conclusion = conclude(&look(reads("UNVERIFIED")), &told);
-        assert_eq!(conclusion, Conclusion::Confirming { after: secs(44) });
+        assert_eq!(conclusion, Conclusion::Confirming { after: secs(43) });
     }
 
     #[test]

@@ -28,6 +28,17 @@ pub enum NextAttempt {
     NothingDue,
 }
 
+/// Which attempt may begin.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Turn {
+    /// Any that is due.
+    Any,
+    /// A trial, while the breaker is not closed: of no job that was ever of unknown fate.
+    Trial,
+    /// A trial where there is no other.
+    TrialOfAny,
+}
+
 /// A job that waited, claimed again.
 pub struct ClaimedJob {
     /// The claim.
@@ -66,14 +77,13 @@ struct TakenSlot {
 impl Journal {
     /// Claims the job that has been due the longest, of a customer who is free, and
     /// begins its next attempt, in one commit. Of a customer's jobs the newest goes first.
-    /// With `is_trial`, none that was ever of unknown fate.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn next_attempt(&self, t0: Moment, is_trial: bool) -> Result<NextAttempt, JournalError> {
+    pub async fn next_attempt(&self, t0: Moment, turn: Turn) -> Result<NextAttempt, JournalError> {
         let next = bounded(async {
             let mut tx = self.pool.begin().await?;
-            let next = self.next_attempt_in(&mut tx, t0, is_trial).await?;
+            let next = self.next_attempt_in(&mut tx, t0, turn).await?;
             tx.commit().await?;
             Ok(next)
         })
@@ -91,9 +101,9 @@ impl Journal {
         &self,
         tx: &mut PgTransaction<'_>,
         t0: Moment,
-        is_trial: bool,
+        turn: Turn,
     ) -> sqlx::Result<NextAttempt> {
-        let Some(slot) = self.take_slot(tx, is_trial).await? else {
+        let Some(slot) = self.take_slot(tx, turn).await? else {
             return Ok(NextAttempt::NothingDue);
         };
         let contender = Contender {
@@ -130,7 +140,7 @@ impl Journal {
             retries: slot.retries.unsigned_abs(),
             misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
             unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
-            is_trial,
+            is_trial: turn != Turn::Any,
         };
         Ok(NextAttempt::Claimed(Box::new(ClaimedJob {
             claim: Claim {
@@ -146,7 +156,7 @@ impl Journal {
         })))
     }
 
-    async fn take_slot(&self, tx: &mut PgConnection, is_trial: bool) -> sqlx::Result<Option<TakenSlot>> {
+    async fn take_slot(&self, tx: &mut PgConnection, turn: Turn) -> sqlx::Result<Option<TakenSlot>> {
         sqlx::query_as!(
             TakenSlot,
             r#"-- take_slot
@@ -195,7 +205,7 @@ impl Journal {
                 ) as "unknown!""#,
             self.worker,
             self.limits.claim_lease.as_secs_f64(),
-            is_trial,
+            turn == Turn::Trial,
         )
         .fetch_optional(tx)
         .await

@@ -19,7 +19,7 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-pub use self::claim::{ClaimedJob, NextAttempt};
+pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::open::{Admission, DeadLetter, Opened};
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};

@@ -1,6 +1,7 @@
 //! A world of its own for each test: a database, a vhost, a sandbox and as many workers
 //! as it likes. It speaks in verbs and leaves nothing behind.
 
+use std::collections::HashMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
@@ -21,6 +22,8 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool, Postgres, Row as _, Transaction};
 use tempfile::TempDir;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -349,6 +352,16 @@ impl World {
         (job_id, body)
     }
 
+    /// Publishes a valid job that the customer asked for so many seconds ago.
+    pub async fn publish_job_asked(&self, customer_id: Uuid, seconds_ago: i64) -> Uuid {
+        let job_id = Uuid::new_v4();
+        let asked = OffsetDateTime::now_utc() - time::Duration::seconds(seconds_ago);
+        let mut body = job_body(customer_id, job_id);
+        body["requested_at"] = json!(asked.format(&Rfc3339).expect("a time"));
+        self.publish(Some(job_id), body.to_string().as_bytes()).await;
+        job_id
+    }
+
     /// Publishes as many valid jobs, each for a customer of its own.
     pub async fn publish_jobs(&self, count: usize) -> Vec<Uuid> {
         let mut jobs = Vec::new();
@@ -558,6 +571,46 @@ impl World {
             .collect()
     }
 
+    /// What was read of a job's customer for it, in order.
+    pub async fn observations(&self, job_id: Uuid) -> Vec<Observation> {
+        let rows = sqlx::query(
+            "select purpose, status, error, conclusion from observation where job_id = $1 order by id",
+        )
+        .bind(job_id)
+        .fetch_all(&self.pool)
+        .await
+        .expect("the database answers");
+        rows.iter()
+            .map(|row| Observation {
+                purpose: row.get("purpose"),
+                status: row.get("status"),
+                error: row.get("error"),
+                conclusion: row.get("conclusion"),
+            })
+            .collect()
+    }
+
+    /// Of each job that the oracle saw, in `patches` or `updates`, how often.
+    pub async fn count_by_job(&self, what: &str) -> HashMap<Uuid, usize> {
+        let mut counts = HashMap::new();
+        for line in self.oracle(what).await {
+            if let Some(job_id) = line["link"].as_str().and_then(job_of_link) {
+                *counts.entry(job_id).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// Waits until nothing is in motion and as many submissions have ended.
+    pub async fn wait_for_ended(&self, count: usize) {
+        let what = format!("{count} ended submissions");
+        self.wait_for(&what, async || {
+            let ended = "select count(*) from submission where ended_at is not null";
+            (usize::try_from(self.count(ended).await) == Ok(count)).then_some(())
+        })
+        .await;
+    }
+
     /// One number from a query.
     pub async fn count(&self, query: &'static str) -> i64 {
         sqlx::query_scalar(query).fetch_one(&self.pool).await.expect("the database answers")
@@ -647,6 +700,19 @@ pub fn job_body(customer_id: Uuid, job_id: Uuid) -> Value {
         "document_back_image_url": format!("https://files.example.com/{job_id}/back.png"),
         "document_details": { "document_number": "123456123456", "additional_data": {} }
     })
+}
+
+/// The job that a front link of [`job_body`] names.
+pub fn job_of_link(link: &str) -> Option<Uuid> {
+    link.split('/').nth(3)?.parse().ok()
+}
+
+#[derive(Debug)]
+pub struct Observation {
+    pub purpose: String,
+    pub status: Option<String>,
+    pub error: Option<String>,
+    pub conclusion: Option<String>,
 }
 
 #[derive(Debug)]

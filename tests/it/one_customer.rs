@@ -1,0 +1,410 @@
+//! One customer at a time, newest wins: across replicas, and where transactions race.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kyc_worker::clock::Moment;
+use kyc_worker::domain::job::{Envelope, Job, Rules};
+use kyc_worker::domain::outcome::{Outcome, WaitingFor};
+use kyc_worker::journal::seal::{Fingerprinter, Keyring};
+use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened, Turn};
+use rand::seq::SliceRandom as _;
+use serde_json::{Value, json};
+use sqlx::{Postgres, Transaction};
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use crate::harness::{Submission, World, job_body, job_of_link, world};
+
+const CUSTOMERS: usize = 20;
+const JOBS_EACH: i64 = 10;
+
+/// Publishes ten jobs for each customer, shuffled, to four replicas. Each customer's, the oldest first.
+async fn publish_shuffled(world: &World) -> HashMap<Uuid, Vec<Uuid>> {
+    let customers: Vec<Uuid> = (0..CUSTOMERS).map(|_| Uuid::new_v4()).collect();
+    let mut asked: Vec<(Uuid, i64)> =
+        customers.iter().flat_map(|customer| (1..=JOBS_EACH).map(|ago| (*customer, ago * 10))).collect();
+    asked.shuffle(&mut rand::rng());
+    let mut jobs: HashMap<Uuid, Vec<(i64, Uuid)>> = HashMap::new();
+    for batch in asked.chunks(20) {
+        let publish = async |(customer, ago): &(Uuid, i64)| {
+            (*customer, *ago, world.publish_job_asked(*customer, *ago).await)
+        };
+        for (customer, ago, job_id) in join_all(batch.iter().map(publish)).await {
+            jobs.entry(customer).or_default().push((-ago, job_id));
+        }
+    }
+    let in_order = |(customer, mut jobs): (Uuid, Vec<(i64, Uuid)>)| {
+        jobs.sort();
+        (customer, jobs.into_iter().map(|(_, job_id)| job_id).collect())
+    };
+    jobs.into_iter().map(in_order).collect()
+}
+
+/// Checks one customer's jobs, the oldest first, against what the provider applied, in order.
+async fn check_order(world: &World, jobs: &[Uuid], updates: &[Value], patches: &HashMap<Uuid, usize>) {
+    let applied: Vec<usize> = updates
+        .iter()
+        .filter_map(|update| update["link"].as_str().and_then(job_of_link))
+        .filter_map(|applied| jobs.iter().position(|job_id| *job_id == applied))
+        .collect();
+    assert!(applied.is_sorted_by(|before, after| before < after), "applied out of order: {applied:?}");
+    let newest_applied = *applied.last().expect("an update");
+    for (place, job_id) in jobs.iter().enumerate() {
+        let job = world.submission(*job_id).await.expect("it is known");
+        let sent = patches.get(job_id).copied().unwrap_or_default();
+        match job.state.as_str() {
+            "accepted" => assert!(applied.contains(&place) && sent == 1),
+            "superseded" => {
+                assert!(place < newest_applied && sent == 0, "superseded by a newer one that was accepted");
+                let by = job.reason.expect("a reason");
+                let by = applied.iter().any(|newer| *newer > place && by.contains(&jobs[*newer].to_string()));
+                assert!(by, "it names the newer one");
+            }
+            "rejected" => {
+                assert_eq!(job.reason_code.as_deref(), Some("update_limit_exceeded"));
+                assert!(place > newest_applied && sent == 1);
+            }
+            state => panic!("{state}: {job:?}"),
+        }
+    }
+}
+
+#[test]
+fn of_ten_jobs_of_a_customer_the_newest_is_what_the_provider_holds() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "update_limit": 10, "latency_ms": 20 })).await;
+        let _workers = [(); 4].map(|()| world.start_worker_with(&[("CUSTOMER_UPDATE_LIMIT", "10")]));
+        world.wait_for_consumers(4).await;
+        let customers = publish_shuffled(&world).await;
+        world.wait_for_ended(200).await;
+        assert_eq!(world.oracle_summary().await["in_flight_max"], 1);
+        let (updates, patches) = (world.oracle("updates").await, world.count_by_job("patches").await);
+        for jobs in customers.values() {
+            check_order(&world, jobs, &updates, &patches).await;
+            let newest = world.submission(jobs[9]).await.expect("it is known");
+            assert_eq!(newest.state, "accepted");
+        }
+        assert_eq!(world.oracle("patches").await.len(), updates.len());
+        assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
+    });
+}
+
+#[test]
+fn of_more_jobs_than_a_customer_has_updates_the_newest_is_applied_or_told_of_the_limit() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "latency_ms": 20 })).await;
+        let _workers = [(); 4].map(|()| world.start_worker());
+        world.wait_for_consumers(4).await;
+        let customers = publish_shuffled(&world).await;
+        world.wait_for_ended(200).await;
+        let summary = world.oracle_summary().await;
+        assert_eq!(summary["in_flight_max"], 1);
+        assert!(summary["updates_max"].as_u64() <= Some(3));
+        let (updates, patches) = (world.oracle("updates").await, world.count_by_job("patches").await);
+        for jobs in customers.values() {
+            check_order(&world, jobs, &updates, &patches).await;
+            let newest = world.submission(jobs[9]).await.expect("it is known");
+            assert!(["accepted", "rejected"].contains(&newest.state.as_str()));
+        }
+        let remembered = "select count(*) from submission s left join customer c using (customer_id)
+            where s.reason_code = 'update_limit_exceeded' and c.limit_reached_at is null";
+        assert_eq!(world.count(remembered).await, 0);
+    });
+}
+
+#[test]
+fn where_the_newest_is_rejected_the_next_newest_goes() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        // Holds the customer until the others are there.
+        let holder = world.publish_job_asked(customer_id, 100).await;
+        world.break_job(holder, json!({ "delay_before_ms": 1500 })).await;
+        let _workers = [(); 2].map(|()| world.start_worker());
+        world.wait_for("the holder", async || (world.count_patches(holder).await == 1).then_some(())).await;
+        let next = world.publish_job_asked(customer_id, 30).await;
+        let newest = Uuid::new_v4();
+        let refusal = json!({ "status": false, "message": "KYC already in use", "errors": {}, "data": null });
+        let fault =
+            json!({ "apply": "never", "answer": { "kind": "respond", "status": 400, "body": refusal } });
+        world.break_job(newest, fault).await;
+        world.publish(Some(newest), job_body(customer_id, newest).to_string().as_bytes()).await;
+        let oldest = world.publish_job_asked(customer_id, 50).await;
+
+        for (job_id, state, patches) in [
+            (holder, "accepted", 1),
+            (newest, "rejected", 1),
+            (next, "accepted", 1),
+            (oldest, "superseded", 0),
+        ] {
+            let job = world.wait_for_state(job_id, &["accepted", "rejected", "superseded"]).await;
+            assert_eq!(job.state, state);
+            assert_eq!(world.count_patches(job_id).await, patches);
+        }
+        let order: Vec<_> = world.oracle("patches").await.iter().map(|patch| patch["link"].clone()).collect();
+        let order: Vec<_> = order.iter().filter_map(|link| job_of_link(link.as_str()?)).collect();
+        assert_eq!(order, [holder, newest, next]);
+    });
+}
+
+#[test]
+fn the_same_content_is_not_sent_while_its_update_is_in_verification() {
+    world(async |world| {
+        world.declare_topology().await;
+        let _worker = world.start_worker();
+        let (original, body) = world.publish_job_for(Uuid::new_v4()).await;
+        world.wait_for_state(original, &["accepted"]).await;
+        let again = Uuid::new_v4();
+        world.publish(Some(again), body.to_string().as_bytes()).await;
+        let job = world.wait_for_state(again, &["duplicate", "accepted", "needs_review"]).await;
+        assert_eq!((job.state.as_str(), job.attempts, job.has_payload), ("duplicate", 0, false));
+        assert!(job.reason.is_some_and(|reason| reason.contains(&original.to_string())));
+        // The copy names the original's links: all that was sent.
+        assert_eq!(world.oracle("patches").await.len(), 1);
+        assert_eq!(world.count_updates(original).await, 1);
+    });
+}
+
+#[test]
+fn a_job_in_review_lets_newer_ones_ahead_and_holds_older_ones_back() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        // Tells nothing of whether an update was applied.
+        world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
+        let doubtful = Uuid::new_v4();
+        let mut body = job_body(customer_id, doubtful);
+        let asked = OffsetDateTime::now_utc() - time::Duration::seconds(60);
+        body["requested_at"] =
+            json!(asked.format(&time::format_description::well_known::Rfc3339).expect("a time"));
+        let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
+        world.break_job_once(doubtful, json!({ "apply": "never", "answer": crash })).await;
+        let _workers = [(); 2].map(|()| world.start_worker());
+        world.publish(Some(doubtful), body.to_string().as_bytes()).await;
+        let job = world.wait_for_state(doubtful, &["needs_review", "accepted"]).await;
+        assert_eq!((job.state.as_str(), job.reason_code.as_deref()), ("needs_review", Some("fate_unknown")));
+
+        let older = world.publish_job_asked(customer_id, 120).await;
+        let job = world.wait_for_state(older, &["needs_review", "accepted", "superseded"]).await;
+        let ended = (job.state.as_str(), job.reason_code.as_deref(), job.attempts);
+        assert_eq!(ended, ("needs_review", Some("newer_fate_unknown"), 0));
+        assert!(job.has_payload && job.reason.is_some_and(|reason| reason.contains(&doubtful.to_string())));
+
+        let copy = Uuid::new_v4();
+        body.as_object_mut().expect("an object").remove("requested_at");
+        world.publish(Some(copy), body.to_string().as_bytes()).await;
+        let job = world.wait_for_state(copy, &["duplicate", "needs_review", "accepted"]).await;
+        assert_eq!((job.state.as_str(), job.attempts), ("duplicate", 0));
+        assert!(job.reason.is_some_and(|reason| reason.contains(&doubtful.to_string())));
+
+        let newer = world.publish_job_asked(customer_id, 0).await;
+        world.wait_for_state(newer, &["accepted"]).await;
+        let late = world.publish_job_asked(customer_id, 120).await;
+        world.wait_for_state(late, &["superseded"]).await;
+        for (job_id, patches) in [(doubtful, 1), (older, 0), (newer, 1), (late, 0)] {
+            assert_eq!(world.count_patches(job_id).await, patches);
+        }
+        assert_eq!(world.oracle("updates").await.len(), 1);
+    });
+}
+
+const LIMITS: Limits = Limits {
+    claim_lease: Duration::from_secs(25),
+    read_back_after: Duration::from_secs(15),
+    customer_updates: 3,
+};
+
+fn journal(world: &World, worker: &str) -> Journal {
+    let keyring = Keyring::parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("a key");
+    let fingerprinter = Fingerprinter::parse("ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=").expect("a key");
+    Journal::new(world.pool.clone(), worker.to_owned(), LIMITS, keyring, fingerprinter)
+}
+
+fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {
+    let job_id = Uuid::new_v4();
+    let body = job_body(customer_id, job_id).to_string();
+    let message_id = job_id.to_string();
+    let asked = OffsetDateTime::now_utc() - time::Duration::seconds(seconds_ago);
+    let envelope = Envelope {
+        body: body.as_bytes(),
+        message_id: Some(&message_id),
+        correlation_id: None,
+        timestamp: u64::try_from(asked.unix_timestamp()).ok(),
+    };
+    Job::parse(&envelope, OffsetDateTime::now_utc(), &Rules::default()).expect("a valid job")
+}
+
+async fn execute(tx: &mut Transaction<'static, Postgres>, statement: &'static str, job: &Job) {
+    let query = sqlx::query(statement).bind(job.id).bind(job.customer_id).bind(job.requested_at);
+    let done = query.execute(&mut **tx).await.expect("the statement runs");
+    assert_eq!(done.rows_affected(), 1);
+}
+
+/// Takes the customer's slot for `job` in a transaction that stays open.
+async fn take_slot(world: &World, job: &Job) -> Transaction<'static, Postgres> {
+    let mut tx = world.pool.begin().await.expect("a transaction");
+    let insert = "insert into submission (
+            job_id, customer_id, requested_at, received_at, sealed_payload, state, attempts, claim_token,
+            claimed_by, claimed_until
+        )
+        values ($1, $2, $3, now(), 'sealed', 'submitting', 1, 1, 'rival', now() + interval '25 s')";
+    execute(&mut tx, insert, job).await;
+    tx
+}
+
+const ACCEPT: &str = "update submission
+    set state = 'accepted', ended_at = now(), claimed_until = null, sealed_payload = null
+    where job_id = $1 and customer_id = $2 and requested_at = $3";
+
+const REJECT: &str = "update submission
+    set state = 'rejected', ended_at = now(), claimed_until = null, sealed_payload = null
+    where job_id = $1 and customer_id = $2 and requested_at = $3";
+
+const PARK: &str = "update submission
+    set state = 'waiting', waiting_for = 'retry', due_at = now() + interval '1 h', claimed_until = null
+    where job_id = $1 and customer_id = $2 and requested_at = $3";
+
+/// Opens a job in a task of its own, and waits until it is blocked.
+async fn open_blocked(
+    world: &World,
+    journal: &Arc<Journal>,
+    job: &Arc<Job>,
+) -> JoinHandle<Result<Opened, JournalError>> {
+    let (journal, job) = (Arc::clone(journal), Arc::clone(job));
+    let received_at = OffsetDateTime::now_utc();
+    let opening =
+        tokio::spawn(async move { journal.open(&job, received_at, Admission::Claim(Moment::now())).await });
+    wait_until_blocked(world).await;
+    opening
+}
+
+async fn wait_until_blocked(world: &World) {
+    let blocked = "select count(*) from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock'";
+    world.wait_for("a blocked claim", async || (world.count(blocked).await == 1).then_some(())).await;
+}
+
+async fn check_ended(world: &World, job: &Job, state: &str) -> Submission {
+    let found = world.submission(job.id).await.expect("it is written down");
+    assert_eq!(found.state, state);
+    assert_eq!(world.attempts(job.id).await.len(), usize::from(state == "submitting"));
+    found
+}
+
+#[test]
+fn an_older_job_that_waited_for_the_slot_sees_that_a_newer_one_was_accepted() {
+    world(async |world| {
+        let customer_id = Uuid::new_v4();
+        let journal = Arc::new(journal(&world, "older's"));
+        let (older, newer) = (Arc::new(job_asked(customer_id, 60)), job_asked(customer_id, 0));
+        let mut tx = take_slot(&world, &newer).await;
+        let opening = open_blocked(&world, &journal, &older).await;
+        execute(&mut tx, ACCEPT, &newer).await;
+        tx.commit().await.expect("it commits");
+        let opened = opening.await.expect("no panic").expect("it is written down");
+        let superseded = Outcome::Superseded { by: newer.id };
+        assert!(matches!(&opened, Opened::Ended(outcome) if *outcome == superseded), "{opened:?}");
+        assert!(!check_ended(&world, &older, "superseded").await.has_payload);
+    });
+}
+
+#[test]
+fn an_older_job_sees_the_acceptance_that_is_being_committed_as_it_comes() {
+    world(async |world| {
+        let customer_id = Uuid::new_v4();
+        let journal = Arc::new(journal(&world, "older's"));
+        let (older, newer) = (Arc::new(job_asked(customer_id, 60)), job_asked(customer_id, 0));
+        take_slot(&world, &newer).await.commit().await.expect("it commits");
+        let mut settling = world.pool.begin().await.expect("a transaction");
+        execute(&mut settling, ACCEPT, &newer).await;
+        let opening = open_blocked(&world, &journal, &older).await;
+        settling.commit().await.expect("it commits");
+        let opened = opening.await.expect("no panic").expect("it is written down");
+        assert!(matches!(opened, Opened::Ended(Outcome::Superseded { .. })), "{opened:?}");
+        check_ended(&world, &older, "superseded").await;
+    });
+}
+
+#[test]
+fn an_older_job_goes_where_the_newer_one_gave_its_slot_up_without_effect() {
+    world(async |world| {
+        for is_rolled_back in [true, false] {
+            let customer_id = Uuid::new_v4();
+            let journal = Arc::new(journal(&world, "older's"));
+            let (older, newer) = (Arc::new(job_asked(customer_id, 60)), job_asked(customer_id, 0));
+            let mut tx = take_slot(&world, &newer).await;
+            let opening = open_blocked(&world, &journal, &older).await;
+            if is_rolled_back {
+                tx.rollback().await.expect("it rolls back");
+            } else {
+                execute(&mut tx, REJECT, &newer).await;
+                tx.commit().await.expect("it commits");
+            }
+            let opened = opening.await.expect("no panic").expect("it is written down");
+            assert!(matches!(opened, Opened::Claimed(_)), "{opened:?}");
+            check_ended(&world, &older, "submitting").await;
+        }
+    });
+}
+
+#[test]
+fn an_older_job_waits_behind_a_newer_one_that_is_still_in_motion() {
+    world(async |world| {
+        for is_parked in [true, false] {
+            let customer_id = Uuid::new_v4();
+            let journal = Arc::new(journal(&world, "older's"));
+            let (older, newer) = (Arc::new(job_asked(customer_id, 60)), job_asked(customer_id, 0));
+            let mut tx = take_slot(&world, &newer).await;
+            let opening = open_blocked(&world, &journal, &older).await;
+            if is_parked {
+                execute(&mut tx, PARK, &newer).await;
+            }
+            tx.commit().await.expect("it commits");
+            let opened = opening.await.expect("no panic").expect("it is written down");
+            assert!(matches!(opened, Opened::Parked), "{opened:?}");
+            let parked = check_ended(&world, &older, "waiting").await;
+            assert_eq!((parked.waiting_for.as_deref(), parked.attempts), (Some("customer"), 0));
+        }
+    });
+}
+
+#[test]
+fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
+    world(async |world| {
+        for (end, state) in [(Some(ACCEPT), "superseded"), (Some(REJECT), "submitting"), (None, "waiting")] {
+            let customer_id = Uuid::new_v4();
+            let journal = Arc::new(journal(&world, "older's"));
+            let (older, newer) = (job_asked(customer_id, 60), job_asked(customer_id, 0));
+            let admission = Admission::Park(WaitingFor::Retry);
+            journal.open(&older, OffsetDateTime::now_utc(), admission).await.expect("it is written down");
+            let mut tx = take_slot(&world, &newer).await;
+            let claiming = tokio::spawn({
+                let journal = Arc::clone(&journal);
+                async move { journal.next_attempt(Moment::now(), Turn::Any).await }
+            });
+            wait_until_blocked(&world).await;
+            if let Some(end) = end {
+                execute(&mut tx, end, &newer).await;
+            }
+            tx.commit().await.expect("it commits");
+            let next = claiming.await.expect("no panic").expect("the database answers");
+            let is_as_expected = match state {
+                "superseded" => {
+                    matches!(next, NextAttempt::SteppedAside(id, Some(Outcome::Superseded { by })) if id == older.id && by == newer.id)
+                }
+                "submitting" => {
+                    matches!(&next, NextAttempt::Claimed(claimed) if claimed.claim.job_id == older.id)
+                }
+                _ => matches!(next, NextAttempt::Raced),
+            };
+            assert!(is_as_expected, "{state}");
+            check_ended(&world, &older, state).await;
+        }
+    });
+}
