@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test services sqlx check build
+.PHONY: help demo test services sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -19,6 +19,9 @@ sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
 
 check: ## Check format, lints, docs, .sqlx and dependencies
 	@scripts/check.sh
+
+docs: ## Write the settings into README.md and .env.example anew
+	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 
 build: ## Build the optimized worker and the simulated provider
 	@cargo build --locked --release --bins

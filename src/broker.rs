@@ -1,8 +1,11 @@
 //! RabbitMQ: topology, a supervised session that hands out deliveries, and publishing.
 //! Knows bytes and dispositions, nothing of jobs. The only place that acks.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -12,15 +15,18 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     BasicRejectOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
+use lapin::protocol::AMQPErrorKind;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::config::{BrokerSettings, Secret, TopologyMode};
 use crate::domain::outcome::Disposition;
@@ -31,6 +37,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A session is rebuilt after at least the one and at most the other, jittered.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A session that stood for so long was a good one: the next trouble is a new one.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Dead after two missed.
 const HEARTBEAT_SECONDS: u16 = 10;
@@ -87,6 +96,8 @@ pub struct Broker {
     uri: AMQPUri,
     settings: BrokerSettings,
     name: String,
+    /// Whether the last connection was accepted, and then nothing came.
+    was_silent: Arc<AtomicBool>,
 }
 
 impl Broker {
@@ -100,7 +111,7 @@ impl Broker {
             .parse()
             .map_err(|_| anyhow!("AMQP_URL: is no AMQP URL; write amqp://user:password@host:port/vhost"))?;
         uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
-        Ok(Self { uri, settings: settings.clone(), name: name.to_owned() })
+        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), was_silent: Arc::default() })
     }
 
     /// Hands deliveries to `deliveries`, at most `prefetch` of them undisposed, while
@@ -114,7 +125,8 @@ impl Broker {
         stopping: CancellationToken,
     ) {
         let mut delay = RECONNECT_DELAY_MIN;
-        let mut is_down = false;
+        // Each cause once for an outage, not once a try.
+        let mut told = BTreeSet::new();
         while !stopping.is_cancelled() {
             let opening = Session::open(self, prefetch);
             let session = tokio::select! {
@@ -124,18 +136,24 @@ impl Broker {
             let ended = match session {
                 Ok(session) => {
                     info!(queue = self.settings.queue, "broker session opened");
-                    (is_down, delay) = (false, RECONNECT_DELAY_MIN);
-                    session.run(&deliveries, &mut intake, &stopping).await
+                    let opened_at = Instant::now();
+                    let ended = session.run(&deliveries, &mut intake, &stopping).await;
+                    if opened_at.elapsed() >= SETTLED_AFTER {
+                        told.clear();
+                        delay = RECONNECT_DELAY_MIN;
+                    }
+                    ended
                 }
                 Err(error) => Err(error),
             };
             let Err(error) = ended else { return };
-            // Once for an outage, not once a try.
-            if is_down {
-                debug!(error = format!("{error:#}"), "broker still away");
+            let text = format!("{error:#}");
+            if !told.insert(text.clone()) {
+                debug!(error = text, "broker still away");
+            } else if needs_person(&error) {
+                error!(error = text, "no broker session until a person has mended this");
             } else {
-                warn!(error = format!("{error:#}"), "broker session lost, rebuilding it");
-                is_down = true;
+                warn!(error = text, "broker session lost, rebuilding it");
             }
             tokio::select! {
                 () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
@@ -186,16 +204,41 @@ impl Broker {
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
         let place = format!("{}:{}", self.uri.authority.host, self.uri.authority.port);
         // lapin ignores the connection_timeout of the URI.
-        timeout(CONNECT_TIMEOUT, Connection::connect_uri(self.uri.clone(), properties))
-            .await
-            .map_err(|_elapsed| anyhow!("no answer within {CONNECT_TIMEOUT:?}"))
-            .and_then(|connected| connected.map_err(anyhow::Error::new))
+        let connecting = timeout(CONNECT_TIMEOUT, async {
+            if self.was_silent.load(Ordering::Relaxed) {
+                self.wait_for_greeting().await?;
+            }
+            Ok(Connection::connect_uri(self.uri.clone(), properties).await?)
+        });
+        let connected = connecting.await;
+        self.was_silent.store(connected.is_err(), Ordering::Relaxed);
+        connected
+            .unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}")))
             .with_context(|| {
                 format!(
                     "AMQP_URL: cannot use RabbitMQ at {place}; is it running, and are user and vhost right?"
                 )
             })
     }
+
+    /// Waits until the server says anything at all, on a connection that is thrown away. Only
+    /// for a server that was silent before: lapin's thread waits for such a one for ever, so
+    /// that every further try would leave another thread behind.
+    async fn wait_for_greeting(&self) -> std::io::Result<()> {
+        let authority = &self.uri.authority;
+        let mut stream = TcpStream::connect((authority.host.as_str(), authority.port)).await?;
+        // Behind TLS this is answered by an alert, which is as good.
+        stream.write_all(b"AMQP\0\0\x09\x01").await?;
+        stream.read(&mut [0]).await.map(|_length| ())
+    }
+}
+
+/// Whether the broker is there and refuses us, so that waiting alone mends nothing.
+fn needs_person(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).any(|error| match error.kind() {
+        lapin::ErrorKind::ProtocolError(refusal) => matches!(refusal.kind(), AMQPErrorKind::Soft(_)),
+        _ => false,
+    })
 }
 
 /// One connection, one channel, one consumer. Any error ends it.

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// Why the intake may be paused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -26,10 +26,16 @@ pub enum Severity {
     NeedsPerson,
 }
 
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Pause {
+    severity: Severity,
+    cause: String,
+}
+
 /// The intake of one worker.
 #[derive(Debug)]
 pub struct Intake {
-    pauses: Mutex<BTreeMap<Reason, (Severity, String)>>,
+    pauses: Mutex<BTreeMap<Reason, Pause>>,
     is_open: watch::Sender<bool>,
 }
 
@@ -45,22 +51,24 @@ impl Intake {
         self.is_open.subscribe()
     }
 
-    /// Pauses the intake for `reason`, which `cause` explains. It is said again only where a
-    /// person has to hear something new: an outage changes its face from call to call.
+    /// Pauses the intake for `reason`, which `cause` explains. Again for the same cause is
+    /// nothing; and what passes by itself is told once, in how many words ever it fails.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
-        let cause = cause.to_string();
+        let pause = Pause { severity, cause: cause.to_string() };
         let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, before)) = pauses.get(&reason)
-            && *known == severity
-            && (severity == Severity::Passing || *before == cause)
-        {
+        let before = pauses.get(&reason);
+        if before == Some(&pause) {
             return;
         }
+        let cause = pause.cause.as_str();
         match severity {
+            Severity::Passing if before.is_some_and(|before| before.severity == Severity::Passing) => {
+                debug!(?reason, cause, "another cause of the pause");
+            }
             Severity::Passing => warn!(?reason, cause, "intake paused"),
             Severity::NeedsPerson => error!(?reason, cause, "intake paused until a person has mended this"),
         }
-        pauses.insert(reason, (severity, cause));
+        pauses.insert(reason, pause);
         self.is_open.send_if_modified(|is_open| std::mem::replace(is_open, false));
     }
 

@@ -45,7 +45,7 @@ fn print_report(report: &Report) {
     }
 
     if report.last_errors.is_empty() {
-        println!("no attempt has failed");
+        println!("no attempt has gone wrong");
         return;
     }
     let mut errors = table(["last errors", "job", "attempt", "verdict", "HTTP", "what"]);

@@ -10,13 +10,15 @@ pub mod seal;
 mod settle;
 mod upkeep;
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use tokio::time::timeout;
+use sqlx::pool::PoolConnectionMetadata;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
@@ -75,6 +77,22 @@ impl JournalError {
 /// The server ends a statement after 10 s; this is for a server that says nothing at all.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 
+/// A connection that does not answer for so long is given up. The network may have forgotten
+/// it, and the kernel would go on for a quarter of an hour before it noticed.
+const PING_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A connection that lay idle for less is taken to be alive.
+const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
+
+/// When connections were last found to be of no use that others of their age may share:
+/// forgotten by the network, or made while the database was read-only. Process-wide, as
+/// a pool's hooks know nothing of its journal.
+static DISTRUSTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
+/// may hold for as long as the connection does.
+const READ_ONLY: &str = "25006";
+
 /// How long a job whose customer is busy waits at most before it looks again.
 const BUSY_WAIT_MAX_SECONDS: f64 = 30.0;
 
@@ -109,8 +127,46 @@ pub struct Limits {
 /// Waits for the database, but not for ever.
 async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
     match timeout(ANSWER_TIME_MAX, work).await {
-        Ok(done) => Ok(done?),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == READ_ONLY)
+            {
+                distrust_connections();
+            }
+            Err(error.into())
+        }
         Err(_elapsed) => Err(JournalError::TimedOut),
+    }
+}
+
+/// From now on, connections that were made before are closed instead of used. At most once
+/// a second: those made since may be as bad, and are not to be made anew without a pause.
+fn distrust_connections() {
+    let mut distrusted_at = DISTRUSTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if distrusted_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+        *distrusted_at = Some(Instant::now());
+    }
+}
+
+/// Whether a connection may be used again. The pool asks this itself, but without an end.
+async fn is_usable(
+    connection: &mut PgConnection,
+    about: PoolConnectionMetadata,
+    idle_time_min: Duration,
+) -> bool {
+    let distrusted_at = *DISTRUSTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    if distrusted_at.is_some_and(|at| about.age >= at.elapsed()) {
+        return false;
+    }
+    if about.idle_for < idle_time_min {
+        return true;
+    }
+    match timeout(PING_TIME_MAX, connection.ping()).await {
+        Ok(answer) => answer.is_ok(),
+        Err(_elapsed) => {
+            distrust_connections();
+            false
+        }
     }
 }
 
@@ -159,6 +215,13 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
     PgPoolOptions::new()
         .max_connections(settings.database_connections)
         .acquire_timeout(Duration::from_secs(5))
+        .test_before_acquire(false)
+        .before_acquire(|connection, about| {
+            Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN).await) })
+        })
+        .after_release(|connection, about| {
+            Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO).await) })
+        })
         .connect_with(options)
         .await
         .with_context(|| {

@@ -88,7 +88,8 @@ pub struct Report {
     pub states: Vec<StateCount>,
     /// The open submission received first.
     pub oldest_open: Option<OpenWork>,
-    /// The last attempts that were not accepted, the latest first.
+    /// The last attempts that were not answered as they should be, the latest first. A
+    /// rejection is an answer.
     pub last_errors: Vec<AttemptView>,
     /// How many deliveries were dead-lettered, by reason.
     pub dead_lettered: Vec<ReasonCount>,
@@ -209,7 +210,7 @@ pub async fn report(pool: &PgPool) -> sqlx::Result<Report> {
             job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
             provider_message, error, duration_ms
         from attempt
-        where verdict <> 'accepted'
+        where verdict in ('not_sent', 'misconfigured', 'unknown')
         order by ended_at desc
         limit 10"
     )

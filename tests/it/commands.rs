@@ -151,7 +151,7 @@ fn show_tells_the_story_of_a_job() {
 fn report_tells_where_the_work_stands() {
     world(async |world| {
         let empty = world.run(&["report"], &[]).await;
-        check(&empty, 0, &["nothing is open", "no attempt has failed"], &[]);
+        check(&empty, 0, &["nothing is open", "no attempt has gone wrong"], &[]);
 
         world.declare_topology().await;
         let jobs = world.publish_jobs(2).await;

@@ -40,6 +40,7 @@ pub struct World {
     pub sandbox: sandbox::Running,
     pub http: reqwest::Client,
     name: String,
+    admin_url: String,
     database_url: String,
     amqp_url: String,
     channel: Channel,
@@ -59,13 +60,28 @@ pub fn world_with<F>(settings: sandbox::Settings, test: impl FnOnce(Arc<World>) 
 where
     F: Future<Output = ()>,
 {
+    world_at(admin_database_url(), settings, test);
+}
+
+/// Runs `test` in a world whose database is made in a cluster of the test's own.
+pub fn world_on<F>(admin_url: &str, test: impl FnOnce(Arc<World>) -> F)
+where
+    F: Future<Output = ()>,
+{
+    world_at(admin_url.to_owned(), sandbox::Settings::default(), test);
+}
+
+fn world_at<F>(admin_url: String, settings: sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
+where
+    F: Future<Output = ()>,
+{
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let world = Arc::new(World::new(settings).await);
+        let world = Arc::new(World::new(admin_url, settings).await);
         let result = AssertUnwindSafe(test(Arc::clone(&world))).catch_unwind().await;
         if result.is_err() {
             world.print_logs();
@@ -91,20 +107,20 @@ fn management_url() -> String {
 }
 
 impl World {
-    async fn new(settings: sandbox::Settings) -> Self {
+    async fn new(admin_url: String, settings: sandbox::Settings) -> Self {
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
         #[expect(clippy::disallowed_methods, reason = "a test's client needs no guards")]
         let http = reqwest::Client::new();
         let name = format!("kyc_it_{}", Uuid::new_v4().simple());
         let dir = TempDir::new().expect("a temporary directory");
 
-        let admin = connect(&admin_database_url()).await;
+        let admin = connect(&admin_url).await;
         sqlx::query(AssertSqlSafe(format!("create database {name}")))
             .execute(&admin)
             .await
             .expect("the test user may create databases");
         admin.close().await;
-        let mut database_url: url::Url = admin_database_url().parse().expect("TEST_DATABASE_URL is a URL");
+        let mut database_url: url::Url = admin_url.parse().expect("TEST_DATABASE_URL is a URL");
         database_url.set_path(&name);
         let pool = connect(database_url.as_str()).await;
         kyc_worker::journal::migrate(&pool).await.expect("migrations run");
@@ -125,6 +141,7 @@ impl World {
             sandbox,
             http,
             name,
+            admin_url,
             database_url: database_url.to_string(),
             amqp_url,
             channel,
@@ -136,11 +153,15 @@ impl World {
     async fn clean(&self) {
         let _may_be_gone = self.connection.close(200, "done".into()).await;
         for kind in ["vhosts", "users"] {
-            let url = format!("{}/api/{kind}/{}", management_url(), self.name);
-            let _best_effort = self.http.delete(url).send().await;
+            let _best_effort =
+                self.http.delete(format!("{}/api/{kind}/{}", management_url(), self.name)).send().await;
+        }
+        // A cluster of the test's own may be gone, and goes with the test.
+        if self.admin_url != admin_database_url() {
+            return;
         }
         self.pool.close().await;
-        let admin = connect(&admin_database_url()).await;
+        let admin = connect(&self.admin_url).await;
         let drop = format!("drop database if exists {} with (force)", self.name);
         sqlx::query(AssertSqlSafe(drop)).execute(&admin).await.expect("the test database goes");
     }
@@ -395,6 +416,65 @@ impl World {
             .expect("it can be deleted");
     }
 
+    /// Declares the queue of jobs as no worker would.
+    pub async fn declare_classic_queue(&self) {
+        self.channel
+            .queue_declare(JOBS.into(), QueueDeclareOptions::durable(), FieldTable::default())
+            .await
+            .expect("it can be declared");
+    }
+
+    /// Lets a user of this world's own configure and write everything and read what `read`
+    /// says. Returns the `AMQP_URL` in his name.
+    pub async fn allow_user(&self, read: &str) -> String {
+        let user = format!("{}/api/users/{}", management_url(), self.name);
+        let permissions = format!("{}/api/permissions/{}/{}", management_url(), self.name, self.name);
+        for (url, body) in [
+            (user, json!({ "password": self.name, "tags": "" })),
+            (permissions, json!({ "configure": ".*", "write": ".*", "read": read })),
+        ] {
+            let set = self.http.put(url).json(&body).send().await.expect("the management API answers");
+            assert!(set.status().is_success(), "{}", set.status());
+        }
+        let mut url: url::Url = self.amqp_url.parse().expect("a URL");
+        url.set_username(&self.name).expect("a user");
+        url.set_password(Some(&self.name)).expect("a password");
+        url.to_string()
+    }
+
+    /// Closes every worker's connection, as an operator can.
+    pub async fn close_connections_of_workers(&self) {
+        let names = self
+            .wait_for("connections of workers", async || {
+                Some(self.connections_of_workers().await).filter(|names| !names.is_empty())
+            })
+            .await;
+        for name in names {
+            let mut url: url::Url = management_url().parse().expect("a URL");
+            url.path_segments_mut().expect("a base").extend(["api", "connections", &name]);
+            let closed = self.http.delete(url).send().await.expect("the management API answers");
+            assert!(closed.status().is_success(), "{}", closed.status());
+        }
+    }
+
+    /// How many connections workers have. The management API's numbers are some seconds old.
+    pub async fn count_connections_of_workers(&self) -> usize {
+        self.connections_of_workers().await.len()
+    }
+
+    async fn connections_of_workers(&self) -> Vec<String> {
+        let url = format!("{}/api/vhosts/{}/connections", management_url(), self.name);
+        let answer = self.http.get(url).send().await.expect("the management API answers");
+        #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
+        let connections: Vec<Value> = answer.json().await.expect("JSON");
+        let is_workers = |connection: &&Value| {
+            let name = connection["client_properties"]["connection_name"].as_str();
+            name.is_some_and(|name| name.starts_with("kyc-worker"))
+        };
+        let name_of = |connection: &Value| connection["name"].as_str().map(str::to_owned);
+        connections.iter().filter(is_workers).filter_map(name_of).collect()
+    }
+
     /// Unbinds the queue of jobs from its exchange.
     pub async fn unbind_queue(&self) {
         self.channel
@@ -442,6 +522,12 @@ impl World {
     pub async fn wait_for_log(&self, worker: &WorkerProcess, text: &str) {
         let what = format!("a log line with {text:?}");
         self.wait_for(&what, async || worker.log().contains(text).then_some(())).await;
+    }
+
+    /// Waits until the worker has said it so many times.
+    pub async fn wait_for_logs(&self, worker: &WorkerProcess, text: &str, times: usize) {
+        let what = format!("{times} log lines with {text:?}");
+        self.wait_for(&what, async || (worker.log().matches(text).count() >= times).then_some(())).await;
     }
 
     /// Waits until a look at the customer has shown that the job was applied.

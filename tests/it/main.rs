@@ -4,14 +4,17 @@
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "tests fail loudly")]
 
 mod harness;
+mod own_services;
 mod relay;
 
 mod acceptance;
 mod broker_connections;
+mod broker_outages;
 mod budget;
 mod commands;
 mod crashes;
 mod database_connections;
+mod database_outages;
 mod documents;
 mod duplicates;
 #[cfg(feature = "failpoints")]

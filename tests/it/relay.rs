@@ -36,6 +36,8 @@ struct Control {
     /// How often everything connected was ended, and how the last time.
     endings: u64,
     resets: bool,
+    /// How often everything connected was frozen.
+    freezes: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -45,11 +47,13 @@ enum Direction {
 }
 
 impl Control {
-    fn stalls(&self, direction: Direction) -> bool {
-        match direction {
+    /// For a connection made after so many freezes.
+    fn stalls(&self, direction: Direction, freezes: u64) -> bool {
+        let is_stalled = match direction {
             Direction::ToTarget => self.stalls_to_target,
             Direction::ToClient => self.stalls_to_client,
-        }
+        };
+        is_stalled || self.freezes != freezes
     }
 }
 
@@ -78,6 +82,12 @@ impl Relay {
     /// Holds back what the target sends.
     pub fn stall_to_client(&self) {
         self.control.send_modify(|control| control.stalls_to_client = true);
+    }
+
+    /// Lets nothing more through on what is connected, for ever and without a word, as a
+    /// network does that forgot a connection. New connections are as good as ever.
+    pub fn freeze(&self) {
+        self.control.send_modify(|control| control.freezes += 1);
     }
 
     /// Makes each piece, either way, wait as long.
@@ -165,11 +175,11 @@ async fn take_connections(
 ) {
     loop {
         // A connection made while everything is ended belongs to what comes after.
-        let (own, endings) = (control.clone(), control.borrow().endings);
+        let (own, before) = (control.clone(), *control.borrow());
         tokio::select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                connections.spawn(relay(client, target, own, endings));
+                connections.spawn(relay(client, target, own, before));
             }
             Some(_) = connections.join_next() => {}
             changed = control.changed() => {
@@ -185,7 +195,7 @@ async fn relay(
     mut client: TcpStream,
     target: SocketAddr,
     mut control: watch::Receiver<Control>,
-    endings: u64,
+    before: Control,
 ) {
     let Ok(mut server) = TcpStream::connect(target).await else {
         reset(&client);
@@ -197,12 +207,12 @@ async fn relay(
     let ended = {
         let (client_in, client_out) = client.split();
         let (server_in, server_out) = server.split();
-        let up = pump(client_in, server_out, control.clone(), Direction::ToTarget);
-        let down = pump(server_in, client_out, control.clone(), Direction::ToClient);
+        let up = pump(client_in, server_out, control.clone(), Direction::ToTarget, before.freezes);
+        let down = pump(server_in, client_out, control.clone(), Direction::ToClient, before.freezes);
         tokio::select! {
             // What was held back by a stall does not slip through before the end.
             biased;
-            ended = control.wait_for(|control| control.endings != endings) => {
+            ended = control.wait_for(|control| control.endings != before.endings) => {
                 if ended.is_ok_and(|control| !control.resets) { Ending::Cut } else { Ending::Reset }
             }
             done = async { tokio::try_join!(up, down) } => match done {
@@ -243,13 +253,14 @@ async fn pump(
     mut to: WriteHalf<'_>,
     mut control: watch::Receiver<Control>,
     direction: Direction,
+    freezes: u64,
 ) -> io::Result<()> {
     let mut piece = vec![0; 64 * 1024];
     loop {
-        flowing(&mut control, direction).await;
+        flowing(&mut control, direction, freezes).await;
         let length = from.read(&mut piece).await?;
         // It may have stalled while we waited for these bytes.
-        let delay = flowing(&mut control, direction).await;
+        let delay = flowing(&mut control, direction, freezes).await;
         if !delay.is_zero() {
             sleep(delay).await;
         }
@@ -261,8 +272,9 @@ async fn pump(
 }
 
 /// Waits until bytes may go this way. Returns how long each piece is delayed.
-async fn flowing(control: &mut watch::Receiver<Control>, direction: Direction) -> Duration {
-    let delay = control.wait_for(|control| !control.stalls(direction)).await.map(|control| control.delay);
+async fn flowing(control: &mut watch::Receiver<Control>, direction: Direction, freezes: u64) -> Duration {
+    let delay =
+        control.wait_for(|control| !control.stalls(direction, freezes)).await.map(|control| control.delay);
     match delay {
         Ok(delay) => delay,
         // The relay is gone, and this task with it.

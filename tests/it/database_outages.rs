@@ -1,0 +1,407 @@
+//! A database that is away, full, read-only, slow or silent costs time and nothing else:
+//! nothing is sent that is not written down first, and no answer is thrown away.
+
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+use crate::harness::{JOBS, WorkerProcess, World, world, world_on};
+use crate::own_services::{Disk, OwnPostgres};
+use crate::relay::Relay;
+
+/// Small enough that a backlog stays in the queue while the intake pauses, and patient enough
+/// that an attempt whose commit lost its answer can be looked into when the database is back.
+const NARROW: [(&str, &str); 5] = [
+    ("CONCURRENCY", "4"),
+    ("PREFETCH", "8"),
+    ("READ_BACK_WINDOW", "45s"),
+    ("READ_BACK_CONFIRMATIONS", "1"),
+    ("READ_BACK_DEADLINE", "2m"),
+];
+
+const PAUSED: &str = "intake paused";
+
+const RESUMED: &str = "intake resumed";
+
+const MEMORY_MAX_KIB: u64 = 150 * 1024;
+
+/// A worker whose database may be cut off, in the middle of its work.
+async fn start_at_work(world: &World, settings: &[(&str, &str)]) -> (WorkerProcess, Vec<Uuid>) {
+    world.declare_topology().await;
+    world.set_provider(json!({ "latency_ms": 20 })).await;
+    let jobs = world.publish_jobs(200).await;
+    let worker = world.start_worker_with(&[&NARROW[..], settings].concat());
+    wait_for_accepted(world, 20).await;
+    (worker, jobs)
+}
+
+async fn wait_for_accepted(world: &World, count: i64) {
+    let accepted = "select count(*) from submission where state = 'accepted'";
+    world.wait_for("jobs under way", async || (world.count(accepted).await >= count).then_some(())).await;
+}
+
+/// The database went away: the worker says so once, and its backlog stays in the queue.
+async fn wait_for_pause(world: &World, worker: &WorkerProcess) {
+    world.wait_for_log(worker, PAUSED).await;
+    assert!(world.count_ready(JOBS).await > 50, "a backlog stays");
+}
+
+/// The database is back: everything goes on by itself, and nothing was sent twice.
+async fn check_recovery(world: &World, worker: &WorkerProcess, jobs: &[Uuid]) {
+    world.wait_for_log(worker, RESUMED).await;
+    world.check_nothing_lost_or_spent_twice(jobs).await;
+    world.wait_for_no_delivery().await;
+    assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+    assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
+    let log = worker.log();
+    assert_eq!((log.matches(PAUSED).count(), log.matches(RESUMED).count()), (1, 1), "told once each");
+    assert!(worker.memory_max_kib() < MEMORY_MAX_KIB, "{} KiB", worker.memory_max_kib());
+}
+
+#[test]
+fn a_database_that_is_down_at_start_is_waited_for_with_every_job_in_its_queue() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(20).await;
+        let (relay, database_url) = world.relay_to_database().await;
+        relay.refuse().await;
+        let worker = world.start_worker_with(&[("DATABASE_URL", &database_url)]);
+        let waiting = "waiting for the database";
+        world.wait_for_log(&worker, waiting).await;
+        assert!(worker.log().contains("DATABASE_URL: cannot use Postgres at 127.0.0.1"), "{}", worker.log());
+        assert_eq!(world.count_ready(JOBS).await, 20);
+        assert_eq!(world.oracle("patches").await.len(), 0);
+        relay.accept().await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), 20);
+        assert_eq!(worker.log().matches(waiting).count(), 1, "it is told once");
+    });
+}
+
+#[test]
+fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
+    world(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        relay.refuse().await;
+        relay.cut();
+        wait_for_pause(&world, &worker).await;
+        // What was in flight is answered, and held until it can be written down.
+        let patches = world.oracle("patches").await.len();
+        world.wait_for_logs(&worker, "submission attempted", patches).await;
+        assert_eq!(world.oracle("patches").await.len(), patches, "nothing is sent meanwhile");
+        world.check_every_patch_has_its_attempt().await;
+        relay.accept().await;
+        check_recovery(&world, &worker, &jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+    });
+}
+
+#[test]
+fn a_database_that_resets_connections_is_connected_to_again() {
+    world(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        for accepted in [40, 80, 120] {
+            relay.reset();
+            wait_for_accepted(&world, accepted).await;
+        }
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        world.wait_for_no_delivery().await;
+        assert!(worker.memory_max_kib() < MEMORY_MAX_KIB);
+    });
+}
+
+#[test]
+fn a_network_that_forgets_connections_to_the_database_is_noticed() {
+    world(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        // Without TLS: sqlx closes a TLS connection without an end if its peer is gone.
+        let database_url = format!("{database_url}?sslmode=disable");
+        let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "2")];
+        let (worker, jobs) = start_at_work(&world, &settings).await;
+        // Not a byte and not a word; new connections are as good as ever.
+        relay.freeze();
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        world.wait_for_no_delivery().await;
+        assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+        assert!(worker.memory_max_kib() < MEMORY_MAX_KIB);
+    });
+}
+
+#[test]
+fn a_database_that_says_nothing_holds_back_the_intake_until_it_speaks() {
+    world(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        relay.stall_to_client();
+        relay.stall_to_target();
+        wait_for_pause(&world, &worker).await;
+        world.check_every_patch_has_its_attempt().await;
+        relay.resume();
+        // How often it is told is a matter of which statement was under way.
+        world.wait_for_log(&worker, RESUMED).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        world.wait_for_no_delivery().await;
+        assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+        assert!(worker.memory_max_kib() < MEMORY_MAX_KIB);
+    });
+}
+
+/// Does `test` with a worker at work on a cluster that may be stopped.
+fn with_cluster(settings: &[&str], test: impl AsyncFnOnce(&World, &mut OwnPostgres)) {
+    let mut cluster = OwnPostgres::start(Disk::Ample, settings);
+    let url = cluster.url();
+    world_on(&url, async |world| test(&world, &mut cluster).await);
+}
+
+#[test]
+fn a_database_that_is_stopped_and_one_that_crashes_under_load_cost_time_only() {
+    with_cluster(&[], async |world, cluster| {
+        let (worker, jobs) = start_at_work(world, &[]).await;
+        for (times, crashes) in [(1, true), (2, false)] {
+            let accepted = world.count("select count(*) from submission where state = 'accepted'").await;
+            if crashes {
+                cluster.crash();
+            } else {
+                cluster.stop();
+            }
+            world.wait_for_logs(&worker, PAUSED, times).await;
+            let patches = world.oracle("patches").await.len();
+            world.wait_for_logs(&worker, "submission attempted", patches).await;
+            assert_eq!(world.oracle("patches").await.len(), patches, "nothing is sent meanwhile");
+            cluster.start_again();
+            world.check_every_patch_has_its_attempt().await;
+            world.wait_for_logs(&worker, RESUMED, times).await;
+            wait_for_accepted(world, accepted + 20).await;
+        }
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        world.wait_for_no_delivery().await;
+        assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+        let log = worker.log();
+        assert_eq!((log.matches(PAUSED).count(), log.matches(RESUMED).count()), (2, 2), "told once each");
+    });
+}
+
+#[test]
+fn a_database_without_a_connection_to_spare_costs_time_only() {
+    with_cluster(&["max_connections=12", "superuser_reserved_connections=0"], async |world, cluster| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let (worker, jobs) = start_at_work(world, &[("DATABASE_URL", &database_url)]).await;
+        relay.refuse().await;
+        relay.cut();
+        let mut holders = Vec::new();
+        world
+            .wait_for("a cluster that is full", async || {
+                let theirs = "select count(*) from pg_stat_activity where application_name = 'kyc-worker'";
+                (world.count(theirs).await == 0).then_some(())
+            })
+            .await;
+        while let Ok(holder) = PgConnection::connect(&cluster.url()).await {
+            holders.push(holder);
+        }
+        assert!(!holders.is_empty());
+        relay.accept().await;
+        wait_for_pause(world, &worker).await;
+        let attempts = world.count("select count(*) from attempt").await;
+        world.check_every_patch_has_its_attempt().await;
+        assert_eq!(world.count("select count(*) from attempt").await, attempts);
+        for holder in holders {
+            holder.close().await.expect("it can be closed");
+        }
+        check_recovery(world, &worker, &jobs).await;
+    });
+}
+
+#[test]
+fn a_database_whose_disk_is_full_costs_time_only() {
+    let cluster = OwnPostgres::start(Disk::Small(96), &["autovacuum=off", "shared_buffers=16MB"]);
+    let filler = cluster.path_on_disk("filler");
+    world_on(&cluster.url(), async |world| {
+        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let fill = format!("copy (select repeat('x', 8000) from generate_series(1, 20000)) to '{filler}'");
+        let full = sqlx::query(AssertSqlSafe(fill)).execute(&world.pool).await;
+        let full = full.expect_err("the disk is small").to_string();
+        assert!(full.contains("No space left"), "{full}");
+        wait_for_pause(&world, &worker).await;
+        assert!(worker.log().contains("No space left"), "{}", worker.log());
+        world.check_every_patch_has_its_attempt().await;
+        let free = format!("copy (select) to '{filler}'");
+        sqlx::query(AssertSqlSafe(free)).execute(&world.pool).await.expect("the disk has room again");
+        world.wait_for_log(&worker, RESUMED).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        world.wait_for_no_delivery().await;
+        assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+    });
+}
+
+async fn set_read_only(world: &World, is_read_only: bool) {
+    let set = format!(
+        "do $$ begin execute format('alter database %I set default_transaction_read_only = %s',
+            current_database(), '{}'); end $$",
+        if is_read_only { "on" } else { "off" }
+    );
+    let writable = "set default_transaction_read_only = off";
+    let mut connection = world.pool.acquire().await.expect("a connection");
+    sqlx::query(writable).execute(&mut *connection).await.expect("a setting");
+    sqlx::query(AssertSqlSafe(set)).execute(&mut *connection).await.expect("a setting");
+}
+
+async fn end_connections(world: &World) {
+    world
+        .count(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+            where datname = current_database() and application_name = 'kyc-worker'",
+        )
+        .await;
+}
+
+#[test]
+fn a_database_that_was_read_only_for_a_while_is_connected_to_afresh() {
+    world(async |world| {
+        let (worker, jobs) = start_at_work(&world, &[]).await;
+        set_read_only(&world, true).await;
+        end_connections(&world).await;
+        wait_for_pause(&world, &worker).await;
+        world.wait_for_log(&worker, "read-only").await;
+        let patches = world.oracle("patches").await.len();
+        world.wait_for_logs(&worker, "submission attempted", patches).await;
+        world.check_every_patch_has_its_attempt().await;
+        assert_eq!(world.oracle("patches").await.len(), patches, "nothing is sent meanwhile");
+        // The connections that the worker has by now are read-only for as long as they last.
+        set_read_only(&world, false).await;
+        world.wait_for_log(&worker, RESUMED).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+    });
+}
+
+#[test]
+fn a_table_that_is_locked_pauses_the_intake_until_it_is_free() {
+    world(async |world| {
+        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let lock = world.lock_table("submission").await;
+        wait_for_pause(&world, &worker).await;
+        assert!(world.count_blocked().await <= 5, "no more statements wait than there are connections");
+        world.check_every_patch_has_its_attempt().await;
+        drop(lock);
+        check_recovery(&world, &worker, &jobs).await;
+    });
+}
+
+#[test]
+fn a_row_that_is_locked_holds_up_nothing_for_good() {
+    world(async |world| {
+        world.declare_topology().await;
+        let worker = world.start_worker_with(&NARROW);
+        let slow = Uuid::new_v4();
+        world.break_job_once(slow, json!({ "delay_after_ms": 1000 })).await;
+        let body = crate::harness::job_body(Uuid::new_v4(), slow);
+        world.publish(Some(slow), body.to_string().as_bytes()).await;
+        world.wait_for_state(slow, &["submitting"]).await;
+        let mut lock = world.pool.begin().await.expect("a transaction");
+        sqlx::query("select from submission where job_id = $1 for update")
+            .bind(slow)
+            .execute(&mut *lock)
+            .await
+            .expect("the lock");
+        // Its result waits for the row, and the others do not wait for it.
+        world.wait_for_log(&worker, "lock timeout").await;
+        let others = world.publish_jobs(20).await;
+        world.wait_for_all_accepted(&others).await;
+        lock.rollback().await.expect("it ends");
+        world.check_nothing_lost_or_spent_twice(&[&others[..], &[slow]].concat()).await;
+        assert_eq!(world.count_patches(slow).await, 1);
+        world.wait_for_no_delivery().await;
+    });
+}
+
+/// Publishes a job and cuts its worker off from the database while the provider works on it.
+async fn lose_database_in_request(world: &World, relay: &Relay, worker: &WorkerProcess) -> Uuid {
+    let job_id = Uuid::new_v4();
+    world.break_job_once(job_id, json!({ "delay_after_ms": 1000 })).await;
+    let body = crate::harness::job_body(Uuid::new_v4(), job_id);
+    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    world
+        .wait_for("the request at the provider", async || {
+            (world.count_patches(job_id).await == 1).then_some(())
+        })
+        .await;
+    relay.refuse().await;
+    relay.cut();
+    world.wait_for_log(worker, "submission attempted").await;
+    job_id
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_down_is_held_until_it_can() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, database_url) = world.relay_to_database().await;
+        // Times as in production, so that nobody else thinks that the worker vanished.
+        let patient = [
+            ("DATABASE_URL", database_url.as_str()),
+            ("CLAIM_LEASE", "40s"),
+            ("READ_BACK_WINDOW", "60s"),
+            ("READ_BACK_DEADLINE", "2h"),
+        ];
+        let worker = world.start_worker_with(&patient);
+        let job_id = lose_database_in_request(&world, &relay, &worker).await;
+        world.wait_for_log(&worker, PAUSED).await;
+        assert_eq!(world.submission(job_id).await.expect("it is known").state, "submitting");
+        relay.accept().await;
+        let job = world.wait_for_state(job_id, &["accepted"]).await;
+        assert_eq!((job.evidence.as_deref(), job.attempts), (Some("response"), 1));
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+        world.wait_for_no_delivery().await;
+    });
+}
+
+#[test]
+fn an_answer_that_was_held_past_the_lease_is_added_to_what_another_found_out() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, database_url) = world.relay_to_database().await;
+        let cut_off = world.start_worker_with(&[("DATABASE_URL", &database_url), ("WORKER_NAME", "cut off")]);
+        let job_id = lose_database_in_request(&world, &relay, &cut_off).await;
+        let _other = world.start_worker();
+        world.wait_for_applied(job_id).await;
+        relay.accept().await;
+        world
+            .wait_for("the late verdict", async || {
+                let late =
+                    "select count(*) from attempt where late_verdict = 'accepted' and worker = 'cut off'";
+                (world.count(late).await == 1).then_some(())
+            })
+            .await;
+        world.wait_for_log(&cut_off, "the claim was lost").await;
+        assert_eq!(world.wait_for_applied(job_id).await.attempts, 1);
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+#[test]
+fn a_worker_without_its_database_stops_when_told() {
+    world(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let mut waiting = {
+            relay.refuse().await;
+            world.start_worker_with(&[("DATABASE_URL", &database_url)])
+        };
+        world.wait_for_log(&waiting, "waiting for the database").await;
+        waiting.stop().await;
+        relay.accept().await;
+        let (mut worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        relay.refuse().await;
+        relay.cut();
+        world.wait_for_log(&worker, PAUSED).await;
+        worker.stop().await;
+        let _next = world.start_worker_with(&NARROW);
+        world.wait_for_all_accepted(&jobs).await;
+        world.check_every_patch_has_its_attempt().await;
+        world.wait_for_no_delivery().await;
+    });
+}
