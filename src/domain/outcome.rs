@@ -192,6 +192,10 @@ pub struct History {
     pub is_trial: bool,
 }
 
+/// A job whose key is missing is tried again as late as after this many retries: about
+/// once a minute.
+const KEY_WAIT_PLACE: u32 = 8;
+
 /// Decides what follows a verdict. `jitter` is uniform in [0, 1).
 pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitter: f64) -> Next {
     let retries = history.retries + 1;
@@ -208,9 +212,15 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::NotSent(NotSent::Shutdown) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Retry, delay: Duration::ZERO, counts: false })
         }
-        Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed | NotSent::PayloadUnreadable) => {
+        Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed) => {
             wait(WaitingFor::Retry, schedule.delay(retries, jitter))
         }
+        // A missing key is no fault of the job's: it waits until the key is back.
+        Verdict::NotSent(NotSent::PayloadUnreadable) => Next::Wait(Wait {
+            waiting_for: WaitingFor::Retry,
+            delay: schedule.delay(KEY_WAIT_PLACE, jitter),
+            counts: false,
+        }),
         Verdict::Throttled { retry_after } => {
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
         }

@@ -159,7 +159,7 @@ fn payloads_are_removed_after_their_retention_and_not_before() {
             let job = world.submission(job_id).await.expect("it is known");
             assert_eq!(job.has_payload, keeps, "{job:?}");
         }
-        assert_eq!(world.submission(waiting).await.expect("it is known").state, "waiting");
+        world.wait_for_state(waiting, &["waiting"]).await;
         assert_eq!(world.oracle("updates").await.len(), 0);
     });
 }
