@@ -1,12 +1,18 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test services sqlx check docs build
+.PHONY: help demo storm storm-short test services sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
-	@sed -nE 's/^([a-z]+):.*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 demo: ## Watch 2,000 jobs go through, with faults, and every record reconciled
 	@scripts/demo.sh
+
+storm: ## Kill replicas, broker and database for ten minutes, and reconcile every record
+	@scripts/storm.sh
+
+storm-short: ## The same for a minute
+	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh

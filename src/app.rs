@@ -139,22 +139,31 @@ async fn open_database(
     stopping: &CancellationToken,
 ) -> anyhow::Result<Option<PgPool>> {
     let mut is_down = false;
-    let pool = loop {
-        match journal::connect(&settings.database, &checked.database_url).await {
-            Ok(pool) => break pool,
-            Err(error) if !is_down => warn!(error = format!("{error:#}"), "waiting for the database"),
-            Err(_) => {}
+    loop {
+        let error = match journal::connect(&settings.database, &checked.database_url).await {
+            Ok(pool) => match check_or_migrate(&pool, mode).await {
+                Ok(()) => return Ok(Some(pool)),
+                // It may go away between two statements as well.
+                Err(error) if journal::is_away(&error) => error,
+                Err(error) => return Err(error),
+            },
+            Err(error) => error,
+        };
+        if !is_down {
+            warn!(error = format!("{error:#}"), "waiting for the database");
         }
         is_down = true;
         if stopping.run_until_cancelled(sleep(DATABASE_RETRY_DELAY)).await.is_none() {
             return Ok(None);
         }
-    };
-    if mode.migrate {
-        journal::migrate(&pool).await?;
     }
-    journal::check_schema(&pool).await?;
-    Ok(Some(pool))
+}
+
+async fn check_or_migrate(pool: &PgPool, mode: Mode) -> anyhow::Result<()> {
+    if mode.migrate {
+        journal::migrate(pool).await?;
+    }
+    journal::check_schema(pool).await
 }
 
 fn build_worker(
@@ -179,6 +188,7 @@ fn build_worker(
             Limits {
                 claim_lease: settings.work.claim_lease,
                 read_back_after: settings.read_back.read_back_after,
+                read_back_window: settings.read_back.read_back_window,
                 customer_updates: settings.read_back.customer_update_limit,
             },
             checked.keyring,

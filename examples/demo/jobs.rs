@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::reconcile::{Expectation, Letter, Published};
+use crate::reconcile::{Expectation, Letter, Published, Repeats};
 
 /// A kind of message, told apart at the provider by the word in its front link's path.
 pub struct Kind {
@@ -107,7 +107,8 @@ pub fn make(messages: usize) -> Jobs {
     rest.extend(late);
     rest.shuffle(&mut rng);
     early.extend(rest);
-    let published = Published { jobs, letters, update_limit: UPDATE_LIMIT };
+    let repeats = Repeats::Refused;
+    let published = Published { jobs, letters, update_limit: UPDATE_LIMIT, repeats };
     Jobs { lines: early, published, no_customers, spent_customers, kinds }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use tokio::time::sleep;
 
 /// A program under way. Dropping it kills it.
@@ -32,6 +32,24 @@ impl Process {
     /// How it ended, if it has.
     pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
+    }
+
+    /// Sends it a signal, by its name: TERM, KILL, STOP, CONT.
+    #[allow(dead_code, reason = "the demo lets its programs end by themselves")]
+    pub fn signal(&self, name: &str) -> anyhow::Result<()> {
+        self.send_signal(name, &self.child.id().to_string())
+    }
+
+    /// Sends it, and all that it has started, a signal. It must lead a group of its own.
+    #[allow(dead_code, reason = "the demo lets its programs end by themselves")]
+    pub fn signal_group(&self, name: &str) -> anyhow::Result<()> {
+        self.send_signal(name, &format!("-{}", self.child.id()))
+    }
+
+    fn send_signal(&self, name: &str, whom: &str) -> anyhow::Result<()> {
+        let status = Command::new("kill").args([&format!("-{name}"), "--", whom]).status()?;
+        ensure!(status.success(), "cannot send SIG{name} to {}", self.name);
+        Ok(())
     }
 
     /// Waits until it has done what it was started for.

@@ -125,7 +125,7 @@ pub struct Evidence {
     pub look_to_answer: Duration,
     /// Before the look began, no other update of the customer was in verification.
     pub is_only_suspect: bool,
-    /// Our newest word on the customer before the attempt.
+    /// Our newest word on the customer before the attempt, if no other update came between.
     pub word_before: Option<String>,
     /// How many looks have shown that the attempt was not applied.
     pub confirmed: u32,
@@ -191,7 +191,9 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
             );
         }
     };
-    let was_another_word = evidence.word_before.as_deref().is_some_and(|word| word != "VERIFIED");
+    // A verification that was running before the attempt may be what has ended.
+    let was_another_word =
+        evidence.word_before.as_deref().is_some_and(|word| !["VERIFIED", "PROCESSING"].contains(&word));
     match status {
         "PROCESSING" if evidence.is_only_suspect => Conclusion::Applied,
         // Another update may be what is in verification; the books may yet tell them apart.
@@ -203,7 +205,7 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         }
         // A late update may still show inside the window, and never after it.
         _ if evidence.begin_to_answer < timing.window => look_again(evidence, timing, timing.window),
-        _ => Conclusion::Unsettled,
+        _ => give_up(evidence, timing),
     }
 }
 
@@ -218,12 +220,21 @@ fn conclude_unchanged(evidence: &Evidence, timing: &Timing) -> Conclusion {
         _ => evidence.confirmation_to_answer,
     };
     if unobserved > timing.safe_window() {
-        return Conclusion::Unsettled;
+        return give_up(evidence, timing);
     }
     if evidence.confirmed + 1 < timing.confirmations {
         return Conclusion::Confirming { after: timing.confirm_after(evidence.look_to_answer) };
     }
     if evidence.may_resend { Conclusion::NotApplied } else { Conclusion::LastUpdate }
+}
+
+/// No look can prove any more that the update was not applied. But while it may still be applied
+/// late, the submission keeps its customer: a newer job must not get ahead of it.
+fn give_up(evidence: &Evidence, timing: &Timing) -> Conclusion {
+    match timing.window.checked_sub(evidence.end_to_look) {
+        None | Some(Duration::ZERO) => Conclusion::Unsettled,
+        Some(after) => Conclusion::LookAgain { after },
+    }
 }
 
 fn look_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusion {
@@ -340,18 +351,30 @@ mod tests {
     fn failed_outside_the_window_proves_nothing() {
         let at = |begin_to_answer| Evidence { begin_to_answer, ..look(reads("FAILED")) };
         check(&at(secs(55)), Conclusion::Confirming { after: secs(43) });
-        check(&at(secs(56)), Conclusion::Unsettled);
+        let settled = |begin_to_answer| Evidence { end_to_look: secs(60), ..at(begin_to_answer) };
+        check(&settled(secs(71)), Conclusion::Unsettled);
         let early = Evidence { end_to_look: secs(5), ..look(reads("FAILED")) };
         check(&early, Conclusion::LookAgain { after: secs(10) });
     }
 
     #[test]
+    fn a_customer_is_not_let_go_while_an_update_may_still_be_applied() {
+        for word in ["FAILED", "VERIFIED", "ON_HOLD"] {
+            let late = Evidence { begin_to_answer: secs(61), ..look(reads(word)) };
+            let late = Evidence { word_before: None, ..late };
+            check(&late, Conclusion::LookAgain { after: secs(40) });
+            check(&Evidence { end_to_look: secs(60), ..late }, Conclusion::Unsettled);
+        }
+    }
+
+    #[test]
     fn verified_means_applied_only_after_another_word() {
         check(&look(reads("VERIFIED")), Conclusion::Applied);
-        for word_before in [None, Some("VERIFIED".to_owned())] {
+        for word_before in [None, Some("VERIFIED".to_owned()), Some("PROCESSING".to_owned())] {
             let same = Evidence { word_before, ..look(reads("VERIFIED")) };
             check(&same, Conclusion::LookAgain { after: secs(60) });
-            check(&Evidence { begin_to_answer: secs(91), ..same }, Conclusion::Unsettled);
+            let late = Evidence { begin_to_answer: secs(91), end_to_look: secs(80), ..same };
+            check(&late, Conclusion::Unsettled);
         }
         let ambiguous = Evidence { is_only_suspect: false, ..look(reads("VERIFIED")) };
         check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
@@ -360,7 +383,7 @@ mod tests {
     #[test]
     fn unverified_is_what_the_operator_says_it_is() {
         check(&look(reads("UNVERIFIED")), Conclusion::LookAgain { after: secs(60) });
-        let late = Evidence { begin_to_answer: secs(91), ..look(reads("UNVERIFIED")) };
+        let late = Evidence { begin_to_answer: secs(91), end_to_look: secs(80), ..look(reads("UNVERIFIED")) };
         check(&late, Conclusion::Unsettled);
         let told = Timing { unverified: UnverifiedMeans::NotApplied, ..TIMING };
         let conclusion = conclude(&look(reads("UNVERIFIED")), &told);

@@ -4,6 +4,8 @@
 //! One statement that looks and claims is not enough: its snapshot may be older than the
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -114,7 +116,7 @@ impl Journal {
             content_hmac: slot.content_hmac,
             is_resend: slot.unknown > 0,
         };
-        match contender.look(tx).await? {
+        match contender.look(tx, self.limits.read_back_window).await? {
             Ruling::Go => {}
             ruling => {
                 let ended = contender.step_aside(tx, ruling).await?;
@@ -220,9 +222,10 @@ impl Journal {
 
 impl Contender {
     /// Looks at the customer's other jobs, now that the slot is ours.
-    pub async fn look(&self, tx: &mut PgConnection) -> sqlx::Result<Ruling> {
+    pub async fn look(&self, tx: &mut PgConnection, read_back_window: Duration) -> sqlx::Result<Ruling> {
         // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
-        // verification that was open before it.
+        // verification that was open before it; but an attempt of unknown fate may have been
+        // applied until the window was over.
         let rows = sqlx::query!(
             r#"-- look
             select
@@ -234,7 +237,11 @@ impl Contender {
                     where seen.customer_id = o.customer_id
                         and seen.status not in ('PROCESSING', 'UNVERIFIED')
                         and seen.at > (
-                            select max(a.ended_at) from attempt a
+                            select max(
+                                a.ended_at
+                                + make_interval(secs => case when a.verdict = 'unknown' then $6::float8 else 0 end)
+                            )
+                            from attempt a
                             where a.job_id = o.job_id and a.verdict in ('accepted', 'unknown')
                         )
                 ) as "in_verification!"
@@ -250,6 +257,7 @@ impl Contender {
             self.requested_at,
             self.received_at,
             self.content_hmac,
+            read_back_window.as_secs_f64(),
         )
         .fetch_all(tx)
         .await?;

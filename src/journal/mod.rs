@@ -120,6 +120,8 @@ pub struct Limits {
     pub claim_lease: Duration,
     /// From an attempt's end of unknown fate to the first look at the customer.
     pub read_back_after: Duration,
+    /// A verification lasts at least so long, and nothing is applied later after an attempt's end.
+    pub read_back_window: Duration,
     /// How many updates the provider allows a customer.
     pub customer_updates: u32,
 }
@@ -270,5 +272,32 @@ pub async fn check_schema(pool: &PgPool) -> anyhow::Result<()> {
             "DATABASE_URL: the schema is at version {version}, this worker needs {needed}; run `kyc-worker migrate`"
         ),
         None => anyhow::bail!("DATABASE_URL: the database has no tables of ours; run `kyc-worker migrate`"),
+    }
+}
+
+/// Whether an error only says that the database is away, so that trying again helps.
+pub fn is_away(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => true,
+        // Its connections failed, it lacks room for ours, or an operator stopped it (PostgreSQL,
+        // "Error Codes", classes 08, 53 and 57).
+        sqlx::Error::Database(error) => {
+            error.code().is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class)))
+        }
+        _ => false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_hangs_up_is_away_and_one_without_our_tables_is_not() {
+        let hung_up = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = anyhow::Error::new(sqlx::Error::Io(hung_up)).context("a migration failed");
+        assert!(is_away(&error));
+        assert!(!is_away(&anyhow::anyhow!("DATABASE_URL: the database has no tables of ours")));
+        assert!(!is_away(&anyhow::Error::new(sqlx::Error::RowNotFound)));
     }
 }

@@ -145,7 +145,7 @@ impl Journal {
             content_hmac: Some(row.content_hmac.to_vec()),
             is_resend: false,
         };
-        match contender.look(tx).await? {
+        match contender.look(tx, self.limits.read_back_window).await? {
             Ruling::Go => {
                 begin_attempt(tx, row.job.id, 1, &self.worker, t0).await?;
                 Ok(Opened::Claimed(first_claim(row.job, t0)))

@@ -29,7 +29,7 @@ pub struct ReadClaim {
     pub since_end: Duration,
     /// Whether no other update of the customer was in verification.
     pub is_only_suspect: bool,
-    /// Our newest word on the customer before the attempt.
+    /// Our newest word on the customer before the attempt, if no other update came between.
     pub word_before: Option<String>,
     /// How many looks have shown that the attempt was not applied.
     pub confirmed: u32,
@@ -56,6 +56,11 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn claim_read(&self) -> Result<Option<ReadClaim>, JournalError> {
+        // Another update stays suspect until a look shows that its verification is over. A look
+        // just after an attempt of unknown fate shows no such thing: the update may have been
+        // applied after it. For the same reason a word is no word before the attempt if another
+        // update came after it. And a look whose commit was retried is written down twice, yet
+        // confirms once.
         let row = bounded(
             sqlx::query!(
                 r#"-- claim_read
@@ -92,7 +97,15 @@ impl Journal {
                                 select from observation seen
                                 where seen.customer_id = c.customer_id
                                     and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                                    and seen.at > o.ended_at
+                                    and seen.at > o.ended_at + make_interval(
+                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                    )
+                            )
+                            and not exists (
+                                select from observation settled
+                                where settled.job_id = o.job_id
+                                    and settled.conclusion in ('not_applied', 'last_update')
+                                    and settled.at > o.ended_at
                             )
                     ) as "is_only_suspect!",
                     (
@@ -102,6 +115,16 @@ impl Journal {
                             and (
                                 seen.at < a.begun_at
                                 or seen.job_id = c.job_id and seen.purpose = 'baseline'
+                            )
+                            and not exists (
+                                select
+                                from submission other
+                                join attempt o on o.job_id = other.job_id
+                                where other.customer_id = c.customer_id and other.job_id <> c.job_id
+                                    and o.verdict in ('accepted', 'unknown')
+                                    and seen.at <= o.ended_at + make_interval(
+                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                    )
                             )
                         order by seen.at desc
                         limit 1
@@ -121,13 +144,14 @@ impl Journal {
                 from claimed c
                 join attempt a on a.job_id = c.job_id and a.number = c.attempts
                 cross join lateral (
-                    select count(*) as times, max(seen.at) as last_at
+                    select count(distinct seen.at) as times, max(seen.at) as last_at
                     from observation seen
                     where seen.job_id = c.job_id and seen.conclusion = 'confirming'
                         and seen.at > a.ended_at
                 ) confirming"#,
                 self.worker,
                 self.limits.claim_lease.as_secs_f64(),
+                self.limits.read_back_window.as_secs_f64(),
             )
             .fetch_optional(&self.pool),
         )

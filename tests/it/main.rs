@@ -20,8 +20,10 @@ mod duplicates;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod keys;
+mod late_updates;
 mod malformed;
 mod misconfigured;
+mod model;
 mod odd_machines;
 mod one_customer;
 mod outages;

@@ -217,6 +217,7 @@ fn a_job_in_review_lets_newer_ones_ahead_and_holds_older_ones_back() {
 const LIMITS: Limits = Limits {
     claim_lease: Duration::from_secs(25),
     read_back_after: Duration::from_secs(15),
+    read_back_window: Duration::from_secs(60),
     customer_updates: 3,
 };
 

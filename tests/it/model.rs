@@ -1,0 +1,557 @@
+//! The protocol, searched state by state: two workers that crash or stall past their lease at
+//! any step, an older and a newer job of one customer, deliveries that come twice, and a
+//! provider that applies an update at once, late or never. Needs no service.
+//!
+//! What is real here are the decisions: `rule`, `next`, `conclude` and `Budget`. What is
+//! modelled are the journal's guarded writes, the provider, and time, which goes in ticks of
+//! 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a look
+//! is due one tick after an attempt's end and confirmed three later, nothing is applied later
+//! than three ticks after an attempt's end, and no verification ends within five. It always
+//! ends FAILED: that tells a look the least. A worker that holds something while time goes by
+//! has stalled. Crashes and stalls are limited; all else is exhaustive.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use kyc_worker::domain::outcome::{History, Next, Outcome, next};
+use kyc_worker::domain::precedence::{Rival, Ruling, Standing, rule};
+use kyc_worker::domain::read_back::{
+    Budget, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
+};
+use kyc_worker::domain::retry::RetrySchedule;
+use kyc_worker::domain::verdict::{Acceptance, NotSent, Phase, Rejection, Verdict};
+use uuid::Uuid;
+
+const TICK: Duration = Duration::from_secs(15);
+const LEASE: u8 = 2;
+const LOOK_AFTER: u8 = 1;
+const WINDOW: u8 = 4;
+const LATEST_APPLY: u8 = 3;
+const VERIFICATION: u8 = 5;
+/// Nothing depends on how much older anything is.
+const AGE_MAX: u8 = 5;
+const UPDATE_LIMIT: u32 = 3;
+const OLDER: usize = 0;
+const NEWER: usize = 1;
+const SCHEDULE: RetrySchedule = RetrySchedule { delay_min: TICK, delay_max: TICK, attempts_max: u32::MAX };
+
+/// What may be taken away from the protocol to see whether the search notices.
+#[derive(Clone, Copy)]
+struct Protocol {
+    compares_tokens: bool,
+    confirmations: u32,
+    /// A look clears an update of unknown fate of suspicion only once the window is over.
+    suspects_late_updates: bool,
+}
+
+const PROTOCOL: Protocol = Protocol { compares_tokens: true, confirmations: 2, suspects_late_updates: true };
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum Row {
+    Absent,
+    Waiting,
+    Submitting,
+    Unknown { due_in: u8, confirmed: u8, since_confirmation: u8 },
+    Accepted,
+    Rejected,
+    Superseded,
+    FateUnknown,
+    LastUpdate,
+    NewerFateUnknown,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct Job {
+    row: Row,
+    deliveries: u8,
+    token: u8,
+    since_begin: u8,
+    since_end: u8,
+    /// Attempts accepted, and attempts ever of unknown fate.
+    accepted: u8,
+    unknown: u8,
+    /// Whether its update may be in verification, say the records.
+    is_suspect: bool,
+    /// The provider's side: requests that it may still apply, and updates that it has.
+    pending: u8,
+    pending_resends: u8,
+    applied: u8,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Answer {
+    Accepted,
+    Rejected,
+    Lost,
+    NotSent,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+enum Worker {
+    Idle,
+    Claimed { job: usize, token: u8, age: u8 },
+    Answered { job: usize, token: u8, age: u8, answer: Answer },
+    Looking { job: usize, token: u8, age: u8, is_only_suspect: bool },
+    Looked { job: usize, token: u8, age: u8, conclusion: u8 },
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+struct State {
+    jobs: [Job; 2],
+    workers: [Worker; 2],
+    processing: Option<u8>,
+    crashes: u8,
+    stalls: u8,
+}
+
+/// A broken promise.
+type Broken = &'static str;
+type Steps = Vec<(&'static str, State)>;
+
+fn is_in_motion(row: Row) -> bool {
+    matches!(row, Row::Waiting | Row::Submitting | Row::Unknown { .. })
+}
+
+fn holds_slot(row: Row) -> bool {
+    matches!(row, Row::Submitting | Row::Unknown { .. })
+}
+
+fn older_by_a_tick(age: u8) -> u8 {
+    (age + 1).min(AGE_MAX)
+}
+
+impl State {
+    fn first(crashes: u8, stalls: u8) -> Self {
+        let job = Job {
+            row: Row::Absent,
+            deliveries: 2,
+            token: 0,
+            since_begin: 0,
+            since_end: 0,
+            accepted: 0,
+            unknown: 0,
+            is_suspect: false,
+            pending: 0,
+            pending_resends: 0,
+            applied: 0,
+        };
+        let jobs = [Job { deliveries: 1, ..job }, job];
+        Self { jobs, workers: [Worker::Idle; 2], processing: None, crashes, stalls }
+    }
+
+    /// Every step that anybody may take.
+    fn steps(&self, protocol: Protocol) -> Result<Steps, Broken> {
+        let mut steps = Vec::new();
+        for worker in 0..2 {
+            self.steps_of(worker, protocol, &mut steps)?;
+        }
+        for job in 0..2 {
+            if self.jobs[job].pending > 0 {
+                let mut after = *self;
+                after.jobs[job].pending -= 1;
+                let is_resend = after.jobs[job].pending_resends > 0;
+                after.jobs[job].pending_resends -= u8::from(is_resend);
+                after.apply(job, is_resend)?;
+                steps.push(("applied late", after));
+            }
+        }
+        if self.processing == Some(VERIFICATION) {
+            steps.push(("verification ends", Self { processing: None, ..*self }));
+        }
+        steps.extend(self.tick().map(|after| ("time goes by", after)));
+        for (_, after) in &mut steps {
+            // Workers are alike.
+            after.workers.sort_unstable();
+        }
+        Ok(steps)
+    }
+
+    fn steps_of(&self, worker: usize, protocol: Protocol, steps: &mut Steps) -> Result<(), Broken> {
+        let mut step = |what, change: &dyn Fn(&mut Self) -> Result<Worker, Broken>| {
+            let mut after = *self;
+            after.workers[worker] = change(&mut after)?;
+            steps.push((what, after));
+            Ok::<(), Broken>(())
+        };
+        match self.workers[worker] {
+            Worker::Idle => {
+                for job in 0..2 {
+                    let Job { row, deliveries, since_begin, .. } = self.jobs[job];
+                    if deliveries > 0 {
+                        step("delivered", &|after| Ok(after.receive(job)))?;
+                    }
+                    let is_free = !self.jobs.iter().any(|job| holds_slot(job.row));
+                    let is_first = job == NEWER || self.jobs[NEWER].row != Row::Waiting;
+                    if row == Row::Waiting && is_free && is_first {
+                        step("taken up again", &|after| Ok(after.claim(job)))?;
+                    }
+                    if row == Row::Submitting && since_begin >= LEASE {
+                        step("taken over", &|after| {
+                            after.doubt(job);
+                            after.jobs[job].token += 1;
+                            Ok(Worker::Idle)
+                        })?;
+                    }
+                    if let Row::Unknown { due_in: 0, .. } = row {
+                        step("look claimed", &|after| Ok(after.claim_look(job)))?;
+                    }
+                }
+                return Ok(());
+            }
+            Worker::Claimed { job, token, age: 0 } => {
+                let answered = |answer| Worker::Answered { job, token, age: 0, answer };
+                let is_resend = self.jobs[job].unknown > 0;
+                step("applied, answered", &|after| {
+                    after.apply(job, is_resend).map(|()| answered(Answer::Accepted))
+                })?;
+                step("applied, answer lost", &|after| {
+                    after.apply(job, is_resend).map(|()| answered(Answer::Lost))
+                })?;
+                step("answer lost, perhaps applied late", &|after| {
+                    after.jobs[job].pending += 1;
+                    after.jobs[job].pending_resends += u8::from(is_resend);
+                    Ok(answered(Answer::Lost))
+                })?;
+                step("answer lost, never applied", &|_| Ok(answered(Answer::Lost)))?;
+                step("rejected", &|_| Ok(answered(Answer::Rejected)))?;
+            }
+            Worker::Claimed { job, token, age } => {
+                step("gate closed", &|_| Ok(Worker::Answered { job, token, age, answer: Answer::NotSent }))?;
+            }
+            Worker::Answered { job, token, answer, .. } => {
+                step("result recorded", &|after| {
+                    after.record(job, token, answer, protocol);
+                    Ok(Worker::Idle)
+                })?;
+            }
+            Worker::Looking { job, token, age, is_only_suspect } => {
+                let conclusion = self.conclude(job, age, is_only_suspect, protocol);
+                step("looked", &|_| Ok(Worker::Looked { job, token, age, conclusion }))?;
+            }
+            Worker::Looked { job, token, age, conclusion } => {
+                step("look recorded", &|after| {
+                    after.record_look(job, token, age, conclusion, protocol);
+                    Ok(Worker::Idle)
+                })?;
+            }
+        }
+        if self.crashes > 0 {
+            step("crashed", &|after| {
+                after.crashes -= 1;
+                Ok(Worker::Idle)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, job: usize) -> Worker {
+        self.jobs[job].deliveries -= 1;
+        if self.jobs[job].row != Row::Absent {
+            return Worker::Idle;
+        }
+        self.jobs[job].row = Row::Waiting;
+        // A customer who is busy is waited for; the scheduler takes the job up.
+        match self.jobs.iter().any(|job| holds_slot(job.row)) {
+            true => Worker::Idle,
+            false => self.claim(job),
+        }
+    }
+
+    /// The slot, and then the look at the customer's other job.
+    fn claim(&mut self, job: usize) -> Worker {
+        self.jobs[job].token += 1;
+        let other = self.jobs[1 - job];
+        let standing = match other.row {
+            row if is_in_motion(row) => Some(Standing::InMotion),
+            Row::Accepted => Some(Standing::Accepted { in_verification: other.is_suspect }),
+            Row::FateUnknown => Some(Standing::FateUnknown),
+            _ => None,
+        };
+        let job_id = Uuid::from_u128(7);
+        let is_newer = job == OLDER;
+        let rival = standing.map(|standing| Rival { job_id, is_newer, has_same_content: false, standing });
+        let is_resend = self.jobs[job].unknown > 0;
+        self.jobs[job].row = match rule(rival.as_slice(), is_resend) {
+            Ruling::Go if is_resend && !self.budget().allows_resend() => Row::LastUpdate,
+            Ruling::Go => Row::Submitting,
+            Ruling::Wait => Row::Waiting,
+            Ruling::Superseded { .. } => Row::Superseded,
+            Ruling::NewerFateUnknown { .. } => Row::NewerFateUnknown,
+            Ruling::Duplicate { .. } => unreachable!("their contents differ"),
+        };
+        if self.jobs[job].row != Row::Submitting {
+            return Worker::Idle;
+        }
+        self.jobs[job].since_begin = 0;
+        Worker::Claimed { job, token: self.jobs[job].token, age: 0 }
+    }
+
+    fn budget(&self) -> Budget {
+        let spent = self.jobs.iter().map(|job| u32::from(job.accepted + job.unknown)).sum();
+        Budget { spent_here: spent, spent_elsewhere: 0, limit: UPDATE_LIMIT }
+    }
+
+    fn doubt(&mut self, job: usize) {
+        let job = &mut self.jobs[job];
+        job.row = Row::Unknown { due_in: LOOK_AFTER, confirmed: 0, since_confirmation: 0 };
+        (job.unknown, job.since_end, job.is_suspect) = (job.unknown + 1, 0, true);
+    }
+
+    fn record(&mut self, job: usize, token: u8, answer: Answer, protocol: Protocol) {
+        let verdict = match answer {
+            Answer::Accepted => Verdict::Accepted(Acceptance::default()),
+            Answer::Rejected => Verdict::Rejected(Rejection::Refused),
+            Answer::Lost => Verdict::Unknown(Phase::TimedOut),
+            Answer::NotSent => Verdict::NotSent(NotSent::WindowClosed),
+        };
+        let is_ours = self.jobs[job].token == token || !protocol.compares_tokens;
+        if self.jobs[job].row == Row::Submitting && is_ours {
+            match next(&verdict, History::default(), &SCHEDULE, 0.5) {
+                Next::End(Outcome::Accepted(_)) => {
+                    let job = &mut self.jobs[job];
+                    (job.row, job.accepted, job.since_end, job.is_suspect) =
+                        (Row::Accepted, job.accepted + 1, 0, true);
+                }
+                Next::End(_) => self.jobs[job].row = Row::Rejected,
+                Next::Wait(_) => self.jobs[job].row = Row::Waiting,
+                Next::ReadBack => self.doubt(job),
+            }
+            return;
+        }
+        // Too late to decide; but a known acceptance is not thrown away.
+        let may_end = matches!(
+            self.jobs[job].row,
+            Row::Unknown { .. } | Row::Waiting | Row::FateUnknown | Row::LastUpdate
+        );
+        if answer == Answer::Accepted && may_end {
+            self.jobs[job].row = Row::Accepted;
+            self.jobs[job].token += 1;
+        }
+    }
+
+    fn claim_look(&mut self, job: usize) -> Worker {
+        self.jobs[job].token += 1;
+        if let Row::Unknown { due_in, .. } = &mut self.jobs[job].row {
+            *due_in = LEASE;
+        }
+        let is_only_suspect = !self.jobs[1 - job].is_suspect;
+        Worker::Looking { job, token: self.jobs[job].token, age: 0, is_only_suspect }
+    }
+
+    /// What a look proves whose answer comes now, `age` after it was claimed.
+    fn conclude(&self, job: usize, age: u8, is_only_suspect: bool, protocol: Protocol) -> u8 {
+        let Job { row: Row::Unknown { confirmed, since_confirmation, .. }, .. } = self.jobs[job] else {
+            // It was decided meanwhile, and the token will say so.
+            return SPENT_LOOK;
+        };
+        let Job { since_begin, since_end, .. } = self.jobs[job];
+        let status = if self.processing.is_some() { "PROCESSING" } else { "FAILED" }.to_owned();
+        let evidence = Evidence {
+            reading: Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None }),
+            end_to_look: TICK * u32::from(since_end.saturating_sub(age)),
+            begin_to_answer: TICK * u32::from(since_begin),
+            look_to_answer: TICK * u32::from(age),
+            is_only_suspect,
+            word_before: None,
+            confirmed: u32::from(confirmed),
+            confirmation_to_answer: TICK * u32::from(since_confirmation),
+            may_resend: self.budget().allows_resend(),
+        };
+        let timing = Timing {
+            after: TICK,
+            window: TICK * u32::from(WINDOW),
+            confirmations: protocol.confirmations,
+            deadline: TICK * u32::from(AGE_MAX),
+            read_time_max: Duration::from_secs(11),
+            unverified: UnverifiedMeans::Inconclusive,
+        };
+        match conclude(&evidence, &timing) {
+            Conclusion::Applied => APPLIED,
+            Conclusion::NotApplied => NOT_APPLIED,
+            Conclusion::LastUpdate => LAST_UPDATE,
+            Conclusion::Unsettled | Conclusion::Rejected => UNSETTLED,
+            Conclusion::Confirming { after } => CONFIRMING + ticks(after),
+            Conclusion::LookAgain { after } => LOOK_AGAIN + ticks(after),
+        }
+    }
+
+    fn record_look(&mut self, job: usize, token: u8, age: u8, conclusion: u8, protocol: Protocol) {
+        let Row::Unknown { confirmed, since_confirmation, .. } = self.jobs[job].row else { return };
+        if self.jobs[job].token != token && protocol.compares_tokens {
+            return;
+        }
+        let again = |due_in| Row::Unknown { due_in, confirmed, since_confirmation };
+        let read_failed = matches!(conclusion, NOT_APPLIED | LAST_UPDATE | CONFIRMING..LOOK_AGAIN);
+        self.jobs[job].row = match conclusion {
+            APPLIED => Row::Accepted,
+            NOT_APPLIED => Row::Waiting,
+            LAST_UPDATE => Row::LastUpdate,
+            UNSETTLED => Row::FateUnknown,
+            CONFIRMING..LOOK_AGAIN => Row::Unknown {
+                due_in: conclusion - CONFIRMING,
+                confirmed: confirmed + 1,
+                since_confirmation: age,
+            },
+            LOOK_AGAIN.. => again(conclusion - LOOK_AGAIN),
+            _ => again(0),
+        };
+        // What the look clears of suspicion.
+        if matches!(conclusion, NOT_APPLIED | LAST_UPDATE) {
+            self.jobs[job].is_suspect = false;
+        }
+        for other in self.jobs.iter_mut().filter(|_| read_failed) {
+            let is_sure = other.unknown == 0 || other.since_end.saturating_sub(age) >= WINDOW;
+            if is_sure || !protocol.suspects_late_updates {
+                other.is_suspect = false;
+            }
+        }
+    }
+
+    fn apply(&mut self, job: usize, is_resend: bool) -> Result<(), Broken> {
+        self.jobs[job].applied += 1;
+        self.processing = Some(0);
+        let nth: u32 = self.jobs.iter().map(|job| u32::from(job.applied)).sum();
+        if self.jobs[job].applied > 1 {
+            return Err("a job was applied twice");
+        }
+        if job == OLDER && self.jobs[NEWER].row == Row::Accepted {
+            return Err("an update was applied after a newer one was accepted");
+        }
+        if is_resend && nth == UPDATE_LIMIT {
+            return Err("a resend took the customer's last update");
+        }
+        Ok(())
+    }
+
+    /// Time goes by, and whoever holds something stalls. `None` if that changes nothing, or if
+    /// nobody may stall any more.
+    fn tick(&self) -> Option<Self> {
+        let mut after = *self;
+        for worker in &mut after.workers {
+            match worker {
+                Worker::Idle => continue,
+                Worker::Claimed { age, .. }
+                | Worker::Answered { age, .. }
+                | Worker::Looking { age, .. }
+                | Worker::Looked { age, .. } => {
+                    if *age == 0 {
+                        after.stalls = after.stalls.checked_sub(1)?;
+                    }
+                    *age = older_by_a_tick(*age);
+                }
+            }
+        }
+        for job in &mut after.jobs {
+            if is_in_motion(job.row) || job.is_suspect || job.pending > 0 {
+                job.since_begin = older_by_a_tick(job.since_begin);
+                job.since_end = older_by_a_tick(job.since_end);
+            }
+            if job.since_end > LATEST_APPLY && job.row != Row::Submitting {
+                (job.pending, job.pending_resends) = (0, 0);
+            }
+            if let Row::Unknown { due_in, since_confirmation, .. } = &mut job.row {
+                *due_in = due_in.saturating_sub(1);
+                *since_confirmation = older_by_a_tick(*since_confirmation);
+            }
+        }
+        after.processing = after.processing.map(older_by_a_tick);
+        (after != *self).then_some(after)
+    }
+
+    /// What must hold where nothing more can happen.
+    fn check_end(&self) -> Result<(), Broken> {
+        for job in &self.jobs {
+            match job.row {
+                Row::Absent => return Err("a job was lost"),
+                row if is_in_motion(row) => return Err("a row is in motion without an alarm"),
+                Row::Accepted if job.applied == 0 => return Err("an accepted job was not applied"),
+                Row::FateUnknown | Row::Accepted => {}
+                _ if job.applied > 0 => return Err("a job that ended otherwise was applied"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Conclusions as numbers, so that a state is small: the last two carry their ticks.
+const SPENT_LOOK: u8 = 0;
+const APPLIED: u8 = 1;
+const NOT_APPLIED: u8 = 2;
+const LAST_UPDATE: u8 = 3;
+const UNSETTLED: u8 = 4;
+const CONFIRMING: u8 = 10;
+const LOOK_AGAIN: u8 = 20;
+
+fn ticks(duration: Duration) -> u8 {
+    u8::try_from(duration.as_secs().div_ceil(TICK.as_secs())).expect("few ticks")
+}
+
+/// Visits every state. Returns how many there are, or the shortest way to a broken promise.
+///
+/// One crash or one stall: more was searched once, two deliveries each, a crash and two stalls,
+/// in 34 million states, and nothing more was found.
+fn search(protocol: Protocol) -> Result<usize, String> {
+    Ok(search_from(State::first(1, 0), protocol)? + search_from(State::first(0, 1), protocol)?)
+}
+
+fn search_from(first: State, protocol: Protocol) -> Result<usize, String> {
+    let mut states = vec![(first, 0, "")];
+    let mut seen = HashSet::from([first]);
+    let mut at = 0;
+    while at < states.len() {
+        let state = states[at].0;
+        let steps = match state.steps(protocol) {
+            Ok(steps) if steps.is_empty() => state.check_end().map(|()| steps),
+            steps => steps,
+        };
+        let steps = steps.map_err(|broken| tell(&states, at, broken))?;
+        for (what, after) in steps {
+            if seen.insert(after) {
+                states.push((after, at, what));
+            }
+        }
+        at += 1;
+    }
+    Ok(states.len())
+}
+
+fn tell(states: &[(State, usize, &'static str)], mut at: usize, broken: Broken) -> String {
+    let mut way = Vec::new();
+    while at != 0 {
+        let (state, before, what) = states[at];
+        way.push(format!("  {what}: {:?} {:?}", state.jobs.map(|job| job.row), state.workers));
+        at = before;
+    }
+    way.reverse();
+    format!("{broken}, after {} steps:\n{}", way.len(), way.join("\n"))
+}
+
+#[track_caller]
+fn check_broken(protocol: Protocol, expected: Broken) {
+    let way = search(protocol).expect_err("a broken promise");
+    assert!(way.starts_with(expected), "{way}");
+    println!("{way}");
+}
+
+#[test]
+fn the_protocol_keeps_its_promises_in_every_state() {
+    let states = search(PROTOCOL).unwrap_or_else(|way| panic!("{way}"));
+    println!("{states} states");
+    assert!(states > 10_000, "the search has lost its way after {states} states");
+}
+
+#[test]
+fn without_its_tokens_the_protocol_breaks() {
+    search(Protocol { compares_tokens: false, ..PROTOCOL }).expect_err("a broken promise");
+}
+
+#[test]
+fn with_one_look_instead_of_two_a_late_update_is_sent_again() {
+    check_broken(Protocol { confirmations: 1, ..PROTOCOL }, "a job was applied twice");
+}
+
+#[test]
+fn an_update_that_was_applied_late_is_taken_for_another_if_a_look_before_it_clears_it() {
+    check_broken(Protocol { suspects_late_updates: false, ..PROTOCOL }, "an accepted job was not applied");
+}
