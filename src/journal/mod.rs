@@ -56,21 +56,25 @@ pub enum JournalError {
 impl JournalError {
     /// Whether the database is away, or as good as away, and not this one statement's fault.
     pub fn is_outage(&self) -> bool {
-        let error = match self {
-            Self::Fenced => return false,
-            Self::TimedOut => return true,
-            Self::Database(error) => error,
-        };
-        match error {
-            sqlx::Error::Database(error) => {
-                // Connection exceptions, resources, operator intervention, read-only, system
-                // errors, and locks and statements that took too long.
-                let code = error.code().unwrap_or_default();
-                let classes = ["08", "53", "57", "58", "25006", "55P03"];
-                classes.iter().any(|class| code.starts_with(class))
-            }
-            _ => true,
+        match self {
+            Self::Fenced => false,
+            Self::TimedOut => true,
+            Self::Database(error) => is_outage(error),
         }
+    }
+}
+
+fn is_outage(error: &sqlx::Error) -> bool {
+    use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
+    match error {
+        Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+        // Connection exceptions, resources, operator intervention, system errors, read-only, and
+        // locks that took too long (PostgreSQL, "Error Codes").
+        Database(error) => {
+            let code = error.code().unwrap_or_default();
+            ["08", "53", "57", "58", READ_ONLY, "55P03"].iter().any(|class| code.starts_with(class))
+        }
+        _ => false,
     }
 }
 
@@ -277,15 +281,7 @@ pub async fn check_schema(pool: &PgPool) -> anyhow::Result<()> {
 
 /// Whether an error only says that the database is away, so that trying again helps.
 pub fn is_away(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref()).any(|error| match error {
-        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) => true,
-        // Its connections failed, it lacks room for ours, or an operator stopped it (PostgreSQL,
-        // "Error Codes", classes 08, 53 and 57).
-        sqlx::Error::Database(error) => {
-            error.code().is_some_and(|code| ["08", "53", "57"].iter().any(|class| code.starts_with(class)))
-        }
-        _ => false,
-    })
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_outage)
 }
 
 #[cfg(test)]

@@ -221,11 +221,13 @@ fn a_database_whose_disk_is_full_costs_time_only() {
     let cluster = OwnPostgres::start(Disk::Small(96), &["autovacuum=off", "shared_buffers=16MB"]);
     let filler = cluster.path_on_disk("filler");
     world_on(&cluster.url(), async |world| {
-        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let (worker, mut jobs) = start_at_work(&world, &[]).await;
         let fill = format!("copy (select repeat('x', 8000) from generate_series(1, 20000)) to '{filler}'");
         let full = sqlx::query(AssertSqlSafe(fill)).execute(&world.pool).await;
         let full = full.expect_err("the disk is small").to_string();
         assert!(full.contains("No space left"), "{full}");
+        // Filling it took a while.
+        jobs.extend(world.publish_jobs(100).await);
         wait_for_pause(&world, &worker).await;
         assert!(worker.log().contains("No space left"), "{}", worker.log());
         world.check_every_patch_has_its_attempt().await;
