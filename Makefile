@@ -12,7 +12,7 @@ storm: ## Kill replicas, broker and database for ten minutes, and reconcile ever
 	@scripts/storm.sh
 
 storm-short: ## The same for a minute
-	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15
+	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15 --review-percent-max 20
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh

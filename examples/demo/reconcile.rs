@@ -152,7 +152,7 @@ pub async fn gather(
     Ok(Evidence {
         published,
         at_broker,
-        patches: read_lines(&http, &format!("{admin_url}/oracle/patches")).await?,
+        patches: without_probes(read_lines(&http, &format!("{admin_url}/oracle/patches")).await?),
         updates: read_lines(&http, &format!("{admin_url}/oracle/updates")).await?,
         in_flight_max: summary.first().map_or(0, |summary| summary.in_flight_max),
         submissions: read_submissions(pool).await?,
@@ -257,6 +257,13 @@ impl Attempt {
 const NEVER_APPLIED: [&str; 6] = ["rejected", "invalid", "superseded", "duplicate", "exhausted", "waiting"];
 const IN_MOTION: [&str; 3] = ["submitting", "waiting", "unknown"];
 const KEEPS_PAYLOAD: [&str; 5] = ["submitting", "waiting", "unknown", "exhausted", "needs_review"];
+
+/// A worker that was refused probes the provider with an update of a customer who does not
+/// exist: the one PATCH without an attempt.
+fn without_probes(mut patches: Vec<Patch>) -> Vec<Patch> {
+    patches.retain(|patch| patch.link.as_deref().is_none_or(|link| !link.contains("//probe.invalid/")));
+    patches
+}
 
 impl Evidence {
     /// How many PATCHes each of the provider's faults took.

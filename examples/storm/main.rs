@@ -74,6 +74,10 @@ struct Arguments {
     #[arg(long, default_value_t = 25.0)]
     squall_seconds: f64,
 
+    /// How many jobs in a hundred may be left to a person: a short storm is faults for most of its time
+    #[arg(long, default_value_t = 5.0)]
+    review_percent_max: f64,
+
     /// Run a broker and a database of the storm's own and kill them too; else those at DATABASE_URL and AMQP_URL are used and left alone
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     own_services: bool,
@@ -224,7 +228,8 @@ async fn storm(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
         dead_letters: publisher.look_at_dead_letters(letters).await?,
     };
     let published = load.into_inner().into_published();
-    let deeds = Deeds { replicas, outages, weather, is_calm };
+    let review_percent_max = arguments.review_percent_max;
+    let deeds = Deeds { replicas, outages, weather, is_calm, review_percent_max };
     let verdict = verdict::reach(&pool, &admin_url, published, at_broker, deeds).await?;
     println!("{verdict}");
     if verdict.is_good() {

@@ -9,9 +9,6 @@ use crate::reconcile::{self, AtBroker, Check, Published};
 use crate::replicas::Replicas;
 use crate::weather::Weather;
 
-/// More than so many in a hundred jobs must not be left to a person.
-const REVIEW_PERCENT_MAX: f64 = 5.0;
-
 /// How many differing cases of one check are shown.
 const DISAGREEING_SHOWN: usize = 20;
 
@@ -22,6 +19,8 @@ pub struct Deeds {
     pub weather: Weather,
     /// Whether everything came to its end in time.
     pub is_calm: bool,
+    /// More than so many in a hundred jobs must not be left to a person.
+    pub review_percent_max: f64,
 }
 
 /// The verdict, with all that it rests on.
@@ -98,7 +97,7 @@ impl Verdict {
         self.deeds.is_calm
             && self.deeds.replicas.faults.is_empty()
             && self.checks.iter().all(Check::agrees)
-            && self.review_percent() <= REVIEW_PERCENT_MAX
+            && self.review_percent() <= self.deeds.review_percent_max
     }
 
     fn review_percent(&self) -> f64 {
@@ -110,7 +109,7 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Deeds { replicas, outages, weather, is_calm } = &self.deeds;
+        let Deeds { replicas, outages, weather, is_calm, review_percent_max } = &self.deeds;
         writeln!(f, "\nDone to the replicas, the services and the provider:")?;
         for (what, count) in replicas.done.iter().chain(outages).chain(&weather.squalls) {
             writeln!(f, "{count:>8}  {what}")?;
@@ -140,8 +139,8 @@ impl fmt::Display for Verdict {
             }
         }
         let percent = self.review_percent();
-        let word = if percent <= REVIEW_PERCENT_MAX { "ok" } else { "TOO MANY" };
-        writeln!(f, "{percent:>7.2}% left to a person, at most {REVIEW_PERCENT_MAX} %: {word}")?;
+        let word = if percent <= *review_percent_max { "ok" } else { "TOO MANY" };
+        writeln!(f, "{percent:>7.2}% left to a person, at most {review_percent_max} %: {word}")?;
         for fault in &replicas.faults {
             writeln!(f, "WRONG: {fault}")?;
         }
