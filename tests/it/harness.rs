@@ -559,13 +559,14 @@ impl World {
 
     /// Checks that every PATCH that the provider received has an attempt of its own job.
     pub async fn check_every_patch_has_its_attempt(&self) {
+        // First what was seen: its attempts were committed before it.
+        let mut patches = self.oracle("patches").await;
         let rows: Vec<(Uuid, i64)> = sqlx::query_as(
             "select job_id, count(*) from attempt where verdict is distinct from 'not_sent' group by job_id",
         )
         .fetch_all(&self.pool)
         .await
         .expect("the database answers");
-        let mut patches = self.oracle("patches").await;
         for (job_id, attempts) in rows {
             let id = job_id.to_string();
             let is_other = |patch: &Value| !patch["link"].as_str().is_some_and(|link| link.contains(&id));
@@ -916,6 +917,8 @@ async fn relay_to(url: &str) -> (Relay, String) {
 
 async fn connect(url: &str) -> PgPool {
     PgPoolOptions::new()
+        // All at once: a test may leave the server without one to spare.
+        .min_connections(3)
         .max_connections(3)
         .connect(url)
         .await
