@@ -2,6 +2,7 @@
 //! started again.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -11,6 +12,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::time::{Instant, sleep};
 
 use crate::process::Process;
+
+/// The signal that tells a process to stop.
+const SIGTERM: i32 = 15;
 
 /// A replica that was told to stop is gone after its grace and this.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
@@ -196,7 +200,9 @@ impl Replicas {
             }
             State::Terminating { mut process, deadline } => match process.ended()? {
                 Some(status) => {
-                    fault = (!status.success()).then(|| format!("{name}: told to stop, {status}"));
+                    // One that was told before it listened for signals dies of it, with nothing in hand.
+                    let is_orderly = status.success() || status.signal() == Some(SIGTERM);
+                    fault = (!is_orderly).then(|| format!("{name}: told to stop, {status}"));
                     State::Down { until: now }
                 }
                 None if deadline <= now => {
