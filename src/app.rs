@@ -10,7 +10,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, error, info, info_span, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::breaker::Breaker;
 use crate::broker::{Broker, Delivery};
@@ -305,6 +305,5 @@ impl Signals {
             info!(signal, "signal received");
             token.cancel();
         }
-        error!("third signal: already stopping");
     }
 }

@@ -196,11 +196,6 @@ impl Journal {
     ) -> Self {
         Self { pool, worker, limits, keyring, fingerprinter }
     }
-
-    /// The name this worker writes under.
-    pub fn worker(&self) -> &str {
-        &self.worker
-    }
 }
 
 /// Opens a pool of connections, with a time limit on every statement.
