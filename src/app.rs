@@ -18,9 +18,10 @@ use crate::config::{Checked, RunSettings};
 use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
 use crate::intake::Intake;
-use crate::journal::{self, Journal, Limits};
+use crate::journal::{self, Journal, Limits, Pace};
 use crate::provider::{Provider, ProviderSettings};
 use crate::scheduler::Scheduler;
+use crate::tracker::Tracker;
 use crate::worker::Worker;
 
 /// How a run is to go.
@@ -37,6 +38,9 @@ const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How long the broker may take for the last acks.
 const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the tracker may take to record the looks that were answered.
+const LAST_LOOKS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between two looks at what is left to drain.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
@@ -82,6 +86,8 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         settings.keys.payload_retention,
     );
     let scheduler = tokio::spawn(scheduler.run());
+    let tracker = build_tracker(&settings, Arc::clone(&worker));
+    let mut tracker = tokio::spawn(tracker.run());
     let prober = tokio::spawn({
         let (worker, provider) = (Arc::clone(&worker), settings.provider.clone());
         let interval = settings.work.breaker_probe_interval;
@@ -101,6 +107,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         _ = intake => Some("intake"),
         _ = scheduler => Some("scheduler"),
         _ = prober => Some("prober"),
+        _ = &mut tracker => Some("tracker"),
     };
     let died = died.filter(|_| !stopping.is_cancelled());
     stopping.cancel();
@@ -108,6 +115,9 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     // The last acks are on their way. What they do not reach is handed over again, and known.
     if !session.is_finished() && timeout(LAST_ACKS_TIMEOUT, session).await.is_err() {
         info!("the broker did not take the last acks");
+    }
+    if !tracker.is_finished() && timeout(LAST_LOOKS_TIMEOUT, tracker).await.is_err() {
+        info!("the last looks at verifications were not recorded; another replica will look again");
     }
     match died {
         Some(task) => anyhow::bail!("the {task} task died; see the log for its panic"),
@@ -190,6 +200,7 @@ fn build_worker(
                 read_back_after: settings.read_back.read_back_after,
                 read_back_window: settings.read_back.read_back_window,
                 customer_updates: settings.read_back.customer_update_limit,
+                verification_after: settings.verification.verification_poll_after,
             },
             checked.keyring,
             checked.fingerprinter,
@@ -205,6 +216,15 @@ fn build_worker(
         parked: Notify::new(),
         stopping,
     })
+}
+
+fn build_tracker(settings: &RunSettings, worker: Arc<Worker>) -> Tracker {
+    let pace = Pace {
+        per_second: settings.verification.verification_reads_per_second,
+        apart: settings.read_back.customer_read_interval,
+        look_time_max: settings.provider.read_timeout,
+    };
+    Tracker::new(worker, settings.verification.tracking(), pace, settings.work.scheduler_poll)
 }
 
 /// Takes deliveries as permits come free, so that the backlog stays in the queue.

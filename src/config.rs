@@ -17,6 +17,7 @@ use crate::domain::job::Rules;
 use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::signature::Signer;
+use crate::domain::verification::Tracking;
 use crate::journal::seal::{Fingerprinter, Keyring};
 use crate::telemetry::LogFormat;
 
@@ -346,6 +347,60 @@ pub struct ReadBackSettings {
     pub customer_update_limit: u32,
 }
 
+/// How the verifications of accepted updates are followed.
+#[derive(Args, Clone, Debug)]
+pub struct VerificationSettings {
+    /// From an acceptance to the first look at its verification, and between two at least
+    #[arg(
+        long,
+        env = "VERIFICATION_POLL_AFTER",
+        default_value = "60s",
+        value_parser = parse_duration,
+        help_heading = "Verification"
+    )]
+    pub verification_poll_after: Duration,
+
+    /// The longest time between two looks at a verification; four times that once it is overdue
+    #[arg(
+        long,
+        env = "VERIFICATION_POLL_MAX",
+        default_value = "15m",
+        value_parser = parse_duration,
+        help_heading = "Verification"
+    )]
+    pub verification_poll_max: Duration,
+
+    /// From an acceptance to when its verification is overdue, and an error is logged
+    #[arg(
+        long,
+        env = "VERIFICATION_DEADLINE",
+        default_value = "6h",
+        value_parser = parse_duration,
+        help_heading = "Verification"
+    )]
+    pub verification_deadline: Duration,
+
+    /// From an acceptance to when its verification is not looked at any more
+    #[arg(
+        long,
+        env = "VERIFICATION_GIVE_UP",
+        default_value = "7d",
+        value_parser = parse_duration,
+        help_heading = "Verification"
+    )]
+    pub verification_give_up: Duration,
+
+    /// How many looks at verifications all replicas together begin a second
+    #[arg(
+        long,
+        env = "VERIFICATION_READS_PER_SECOND",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=1000),
+        help_heading = "Verification"
+    )]
+    pub verification_reads_per_second: u32,
+}
+
 /// Which jobs are valid.
 #[derive(Args, Clone, Debug)]
 pub struct JobSettings {
@@ -538,6 +593,9 @@ pub struct RunSettings {
     /// How an attempt of unknown fate is looked into.
     #[command(flatten)]
     pub read_back: ReadBackSettings,
+    /// How the verifications of accepted updates are followed.
+    #[command(flatten)]
+    pub verification: VerificationSettings,
     /// Which jobs are valid.
     #[command(flatten)]
     pub jobs: JobSettings,
@@ -600,6 +658,18 @@ impl JobSettings {
             document_types: self.document_types.clone(),
             allow_http_links: self.allow_http_links,
             allow_extensionless_links: self.allow_extensionless_links,
+        }
+    }
+}
+
+impl VerificationSettings {
+    /// When customers in verification are looked at.
+    pub fn tracking(&self) -> Tracking {
+        Tracking {
+            poll_after: self.verification_poll_after,
+            poll_max: self.verification_poll_max,
+            deadline: self.verification_deadline,
+            give_up: self.verification_give_up,
         }
     }
 }
@@ -711,6 +781,28 @@ impl RunSettings {
             timing.window <= timing.deadline,
             "READ_BACK_WINDOW, READ_BACK_DEADLINE",
             "READ_BACK_WINDOW must be at most READ_BACK_DEADLINE",
+        );
+        let tracking = self.verification.tracking();
+        expect(
+            self.read_back.customer_read_interval <= tracking.poll_after,
+            "CUSTOMER_READ_INTERVAL, VERIFICATION_POLL_AFTER",
+            "VERIFICATION_POLL_AFTER must be at least CUSTOMER_READ_INTERVAL, \
+             or looks at verifications would only wait for each other",
+        );
+        expect(
+            timing.window <= tracking.poll_after,
+            "READ_BACK_WINDOW, VERIFICATION_POLL_AFTER",
+            "VERIFICATION_POLL_AFTER must be at least READ_BACK_WINDOW: no verification ends sooner",
+        );
+        expect(
+            tracking.poll_after <= tracking.poll_max,
+            "VERIFICATION_POLL_AFTER, VERIFICATION_POLL_MAX",
+            "VERIFICATION_POLL_AFTER must be at most VERIFICATION_POLL_MAX",
+        );
+        expect(
+            tracking.poll_max <= tracking.deadline && tracking.deadline <= tracking.give_up,
+            "VERIFICATION_POLL_MAX, VERIFICATION_DEADLINE, VERIFICATION_GIVE_UP",
+            "must not be shorter one than the one before",
         );
         expect(
             work.retry_delay_min <= work.retry_delay_max,
@@ -1044,6 +1136,15 @@ mod tests {
         faults_name(&["--claim-lease=30s"], &[read_back]);
         faults_name(&["--retry-delay-min=2h"], &["RETRY_DELAY_MIN, RETRY_DELAY_MAX"]);
         faults_name(&["--prefetch=10"], &["PREFETCH, CONCURRENCY"]);
+        let interval = "CUSTOMER_READ_INTERVAL, VERIFICATION_POLL_AFTER";
+        faults_name(&["--customer-read-interval=61s"], &[interval]);
+        let (window, poll_max) =
+            ("READ_BACK_WINDOW, VERIFICATION_POLL_AFTER", "VERIFICATION_POLL_AFTER, VERIFICATION_POLL_MAX");
+        faults_name(&["--read-back-window=61s"], &[window]);
+        faults_name(&["--verification-poll-after=16m"], &[poll_max]);
+        let order = "VERIFICATION_POLL_MAX, VERIFICATION_DEADLINE, VERIFICATION_GIVE_UP";
+        faults_name(&["--verification-give-up=5h"], &[order]);
+        faults_name(&["--verification-deadline=14m"], &[order]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! The modules, in reading order: [`worker`] is the flow of one job; [`domain`] holds its
 //! rules; [`journal`], [`provider`] and [`broker`] are the edges; [`scheduler`] and
-//! [`breaker`] keep it going; [`app`] puts it together; [`config`], [`telemetry`] and
+//! [`breaker`] keep it going, [`tracker`] follows what was accepted; [`app`] puts it together; [`config`], [`telemetry`] and
 //! [`cli`] face the operator.
 
 pub mod worker;
@@ -21,6 +21,7 @@ pub mod provider;
 pub mod breaker;
 pub mod intake;
 pub mod scheduler;
+pub mod tracker;
 
 pub mod app;
 pub mod cli;

@@ -306,7 +306,7 @@ impl Worker {
     }
 
     /// Writes until the database does it. `None` when the worker stops first.
-    async fn persist<T, F>(&self, write: impl Fn() -> F) -> Option<T>
+    pub(crate) async fn persist<T, F>(&self, write: impl Fn() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, JournalError>>,
     {
@@ -352,10 +352,10 @@ impl Worker {
 }
 
 /// Work ended in a panic. The panic itself is on stderr.
-struct Panicked;
+pub(crate) struct Panicked;
 
 /// Does `work`, so that a bug in it ends the work on one job and nothing else.
-async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
 }
 

@@ -9,3 +9,4 @@ pub mod read_back;
 pub mod retry;
 pub mod signature;
 pub mod verdict;
+pub mod verification;

@@ -18,6 +18,11 @@ pub enum Reading {
     NotFound,
     /// The provider, or a proxy before it, refused us.
     Misconfigured(Misconfiguration),
+    /// The provider asks us to wait.
+    Throttled {
+        /// As long as that, if it says so.
+        retry_after: Option<Duration>,
+    },
     /// The read failed and tells nothing.
     Failed,
 }
@@ -50,6 +55,7 @@ pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
     match classify(exchange, &[], now) {
         Verdict::Rejected(Rejection::CustomerNotFound) => Reading::NotFound,
         Verdict::Misconfigured(cause) => Reading::Misconfigured(cause),
+        Verdict::Throttled { retry_after } => Reading::Throttled { retry_after },
         _ => Reading::Failed,
     }
 }
@@ -61,6 +67,7 @@ impl Reading {
             Self::Customer(_) => None,
             Self::NotFound => Some("customer_not_found"),
             Self::Misconfigured(cause) => Some(cause.code()),
+            Self::Throttled { .. } => Some("throttled"),
             Self::Failed => Some("read_failed"),
         }
     }
@@ -181,7 +188,7 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         Reading::NotFound => return Conclusion::Rejected,
         Reading::Customer(customer) => customer.status.as_str(),
         // Inside the window a look that failed is worth another soon.
-        Reading::Failed | Reading::Misconfigured(_) => {
+        Reading::Failed | Reading::Misconfigured(_) | Reading::Throttled { .. } => {
             let next_answer = evidence.begin_to_answer + timing.retry_after() + timing.read_time_max;
             let is_in_window = next_answer <= timing.safe_window();
             return look_again(

@@ -9,6 +9,7 @@ pub mod report;
 pub mod seal;
 mod settle;
 mod upkeep;
+mod verification;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
 pub use self::upkeep::TakenOver;
+pub use self::verification::{DueVerifications, Pace, VerificationClaim};
 use crate::clock::Moment;
 use crate::config::{DatabaseSettings, Secret};
 use crate::domain::outcome::History;
@@ -128,6 +130,8 @@ pub struct Limits {
     pub read_back_window: Duration,
     /// How many updates the provider allows a customer.
     pub customer_updates: u32,
+    /// From an acceptance to the first look at the verification.
+    pub verification_after: Duration,
 }
 
 /// Waits for the database, but not for ever.

@@ -216,7 +216,8 @@ impl Journal {
                         ended_at = case when $6 then now() end,
                         sealed_payload = case when $6 and not $9 then null else sealed_payload end,
                         evidence = case when $10 then 'read_back' end,
-                        verification_status = case when $10 then $11 end
+                        verification_status = case when $10 then $11 end,
+                        verification_due_at = case when $10 then now() + make_interval(secs => $16) end
                     where job_id = $1 and state = 'unknown' and claim_token = $2
                     returning job_id, customer_id
                 ), observed as (
@@ -250,6 +251,7 @@ impl Journal {
                 customer.and_then(|customer| customer.failure_reason.as_deref()),
                 reading.error_code(),
                 conclusion.name(),
+                self.limits.verification_after.as_secs_f64(),
             )
             .fetch_one(&self.pool),
         )

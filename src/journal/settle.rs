@@ -45,7 +45,9 @@ impl Journal {
                     set state = $4, reason_code = $5, reason = $6, ended_at = now(), claimed_until = null,
                         sealed_payload = case when $7 then sealed_payload end,
                         provider_reference = $8, verification_status = $9,
-                        evidence = case when $4 = 'accepted' then 'response' end
+                        evidence = case when $4 = 'accepted' then 'response' end,
+                        verification_due_at =
+                            case when $4 = 'accepted' then now() + make_interval(secs => $16) end
                     where job_id = $1 and state = 'submitting' and claim_token = $2
                     returning job_id, customer_id
                 ), closed as (
@@ -84,6 +86,7 @@ impl Journal {
                 result.provider_message,
                 millis(result.duration),
                 result.error,
+                self.limits.verification_after.as_secs_f64(),
             )
             .fetch_one(&self.pool),
         )
@@ -247,7 +250,8 @@ impl Journal {
                         reason = 'the provider accepted the update; its answer came after the claim was lost',
                         ended_at = now(), claimed_until = null, claim_token = s.claim_token + 1,
                         sealed_payload = null, evidence = 'late',
-                        provider_reference = $5, verification_status = $6
+                        provider_reference = $5, verification_status = $6,
+                        verification_due_at = now() + make_interval(secs => $7)
                     from late
                     where s.job_id = late.job_id and $4 = 'accepted'
                         and (
@@ -272,6 +276,7 @@ impl Journal {
                 verdict.name(),
                 acceptance.and_then(|acceptance| acceptance.reference.as_deref()),
                 acceptance.and_then(|acceptance| acceptance.verification_status.as_deref()),
+                self.limits.verification_after.as_secs_f64(),
             )
             .fetch_one(&self.pool),
         )

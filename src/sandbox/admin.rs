@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::{
     Sandbox, State as Everything, UpdateAnswer,
-    customer::{self, Customer},
+    customer::{self, Customer, Status},
     oracle::Counts,
     rule::Rule,
 };
@@ -39,6 +39,7 @@ pub(super) fn routes() -> Router<Arc<Sandbox>> {
         .route("/oracle/patches", get(patches))
         .route("/oracle/updates", get(updates))
         .route("/oracle/reads", get(reads))
+        .route("/oracle/customers", get(customers))
         .route("/oracle/summary", get(summary))
         .route("/reset", post(reset));
     Router::new().nest("/_admin", admin)
@@ -152,8 +153,8 @@ async fn change_settings(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Re
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Records as lines, in the order of their numbers.
-fn ndjson<T: Serialize>(records: &BTreeMap<u64, T>) -> Response {
+/// Records as lines, in the order of their keys.
+fn ndjson<K, T: Serialize>(records: &BTreeMap<K, T>) -> Response {
     let line = |record| serde_json::to_string(record).map(|line| line + "\n");
     match records.values().map(line).collect::<Result<String, _>>() {
         Ok(lines) => ([(CONTENT_TYPE, "application/x-ndjson")], lines).into_response(),
@@ -171,6 +172,27 @@ async fn updates(State(sandbox): State<Arc<Sandbox>>) -> Response {
 
 async fn reads(State(sandbox): State<Arc<Sandbox>>) -> Response {
     ndjson(&sandbox.lock().oracle.reads)
+}
+
+/// A customer as the provider tells of it.
+#[derive(Serialize)]
+struct CustomerRecord<'a> {
+    customer_id: Uuid,
+    status: Status,
+    failure_reason: Option<&'a str>,
+}
+
+async fn customers(State(sandbox): State<Arc<Sandbox>>) -> Response {
+    let mut state = sandbox.lock();
+    let records: BTreeMap<Uuid, CustomerRecord<'_>> = state
+        .customers
+        .records(Instant::now())
+        .map(|(customer_id, customer)| {
+            let (status, failure_reason) = (customer.status, customer.failure_reason());
+            (customer_id, CustomerRecord { customer_id, status, failure_reason })
+        })
+        .collect();
+    ndjson(&records)
 }
 
 #[derive(Serialize)]

@@ -143,6 +143,14 @@ impl Customers {
         customer
     }
 
+    /// All customers as they are at `now`.
+    pub(super) fn records(&mut self, now: Instant) -> impl Iterator<Item = (Uuid, &Customer)> {
+        self.by_id.iter_mut().map(move |(id, customer)| {
+            customer.settle(now);
+            (*id, &*customer)
+        })
+    }
+
     /// # Errors
     /// The provider's refusal of a customer that does not exist.
     pub(super) fn get(&mut self, id: Uuid, now: Instant) -> Result<&mut Customer, Reply> {

@@ -33,3 +33,4 @@ mod read_back;
 mod retries;
 mod shutdown;
 mod verdicts;
+mod verification;

@@ -219,6 +219,7 @@ const LIMITS: Limits = Limits {
     read_back_after: Duration::from_secs(15),
     read_back_window: Duration::from_secs(60),
     customer_updates: 3,
+    verification_after: Duration::from_secs(60),
 };
 
 fn journal(world: &World, worker: &str) -> Journal {

@@ -1,0 +1,150 @@
+//! How an accepted update's verification is followed: when the customer is looked at next,
+//! and when there is nothing more to see.
+
+use std::time::Duration;
+
+/// When customers in verification are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Tracking {
+    /// From the acceptance to the first look, and the shortest time between two.
+    pub poll_after: Duration,
+    /// The longest time between two looks before the deadline.
+    pub poll_max: Duration,
+    /// From the acceptance to when the verification is overdue.
+    pub deadline: Duration,
+    /// From the acceptance to when it is not looked at any more.
+    pub give_up: Duration,
+}
+
+/// What follows a look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NextLook {
+    /// None: the verification has ended.
+    Ended,
+    /// None: it has taken too long.
+    GivenUp,
+    /// One after that long.
+    After {
+        /// From this look's record.
+        delay: Duration,
+        /// Whether the deadline has passed.
+        is_overdue: bool,
+    },
+}
+
+/// Past the deadline, looks are so many times further apart.
+const OVERDUE_SLOWNESS: u32 = 4;
+
+/// The provider's word for a verification that ended well.
+pub const VERIFIED: &str = "VERIFIED";
+
+/// The provider's word for a verification that ended badly.
+pub const FAILED: &str = "FAILED";
+
+/// Whether the provider has spoken its last word on an update. A customer is `UNVERIFIED`
+/// before his verification begins, so that is none; nor is a word that we do not know.
+pub fn is_final(status: &str) -> bool {
+    [VERIFIED, FAILED].contains(&status)
+}
+
+impl Tracking {
+    /// What follows a look that read `status`, or nothing, so long after the acceptance.
+    /// The time between two looks grows with that: by half of it, so that an end is seen
+    /// at the latest after one and a half times as long as it took.
+    pub fn next_look(&self, status: Option<&str>, since_acceptance: Duration) -> NextLook {
+        if status.is_some_and(is_final) {
+            return NextLook::Ended;
+        }
+        if since_acceptance >= self.give_up {
+            return NextLook::GivenUp;
+        }
+        let is_overdue = since_acceptance >= self.deadline;
+        let delay = if is_overdue {
+            self.poll_max * OVERDUE_SLOWNESS
+        } else {
+            // Not past the deadline, which would be noticed late.
+            (since_acceptance / 2).min(self.poll_max).min(self.deadline - since_acceptance)
+        };
+        NextLook::After { delay: delay.max(self.poll_after), is_overdue }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+
+    const TRACKING: Tracking = Tracking {
+        poll_after: Duration::from_secs(MINUTE),
+        poll_max: Duration::from_secs(15 * MINUTE),
+        deadline: Duration::from_secs(6 * HOUR),
+        give_up: Duration::from_secs(7 * DAY),
+    };
+
+    fn check(status: Option<&str>, since_seconds: u64, expected: NextLook) {
+        let next = TRACKING.next_look(status, Duration::from_secs(since_seconds));
+        assert_eq!(next, expected, "{status:?} after {since_seconds} s");
+    }
+
+    fn after(seconds: u64, is_overdue: bool) -> NextLook {
+        NextLook::After { delay: Duration::from_secs(seconds), is_overdue }
+    }
+
+    #[test]
+    fn looks_grow_apart_until_the_deadline_and_are_few_after_it() {
+        for (since, expected) in [
+            (0, after(MINUTE, false)),
+            (MINUTE, after(MINUTE, false)),
+            (2 * MINUTE, after(MINUTE, false)),
+            (4 * MINUTE, after(2 * MINUTE, false)),
+            (20 * MINUTE, after(10 * MINUTE, false)),
+            (30 * MINUTE, after(15 * MINUTE, false)),
+            (5 * HOUR, after(15 * MINUTE, false)),
+            (6 * HOUR - 5 * MINUTE, after(5 * MINUTE, false)),
+            (6 * HOUR - 1, after(MINUTE, false)),
+            (6 * HOUR, after(HOUR, true)),
+            (7 * DAY - 1, after(HOUR, true)),
+            (7 * DAY, NextLook::GivenUp),
+        ] {
+            check(Some("PROCESSING"), since, expected);
+        }
+    }
+
+    #[test]
+    fn verified_and_failed_alone_end_it() {
+        for (status, expected) in [
+            (Some("VERIFIED"), NextLook::Ended),
+            (Some("FAILED"), NextLook::Ended),
+            (Some("PROCESSING"), after(MINUTE, false)),
+            (Some("UNVERIFIED"), after(MINUTE, false)),
+            (Some("ON_HOLD"), after(MINUTE, false)),
+            (Some("verified"), after(MINUTE, false)),
+            (None, after(MINUTE, false)),
+        ] {
+            check(status, MINUTE, expected);
+        }
+    }
+
+    #[test]
+    fn an_end_counts_however_late_it_is_seen() {
+        check(Some("VERIFIED"), 6 * HOUR, NextLook::Ended);
+        check(Some("FAILED"), 8 * DAY, NextLook::Ended);
+        check(None, 6 * HOUR, after(HOUR, true));
+        check(None, 8 * DAY, NextLook::GivenUp);
+    }
+
+    #[test]
+    fn a_verification_of_two_hours_takes_some_twenty_looks() {
+        let mut since = TRACKING.poll_after;
+        let mut looks = 1;
+        while since < Duration::from_secs(2 * HOUR) {
+            let NextLook::After { delay, .. } = TRACKING.next_look(None, since) else { break };
+            since += delay;
+            looks += 1;
+        }
+        assert_eq!(looks, 16, "the last at {since:?}");
+    }
+}

@@ -1,0 +1,211 @@
+//! Verifications of accepted updates: looks claimed before they begin and written down with
+//! what they change.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Journal, JournalError, bounded};
+use crate::domain::read_back::CustomerStatus;
+use crate::domain::verification::{NextLook, is_final};
+
+/// How often customers in verification may be looked at, by all replicas together.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// How many looks may begin in a second.
+    pub per_second: u32,
+    /// The shortest time between two looks at a customer.
+    pub apart: Duration,
+    /// How long a look may take.
+    pub look_time_max: Duration,
+}
+
+/// Verifications that were due.
+#[derive(Debug)]
+pub struct DueVerifications {
+    /// Those that are ours to look at now.
+    pub claims: Vec<VerificationClaim>,
+    /// How many were due, those included that a newer job took over or that must wait.
+    pub found: usize,
+}
+
+/// The right to look at a customer in verification, and what the records said before the look.
+#[derive(Debug)]
+pub struct VerificationClaim {
+    /// The accepted job.
+    pub job_id: Uuid,
+    /// Whom to look at.
+    pub customer_id: Uuid,
+    /// Before the look, by the database's clock.
+    pub at: OffsetDateTime,
+    /// How long ago the job was accepted.
+    pub since_acceptance: Duration,
+    /// The provider's latest word.
+    pub status: Option<String>,
+    /// Why the verification failed, in the provider's latest words.
+    pub failure_reason: Option<String>,
+    /// Whether it was found overdue before.
+    pub was_overdue: bool,
+}
+
+impl VerificationClaim {
+    /// Whether `seen` is worth a row: it is another word than the last, or the end. That
+    /// is evidence of its own, even where the acceptance had said so.
+    fn is_news(&self, seen: &CustomerStatus) -> bool {
+        is_final(&seen.status)
+            || self.status.as_ref() != Some(&seen.status)
+            || self.failure_reason != seen.failure_reason
+    }
+}
+
+impl Journal {
+    /// Claims up to `limit` looks that have been due the longest, as `pace` allows. A job
+    /// whose customer has a newer accepted one is not looked at any more, and one whose
+    /// customer was looked at just now waits.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn claim_verifications(
+        &self,
+        pace: &Pace,
+        limit: u32,
+    ) -> Result<DueVerifications, JournalError> {
+        // Whoever holds the pace's row claims alone: the others find it locked, or too early.
+        // A look that vanished with its replica is due again when the customer may be looked at
+        // again and the look, had it gone on, would have ended.
+        let rows = bounded(
+            sqlx::query!(
+                r#"-- claim_verifications
+                with pace as (
+                    select is_only from verification_pace where next_read_at <= now() for update skip locked
+                ), due as (
+                    select
+                        s.job_id, s.customer_id,
+                        exists (
+                            select from submission newer
+                            where newer.customer_id = s.customer_id and newer.state = 'accepted'
+                                and (newer.requested_at, newer.received_at, newer.job_id)
+                                    > (s.requested_at, s.received_at, s.job_id)
+                        ) as is_taken_over
+                    from submission s
+                    where s.verification_due_at <= now() and exists (select from pace)
+                    order by s.verification_due_at
+                    limit $1
+                    for update of s skip locked
+                ), readable as (
+                    insert into customer as c (customer_id, last_read_at)
+                    select customer_id, now() from due where not is_taken_over
+                    on conflict (customer_id) do update set last_read_at = now()
+                        where c.last_read_at is null or c.last_read_at <= now() - make_interval(secs => $2)
+                    returning customer_id
+                ), moved as (
+                    update submission s
+                    set verification_due_at = case
+                        when due.is_taken_over then null
+                        when readable.customer_id is not null then now() + make_interval(secs => $2 + $3)
+                        else greatest(
+                            now() + interval '100 ms',
+                            (
+                                select c.last_read_at + make_interval(secs => $2)
+                                from customer c where c.customer_id = s.customer_id
+                            )
+                        )
+                    end
+                    from due
+                    left join readable on readable.customer_id = due.customer_id
+                    where s.job_id = due.job_id
+                    returning
+                        s.job_id, s.customer_id, s.ended_at, s.verification_status, s.failure_reason,
+                        s.verification_overdue_at,
+                        not due.is_taken_over and readable.customer_id is not null as is_claimed
+                ), paced as (
+                    update verification_pace
+                    set next_read_at = now() + make_interval(
+                        secs => (select count(*) from moved where is_claimed) / $4::float8
+                    )
+                    where exists (select from moved where is_claimed)
+                )
+                select
+                    job_id, customer_id as "customer_id!", now() as "at!",
+                    coalesce(extract(epoch from now() - ended_at), 0)::float8 as "since_acceptance!",
+                    verification_status, failure_reason,
+                    verification_overdue_at is not null as "was_overdue!", is_claimed as "is_claimed!"
+                from moved"#,
+                i64::from(limit),
+                pace.apart.as_secs_f64(),
+                pace.look_time_max.as_secs_f64(),
+                f64::from(pace.per_second),
+            )
+            .fetch_all(&self.pool),
+        )
+        .await?;
+        let found = rows.len();
+        let claims = rows.into_iter().filter(|row| row.is_claimed).map(|row| VerificationClaim {
+            job_id: row.job_id,
+            customer_id: row.customer_id,
+            at: row.at,
+            since_acceptance: Duration::try_from_secs_f64(row.since_acceptance).unwrap_or_default(),
+            status: row.verification_status,
+            failure_reason: row.failure_reason,
+            was_overdue: row.was_overdue,
+        });
+        Ok(DueVerifications { claims: claims.collect(), found })
+    }
+
+    /// Writes down what a look said, if it said something, and when the next one is due, in
+    /// one commit. Returns false, and changes nothing, where the verification has ended
+    /// meanwhile, was taken over, or is known as of a later time.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_verification(
+        &self,
+        claim: &VerificationClaim,
+        seen: Option<&CustomerStatus>,
+        next: NextLook,
+    ) -> Result<bool, JournalError> {
+        let (delay, is_overdue) = match next {
+            NextLook::After { delay, is_overdue } => (Some(delay.as_secs_f64()), is_overdue),
+            NextLook::Ended | NextLook::GivenUp => (None, false),
+        };
+        let recorded = bounded(
+            sqlx::query_scalar!(
+                r#"-- record_verification
+                with recorded as (
+                    update submission s
+                    set verification_status = coalesce($3, s.verification_status),
+                        failure_reason = case when $3::text is null then s.failure_reason else $4 end,
+                        verification_seen_at = case when $3::text is null then s.verification_seen_at else $2 end,
+                        verification_due_at = now() + make_interval(secs => $5::float8),
+                        verification_overdue_at = case
+                            when $6 then coalesce(s.verification_overdue_at, now())
+                            else s.verification_overdue_at
+                        end
+                    where s.job_id = $1 and s.verification_due_at is not null
+                        and (s.verification_seen_at is null or s.verification_seen_at < $2)
+                    returning s.job_id, s.customer_id
+                ), observed as (
+                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason)
+                    select job_id, customer_id, $2, 'verification', $3, $4 from recorded where $7
+                ), looked_at as (
+                    -- The interval to the next look counts from this one's answer.
+                    update customer c set last_read_at = now()
+                    from recorded
+                    where c.customer_id = recorded.customer_id
+                )
+                select count(*) as "recorded!" from recorded"#,
+                claim.job_id,
+                claim.at,
+                seen.map(|seen| seen.status.as_str()),
+                seen.and_then(|seen| seen.failure_reason.as_deref()),
+                delay,
+                is_overdue,
+                seen.is_some_and(|seen| claim.is_news(seen)),
+            )
+            .fetch_one(&self.pool),
+        )
+        .await?;
+        Ok(recorded == 1)
+    }
+}

@@ -1,0 +1,438 @@
+//! An accepted update is followed until the provider has spoken its last word on the
+//! customer, who is never asked for too often.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::Row as _;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use crate::harness::{World, world, world_with};
+use kyc_worker::sandbox;
+
+/// The shortest time between two looks at a customer, scaled down.
+const APART: Duration = Duration::from_secs(3);
+
+/// All times scaled down by twenty, together: what is said to take a minute takes 3 s.
+const SCALED: [(&str, &str); 10] = [
+    ("SEND_WINDOW", "700ms"),
+    ("REQUEST_TIMEOUT", "1s"),
+    ("CLAIM_LEASE", "1700ms"),
+    ("READ_TIMEOUT", "600ms"),
+    ("READ_BACK_AFTER", "300ms"),
+    ("READ_BACK_WINDOW", "3s"),
+    ("CUSTOMER_READ_INTERVAL", "3s"),
+    ("VERIFICATION_POLL_AFTER", "3s"),
+    ("VERIFICATION_POLL_MAX", "45s"),
+    ("VERIFICATION_READS_PER_SECOND", "200"),
+];
+
+/// The same, but a look may take its time.
+fn scaled_with(others: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    let mut settings = SCALED.to_vec();
+    settings.extend(others);
+    settings
+}
+
+/// A world whose provider verifies in so many milliseconds, within which no look comes.
+fn world_that_verifies_in(ms: u64) -> sandbox::Settings {
+    sandbox::Settings { verification_time: Duration::from_millis(ms).into(), ..Default::default() }
+}
+
+#[derive(Debug)]
+struct Verification {
+    status: Option<String>,
+    failure_reason: Option<String>,
+    is_tracked: bool,
+    is_overdue: bool,
+    due_in_seconds: Option<f64>,
+}
+
+impl World {
+    async fn verification(&self, job_id: Uuid) -> Verification {
+        let row = sqlx::query(
+            "select verification_status, failure_reason, verification_due_at is not null as is_tracked,
+                verification_overdue_at is not null as is_overdue,
+                extract(epoch from verification_due_at - now())::float8 as due_in
+            from submission where job_id = $1",
+        )
+        .bind(job_id)
+        .fetch_one(&self.pool)
+        .await
+        .expect("the database answers");
+        Verification {
+            status: row.get("verification_status"),
+            failure_reason: row.get("failure_reason"),
+            is_tracked: row.get("is_tracked"),
+            is_overdue: row.get("is_overdue"),
+            due_in_seconds: row.get("due_in"),
+        }
+    }
+
+    async fn wait_for_end_of_verification(&self, job_id: Uuid) -> Verification {
+        self.wait_for_state(job_id, &["accepted"]).await;
+        self.wait_for("the end of a verification", async || {
+            Some(self.verification(job_id).await).filter(|verification| !verification.is_tracked)
+        })
+        .await
+    }
+
+    /// When the provider was asked for each customer, in order.
+    async fn reads_by_customer(&self) -> HashMap<Uuid, Vec<OffsetDateTime>> {
+        let mut reads: HashMap<Uuid, Vec<OffsetDateTime>> = HashMap::new();
+        for read in self.oracle("reads").await {
+            let customer_id = read["customer_id"].as_str().and_then(|id| id.parse().ok());
+            let at = OffsetDateTime::parse(read["at"].as_str().expect("a time"), &Rfc3339).expect("a time");
+            reads.entry(customer_id.expect("a customer")).or_default().push(at);
+        }
+        reads
+    }
+
+    async fn check_no_customer_was_read_too_often(&self) {
+        for (customer_id, reads) in self.reads_by_customer().await {
+            for pair in reads.windows(2) {
+                let apart = pair[1] - pair[0];
+                assert!(apart >= APART, "{customer_id} was read again after {apart}: {reads:?}");
+            }
+        }
+    }
+
+    /// Lets time pass for a job in verification: as if it had been accepted so long ago, its
+    /// customer not been looked at for an hour, and the next look were due.
+    async fn age(&self, job_id: Uuid, seconds: f64) {
+        sqlx::query(
+            "with aged as (
+                update submission
+                set ended_at = now() - make_interval(secs => $2), verification_due_at = now()
+                where job_id = $1 returning customer_id
+            )
+            update customer c set last_read_at = now() - interval '1 hour' from aged
+            where c.customer_id = aged.customer_id",
+        )
+        .bind(job_id)
+        .bind(seconds)
+        .execute(&self.pool)
+        .await
+        .expect("the database answers");
+    }
+
+    async fn count_reads(&self, customer_id: Uuid) -> usize {
+        self.reads_by_customer().await.get(&customer_id).map_or(0, Vec::len)
+    }
+}
+
+#[test]
+fn a_days_work_reaches_its_ends_and_no_customer_is_asked_for_too_often() {
+    world(async |world| {
+        world.declare_topology().await;
+        // The provider says 60 s to 2 h: here 3 s to 18 s, and 3 minutes' worth of kills.
+        let mut jobs = Vec::new();
+        for n in 0..300u64 {
+            let customer_id = Uuid::new_v4();
+            let verifies_as = if n % 5 == 0 { "FAILED" } else { "VERIFIED" };
+            let customer = json!({
+                "verification_ms": 3000 + (n * n * 37) % 15_000,
+                "verifies_as": verifies_as,
+                "failure_reason": if n % 2 == 0 { "KYC_FAILED" } else { "TAX_VERIFICATION_FAILED" },
+            });
+            world.set_customer(customer_id, customer).await;
+            // Some ask twice: then the second one is followed.
+            for _ in 0..if n % 10 == 3 { 2 } else { 1 } {
+                jobs.push(world.publish_job_for(customer_id).await.0);
+            }
+        }
+        let mut killed = world.start_worker_with(&SCALED);
+        let _worker = world.start_worker_with(&SCALED);
+        world
+            .wait_for("looks under way", async || (world.oracle("reads").await.len() > 100).then_some(()))
+            .await;
+        killed.kill();
+        let _another = world.start_worker_with(&SCALED);
+
+        for job_id in &jobs {
+            let ended = world.wait_for_state(*job_id, &["accepted", "superseded"]).await;
+            assert_eq!(world.count_updates(*job_id).await, usize::from(ended.state == "accepted"));
+        }
+        world
+            .wait_for("the end of every verification", async || {
+                let open = "select count(*) from submission where verification_due_at is not null";
+                (world.count(open).await == 0).then_some(())
+            })
+            .await;
+        let customers = world.oracle("customers").await;
+        assert_eq!(customers.len(), 300);
+        let ended = last_words(&world).await;
+        for customer in customers {
+            let customer_id: Uuid = customer["customer_id"].as_str().expect("an id").parse().expect("an id");
+            let (status, failure_reason) = &ended[&customer_id];
+            assert_eq!(json!(status), customer["status"], "{customer_id}");
+            assert_eq!(json!(failure_reason), customer["failure_reason"], "{customer_id}");
+            assert!(status.as_deref().is_some_and(|status| ["VERIFIED", "FAILED"].contains(&status)));
+        }
+        world.check_no_customer_was_read_too_often().await;
+    });
+}
+
+/// What the newest accepted job of each customer says.
+async fn last_words(world: &World) -> HashMap<Uuid, (Option<String>, Option<String>)> {
+    let rows = sqlx::query(
+        "select distinct on (customer_id) customer_id, verification_status, failure_reason from submission
+        where state = 'accepted' order by customer_id, requested_at desc, received_at desc, job_id desc",
+    )
+    .fetch_all(&world.pool)
+    .await
+    .expect("the database answers");
+    rows.iter()
+        .map(|row| (row.get("customer_id"), (row.get("verification_status"), row.get("failure_reason"))))
+        .collect()
+}
+
+#[test]
+fn each_change_is_an_observation_and_the_same_word_again_is_none() {
+    world_with(world_that_verifies_in(8000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        world
+            .set_customer(customer_id, json!({ "verifies_as": "FAILED", "failure_reason": "KYC_FAILED" }))
+            .await;
+        let body = json!({ "status": true, "data": { "id": customer_id, "status": "ON_HOLD" } });
+        let on_hold = json!({ "answer": { "kind": "respond", "status": 200, "body": body } });
+        let is_read = json!({ "method": "GET", "customer_id": customer_id });
+        world.add_rule(json!({ "match": is_read, "first": 1, "fault": on_hold })).await;
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        let _worker = world.start_worker_with(&SCALED);
+
+        let ended = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(ended.status.as_deref(), Some("FAILED"));
+        assert_eq!(ended.failure_reason.as_deref(), Some("KYC_FAILED"));
+        let observations = world.observations(job_id).await;
+        let words: Vec<_> = observations.iter().filter_map(|seen| seen.status.as_deref()).collect();
+        // 3, 6 and 9 s after the acceptance; the second look finds the first word again.
+        assert_eq!(words, ["ON_HOLD", "PROCESSING", "FAILED"], "{observations:?}");
+        assert!(observations.iter().all(|seen| seen.purpose == "verification"));
+        assert_eq!(world.count_reads(customer_id).await, 3);
+    });
+}
+
+#[test]
+fn an_end_that_was_seen_clears_the_next_update_of_suspicion() {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        world.set_customer(customer_id, json!({ "verifies_as": "FAILED" })).await;
+        let (first, _) = world.publish_job_for(customer_id).await;
+        let _worker = world.start_worker_with(&SCALED);
+        world.wait_for_end_of_verification(first).await;
+
+        let second = Uuid::new_v4();
+        world.break_job(second, json!({ "answer": { "kind": "reset" } })).await;
+        let body = crate::harness::job_body(customer_id, second);
+        world.publish(Some(second), body.to_string().as_bytes()).await;
+        world.wait_for_applied(second).await;
+        assert_eq!(world.count_patches(second).await, 1);
+    });
+}
+
+#[test]
+fn a_newer_accepted_update_takes_the_tracking_over() {
+    world_with(world_that_verifies_in(4000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let older = world.publish_job_asked(customer_id, 20).await;
+        let _worker = world.start_worker_with(&SCALED);
+        world.wait_for_state(older, &["accepted"]).await;
+        let newer = world.publish_job_asked(customer_id, 10).await;
+        world.wait_for_state(newer, &["accepted"]).await;
+
+        let ended = world.wait_for_end_of_verification(newer).await;
+        assert_eq!(ended.status.as_deref(), Some("VERIFIED"));
+        let left = world.wait_for_end_of_verification(older).await;
+        assert_eq!(left.status.as_deref(), Some("PROCESSING"), "it keeps what it saw");
+        assert!(world.observations(older).await.is_empty());
+        world.check_no_customer_was_read_too_often().await;
+    });
+}
+
+#[test]
+fn a_look_that_vanished_with_its_replica_is_made_by_another() {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let is_read = json!({ "method": "GET", "customer_id": customer_id });
+        let hang = json!({ "answer": { "kind": "hang" } });
+        world.add_rule(json!({ "match": is_read, "first": 1, "fault": hang })).await;
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        let mut killed = world.start_worker_with(&SCALED);
+        world.wait_for("a look", async || (world.count_reads(customer_id).await == 1).then_some(())).await;
+        killed.kill();
+
+        let _worker = world.start_worker_with(&SCALED);
+        let ended = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(ended.status.as_deref(), Some("VERIFIED"));
+        assert_eq!(world.count_reads(customer_id).await, 2);
+        world.check_no_customer_was_read_too_often().await;
+    });
+}
+
+#[test]
+fn a_worker_that_stops_does_not_wait_for_a_look() {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let is_read = json!({ "method": "GET", "customer_id": customer_id });
+        let hang = json!({ "answer": { "kind": "hang" } });
+        world.add_rule(json!({ "match": is_read, "first": 1, "fault": hang })).await;
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        let mut worker = world.start_worker_with(&SCALED);
+        world.wait_for("a look", async || (world.count_reads(customer_id).await == 1).then_some(())).await;
+        worker.stop().await;
+        assert!(!worker.log().contains("were not recorded"), "{}", worker.log());
+        assert!(world.verification(job_id).await.is_tracked);
+    });
+}
+
+#[test]
+fn while_the_provider_refuses_us_no_verification_is_looked_at() {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        let worker = world.start_worker_with(&SCALED);
+        world.wait_for_state(job_id, &["accepted"]).await;
+        world.set_provider(json!({ "api_key": "another" })).await;
+        let refused = world.publish_job().await;
+        world.wait_for_log(&worker, "intake paused until a person has mended this").await;
+
+        // Long enough for ten looks: the scheduler's poll is 100 ms.
+        world
+            .wait_for("a look that is a second late", async || {
+                let due = world.verification(job_id).await.due_in_seconds.expect("it is tracked");
+                (due < -1.0).then_some(())
+            })
+            .await;
+        assert_eq!(world.oracle("reads").await.len(), 0);
+        world.set_provider(json!({ "api_key": "sandbox-key" })).await;
+        let ended = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(ended.status.as_deref(), Some("VERIFIED"));
+        world.wait_for_state(refused, &["accepted"]).await;
+    });
+}
+
+#[test]
+fn a_provider_that_asks_a_look_to_wait_is_left_alone() {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let throttled = json!({ "kind": "respond", "status": 429, "headers": { "Retry-After": "2" }, "body": "slow down" });
+        let is_read = json!({ "method": "GET", "customer_id": customer_id });
+        world.add_rule(json!({ "match": is_read, "first": 1, "fault": { "answer": throttled } })).await;
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        let worker = world.start_worker_with(&SCALED);
+        world.wait_for_log(&worker, "the provider asks everybody to wait").await;
+        world.wait_for_log(&worker, "intake resumed").await;
+        assert_eq!(world.count_reads(customer_id).await, 1);
+        assert!(world.observations(job_id).await.is_empty(), "it said nothing of the customer");
+        let ended = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(ended.status.as_deref(), Some("VERIFIED"));
+    });
+}
+
+#[test]
+fn an_overdue_verification_is_told_once_and_given_up_in_the_end() {
+    const HOUR: f64 = 3600.0;
+    const OVERDUE: &str = "verification is overdue";
+    world_with(world_that_verifies_in(600_000), async |world| {
+        world.declare_topology().await;
+        let job_id = world.publish_job().await;
+        let worker = world.start_worker();
+        world.wait_for_state(job_id, &["accepted"]).await;
+
+        world.age(job_id, 5.9 * HOUR).await;
+        world.wait_for("a look", async || (world.oracle("reads").await.len() == 1).then_some(())).await;
+        let due_in = |verification: Verification| verification.due_in_seconds.expect("it is tracked");
+        world
+            .wait_for("the look's record", async || {
+                (due_in(world.verification(job_id).await) > 300.0).then_some(())
+            })
+            .await;
+        assert!(!world.verification(job_id).await.is_overdue);
+        assert!(due_in(world.verification(job_id).await) < 361.0, "the next look is at the deadline");
+
+        for looks in [2, 3] {
+            world.age(job_id, 7.0 * HOUR).await;
+            world
+                .wait_for("a look an hour off", async || {
+                    let due_in = due_in(world.verification(job_id).await);
+                    (due_in > 3500.0).then_some(())
+                })
+                .await;
+            assert!(world.verification(job_id).await.is_overdue);
+            assert_eq!(world.oracle("reads").await.len(), looks);
+        }
+        world.age(job_id, 7.0 * 24.0 * HOUR).await;
+        let given_up = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(given_up.status.as_deref(), Some("PROCESSING"), "the provider's last word stays");
+        world.wait_for_log(&worker, "VERIFICATION_GIVE_UP has passed").await;
+        let log = worker.log();
+        let told: Vec<_> = log.lines().filter(|line| line.contains(OVERDUE)).collect();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("\"level\":\"ERROR\"") && told[0].contains(&job_id.to_string()), "{told:?}");
+    });
+}
+
+#[test]
+fn all_replicas_together_keep_to_the_rate() {
+    const PER_SECOND: usize = 8;
+    world_with(world_that_verifies_in(600_000), async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(48).await;
+        let settings = scaled_with(&[("VERIFICATION_READS_PER_SECOND", "8")]);
+        let _workers = [(); 3].map(|()| world.start_worker_with(&settings));
+        world.wait_for_all_accepted(&jobs).await;
+        // All at once, and the next looks out of the way.
+        sqlx::query(
+            "update submission set verification_due_at = now(), ended_at = now() - interval '2 minutes'",
+        )
+        .execute(&world.pool)
+        .await
+        .expect("the database answers");
+        world
+            .wait_for("a look at each", async || (world.oracle("reads").await.len() >= 48).then_some(()))
+            .await;
+
+        let mut reads: Vec<_> = world.reads_by_customer().await.into_values().flatten().collect();
+        reads.sort_unstable();
+        // A quarter of a second's may begin at once, and the way takes its time.
+        for (first, at) in reads.iter().enumerate() {
+            let within = reads[first..].iter().take_while(|other| **other - *at < Duration::from_secs(1));
+            assert!(within.count() <= PER_SECOND + PER_SECOND / 2, "too many from the {first}th: {reads:?}");
+        }
+        let lasted = *reads.last().expect("looks") - reads[0];
+        assert!(lasted >= Duration::from_secs(4), "{lasted}");
+        assert!(reads.len() < 60, "no look was made twice: {}", reads.len());
+    });
+}
+
+#[test]
+fn what_was_accepted_by_a_look_is_tracked_like_any_other() {
+    world_with(world_that_verifies_in(4000), async |world| {
+        world.declare_topology().await;
+        let job_id = world.publish_job().await;
+        world.break_job(job_id, json!({ "answer": { "kind": "reset" } })).await;
+        let _worker = world.start_worker_with(&SCALED);
+        world.wait_for_applied(job_id).await;
+        let ended = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!((ended.status.as_deref(), ended.failure_reason), (Some("VERIFIED"), None));
+        let observations = world.observations(job_id).await;
+        let seen: Vec<_> =
+            observations.iter().map(|seen| (seen.purpose.as_str(), seen.status.as_deref())).collect();
+        assert_eq!(
+            seen,
+            [("read_back", Some("PROCESSING")), ("verification", Some("VERIFIED"))],
+            "{observations:?}"
+        );
+    });
+}
