@@ -17,6 +17,7 @@ use crate::broker::{Broker, Delivery};
 use crate::config::{Checked, RunSettings};
 use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
+use crate::heartbeat::Heartbeat;
 use crate::intake::Intake;
 use crate::journal::{self, Journal, Limits, Pace};
 use crate::provider::{Provider, ProviderSettings};
@@ -41,6 +42,9 @@ const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the tracker may take to record the looks that were answered.
 const LAST_LOOKS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the database may take to let this replica go.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between two looks at what is left to drain.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
@@ -70,6 +74,12 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         prefetch = settings.work.prefetch,
         "worker started"
     );
+
+    // Before anything is taken: the work may be paused.
+    let heartbeat = Heartbeat::new(Arc::clone(&worker), jobs.clone());
+    heartbeat.beat().await;
+    let leaving = CancellationToken::new();
+    let mut heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
 
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let mut session = tokio::spawn({
@@ -108,6 +118,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         _ = scheduler => Some("scheduler"),
         _ = prober => Some("prober"),
         _ = &mut tracker => Some("tracker"),
+        _ = &mut heartbeat => Some("heartbeat"),
     };
     let died = died.filter(|_| !stopping.is_cancelled());
     stopping.cancel();
@@ -118,6 +129,10 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     }
     if !tracker.is_finished() && timeout(LAST_LOOKS_TIMEOUT, tracker).await.is_err() {
         info!("the last looks at verifications were not recorded; another replica will look again");
+    }
+    leaving.cancel();
+    if !heartbeat.is_finished() && !matches!(timeout(LEAVE_TIMEOUT, heartbeat).await, Ok(Ok(Ok(())))) {
+        info!("the database did not let this replica go; its row is swept within the hour");
     }
     match died {
         Some(task) => anyhow::bail!("the {task} task died; see the log for its panic"),

@@ -15,6 +15,19 @@ pub enum Reason {
     Provider,
     /// The database does not answer: nothing could be written down.
     Database,
+    /// A person has paused the work.
+    Operator,
+}
+
+impl Reason {
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Database => "database",
+            Self::Operator => "operator",
+        }
+    }
 }
 
 /// Who must act on a pause.
@@ -49,6 +62,17 @@ impl Intake {
     /// Follows whether deliveries may be taken.
     pub fn subscribe(&self) -> watch::Receiver<bool> {
         self.is_open.subscribe()
+    }
+
+    /// Whether the intake is paused for `reason`.
+    pub fn is_paused_for(&self, reason: Reason) -> bool {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&reason)
+    }
+
+    /// The names of all reasons that the intake is paused for.
+    pub fn paused_for(&self) -> Vec<String> {
+        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        pauses.keys().map(|reason| reason.name().to_owned()).collect()
     }
 
     /// Pauses the intake for `reason`, which `cause` explains. Again for the same cause is

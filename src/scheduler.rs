@@ -28,7 +28,7 @@ const LOOKS_MAX: usize = 32;
 /// costs its job the only one it has, but where nothing else comes nobody would ever know.
 const WANTING_MAX: Duration = Duration::from_secs(5);
 
-/// How often old payloads are looked for.
+/// How often old payloads and dead replicas are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The scheduler of one worker.
@@ -112,11 +112,14 @@ impl Scheduler {
             if swept > 0 {
                 info!(swept, "removed payloads older than PAYLOAD_RETENTION");
             }
+            journal.sweep_workers().await?;
             // A full batch may not have been all.
             *swept_at = (swept < BATCH.unsigned_abs()).then(Instant::now);
         }
         // What is due and waits for a permit is no reason to hurry.
-        let may_begin = self.worker.breaker.is_closed() && self.permits.available_permits() > 0;
+        let may_begin = self.worker.breaker.is_closed()
+            && !self.worker.intake.is_paused_for(Reason::Operator)
+            && self.permits.available_permits() > 0;
         let next_due = journal.next_due().await?;
         Ok(match next_due.filter(|_| may_begin) {
             Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
@@ -143,7 +146,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Begins the next attempt of every job that is due, as the breaker allows.
+    /// Begins the next attempt of every job that is due, as the breaker and the operator allow.
     async fn begin_due(&self) -> Result<(), JournalError> {
         let worker = &self.worker;
         loop {
@@ -151,6 +154,9 @@ impl Scheduler {
             let Some(Ok(permit)) = worker.stopping.run_until_cancelled(acquiring).await else {
                 return Ok(());
             };
+            if worker.intake.is_paused_for(Reason::Operator) {
+                return Ok(());
+            }
             let turn = match worker.breaker.state() {
                 State::Closed { .. } => Turn::Any,
                 State::Wanting { since, .. } if since.elapsed() >= WANTING_MAX => Turn::TrialOfAny,

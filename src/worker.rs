@@ -102,7 +102,7 @@ impl Worker {
         failpoint::reach("parsed");
         let admission = if !self.breaker.is_closed() {
             Admission::Park(WaitingFor::Provider)
-        } else if job.is_expired(letter.received_at) {
+        } else if self.intake.is_paused_for(Reason::Operator) || job.is_expired(letter.received_at) {
             Admission::Park(WaitingFor::Retry)
         } else {
             Admission::Claim(Moment::now())

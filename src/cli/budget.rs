@@ -4,12 +4,10 @@ use std::process::ExitCode;
 
 use super::BudgetSetArgs;
 use crate::journal::budget::{customer_story, set_budget};
-use crate::journal::{check_schema, connect};
 
 pub(super) async fn set(args: &BudgetSetArgs) -> anyhow::Result<ExitCode> {
-    let pool = connect(&args.database, &args.database.url()?).await?;
-    check_schema(&pool).await?;
-    set_budget(&pool, args.customer, i32::try_from(args.used)?, &args.by, &args.note).await?;
+    let pool = super::open_database(&args.database).await?;
+    set_budget(&pool, args.customer, i32::try_from(args.used)?, args.signed.signed()).await?;
     let story = customer_story(&pool, args.customer).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&story)?);

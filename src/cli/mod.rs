@@ -4,6 +4,7 @@
 mod budget;
 mod enqueue;
 mod migrate;
+mod pause;
 mod report;
 mod show;
 
@@ -19,6 +20,7 @@ use crate::app::{self, Mode};
 use crate::config::{
     BrokerSettings, DatabaseSettings, JobSettings, LogSettings, RunSettings, SettingFault, parse_all,
 };
+use crate::journal::{self, interventions::Signed};
 use crate::telemetry;
 
 /// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
@@ -61,6 +63,14 @@ pub enum Command {
     /// Show where the work stands: counts by state, the oldest open job, the last errors
     #[command(after_help = "Example:\n  kyc-worker report --json | jq .states")]
     Report(ReportArgs),
+    /// Pause all the work, on every replica: nothing new is begun, what is in flight finishes
+    #[command(
+        after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s. Looks at customers whose fate is unknown go on: they spend nothing."
+    )]
+    Pause(PauseArgs),
+    /// End the pause
+    #[command(after_help = "Example:\n  kyc-worker resume --by ana --note 'maintenance is over'")]
+    Resume(ResumeArgs),
 }
 
 /// What `run` takes.
@@ -133,12 +143,66 @@ pub struct BudgetSetArgs {
     /// How many updates were spent elsewhere, in all
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub used: u32,
-    /// Who says so
-    #[arg(long, value_name = "NAME")]
+    /// Who says so, and why.
+    #[command(flatten)]
+    pub signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// Who does something by hand, and why. Kept for ever.
+#[derive(Args, Debug)]
+pub struct SignedArgs {
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
     pub by: String,
-    /// Why
-    #[arg(long, value_name = "TEXT")]
+    /// Why; kept for ever, so no personal data
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
     pub note: String,
+}
+
+impl SignedArgs {
+    fn signed(&self) -> Signed<'_> {
+        Signed { by: &self.by, note: &self.note }
+    }
+}
+
+/// A text that says something, on one line.
+fn parse_text(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.is_empty() || text.len() > 500 || text.chars().any(char::is_control) {
+        true => Err("must have 1 to 500 bytes and no control characters".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
+
+/// What `pause` takes.
+#[derive(Args, Debug)]
+pub struct PauseArgs {
+    /// Who, and why.
+    #[command(flatten)]
+    pub signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// What `resume` takes.
+#[derive(Args, Debug)]
+pub struct ResumeArgs {
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    pub by: Option<String>,
+    /// Why; kept for ever
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    pub note: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -193,6 +257,8 @@ pub async fn run() -> ExitCode {
         Command::Show(args) => show::run(&args).await,
         Command::Budget(BudgetCommand::Set(args)) => budget::set(&args).await,
         Command::Report(args) => report::run(&args).await,
+        Command::Pause(args) => pause::pause(&args).await,
+        Command::Resume(args) => pause::resume(&args).await,
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
@@ -211,6 +277,23 @@ fn refuse(faults: &[SettingFault]) -> ExitCode {
     }
     eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
     ExitCode::from(2)
+}
+
+/// Opens the database for a command, if its schema is ours.
+async fn open_database(settings: &DatabaseSettings) -> anyhow::Result<sqlx::PgPool> {
+    let pool = journal::connect(settings, &settings.url()?).await?;
+    journal::check_schema(&pool).await?;
+    Ok(pool)
+}
+
+/// Prints what a command found, as JSON or as `as_text` prints it.
+fn print<T: serde::Serialize>(as_json: bool, found: &T, as_text: fn(&T)) -> anyhow::Result<ExitCode> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(found)?);
+    } else {
+        as_text(found);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints a time as people read it, to the second, in UTC.

@@ -2,23 +2,22 @@
 
 use std::process::ExitCode;
 
-use super::{ReportArgs, table, time_text};
+use super::{ReportArgs, print, table, time_text};
+use crate::journal::interventions::Pause;
+use crate::journal::replicas::WorkerView;
 use crate::journal::report::{Report, report};
-use crate::journal::{check_schema, connect};
 
 pub(super) async fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
-    let pool = connect(&args.database, &args.database.url()?).await?;
-    check_schema(&pool).await?;
-    let report = report(&pool).await?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print_report(&report);
-    }
-    Ok(ExitCode::SUCCESS)
+    let pool = super::open_database(&args.database).await?;
+    print(args.json, &report(&pool).await?, print_report)
 }
 
 fn print_report(report: &Report) {
+    if let Some(Pause { at, by, note }) = &report.pause {
+        println!("PAUSED by {by} at {}: {note}\n", time_text(*at));
+    }
+    print_workers(&report.workers);
+
     let mut states = table(["state", "reason", "jobs"]);
     for row in &report.states {
         let reason = row.reason_code.clone().unwrap_or_default();
@@ -61,4 +60,27 @@ fn print_report(report: &Report) {
         ]);
     }
     println!("{errors}");
+}
+
+fn print_workers(workers: &[WorkerView]) {
+    if workers.is_empty() {
+        println!("no worker is running\n");
+        return;
+    }
+    let mut lines = table(["worker", "version", "in flight", "seen", "intake"]);
+    for worker in workers {
+        let intake = match (worker.is_alive, worker.paused_for.as_slice()) {
+            (false, _) => "DEAD".to_owned(),
+            (true, []) => "open".to_owned(),
+            (true, reasons) => format!("paused: {}", reasons.join(", ")),
+        };
+        lines.add_row([
+            worker.name.clone(),
+            worker.version.clone(),
+            worker.in_flight.to_string(),
+            time_text(worker.seen_at),
+            intake,
+        ]);
+    }
+    println!("{lines}\n");
 }

@@ -5,36 +5,24 @@ use std::process::ExitCode;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ShowArgs, time_text};
+use super::{ShowArgs, print, time_text};
 use crate::journal::budget::{CustomerStory, customer_story};
 use crate::journal::report::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
-use crate::journal::{check_schema, connect};
 
 pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let pool = connect(&args.database, &args.database.url()?).await?;
-    check_schema(&pool).await?;
+    let pool = super::open_database(&args.database).await?;
     match (args.job_id, args.customer) {
         (_, Some(customer_id)) => {
             let story = customer_story(&pool, customer_id).await?;
             let story = story.ok_or_else(|| unknown_customer(customer_id))?;
-            print(args.json, &story, print_customer)?;
+            print(args.json, &story, print_customer)
         }
         (Some(job_id), None) => {
             let story = job_story(&pool, job_id).await?.ok_or_else(|| unknown_job(job_id))?;
-            print(args.json, &story, print_story)?;
+            print(args.json, &story, print_story)
         }
         (None, None) => anyhow::bail!("give a JOB_ID, or --customer ID"),
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn print<T: serde::Serialize>(as_json: bool, story: &T, as_text: fn(&T)) -> anyhow::Result<()> {
-    if as_json {
-        println!("{}", serde_json::to_string_pretty(story)?);
-    } else {
-        as_text(story);
-    }
-    Ok(())
 }
 
 fn unknown_job(job_id: Uuid) -> anyhow::Error {

@@ -5,6 +5,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::interventions::{Deed, Signed, record};
 use super::report::SubmissionView;
 
 /// How many of a customer's updates are spent, as far as the records know.
@@ -78,13 +79,8 @@ pub(super) async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> s
 ///
 /// # Errors
 /// When the database fails.
-pub async fn set_budget(
-    pool: &PgPool,
-    customer_id: Uuid,
-    used: i32,
-    by: &str,
-    note: &str,
-) -> sqlx::Result<()> {
+pub async fn set_budget(pool: &PgPool, customer_id: Uuid, used: i32, signed: Signed<'_>) -> sqlx::Result<()> {
+    let mut tx = pool.begin().await?;
     sqlx::query!(
         "-- set_budget
         insert into customer (customer_id, updates_elsewhere, budget_set_at, budget_set_by, budget_note)
@@ -93,12 +89,15 @@ pub async fn set_budget(
             set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4",
         customer_id,
         used,
-        by,
-        note,
+        signed.by,
+        signed.note,
     )
-    .execute(pool)
+    .execute(&mut *tx)
     .await?;
-    Ok(())
+    let detail = format!("{used} spent elsewhere");
+    let deed = Deed { action: "budget", job_id: None, customer_id: Some(customer_id), detail: Some(&detail) };
+    record(&mut *tx, deed, signed).await?;
+    tx.commit().await
 }
 
 /// What is known of a customer; `None` if nothing is.

@@ -3,8 +3,10 @@
 
 pub mod budget;
 mod claim;
+pub mod interventions;
 mod open;
 mod read_back;
+pub mod replicas;
 pub mod report;
 pub mod seal;
 mod settle;

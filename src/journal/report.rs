@@ -5,6 +5,9 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::interventions::{Pause, current_pause};
+use super::replicas::{WorkerView, workers};
+
 /// A submission as people see it.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the columns are described in the schema")]
@@ -84,6 +87,10 @@ pub struct ObservationView {
 /// Where the work stands.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// The pause that holds, if one does.
+    pub pause: Option<Pause>,
+    /// Every replica that lives or died lately.
+    pub workers: Vec<WorkerView>,
     /// How many submissions are in each state.
     pub states: Vec<StateCount>,
     /// The open submission received first.
@@ -226,5 +233,6 @@ pub async fn report(pool: &PgPool) -> sqlx::Result<Report> {
     )
     .fetch_all(pool)
     .await?;
-    Ok(Report { states, oldest_open, last_errors, dead_lettered })
+    let (pause, workers) = (current_pause(pool).await?, workers(pool).await?);
+    Ok(Report { pause, workers, states, oldest_open, last_errors, dead_lettered })
 }

@@ -27,6 +27,7 @@ mod model;
 mod odd_machines;
 mod one_customer;
 mod outages;
+mod pausing;
 mod privacy;
 mod provider_outages;
 mod read_back;

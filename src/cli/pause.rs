@@ -1,0 +1,59 @@
+//! `kyc-worker pause` and `kyc-worker resume`: one row, which every replica obeys.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{PauseArgs, ResumeArgs, open_database, print, time_text};
+use crate::journal::interventions::{Pause, current_pause, pause as pause_work, resume as resume_work};
+use crate::journal::replicas::workers;
+
+/// What a pause, or its end, came to.
+#[derive(Serialize)]
+struct Answer {
+    /// The pause that holds now.
+    pause: Option<Pause>,
+    /// The pause that held before.
+    before: Option<Pause>,
+    /// The replicas that are alive.
+    workers: Vec<String>,
+}
+
+pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
+    let before = current_pause(&pool).await?;
+    pause_work(&pool, args.signed.signed()).await?;
+    let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
+    print(args.json, &answer, |answer| {
+        if let Some(Pause { at, by, note }) = &answer.before {
+            println!("was paused already, by {by} at {}: {note}", time_text(*at));
+        }
+        println!("paused; replicas that obey within 5 s: {}", count(&answer.workers));
+    })
+}
+
+pub(super) async fn resume(args: &ResumeArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
+    let before = resume_work(&pool, args.by.as_deref(), args.note.as_deref()).await?;
+    let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
+    print(args.json, &answer, |answer| match &answer.before {
+        Some(Pause { at, by, note }) => println!(
+            "resumed; replicas that obey within 5 s: {}. It was paused by {by} at {}: {note}",
+            count(&answer.workers),
+            time_text(*at)
+        ),
+        None => println!("was not paused"),
+    })
+}
+
+async fn alive(pool: &sqlx::PgPool) -> sqlx::Result<Vec<String>> {
+    let workers = workers(pool).await?;
+    Ok(workers.into_iter().filter(|worker| worker.is_alive).map(|worker| worker.name).collect())
+}
+
+fn count(names: &[String]) -> String {
+    match names {
+        [] => "none is running".to_owned(),
+        names => format!("{} ({})", names.len(), names.join(", ")),
+    }
+}

@@ -1,0 +1,79 @@
+//! Tells the journal every two seconds that this replica lives, and hears from it whether
+//! an operator has paused the work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::intake::{Intake, Reason, Severity};
+use crate::journal::JournalError;
+use crate::journal::interventions::Pause;
+use crate::journal::replicas::Pulse;
+use crate::worker::Worker;
+
+/// Every replica obeys an operator within 5 s, a slow database included.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The heartbeat of one replica.
+pub struct Heartbeat {
+    worker: Arc<Worker>,
+    jobs: TaskTracker,
+    started_at: OffsetDateTime,
+}
+
+impl Heartbeat {
+    /// A heartbeat that counts `jobs` as in flight.
+    pub fn new(worker: Arc<Worker>, jobs: TaskTracker) -> Self {
+        Self { worker, jobs, started_at: OffsetDateTime::now_utc() }
+    }
+
+    /// Beats once. A database that is away leaves the last word on a pause standing; those who
+    /// write the jobs tell of the outage.
+    pub async fn beat(&self) {
+        let Worker { journal, intake, parked, .. } = &*self.worker;
+        let pulse = Pulse {
+            started_at: self.started_at,
+            in_flight: self.jobs.len(),
+            paused_for: intake.paused_for(),
+        };
+        match journal.beat(&pulse).await {
+            Ok(pause) => {
+                if obey(intake, pause) {
+                    parked.notify_one();
+                }
+            }
+            Err(error) => debug!(%error, "no heartbeat"),
+        }
+    }
+
+    /// Beats until `leaving`, and takes its leave.
+    ///
+    /// # Errors
+    /// When the row could not be removed.
+    pub async fn run(self, leaving: CancellationToken) -> Result<(), JournalError> {
+        while leaving.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
+            self.beat().await;
+        }
+        self.worker.journal.leave(self.started_at).await
+    }
+}
+
+/// Returns whether the work may go on that was paused before.
+fn obey(intake: &Intake, pause: Option<Pause>) -> bool {
+    let was_paused = intake.is_paused_for(Reason::Operator);
+    match pause {
+        Some(Pause { by, note, .. }) => {
+            intake.pause(Reason::Operator, Severity::Passing, format_args!("{by} paused the work: {note}"));
+            false
+        }
+        None => {
+            intake.resume(Reason::Operator);
+            was_paused
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What people do by hand, each with who and why. Rows are added and never changed.
+
+use serde::Serialize;
+use sqlx::{PgExecutor, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// Who does something by hand, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Signed<'a> {
+    /// Who.
+    pub by: &'a str,
+    /// Why.
+    pub note: &'a str,
+}
+
+/// What is done by hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Deed<'a> {
+    /// The action, as the table names it.
+    pub action: &'static str,
+    /// The job that it is about.
+    pub job_id: Option<Uuid>,
+    /// The customer that it is about.
+    pub customer_id: Option<Uuid>,
+    /// What exactly.
+    pub detail: Option<&'a str>,
+}
+
+/// A pause of all the work.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Pause {
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Who paused it.
+    pub by: String,
+    /// Why.
+    pub note: String,
+}
+
+/// Writes down what a person does, in the transaction that does it.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn record(
+    executor: impl PgExecutor<'_>,
+    deed: Deed<'_>,
+    signed: Signed<'_>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- record_intervention
+        insert into intervention (action, by, note, job_id, customer_id, detail)
+        values ($1, $2, $3, $4, $5, $6)",
+        deed.action,
+        signed.by,
+        signed.note,
+        deed.job_id,
+        deed.customer_id,
+        deed.detail,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Pauses all the work, or renews the pause with another reason.
+///
+/// # Errors
+/// When the database fails.
+pub async fn pause(pool: &PgPool, signed: Signed<'_>) -> sqlx::Result<()> {
+    let deed = Deed { action: "pause", job_id: None, customer_id: None, detail: None };
+    record(pool, deed, signed).await
+}
+
+/// Ends the pause. Returns the pause that was ended; `None` if there was none.
+///
+/// # Errors
+/// When the database fails.
+pub async fn resume(pool: &PgPool, by: Option<&str>, note: Option<&str>) -> sqlx::Result<Option<Pause>> {
+    let Some(pause) = current_pause(pool).await? else { return Ok(None) };
+    sqlx::query!(
+        "-- resume
+        insert into intervention (action, by, note) values ('resume', $1, $2)",
+        by,
+        note,
+    )
+    .execute(pool)
+    .await?;
+    Ok(Some(pause))
+}
+
+/// The pause that holds now.
+///
+/// # Errors
+/// When the database fails.
+pub async fn current_pause(pool: &PgPool) -> sqlx::Result<Option<Pause>> {
+    sqlx::query_as!(
+        Pause,
+        r#"-- current_pause
+        with newest as (
+            select action, at, by, note
+            from intervention
+            where action in ('pause', 'resume')
+            order by id desc
+            limit 1
+        )
+        select at, by as "by!", note as "note!" from newest where action = 'pause'"#,
+    )
+    .fetch_optional(pool)
+    .await
+}

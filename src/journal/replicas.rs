@@ -1,0 +1,131 @@
+//! Which replicas work, as each of them writes down, and as people see it.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+use super::interventions::Pause;
+use super::{Journal, JournalError, bounded};
+
+/// A replica that has not been seen for so long is taken for dead.
+const SEEN_WITHIN_SECONDS: f64 = 10.0;
+
+/// How long the row of a replica that died tells of it.
+const REMEMBERED_SECONDS: f64 = 3600.0;
+
+/// What a replica says of itself.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    /// When it started.
+    pub started_at: OffsetDateTime,
+    /// How many deliveries and jobs it is working on.
+    pub in_flight: usize,
+    /// Why its intake is paused.
+    pub paused_for: Vec<String>,
+}
+
+/// A replica as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct WorkerView {
+    pub name: String,
+    pub version: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub seen_at: OffsetDateTime,
+    pub in_flight: i32,
+    pub paused_for: Vec<String>,
+    /// Whether it was seen within the last ten seconds.
+    pub is_alive: bool,
+}
+
+impl Journal {
+    /// Writes down that this replica lives, and reads whether the work is paused.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn beat(&self, pulse: &Pulse) -> Result<Option<Pause>, JournalError> {
+        bounded(
+            sqlx::query_as!(
+                Pause,
+                r#"-- beat
+                with beaten as (
+                    insert into worker (name, version, started_at, seen_at, in_flight, paused_for)
+                    values ($1, $2, $3, now(), $4, $5)
+                    on conflict (name) do update
+                        set version = $2, started_at = $3, seen_at = now(), in_flight = $4, paused_for = $5
+                ), newest as (
+                    select action, at, by, note
+                    from intervention
+                    where action in ('pause', 'resume')
+                    order by id desc
+                    limit 1
+                )
+                select at, by as "by!", note as "note!" from newest where action = 'pause'"#,
+                self.worker,
+                env!("CARGO_PKG_VERSION"),
+                pulse.started_at,
+                i32::try_from(pulse.in_flight).unwrap_or(i32::MAX),
+                &pulse.paused_for,
+            )
+            .fetch_optional(&self.pool),
+        )
+        .await
+    }
+
+    /// Removes this replica's row: it stops in good order.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn leave(&self, started_at: OffsetDateTime) -> Result<(), JournalError> {
+        // Another may have been started under the same name meanwhile.
+        bounded(
+            sqlx::query!(
+                "-- leave
+                delete from worker where name = $1 and started_at = $2",
+                self.worker,
+                started_at,
+            )
+            .execute(&self.pool),
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Forgets replicas that died long ago.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sweep_workers(&self) -> Result<(), JournalError> {
+        bounded(
+            sqlx::query!(
+                "-- sweep_workers
+                delete from worker where seen_at < now() - make_interval(secs => $1)",
+                REMEMBERED_SECONDS,
+            )
+            .execute(&self.pool),
+        )
+        .await?;
+        Ok(())
+    }
+}
+
+/// Every replica that lives or died lately.
+///
+/// # Errors
+/// When the database fails.
+pub async fn workers(pool: &PgPool) -> sqlx::Result<Vec<WorkerView>> {
+    sqlx::query_as!(
+        WorkerView,
+        r#"-- workers
+        select
+            name, version, started_at, seen_at, in_flight, paused_for,
+            seen_at > now() - make_interval(secs => $1) as "is_alive!"
+        from worker
+        order by name"#,
+        SEEN_WITHIN_SECONDS,
+    )
+    .fetch_all(pool)
+    .await
+}

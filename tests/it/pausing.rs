@@ -1,0 +1,132 @@
+//! A person pauses the work, and every replica obeys; which replicas there are is known.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::harness::{JOBS, WorkerProcess, World, job_body, world};
+
+async fn run(world: &World, arguments: &[&str]) -> String {
+    let output = world.run(arguments, &[]).await;
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+async fn report(world: &World) -> Value {
+    serde_json::from_str(&run(world, &["report", "--json"]).await).expect("JSON")
+}
+
+fn start(world: &World, name: &str) -> WorkerProcess {
+    world.start_worker_with(&[("WORKER_NAME", name)])
+}
+
+#[test]
+fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
+    world(async |world| {
+        world.declare_topology().await;
+        let workers = ["one", "two"].map(|name| start(&world, name));
+        world.wait_for_consumers(2).await;
+        // An attempt in flight, of unknown fate soon, and a job that waits behind it.
+        let customer_id = Uuid::new_v4();
+        let doubtful = Uuid::new_v4();
+        world.break_job_once(doubtful, json!({ "answer": { "kind": "hang" } })).await;
+        world.publish(Some(doubtful), job_body(customer_id, doubtful).to_string().as_bytes()).await;
+        world.wait_for_state(doubtful, &["submitting", "unknown"]).await;
+        let (behind, _) = world.publish_job_for(customer_id).await;
+        world.wait_for_state(behind, &["waiting"]).await;
+
+        let said = run(&world, &["pause", "--by", "ana", "--note", "maintenance at the provider"]).await;
+        assert!(said.contains("paused; replicas that obey within 5 s: 2 (one, two)"), "{said}");
+        for worker in &workers {
+            world.wait_for_log(worker, "ana paused the work: maintenance at the provider").await;
+        }
+        world.wait_for_consumers(0).await;
+        let late = start(&world, "late");
+        world.wait_for_log(&late, "intake paused").await;
+        let published = world.publish_jobs(3).await;
+
+        // Looks spend nothing, and go on; what they wake stays parked.
+        world.wait_for_applied(doubtful).await;
+        let long_due = "select count(*) from submission
+            where state = 'waiting' and due_at < now() - interval '1 second'";
+        world.wait_for("a job long due", async || (world.count(long_due).await == 1).then_some(())).await;
+        assert_eq!(world.count_patches(behind).await, 0);
+        assert_eq!(world.count_ready(JOBS).await, 3);
+        assert_eq!(world.count_consumers().await, 0);
+        let paused = "select count(*) from worker where paused_for = '{operator}'";
+        world.wait_for("three that say so", async || (world.count(paused).await == 3).then_some(())).await;
+        assert_eq!(report(&world).await["pause"]["by"], "ana");
+        let text = run(&world, &["report"]).await;
+        assert!(text.starts_with("PAUSED by ana") && text.contains("paused: operator"), "{text}");
+
+        let said = run(&world, &["resume", "--by", "ben", "--note", "it is over"]).await;
+        assert!(said.contains("resumed") && said.contains("paused by ana"), "{said}");
+        world.wait_for_state(behind, &["accepted"]).await;
+        world.wait_for_all_accepted(&published).await;
+        for worker in workers.iter().chain([&late]) {
+            world.wait_for_log(worker, "intake resumed").await;
+            assert_eq!(worker.log().matches("intake paused").count(), 1, "said once");
+        }
+        assert_eq!(report(&world).await["pause"], Value::Null);
+        assert_eq!(run(&world, &["resume"]).await, "was not paused\n");
+        let history = "select count(*) from intervention where action in ('pause', 'resume')";
+        assert_eq!(world.count(history).await, 2, "nothing that was done is forgotten");
+    });
+}
+
+#[test]
+fn a_replica_is_seen_while_it_lives_and_gone_when_it_stops() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut stopped = start(&world, "stopped");
+        let mut killed = start(&world, "killed");
+        world
+            .wait_for("two replicas", async || {
+                (world.count("select count(*) from worker").await == 2).then_some(())
+            })
+            .await;
+        let seen = report(&world).await["workers"][1].clone();
+        assert_eq!(seen["name"], "stopped");
+        assert_eq!(seen["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!((&seen["is_alive"], &seen["paused_for"]), (&json!(true), &json!([])));
+
+        // It survives the loss of its connections.
+        world
+            .count(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where datname = current_database() and application_name = 'kyc-worker'",
+            )
+            .await;
+        let lost_at: time::OffsetDateTime =
+            sqlx::query_scalar("select now()").fetch_one(&world.pool).await.expect("the database answers");
+        world
+            .wait_for("both again", async || {
+                let seen: i64 = sqlx::query_scalar("select count(*) from worker where seen_at > $1")
+                    .bind(lost_at)
+                    .fetch_one(&world.pool)
+                    .await
+                    .expect("the database answers");
+                (seen == 2).then_some(())
+            })
+            .await;
+
+        killed.kill();
+        stopped.stop().await;
+        let left: Vec<String> =
+            sqlx::query_scalar("select name from worker").fetch_all(&world.pool).await.expect("rows");
+        assert_eq!(left, ["killed"]);
+
+        // Dead long enough, it is forgotten by whoever works.
+        sqlx::query("update worker set seen_at = now() - interval '1 minute'")
+            .execute(&world.pool)
+            .await
+            .expect("an update");
+        assert!(run(&world, &["report"]).await.contains("DEAD"));
+        sqlx::query("update worker set seen_at = now() - interval '2 hours'")
+            .execute(&world.pool)
+            .await
+            .expect("an update");
+        let _next = start(&world, "next");
+        let names = "select count(*) from worker where name = 'killed'";
+        world.wait_for("its row to go", async || (world.count(names).await == 0).then_some(())).await;
+    });
+}
