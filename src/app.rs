@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
 
 use crate::breaker::Breaker;
-use crate::broker::{Broker, Delivery};
+use crate::broker::{Broker, Delivery, Subscription};
 use crate::config::{Checked, RunSettings};
+use crate::customer_events::CustomerEvents;
 use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
 use crate::heartbeat::Heartbeat;
@@ -84,8 +85,12 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let mut session = tokio::spawn({
         let (broker, intake, stopping) = (broker.clone(), worker.intake.subscribe(), stopping.clone());
-        let prefetch = settings.work.prefetch;
-        async move { broker.consume(prefetch, sender, intake, stopping).await }
+        let subscription = Subscription {
+            setting: "QUEUE",
+            queue: settings.broker.queue.clone(),
+            prefetch: settings.work.prefetch,
+        };
+        async move { broker.consume(&subscription, sender, intake, stopping).await }
     });
     let intake = tokio::spawn(take_in(Arc::clone(&worker), receiver, Arc::clone(&permits), jobs.clone()));
     let scheduler = Scheduler::new(
@@ -96,8 +101,8 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         settings.keys.payload_retention,
     );
     let scheduler = tokio::spawn(scheduler.run());
-    let tracker = build_tracker(&settings, Arc::clone(&worker));
-    let mut tracker = tokio::spawn(tracker.run());
+    let mut tracker =
+        tokio::spawn(track_verifications(settings.clone(), broker.clone(), Arc::clone(&worker)));
     let prober = tokio::spawn({
         let (worker, provider) = (Arc::clone(&worker), settings.provider.clone());
         let interval = settings.work.breaker_probe_interval;
@@ -233,13 +238,24 @@ fn build_worker(
     })
 }
 
-fn build_tracker(settings: &RunSettings, worker: Arc<Worker>) -> Tracker {
+/// Follows what was accepted until the worker stops: by looks, and by the provider's
+/// webhooks where that is asked for.
+async fn track_verifications(settings: RunSettings, broker: Broker, worker: Arc<Worker>) {
+    let verification = &settings.verification;
     let pace = Pace {
-        per_second: settings.verification.verification_reads_per_second,
+        per_second: verification.verification_reads_per_second,
         apart: settings.read_back.customer_read_interval,
         look_time_max: settings.provider.read_timeout,
     };
-    Tracker::new(worker, settings.verification.tracking(), pace, settings.work.scheduler_poll)
+    let poll = settings.work.scheduler_poll;
+    let tracker = Tracker::new(Arc::clone(&worker), verification.tracking(), pace, poll);
+    let webhooks = async {
+        if settings.broker.customer_events {
+            let queue = settings.broker.customer_events_queue.clone();
+            CustomerEvents::new(worker, queue, verification.customer_event_age_max).run(broker).await;
+        }
+    };
+    tokio::join!(tracker.run(), webhooks);
 }
 
 /// Takes deliveries as permits come free, so that the backlog stays in the queue.

@@ -53,6 +53,17 @@ const ACK_BATCH_MAX: usize = 512;
 
 const CONSUMER_TAG: &str = "kyc-worker";
 
+/// A queue to take deliveries from.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The setting that names the queue, for errors.
+    pub setting: &'static str,
+    /// The queue.
+    pub queue: String,
+    /// How many deliveries may be undisposed.
+    pub prefetch: u16,
+}
+
 /// One handing-over by the broker.
 pub struct Delivery {
     /// The message's body.
@@ -65,11 +76,26 @@ pub struct Delivery {
     pub timestamp: Option<u64>,
     /// False means surely new; true is only a hint.
     pub is_redelivered: bool,
+    headers: Option<FieldTable>,
     tag: u64,
     dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
 }
 
 impl Delivery {
+    /// A header's text, or its number; the header's name in any case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let headers = self.headers.as_ref()?.inner();
+        let found = headers.iter().find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
+        match found?.1 {
+            AMQPValue::LongString(text) => Some(text.to_string()),
+            AMQPValue::ShortString(text) => Some(text.to_string()),
+            AMQPValue::LongLongInt(number) => Some(number.to_string()),
+            AMQPValue::LongInt(number) => Some(number.to_string()),
+            AMQPValue::LongUInt(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+
     /// Whether the session that it came from still stands, so that disposing of it counts.
     pub fn is_live(&self) -> bool {
         !self.dispositions.is_closed()
@@ -114,12 +140,12 @@ impl Broker {
         Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), was_silent: Arc::default() })
     }
 
-    /// Hands deliveries to `deliveries`, at most `prefetch` of them undisposed, while
-    /// `intake` is true and until `stopping` is cancelled; then returns once the
-    /// deliveries handed out are disposed of. A session that fails is rebuilt, for ever.
+    /// Hands a queue's deliveries to `deliveries`, while `intake` is true and until
+    /// `stopping` is cancelled; then returns once the deliveries handed out are disposed
+    /// of. A session that fails is rebuilt, for ever.
     pub async fn consume(
         &self,
-        prefetch: u16,
+        subscription: &Subscription,
         deliveries: mpsc::Sender<Delivery>,
         mut intake: watch::Receiver<bool>,
         stopping: CancellationToken,
@@ -128,14 +154,14 @@ impl Broker {
         // Each cause once for an outage, not once a try.
         let mut told = BTreeSet::new();
         while !stopping.is_cancelled() {
-            let opening = Session::open(self, prefetch);
+            let opening = Session::open(self, subscription);
             let session = tokio::select! {
                 session = opening => session,
                 () = stopping.cancelled() => return,
             };
             let ended = match session {
                 Ok(session) => {
-                    info!(queue = self.settings.queue, "broker session opened");
+                    info!(queue = subscription.queue, "broker session opened");
                     let opened_at = Instant::now();
                     let ended = session.run(&deliveries, &mut intake, &stopping).await;
                     if opened_at.elapsed() >= SETTLED_AFTER {
@@ -245,16 +271,16 @@ fn needs_person(error: &anyhow::Error) -> bool {
 struct Session {
     connection: Connection,
     channel: Channel,
-    queue: String,
+    subscription: Subscription,
 }
 
 impl Session {
-    async fn open(broker: &Broker, prefetch: u16) -> anyhow::Result<Self> {
+    async fn open(broker: &Broker, subscription: &Subscription) -> anyhow::Result<Self> {
         let connection = broker.connect().await?;
         let channel = connection.create_channel().await?;
         set_up_topology(&channel, &broker.settings).await?;
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-        Ok(Self { connection, channel, queue: broker.settings.queue.clone() })
+        channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await?;
+        Ok(Self { connection, channel, subscription: subscription.clone() })
     }
 
     async fn run(
@@ -318,15 +344,16 @@ impl Session {
     }
 
     async fn start_consumer(&self) -> anyhow::Result<Consumer> {
+        let Subscription { setting, queue, .. } = &self.subscription;
         self.channel
             .basic_consume(
-                self.queue.as_str().into(),
+                queue.as_str().into(),
                 CONSUMER_TAG.into(),
                 BasicConsumeOptions::default(),
                 FieldTable::default(),
             )
             .await
-            .with_context(|| format!("QUEUE: cannot consume from {}", self.queue))
+            .with_context(|| format!("{setting}: cannot consume from {queue}"))
     }
 
     async fn tell(&self, batch: impl Iterator<Item = (u64, Disposition)>) -> anyhow::Result<()> {
@@ -368,6 +395,7 @@ async fn hand_over(
         correlation_id: text(properties.correlation_id()),
         timestamp: *properties.timestamp(),
         is_redelivered: delivery.redelivered,
+        headers: properties.headers().clone(),
         tag: delivery.delivery_tag,
         dispositions: dispositions.clone(),
         body: delivery.data,
@@ -400,10 +428,19 @@ async fn set_up_topology(channel: &Channel, settings: &BrokerSettings) -> anyhow
             .await
             .with_context(|| format!("{setting}: cannot use exchange {name}; {remedy}"))?;
     }
-    let queues = [
+    let mut queues = vec![
         ("DEAD_LETTER_QUEUE", &settings.dead_letter_queue, dead_letter_arguments(settings)),
-        ("QUEUE", &settings.queue, job_arguments(settings)),
+        ("QUEUE", &settings.queue, work_arguments(settings)),
     ];
+    let mut bindings = vec![
+        (&settings.queue, &settings.exchange, &settings.routing_key),
+        (&settings.dead_letter_queue, &settings.dead_letter_exchange, &settings.dead_letter_queue),
+    ];
+    if settings.customer_events {
+        let queue = &settings.customer_events_queue;
+        queues.push(("CUSTOMER_EVENTS_QUEUE", queue, work_arguments(settings)));
+        bindings.push((queue, &settings.exchange, &settings.customer_events_routing_key));
+    }
     for (setting, name, arguments) in queues {
         let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
         channel
@@ -414,10 +451,6 @@ async fn set_up_topology(channel: &Channel, settings: &BrokerSettings) -> anyhow
     if settings.topology == TopologyMode::Verify {
         return Ok(());
     }
-    let bindings = [
-        (&settings.queue, &settings.exchange, &settings.routing_key),
-        (&settings.dead_letter_queue, &settings.dead_letter_exchange, &settings.dead_letter_queue),
-    ];
     for (queue, exchange, key) in bindings {
         channel
             .queue_bind(
@@ -435,7 +468,7 @@ async fn set_up_topology(channel: &Channel, settings: &BrokerSettings) -> anyhow
 
 /// At-least-once dead-lettering needs a quorum queue that rejects publishes on overflow;
 /// with drop-head RabbitMQ falls back to at-most-once in silence (RabbitMQ, "Quorum Queues").
-fn job_arguments(settings: &BrokerSettings) -> FieldTable {
+fn work_arguments(settings: &BrokerSettings) -> FieldTable {
     arguments([
         ("x-queue-type", text("quorum")),
         ("x-dead-letter-exchange", text(&settings.dead_letter_exchange)),

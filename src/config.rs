@@ -158,6 +158,36 @@ pub struct BrokerSettings {
     )]
     pub dead_letter_ttl: Duration,
 
+    /// Whether to take the provider's webhooks from a queue, into which a gateway puts them
+    #[arg(
+        long,
+        env = "CUSTOMER_EVENTS",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set,
+        help_heading = "Broker"
+    )]
+    pub customer_events: bool,
+
+    /// The queue that the provider's webhooks wait in
+    #[arg(
+        long,
+        env = "CUSTOMER_EVENTS_QUEUE",
+        default_value = "kyc.customer-events",
+        help_heading = "Broker"
+    )]
+    pub customer_events_queue: String,
+
+    /// The routing key that binds that queue to the exchange
+    #[arg(
+        long,
+        env = "CUSTOMER_EVENTS_ROUTING_KEY",
+        default_value = "customer-event",
+        help_heading = "Broker"
+    )]
+    pub customer_events_routing_key: String,
+
     /// Declare the exchanges and queues, or verify that they exist
     #[arg(
         long,
@@ -399,6 +429,16 @@ pub struct VerificationSettings {
         help_heading = "Verification"
     )]
     pub verification_reads_per_second: u32,
+
+    /// How far a webhook's X-TIMESTAMP may be from when it was published, either way
+    #[arg(
+        long,
+        env = "CUSTOMER_EVENT_AGE_MAX",
+        default_value = "5m",
+        value_parser = parse_duration,
+        help_heading = "Verification"
+    )]
+    pub customer_event_age_max: Duration,
 }
 
 /// Which jobs are valid.
@@ -839,10 +879,20 @@ impl RunSettings {
             ("ROUTING_KEY", &self.broker.routing_key),
             ("DEAD_LETTER_EXCHANGE", &self.broker.dead_letter_exchange),
             ("DEAD_LETTER_QUEUE", &self.broker.dead_letter_queue),
+            ("CUSTOMER_EVENTS_QUEUE", &self.broker.customer_events_queue),
+            ("CUSTOMER_EVENTS_ROUTING_KEY", &self.broker.customer_events_routing_key),
         ];
         for (setting, name) in names {
             expect((1..=255).contains(&name.len()), setting, "must have 1 to 255 bytes");
         }
+        let broker = &self.broker;
+        expect(
+            broker.queue != broker.customer_events_queue
+                && broker.dead_letter_queue != broker.customer_events_queue
+                && broker.routing_key != broker.customer_events_routing_key,
+            "CUSTOMER_EVENTS_QUEUE, CUSTOMER_EVENTS_ROUTING_KEY",
+            "must be others than those of jobs and dead letters",
+        );
         if let Some(name) = &work.worker_name {
             let is_name = (1..=100).contains(&name.len()) && !name.chars().any(char::is_control);
             expect(is_name, "WORKER_NAME", "must have 1 to 100 bytes and no control characters");
@@ -1145,6 +1195,9 @@ mod tests {
         let order = "VERIFICATION_POLL_MAX, VERIFICATION_DEADLINE, VERIFICATION_GIVE_UP";
         faults_name(&["--verification-give-up=5h"], &[order]);
         faults_name(&["--verification-deadline=14m"], &[order]);
+        let events = "CUSTOMER_EVENTS_QUEUE, CUSTOMER_EVENTS_ROUTING_KEY";
+        faults_name(&["--customer-events-queue=kyc.dead-letters"], &[events]);
+        faults_name(&["--customer-events-routing-key=document-update"], &[events]);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //!
 //! The modules, in reading order: [`worker`] is the flow of one job; [`domain`] holds its
 //! rules; [`journal`], [`provider`] and [`broker`] are the edges; [`scheduler`], [`breaker`]
-//! and [`heartbeat`] keep it going, [`tracker`] follows what was accepted; [`app`] puts it
-//! together; [`config`], [`telemetry`] and [`cli`] face the operator.
+//! and [`heartbeat`] keep it going, [`tracker`] and [`customer_events`] follow what was
+//! accepted; [`app`] puts it together; [`config`], [`telemetry`] and [`cli`] face the operator.
 
 pub mod worker;
 
@@ -19,6 +19,7 @@ pub mod journal;
 pub mod provider;
 
 pub mod breaker;
+pub mod customer_events;
 pub mod heartbeat;
 pub mod intake;
 pub mod scheduler;

@@ -144,6 +144,11 @@ impl Provider {
         Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
     }
 
+    /// Signs as we do now, and so verifies what the provider signs.
+    pub fn signer(&self) -> Signer {
+        self.credentials().signer.clone()
+    }
+
     /// What no message of the provider's may repeat into a row.
     pub fn api_key(&self) -> String {
         self.credentials().signer.api_key().to_owned()

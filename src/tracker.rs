@@ -55,15 +55,20 @@ impl Tracker {
         loop {
             let is_failing = self.is_failing.load(Ordering::Relaxed);
             let pause = match self.begin_looks(if is_failing { 1 } else { self.batch() }).await {
-                Ok(pause) => pause,
+                // A provider in trouble is asked less and less often.
+                Ok(Round { begun: 1.., .. }) if is_failing => {
+                    failing_pause = (failing_pause * 2).min(FAILING_PAUSE_MAX);
+                    failing_pause
+                }
+                Ok(Round { pause, .. }) => pause,
                 Err(error) => {
                     self.worker.note_journal_failure(&error);
                     self.poll
                 }
             };
-            // A provider in trouble is asked less and less often.
-            failing_pause = if is_failing { (failing_pause * 2).min(FAILING_PAUSE_MAX) } else { self.poll };
-            let pause = if is_failing { failing_pause } else { pause };
+            if !is_failing {
+                failing_pause = self.poll;
+            }
             if self.worker.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
                 break;
             }
@@ -78,24 +83,25 @@ impl Tracker {
         self.pace.per_second.div_ceil(4).min(free)
     }
 
-    /// Begins up to `limit` looks that are due, unless the breaker holds them back. Returns
-    /// how long until it is worth asking again.
-    async fn begin_looks(&self, limit: u32) -> Result<Duration, JournalError> {
+    /// Begins up to `limit` looks that are due, unless the breaker holds them back.
+    async fn begin_looks(&self, limit: u32) -> Result<Round, JournalError> {
+        let nothing = Round { begun: 0, pause: self.poll };
         if limit == 0 || !self.worker.breaker.is_closed() {
-            return Ok(self.poll);
+            return Ok(nothing);
         }
         let claimed_at = Instant::now();
         let DueVerifications { claims, found } =
             self.worker.journal.claim_verifications(&self.pace, limit).await?;
         if found == 0 {
-            return Ok(self.poll);
+            return Ok(nothing);
         }
         let begun = u32::try_from(claims.len()).unwrap_or(limit);
         for claim in claims {
             self.spawn(claim);
         }
         let until_next = Duration::from_secs(1) * begun / self.pace.per_second;
-        Ok(until_next.saturating_sub(claimed_at.elapsed()).min(self.poll))
+        let pause = until_next.saturating_sub(claimed_at.elapsed()).min(self.poll);
+        Ok(Round { begun, pause })
     }
 
     fn spawn(&self, claim: VerificationClaim) {
@@ -117,6 +123,13 @@ impl Tracker {
             .instrument(span),
         );
     }
+}
+
+/// What asking for due looks came to.
+struct Round {
+    begun: u32,
+    /// Until it is worth asking again.
+    pause: Duration,
 }
 
 /// One look at one customer.

@@ -521,14 +521,14 @@ fn is_unprintable(c: char) -> bool {
 
 /// Only the hyphenated form: the parser also takes braces, `urn:uuid:` and bare digits,
 /// and the provider is sent what upstream wrote.
-fn uuid(text: &str) -> Result<Uuid, &'static str> {
+pub(super) fn uuid(text: &str) -> Result<Uuid, &'static str> {
     match Uuid::try_parse(text) {
         Ok(id) if text.len() == 36 => Ok(id),
         _ => Err("must be a UUID of 36 characters"),
     }
 }
 
-fn instant(text: &str) -> Result<OffsetDateTime, &'static str> {
+pub(super) fn instant(text: &str) -> Result<OffsetDateTime, &'static str> {
     OffsetDateTime::parse(text, &Rfc3339)
         .ok()
         .and_then(|instant| instant.checked_to_offset(UtcOffset::UTC))
@@ -552,7 +552,7 @@ fn value_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a Json> {
     })
 }
 
-fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
+pub(super) fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
     match value_at(json, pointer)? {
         Json::String(text) => Some(text),
         _ => None,

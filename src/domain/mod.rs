@@ -2,6 +2,7 @@
 //! know of the world comes in as arguments.
 
 pub mod canonical_json;
+pub mod customer_event;
 pub mod job;
 pub mod outcome;
 pub mod precedence;

@@ -234,7 +234,7 @@ impl Contender {
                 coalesce(o.content_hmac = $5, false) as "has_same_content!",
                 not exists (
                     select from observation seen
-                    where seen.customer_id = o.customer_id
+                    where seen.customer_id = o.customer_id and seen.purpose <> 'webhook'
                         and seen.status not in ('PROCESSING', 'UNVERIFIED')
                         and seen.at > (
                             select max(

@@ -30,7 +30,7 @@ pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
 pub use self::upkeep::TakenOver;
-pub use self::verification::{DueVerifications, Pace, VerificationClaim};
+pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};
 use crate::clock::Moment;
 use crate::config::{DatabaseSettings, Secret};
 use crate::domain::outcome::History;

@@ -366,7 +366,7 @@ async fn count_delivery(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()>
 
 /// Only a delivery that may be a redelivery is compared with the rows that are there:
 /// two equal messages are two dead letters.
-async fn insert_dead_letter(
+pub(super) async fn insert_dead_letter(
     connection: &mut PgConnection,
     letter: DeadLetter<'_>,
     job_id: Option<Uuid>,

@@ -60,7 +60,7 @@ impl Journal {
         // just after an attempt of unknown fate shows no such thing: the update may have been
         // applied after it. For the same reason a word is no word before the attempt if another
         // update came after it. And a look whose commit was retried is written down twice, yet
-        // confirms once.
+        // confirms once. A webhook proves nothing here: it may be about another update.
         let row = bounded(
             sqlx::query!(
                 r#"-- claim_read
@@ -95,7 +95,7 @@ impl Journal {
                             and o.verdict in ('accepted', 'unknown')
                             and not exists (
                                 select from observation seen
-                                where seen.customer_id = c.customer_id
+                                where seen.customer_id = c.customer_id and seen.purpose <> 'webhook'
                                     and seen.status not in ('PROCESSING', 'UNVERIFIED')
                                     and seen.at > o.ended_at + make_interval(
                                         secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
@@ -112,6 +112,7 @@ impl Journal {
                         select seen.status
                         from observation seen
                         where seen.customer_id = c.customer_id and seen.status is not null
+                            and seen.purpose <> 'webhook'
                             and (
                                 seen.at < a.begun_at
                                 or seen.job_id = c.job_id and seen.purpose = 'baseline'

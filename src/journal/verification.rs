@@ -6,7 +6,9 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Journal, JournalError, bounded};
+use super::open::insert_dead_letter;
+use super::{DeadLetter, Journal, JournalError, bounded};
+use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::verification::{NextLook, is_final};
 
@@ -47,6 +49,19 @@ pub struct VerificationClaim {
     pub failure_reason: Option<String>,
     /// Whether it was found overdue before.
     pub was_overdue: bool,
+}
+
+/// What became of a customer event.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum EventNoted {
+    /// It is this job's end.
+    Ended(Uuid),
+    /// It is written down with this job, and says nothing sure of it.
+    Stored(Uuid),
+    /// We had it already.
+    Known,
+    /// No job is the customer's.
+    UnknownCustomer,
 }
 
 impl VerificationClaim {
@@ -207,5 +222,124 @@ impl Journal {
         )
         .await?;
         Ok(recorded == 1)
+    }
+
+    /// Writes down what an event said of a customer, with his newest accepted job, and has
+    /// him looked at soon: an event alone proves nothing of whose update it was about.
+    ///
+    /// It is taken for the job's end at once if it says that a verification has ended; not
+    /// sooner after the job's attempt began than one may; later than anything known of it;
+    /// and with no other update of the customer in verification when the attempt began.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_customer_event(&self, event: &CustomerEvent) -> Result<EventNoted, JournalError> {
+        // What else may have been in verification is ruled out as a look's claim does it, and by
+        // looks alone: another event may have been about another update, too.
+        let noted = bounded(
+            sqlx::query!(
+                r#"-- record_customer_event
+                with newest as (
+                    select job_id, customer_id, state, verification_due_at, verification_seen_at
+                    from submission
+                    where customer_id = $1 and state <> 'invalid'
+                    order by state = 'accepted' desc, requested_at desc, received_at desc, job_id desc
+                    limit 1
+                    for update
+                ), judged as (
+                    select
+                        newest.job_id, newest.customer_id,
+                        newest.verification_due_at is not null and $5
+                        and $2 >= begun.at + make_interval(secs => $6)
+                        and (newest.verification_seen_at is null or $2 > newest.verification_seen_at)
+                        and not exists (
+                            select
+                            from submission other
+                            join attempt o on o.job_id = other.job_id
+                            where other.customer_id = newest.customer_id and other.job_id <> newest.job_id
+                                and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
+                                and not exists (
+                                    select from observation seen
+                                    where seen.customer_id = newest.customer_id and seen.purpose <> 'webhook'
+                                        and seen.status not in ('PROCESSING', 'UNVERIFIED')
+                                        and seen.at < begun.at
+                                        and seen.at > o.ended_at + make_interval(
+                                            secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
+                                        )
+                                )
+                                and not exists (
+                                    select from observation settled
+                                    where settled.job_id = o.job_id
+                                        and settled.conclusion in ('not_applied', 'last_update')
+                                        and settled.at > o.ended_at
+                                )
+                        ) as is_its_end
+                    from newest
+                    cross join lateral (
+                        select max(a.begun_at) as at
+                        from attempt a
+                        where a.job_id = newest.job_id
+                            and (a.verdict in ('accepted', 'unknown') or a.late_verdict = 'accepted')
+                    ) begun
+                ), observed as (
+                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason)
+                    select job_id, customer_id, $2, 'webhook', $3, $4 from judged
+                    on conflict (customer_id, at, status) where purpose = 'webhook' do nothing
+                    returning job_id
+                ), told as (
+                    update submission s
+                    set verification_status = case when judged.is_its_end then $3 else s.verification_status end,
+                        failure_reason = case when judged.is_its_end then $4 else s.failure_reason end,
+                        verification_seen_at =
+                            case when judged.is_its_end then least($2, now()) else s.verification_seen_at end,
+                        verification_due_at = least(
+                            s.verification_due_at,
+                            greatest(now(), s.ended_at + make_interval(secs => $7))
+                        )
+                    from judged
+                    join observed on observed.job_id = judged.job_id
+                    where s.job_id = judged.job_id and s.state = 'accepted'
+                        -- An end that is known already is looked at again only if this is another word.
+                        and (s.verification_due_at is not null or s.verification_status is distinct from $3)
+                )
+                select
+                    judged.job_id as "job_id?", judged.is_its_end as "is_its_end?",
+                    exists (select from observed) as "is_new!"
+                from (values (true)) as one (row)
+                left join judged on true"#,
+                event.customer_id,
+                event.at,
+                event.status,
+                event.failure_reason,
+                is_final(&event.status),
+                self.limits.read_back_window.as_secs_f64(),
+                self.limits.verification_after.as_secs_f64(),
+            )
+            .fetch_one(&self.pool),
+        )
+        .await?;
+        Ok(match (noted.job_id, noted.is_its_end) {
+            (None, _) => EventNoted::UnknownCustomer,
+            (Some(_), _) if !noted.is_new => EventNoted::Known,
+            (Some(job_id), Some(true)) => EventNoted::Ended(job_id),
+            (Some(job_id), _) => EventNoted::Stored(job_id),
+        })
+    }
+
+    /// Writes down a customer event that is not believed.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_refused_event(
+        &self,
+        letter: DeadLetter<'_>,
+        refusal: &Refusal,
+    ) -> Result<(), JournalError> {
+        let reason = refusal.to_string();
+        bounded(async {
+            let mut connection = self.pool.acquire().await?;
+            insert_dead_letter(&mut connection, letter, None, refusal.code(), &reason).await
+        })
+        .await
     }
 }

@@ -348,10 +348,15 @@ impl World {
     }
 
     pub async fn publish_with(&self, properties: BasicProperties, body: &[u8]) {
+        self.publish_to("document-update", properties, body).await;
+    }
+
+    /// Publishes a message of any kind.
+    pub async fn publish_to(&self, routing_key: &str, properties: BasicProperties, body: &[u8]) {
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
         let confirm = self
             .channel
-            .basic_publish("kyc".into(), "document-update".into(), mandatory, body, properties)
+            .basic_publish("kyc".into(), routing_key.into(), mandatory, body, properties)
             .await
             .expect("the broker takes a message")
             .await
@@ -406,6 +411,13 @@ impl World {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
         let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
         declared.expect("the queue exists")
+    }
+
+    /// Whether the broker has a queue of that name.
+    pub async fn queue_exists(&self, queue: &str) -> bool {
+        let url = format!("{}/api/queues/{}/{queue}", management_url(), self.name);
+        let answer = self.http.get(url).send().await.expect("the management API answers");
+        answer.status().is_success()
     }
 
     /// Deletes the queue of jobs.

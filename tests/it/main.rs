@@ -13,6 +13,7 @@ mod broker_outages;
 mod budget;
 mod commands;
 mod crashes;
+mod customer_events;
 mod database_connections;
 mod database_outages;
 mod documents;

@@ -17,7 +17,7 @@ use kyc_worker::sandbox;
 const APART: Duration = Duration::from_secs(3);
 
 /// All times scaled down by twenty, together: what is said to take a minute takes 3 s.
-const SCALED: [(&str, &str); 10] = [
+pub(crate) const SCALED: [(&str, &str); 10] = [
     ("SEND_WINDOW", "700ms"),
     ("REQUEST_TIMEOUT", "1s"),
     ("CLAIM_LEASE", "1700ms"),
@@ -31,28 +31,28 @@ const SCALED: [(&str, &str); 10] = [
 ];
 
 /// The same, but a look may take its time.
-fn scaled_with(others: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn scaled_with(others: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let mut settings = SCALED.to_vec();
     settings.extend(others);
     settings
 }
 
 /// A world whose provider verifies in so many milliseconds, within which no look comes.
-fn world_that_verifies_in(ms: u64) -> sandbox::Settings {
+pub(crate) fn world_that_verifies_in(ms: u64) -> sandbox::Settings {
     sandbox::Settings { verification_time: Duration::from_millis(ms).into(), ..Default::default() }
 }
 
 #[derive(Debug)]
-struct Verification {
-    status: Option<String>,
-    failure_reason: Option<String>,
-    is_tracked: bool,
+pub(crate) struct Verification {
+    pub(crate) status: Option<String>,
+    pub(crate) failure_reason: Option<String>,
+    pub(crate) is_tracked: bool,
     is_overdue: bool,
     due_in_seconds: Option<f64>,
 }
 
 impl World {
-    async fn verification(&self, job_id: Uuid) -> Verification {
+    pub(crate) async fn verification(&self, job_id: Uuid) -> Verification {
         let row = sqlx::query(
             "select verification_status, failure_reason, verification_due_at is not null as is_tracked,
                 verification_overdue_at is not null as is_overdue,
@@ -72,7 +72,7 @@ impl World {
         }
     }
 
-    async fn wait_for_end_of_verification(&self, job_id: Uuid) -> Verification {
+    pub(crate) async fn wait_for_end_of_verification(&self, job_id: Uuid) -> Verification {
         self.wait_for_state(job_id, &["accepted"]).await;
         self.wait_for("the end of a verification", async || {
             Some(self.verification(job_id).await).filter(|verification| !verification.is_tracked)
@@ -119,7 +119,7 @@ impl World {
         .expect("the database answers");
     }
 
-    async fn count_reads(&self, customer_id: Uuid) -> usize {
+    pub(crate) async fn count_reads(&self, customer_id: Uuid) -> usize {
         self.reads_by_customer().await.get(&customer_id).map_or(0, Vec::len)
     }
 }

@@ -1,0 +1,276 @@
+//! What the provider's webhooks say: a message becomes a notification, or a reason to refuse
+//! it. Knows a message's bytes and headers and nothing of the broker they came from.
+
+use std::fmt;
+use std::time::Duration;
+
+use time::format_description::well_known::Iso8601;
+use time::{OffsetDateTime, PrimitiveDateTime};
+use uuid::Uuid;
+
+use super::canonical_json::{Json, Profile};
+use super::job::{instant, text_at, uuid};
+use super::signature::Signer;
+use super::verdict::clip;
+
+/// A webhook is a few hundred bytes.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// No status word or failure reason that we keep is longer.
+const TEXT_CHARS_MAX: usize = 100;
+
+/// A webhook as the gateway passed it on.
+#[derive(Clone, Copy)]
+pub struct Notice<'a> {
+    /// The body, as it was.
+    pub body: &'a [u8],
+    /// `X-TIMESTAMP`.
+    pub timestamp: Option<&'a str>,
+    /// `X-SIGNATURE`.
+    pub signature: Option<&'a str>,
+    /// When the gateway published it: the AMQP `timestamp`, in Unix seconds.
+    pub published_at: Option<u64>,
+}
+
+/// What the provider tells by itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Notification {
+    /// Something of a customer.
+    Customer(CustomerEvent),
+    /// Something else, of this type.
+    Other(String),
+}
+
+/// What the provider says of a customer.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CustomerEvent {
+    /// Whom it is about.
+    pub customer_id: Uuid,
+    /// The verification status, as the provider wrote it.
+    pub status: String,
+    /// Why the verification failed.
+    pub failure_reason: Option<String>,
+    /// When it happened, by the provider's clock.
+    pub at: OffsetDateTime,
+}
+
+/// Why a webhook is not believed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Refusal {
+    /// It breaks the contract.
+    Invalid(String),
+    /// The provider did not sign it.
+    Forged(&'static str),
+    /// It was signed so many seconds before it was published, or after.
+    Stale(u64),
+}
+
+impl Refusal {
+    /// The reason as a program reads it.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::Forged(_) => "forged",
+            Self::Stale(_) => "stale",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(reason) => f.write_str(reason),
+            Self::Forged(reason) => f.write_str(reason),
+            Self::Stale(seconds) => write!(
+                f,
+                "X-TIMESTAMP: is {seconds} s from the AMQP timestamp; is it a replay, or is the gateway's clock wrong?"
+            ),
+        }
+    }
+}
+
+/// Reads a webhook and checks that the provider sent it, not long before it was published:
+/// how long it then lay in the queue does not count.
+///
+/// The provider signs `{api_key}|{X-TIMESTAMP}|{body}`, with the body parsed and printed
+/// again as its `compact` form ("Webhooks", verification sample).
+///
+/// # Errors
+/// Why it is not believed. Never says what was in it.
+pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> Result<Notification, Refusal> {
+    if notice.body.len() > BODY_BYTES_MAX {
+        return Err(invalid("body: is larger than 64 KiB"));
+    }
+    let body = Json::parse(notice.body).map_err(|faults| {
+        Refusal::Invalid(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })?;
+    let timestamp = check_signature(notice, &body, signer)?;
+    let published_at = notice.published_at.and_then(|seconds| i64::try_from(seconds).ok());
+    let published_at =
+        published_at.ok_or_else(|| invalid("AMQP timestamp: is missing; the gateway must set it"))?;
+    let age = published_at.abs_diff(timestamp);
+    if age > age_max.as_secs() {
+        return Err(Refusal::Stale(age));
+    }
+    match text_at(&body, "/type") {
+        Some("CUSTOMER") => Ok(Notification::Customer(read_customer_event(&body)?)),
+        Some(other) => Ok(Notification::Other(clip(other, TEXT_CHARS_MAX))),
+        None => Err(invalid("/type: is missing, or no text")),
+    }
+}
+
+/// Returns the timestamp that is signed.
+fn check_signature(notice: &Notice<'_>, body: &Json, signer: &Signer) -> Result<i64, Refusal> {
+    let timestamp = notice.timestamp.and_then(|text| text.trim().parse().ok());
+    let timestamp = timestamp.ok_or(Refusal::Forged("X-TIMESTAMP: is missing, or no number of seconds"))?;
+    let signature = notice.signature.ok_or(Refusal::Forged("X-SIGNATURE: is missing"))?;
+    match signer.verify(timestamp, &body.to_canonical(Profile::Compact), signature.trim()) {
+        true => Ok(timestamp),
+        false => Err(Refusal::Forged("X-SIGNATURE: is not the provider's, for this body and X-TIMESTAMP")),
+    }
+}
+
+fn read_customer_event(body: &Json) -> Result<CustomerEvent, Refusal> {
+    let text = |pointer: &str| {
+        text_at(body, pointer).ok_or_else(|| invalid(format!("{pointer}: is missing, or no text")))
+    };
+    let fault = |pointer: &'static str| move |reason: &'static str| invalid(format!("{pointer}: {reason}"));
+    let status = clip(text("/event")?, TEXT_CHARS_MAX);
+    if status.is_empty() {
+        return Err(invalid("/event: is empty"));
+    }
+    Ok(CustomerEvent {
+        customer_id: uuid(text("/id")?).map_err(fault("/id"))?,
+        status,
+        failure_reason: text_at(body, "/metadata/failure_reason").map(|reason| clip(reason, TEXT_CHARS_MAX)),
+        at: time_of(text("/timestamp")?).map_err(fault("/timestamp"))?,
+    })
+}
+
+/// ISO 8601, in UTC where it names no offset.
+fn time_of(text: &str) -> Result<OffsetDateTime, &'static str> {
+    instant(text).or_else(|reason| {
+        let local = PrimitiveDateTime::parse(text, &Iso8601::DEFAULT).map_err(|_| reason)?;
+        Ok(local.assume_utc())
+    })
+}
+
+fn invalid(reason: impl Into<String>) -> Refusal {
+    Refusal::Invalid(reason.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use time::macros::datetime;
+
+    const SIGNED_AT: i64 = 1_752_670_745;
+    const BODY: &str = r#"{"type":"CUSTOMER","id":"4e6f1b20-a73c-11ec-b909-0242ac120002","event":"FAILED",
+        "timestamp":"2025-07-16T12:59:05Z","metadata":{"failure_reason":"KYC_FAILED"}}"#;
+
+    fn signer() -> Signer {
+        Signer::new("key", "secret")
+    }
+
+    fn sign(body: &str) -> String {
+        let canonical = Json::parse(body.as_bytes()).unwrap().to_canonical(Profile::Compact);
+        signer().sign(SIGNED_AT, &canonical)
+    }
+
+    /// Reads `body`, signed by the provider and published so many seconds later.
+    fn read(body: &str, published_after: i64) -> Result<Notification, Refusal> {
+        let (timestamp, signature) = (SIGNED_AT.to_string(), sign(body));
+        let notice = Notice {
+            body: body.as_bytes(),
+            timestamp: Some(&timestamp),
+            signature: Some(&signature),
+            published_at: u64::try_from(SIGNED_AT + published_after).ok(),
+        };
+        read_notice(&notice, &signer(), Duration::from_secs(300))
+    }
+
+    fn event(status: &str, failure_reason: Option<&str>) -> CustomerEvent {
+        CustomerEvent {
+            customer_id: "4e6f1b20-a73c-11ec-b909-0242ac120002".parse().unwrap(),
+            status: status.to_owned(),
+            failure_reason: failure_reason.map(str::to_owned),
+            at: datetime!(2025-07-16 12:59:05 UTC),
+        }
+    }
+
+    #[test]
+    fn what_the_provider_signed_is_read_however_it_is_spaced() {
+        let expected = Notification::Customer(event("FAILED", Some("KYC_FAILED")));
+        assert_eq!(read(BODY, 0), Ok(expected.clone()));
+        let respaced = BODY.replace(['\n', ' '], "");
+        let notice = Notice {
+            body: respaced.as_bytes(),
+            timestamp: Some("1752670745"),
+            signature: Some(&sign(BODY)),
+            published_at: Some(1_752_670_745),
+        };
+        assert_eq!(read_notice(&notice, &signer(), Duration::ZERO), Ok(expected));
+    }
+
+    #[test]
+    fn every_field_is_read_or_told() {
+        #[track_caller]
+        fn check(from: &str, to: &str, expected: Result<Notification, &str>) {
+            let read = read(&BODY.replace(from, to), 0);
+            assert_eq!(read, expected.map_err(invalid), "{from} -> {to}");
+        }
+        let customer = |status, reason| Ok(Notification::Customer(event(status, reason)));
+        check("\"FAILED\"", "\"VERIFIED\"", customer("VERIFIED", Some("KYC_FAILED")));
+        check("\"FAILED\"", "\"ON_HOLD\"", customer("ON_HOLD", Some("KYC_FAILED")));
+        check("\"KYC_FAILED\"", "null", customer("FAILED", None));
+        check("metadata", "meta", customer("FAILED", None));
+        check("05Z", "05+00:00", customer("FAILED", Some("KYC_FAILED")));
+        check("05Z", "05.000000", customer("FAILED", Some("KYC_FAILED")));
+        check("T12:59:05Z", "T18:29:05+05:30", customer("FAILED", Some("KYC_FAILED")));
+        check("CUSTOMER", "TRANSACTION", Ok(Notification::Other("TRANSACTION".to_owned())));
+        check("\"type\"", "\"kind\"", Err("/type: is missing, or no text"));
+        check("\"id\"", "\"customer\"", Err("/id: is missing, or no text"));
+        check("4e6f1b20", "4e6f", Err("/id: must be a UUID of 36 characters"));
+        check("\"FAILED\"", "7", Err("/event: is missing, or no text"));
+        check("\"FAILED\"", "\"\"", Err("/event: is empty"));
+        let form = "/timestamp: must be an RFC 3339 time such as 2025-07-16T12:59:05Z";
+        check("2025-07-16T12:59:05Z", "yesterday", Err(form));
+    }
+
+    #[test]
+    fn what_the_provider_did_not_sign_is_refused() {
+        let (timestamp, signature) = (SIGNED_AT.to_string(), sign(BODY));
+        let genuine = Notice {
+            body: BODY.as_bytes(),
+            timestamp: Some(&timestamp),
+            signature: Some(&signature),
+            published_at: u64::try_from(SIGNED_AT).ok(),
+        };
+        let read = |notice: Notice<'_>| {
+            read_notice(&notice, &signer(), Duration::from_secs(300)).err().map(|refusal| refusal.code())
+        };
+        assert_eq!(read(genuine), None);
+        let altered = BODY.replace("FAILED\"", "VERIFIED\"");
+        for forged in [
+            Notice { body: altered.as_bytes(), ..genuine },
+            Notice { timestamp: Some("1752670746"), ..genuine },
+            Notice { timestamp: Some("soon"), ..genuine },
+            Notice { timestamp: None, ..genuine },
+            Notice { signature: Some("AAAA"), ..genuine },
+            Notice { signature: None, ..genuine },
+        ] {
+            assert_eq!(read(forged), Some("forged"));
+        }
+        assert_eq!(read(Notice { body: b"{", ..genuine }), Some("invalid"));
+        assert_eq!(read(Notice { body: &[b' '; BODY_BYTES_MAX + 1], ..genuine }), Some("invalid"));
+        assert_eq!(read(Notice { published_at: None, ..genuine }), Some("invalid"));
+    }
+
+    #[test]
+    fn a_notice_is_stale_by_when_it_was_published_and_not_by_now() {
+        assert!(read(BODY, 300).is_ok());
+        assert!(read(BODY, -300).is_ok());
+        assert_eq!(read(BODY, 301), Err(Refusal::Stale(301)));
+        assert_eq!(read(BODY, -301), Err(Refusal::Stale(301)));
+    }
+}
