@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -47,13 +48,14 @@ enum Direction {
 }
 
 impl Control {
-    /// For a connection made after so many freezes.
-    fn stalls(&self, direction: Direction, freezes: u64) -> bool {
+    /// For a connection made while things stood as `before`. What was ended or frozen since then
+    /// carries nothing any more, even if a stall is over by the time that its task hears of both.
+    fn stalls(&self, direction: Direction, before: &Control) -> bool {
         let is_stalled = match direction {
             Direction::ToTarget => self.stalls_to_target,
             Direction::ToClient => self.stalls_to_client,
         };
-        is_stalled || self.freezes != freezes
+        is_stalled || self.freezes != before.freezes || self.endings != before.endings
     }
 }
 
@@ -184,10 +186,15 @@ async fn take_connections(
             Some(_) = connections.join_next() => {}
             changed = control.changed() => {
                 if changed.is_err() || control.borrow_and_update().refuses {
-                    return;
+                    break;
                 }
             }
         }
+    }
+    // The kernel has accepted these already: their clients were not refused.
+    while let Some(Ok((client, _))) = listener.accept().now_or_never() {
+        let (own, before) = (control.clone(), *control.borrow());
+        connections.spawn(relay(client, target, own, before));
     }
 }
 
@@ -207,10 +214,10 @@ async fn relay(
     let ended = {
         let (client_in, client_out) = client.split();
         let (server_in, server_out) = server.split();
-        let up = pump(client_in, server_out, control.clone(), Direction::ToTarget, before.freezes);
-        let down = pump(server_in, client_out, control.clone(), Direction::ToClient, before.freezes);
+        let up = pump(client_in, server_out, control.clone(), Direction::ToTarget, before);
+        let down = pump(server_in, client_out, control.clone(), Direction::ToClient, before);
         tokio::select! {
-            // What was held back by a stall does not slip through before the end.
+            // An end that was asked for goes before one that came by itself.
             biased;
             ended = control.wait_for(|control| control.endings != before.endings) => {
                 if ended.is_ok_and(|control| !control.resets) { Ending::Cut } else { Ending::Reset }
@@ -253,14 +260,14 @@ async fn pump(
     mut to: WriteHalf<'_>,
     mut control: watch::Receiver<Control>,
     direction: Direction,
-    freezes: u64,
+    before: Control,
 ) -> io::Result<()> {
     let mut piece = vec![0; 64 * 1024];
     loop {
-        flowing(&mut control, direction, freezes).await;
+        flowing(&mut control, direction, &before).await;
         let length = from.read(&mut piece).await?;
         // It may have stalled while we waited for these bytes.
-        let delay = flowing(&mut control, direction, freezes).await;
+        let delay = flowing(&mut control, direction, &before).await;
         if !delay.is_zero() {
             sleep(delay).await;
         }
@@ -272,9 +279,9 @@ async fn pump(
 }
 
 /// Waits until bytes may go this way. Returns how long each piece is delayed.
-async fn flowing(control: &mut watch::Receiver<Control>, direction: Direction, freezes: u64) -> Duration {
+async fn flowing(control: &mut watch::Receiver<Control>, direction: Direction, before: &Control) -> Duration {
     let delay =
-        control.wait_for(|control| !control.stalls(direction, freezes)).await.map(|control| control.delay);
+        control.wait_for(|control| !control.stalls(direction, before)).await.map(|control| control.delay);
     match delay {
         Ok(delay) => delay,
         // The relay is gone, and this task with it.
