@@ -14,14 +14,10 @@ fn count(log: &str, line: &str) -> usize {
 
 async fn check_done_once(world: &World, jobs: &[Uuid]) {
     let all = i64::try_from(jobs.len()).expect("some jobs");
-    world.wait_for("all to be accepted", async || (count_accepted(world).await == all).then_some(())).await;
+    world.wait_for_accepted(all).await;
     assert_eq!(world.oracle("patches").await.len(), jobs.len(), "one PATCH a job");
     assert_eq!(world.oracle("updates").await.len(), jobs.len());
     assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
-}
-
-async fn count_accepted(world: &World) -> i64 {
-    world.count("select count(*) from submission where state = 'accepted'").await
 }
 
 /// Lets a worker work through a backlog while its connection is broken again and again.
@@ -32,7 +28,7 @@ async fn survives(world: &World, breakdown: impl AsyncFn(&Relay, &WorkerProcess)
     let mut worker = world.start_worker_with(&settings);
     let jobs = world.publish_jobs(400).await;
     for goal in [20, 100, 200] {
-        world.wait_for("some progress", async || (count_accepted(world).await >= goal).then_some(())).await;
+        world.wait_for_accepted(goal).await;
         world
             .wait_for("a session to break", async || {
                 let log = worker.log();

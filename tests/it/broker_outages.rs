@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::harness::{JOBS, WorkerProcess, World, job_body, world};
+use crate::harness::{JOBS, NARROW, WorkerProcess, World, world};
 use crate::own_services::OwnRabbit;
 
 const LOST: &str = "broker session lost";
@@ -17,23 +17,6 @@ const REFUSED: &str = "no broker session until a person has mended this";
 
 const STILL_AWAY: &str = "broker still away";
 
-/// A worker that holds deliveries, with more of them in the queue.
-const NARROW: [(&str, &str); 2] = [("CONCURRENCY", "4"), ("PREFETCH", "8")];
-
-async fn start_at_work(world: &World, settings: &[(&str, &str)]) -> (WorkerProcess, Vec<Uuid>) {
-    world.declare_topology().await;
-    world.set_provider(json!({ "latency_ms": 20 })).await;
-    let jobs = world.publish_jobs(200).await;
-    let worker = world.start_worker_with(&[&NARROW[..], settings].concat());
-    wait_for_accepted(world, 20).await;
-    (worker, jobs)
-}
-
-async fn wait_for_accepted(world: &World, count: i64) {
-    let accepted = "select count(*) from submission where state = 'accepted'";
-    world.wait_for("jobs under way", async || (world.count(accepted).await >= count).then_some(())).await;
-}
-
 async fn check_each_done_once(world: &World, jobs: &[Uuid]) {
     world.check_nothing_lost_or_spent_twice(jobs).await;
     assert_eq!(world.oracle("patches").await.len(), jobs.len(), "no attempt was in doubt");
@@ -43,7 +26,7 @@ async fn check_each_done_once(world: &World, jobs: &[Uuid]) {
 #[test]
 fn a_connection_that_the_operator_closes_is_opened_again() {
     world(async |world| {
-        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let (worker, jobs) = world.start_at_work(&[]).await;
         world.close_connections_of_workers().await;
         world.wait_for_log(&worker, LOST).await;
         world.wait_for_logs(&worker, OPENED, 2).await;
@@ -56,10 +39,10 @@ fn a_connection_that_the_operator_closes_is_opened_again() {
 fn a_connection_that_is_reset_or_cut_is_opened_again() {
     world(async |world| {
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let (worker, jobs) = start_at_work(&world, &[("AMQP_URL", &amqp_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("AMQP_URL", &amqp_url)]).await;
         relay.reset();
         world.wait_for_logs(&worker, OPENED, 2).await;
-        wait_for_accepted(&world, 60).await;
+        world.wait_for_accepted(60).await;
         relay.cut();
         world.wait_for_logs(&worker, OPENED, 3).await;
         check_each_done_once(&world, &jobs).await;
@@ -71,7 +54,7 @@ fn a_connection_that_is_reset_or_cut_is_opened_again() {
 fn a_network_that_forgets_the_connection_is_noticed_by_its_heartbeat() {
     world(async |world| {
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let (worker, jobs) = start_at_work(&world, &[("AMQP_URL", &amqp_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("AMQP_URL", &amqp_url)]).await;
         // Not a byte and not a word; new connections are as good as ever.
         relay.freeze();
         world.wait_for_logs(&worker, OPENED, 2).await;
@@ -84,7 +67,7 @@ fn a_network_that_forgets_the_connection_is_noticed_by_its_heartbeat() {
 fn a_broker_that_refuses_connections_is_waited_for() {
     world(async |world| {
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let (worker, jobs) = start_at_work(&world, &[("AMQP_URL", &amqp_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("AMQP_URL", &amqp_url)]).await;
         relay.refuse().await;
         relay.cut();
         world.wait_for_log(&worker, "AMQP_URL: cannot use RabbitMQ at 127.0.0.1").await;
@@ -99,23 +82,6 @@ fn a_broker_that_refuses_connections_is_waited_for() {
     });
 }
 
-/// Publishes through the binary, which waits for the broker's confirmations.
-async fn enqueue(world: &World, amqp_url: &str, count: usize) -> Vec<Uuid> {
-    let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
-    let lines: Vec<String> = jobs
-        .iter()
-        .map(|job_id| {
-            let mut body = job_body(Uuid::new_v4(), *job_id);
-            body["job_id"] = json!(job_id);
-            body.to_string()
-        })
-        .collect();
-    let file = world.write_file("jobs.jsonl", lines.join("\n").as_bytes());
-    let enqueued = world.run(&["enqueue", &file], &[("AMQP_URL", amqp_url)]).await;
-    assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
-    jobs
-}
-
 #[test]
 fn a_broker_that_stops_crashes_or_closes_the_channel_loses_and_repeats_nothing() {
     // As quick to lose patience as it can be told to be.
@@ -123,16 +89,16 @@ fn a_broker_that_stops_crashes_or_closes_the_channel_loses_and_repeats_nothing()
     world(async |world| {
         let amqp_url = broker.url();
         world.set_provider(json!({ "latency_ms": 20 })).await;
-        let mut jobs = enqueue(&world, &amqp_url, 300).await;
+        let mut jobs = world.enqueue_jobs(300, &[("AMQP_URL", &amqp_url)]).await;
         let worker = world.start_worker_with(&[&NARROW[..], &[("AMQP_URL", &amqp_url)]].concat());
-        wait_for_accepted(&world, 20).await;
+        world.wait_for_accepted(20).await;
 
         broker.stop();
         world.wait_for_log(&worker, LOST).await;
         broker.start_again();
         world.wait_for_logs(&worker, OPENED, 2).await;
-        let accepted = world.count("select count(*) from submission where state = 'accepted'").await;
-        wait_for_accepted(&world, accepted + 20).await;
+        let accepted = world.count_accepted().await;
+        world.wait_for_accepted(accepted + 20).await;
 
         broker.kill();
         world.wait_for_log(&worker, STILL_AWAY).await;
@@ -142,7 +108,7 @@ fn a_broker_that_stops_crashes_or_closes_the_channel_loses_and_repeats_nothing()
 
         // Deliveries that are held for too long: the broker closes the channel.
         let lock = world.lock_table("submission").await;
-        jobs.extend(enqueue(&world, &amqp_url, 20).await);
+        jobs.extend(world.enqueue_jobs(20, &[("AMQP_URL", &amqp_url)]).await);
         world.wait_for_log(&worker, "PRECONDITION_FAILED").await;
         drop(lock);
         world.wait_for_logs(&worker, OPENED, 4).await;
@@ -260,7 +226,7 @@ fn a_broker_that_accepts_and_says_nothing_is_given_up_and_leaves_nothing_behind(
 fn a_worker_without_its_broker_finishes_what_it_has_and_stops_when_told() {
     world(async |world| {
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let (mut worker, jobs) = start_at_work(&world, &[("AMQP_URL", &amqp_url)]).await;
+        let (mut worker, jobs) = world.start_at_work(&[("AMQP_URL", &amqp_url)]).await;
         relay.refuse().await;
         relay.cut();
         world.wait_for_log(&worker, LOST).await;

@@ -35,10 +35,6 @@ fn line(job_id: Uuid) -> String {
     body.to_string()
 }
 
-async fn count_accepted(world: &World) -> i64 {
-    world.count("select count(*) from submission where state = 'accepted'").await
-}
-
 #[test]
 fn enqueue_publishes_the_valid_lines_and_names_the_others() {
     world(async |world| {
@@ -85,7 +81,7 @@ fn a_file_that_is_enqueued_twice_is_submitted_once() {
                     .then_some(())
             })
             .await;
-        world.wait_for("both", async || (count_accepted(&world).await == 2).then_some(())).await;
+        world.wait_for_accepted(2).await;
         assert_eq!(world.count_patches(named).await, 1);
         assert_eq!(world.count_patches(unnamed).await, 1);
     });
@@ -299,7 +295,7 @@ fn a_drained_worker_has_left_nothing_undone() {
             .await;
         let drained = world.run(&["run", "--drain"], &[]).await;
         check(&drained, 0, &["drained", "next_due_in_ms"], &[]);
-        assert_eq!(count_accepted(&world).await, 31);
+        assert_eq!(world.count_accepted().await, 31);
         assert_eq!(world.count_ready(JOBS).await, 0);
         assert_eq!(world.oracle("updates").await.len(), jobs.len() + 1);
     });

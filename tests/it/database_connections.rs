@@ -82,12 +82,7 @@ fn connections_lost_again_and_again_under_load_spend_nothing_twice() {
         let (relay, mut worker) = start(&world).await;
         let jobs = world.publish_jobs(300).await;
         for goal in [10, 80, 150, 220] {
-            world
-                .wait_for("some progress", async || {
-                    let accepted = "select count(*) from submission where state = 'accepted'";
-                    (world.count(accepted).await >= goal).then_some(())
-                })
-                .await;
+            world.wait_for_accepted(goal).await;
             if goal % 20 == 0 { relay.reset() } else { relay.cut() }
         }
         check_done_once(&world, &jobs).await;

@@ -5,40 +5,15 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
-use crate::harness::{JOBS, WorkerProcess, World, world, world_on};
+use crate::harness::{JOBS, NARROW, WorkerProcess, World, world, world_on};
 use crate::own_services::{Disk, OwnPostgres};
 use crate::relay::Relay;
-
-/// Small enough that a backlog stays in the queue while the intake pauses, and patient enough
-/// that an attempt whose commit lost its answer can be looked into when the database is back.
-const NARROW: [(&str, &str); 5] = [
-    ("CONCURRENCY", "4"),
-    ("PREFETCH", "8"),
-    ("READ_BACK_WINDOW", "45s"),
-    ("READ_BACK_CONFIRMATIONS", "1"),
-    ("READ_BACK_DEADLINE", "2m"),
-];
 
 const PAUSED: &str = "intake paused";
 
 const RESUMED: &str = "intake resumed";
 
 const MEMORY_MAX_KIB: u64 = 150 * 1024;
-
-/// A worker whose database may be cut off, in the middle of its work.
-async fn start_at_work(world: &World, settings: &[(&str, &str)]) -> (WorkerProcess, Vec<Uuid>) {
-    world.declare_topology().await;
-    world.set_provider(json!({ "latency_ms": 20 })).await;
-    let jobs = world.publish_jobs(200).await;
-    let worker = world.start_worker_with(&[&NARROW[..], settings].concat());
-    wait_for_accepted(world, 20).await;
-    (worker, jobs)
-}
-
-async fn wait_for_accepted(world: &World, count: i64) {
-    let accepted = "select count(*) from submission where state = 'accepted'";
-    world.wait_for("jobs under way", async || (world.count(accepted).await >= count).then_some(())).await;
-}
 
 /// The database went away: the worker says so once, and its backlog stays in the queue.
 async fn wait_for_pause(world: &World, worker: &WorkerProcess) {
@@ -82,7 +57,7 @@ fn a_database_that_is_down_at_start_is_waited_for_with_every_job_in_its_queue() 
 fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
-        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
         relay.refuse().await;
         relay.cut();
         wait_for_pause(&world, &worker).await;
@@ -101,10 +76,10 @@ fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
 fn a_database_that_resets_connections_is_connected_to_again() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
-        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
         for accepted in [40, 80, 120] {
             relay.reset();
-            wait_for_accepted(&world, accepted).await;
+            world.wait_for_accepted(accepted).await;
         }
         world.check_nothing_lost_or_spent_twice(&jobs).await;
         assert_eq!(world.oracle("patches").await.len(), jobs.len());
@@ -120,7 +95,7 @@ fn a_network_that_forgets_connections_to_the_database_is_noticed() {
         // Without TLS: sqlx closes a TLS connection without an end if its peer is gone.
         let database_url = format!("{database_url}?sslmode=disable");
         let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "2")];
-        let (worker, jobs) = start_at_work(&world, &settings).await;
+        let (worker, jobs) = world.start_at_work(&settings).await;
         // Not a byte and not a word; new connections are as good as ever.
         relay.freeze();
         world.check_nothing_lost_or_spent_twice(&jobs).await;
@@ -134,7 +109,7 @@ fn a_network_that_forgets_connections_to_the_database_is_noticed() {
 fn a_database_that_says_nothing_holds_back_the_intake_until_it_speaks() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
-        let (worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
         relay.stall_to_client();
         relay.stall_to_target();
         wait_for_pause(&world, &worker).await;
@@ -159,9 +134,9 @@ fn with_cluster(settings: &[&str], test: impl AsyncFnOnce(&World, &mut OwnPostgr
 #[test]
 fn a_database_that_is_stopped_and_one_that_crashes_under_load_cost_time_only() {
     with_cluster(&[], async |world, cluster| {
-        let (worker, jobs) = start_at_work(world, &[]).await;
+        let (worker, jobs) = world.start_at_work(&[]).await;
         for (times, crashes) in [(1, true), (2, false)] {
-            let accepted = world.count("select count(*) from submission where state = 'accepted'").await;
+            let accepted = world.count_accepted().await;
             if crashes {
                 cluster.crash();
             } else {
@@ -174,7 +149,7 @@ fn a_database_that_is_stopped_and_one_that_crashes_under_load_cost_time_only() {
             cluster.start_again();
             world.check_every_patch_has_its_attempt().await;
             world.wait_for_logs(&worker, RESUMED, times).await;
-            wait_for_accepted(world, accepted + 20).await;
+            world.wait_for_accepted(accepted + 20).await;
         }
         world.check_nothing_lost_or_spent_twice(&jobs).await;
         world.wait_for_no_delivery().await;
@@ -190,7 +165,7 @@ fn a_database_that_is_stopped_and_one_that_crashes_under_load_cost_time_only() {
 fn a_database_without_a_connection_to_spare_costs_time_only() {
     with_cluster(&["max_connections=12", "superuser_reserved_connections=0"], async |world, cluster| {
         let (relay, database_url) = world.relay_to_database().await;
-        let (worker, jobs) = start_at_work(world, &[("DATABASE_URL", &database_url)]).await;
+        let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
         relay.refuse().await;
         relay.cut();
         let mut holders = Vec::new();
@@ -221,7 +196,7 @@ fn a_database_whose_disk_is_full_costs_time_only() {
     let cluster = OwnPostgres::start(Disk::Small(96), &["autovacuum=off", "shared_buffers=16MB"]);
     let filler = cluster.path_on_disk("filler");
     world_on(&cluster.url(), async |world| {
-        let (worker, mut jobs) = start_at_work(&world, &[]).await;
+        let (worker, mut jobs) = world.start_at_work(&[]).await;
         let fill = format!("copy (select repeat('x', 8000) from generate_series(1, 20000)) to '{filler}'");
         let full = sqlx::query(AssertSqlSafe(fill)).execute(&world.pool).await;
         let full = full.expect_err("the disk is small").to_string();
@@ -264,7 +239,7 @@ async fn end_connections(world: &World) {
 #[test]
 fn a_database_that_was_read_only_for_a_while_is_connected_to_afresh() {
     world(async |world| {
-        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let (worker, jobs) = world.start_at_work(&[]).await;
         set_read_only(&world, true).await;
         end_connections(&world).await;
         wait_for_pause(&world, &worker).await;
@@ -284,7 +259,7 @@ fn a_database_that_was_read_only_for_a_while_is_connected_to_afresh() {
 #[test]
 fn a_table_that_is_locked_pauses_the_intake_until_it_is_free() {
     world(async |world| {
-        let (worker, jobs) = start_at_work(&world, &[]).await;
+        let (worker, jobs) = world.start_at_work(&[]).await;
         let lock = world.lock_table("submission").await;
         wait_for_pause(&world, &worker).await;
         assert!(world.count_blocked().await <= 5, "no more statements wait than there are connections");
@@ -398,7 +373,7 @@ fn a_worker_without_its_database_stops_when_told() {
         world.wait_for_log(&waiting, "waiting for the database").await;
         waiting.stop().await;
         relay.accept().await;
-        let (mut worker, jobs) = start_at_work(&world, &[("DATABASE_URL", &database_url)]).await;
+        let (mut worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
         relay.refuse().await;
         relay.cut();
         world.wait_for_log(&worker, PAUSED).await;

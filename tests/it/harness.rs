@@ -32,6 +32,17 @@ use crate::relay::Relay;
 /// The queue of jobs.
 pub const JOBS: &str = "kyc.document-updates";
 
+/// For a worker with more in its queue than it holds, which may be cut off from a service in the
+/// middle of it; patient enough that an attempt whose commit lost its answer can be looked into
+/// when the database is back.
+pub const NARROW: [(&str, &str); 5] = [
+    ("CONCURRENCY", "4"),
+    ("PREFETCH", "8"),
+    ("READ_BACK_WINDOW", "45s"),
+    ("READ_BACK_CONFIRMATIONS", "1"),
+    ("READ_BACK_DEADLINE", "2m"),
+];
+
 /// Nothing in a test takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -397,6 +408,45 @@ impl World {
         jobs
     }
 
+    /// Queues as many valid jobs, each for a customer of its own, through the binary, which waits
+    /// for the broker's confirmations.
+    pub async fn enqueue_jobs(&self, count: usize, settings: &[(&str, &str)]) -> Vec<Uuid> {
+        let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
+        let lines: String = jobs
+            .iter()
+            .map(|job_id| {
+                let mut body = job_body(Uuid::new_v4(), *job_id);
+                body["job_id"] = json!(job_id);
+                format!("{body}\n")
+            })
+            .collect();
+        let file = self.write_file("jobs.jsonl", lines.as_bytes());
+        let enqueued = self.run(&["enqueue", &file], settings).await;
+        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+        jobs
+    }
+
+    /// Starts a worker that holds a few deliveries of two hundred, in the middle of its work.
+    pub async fn start_at_work(&self, settings: &[(&str, &str)]) -> (WorkerProcess, Vec<Uuid>) {
+        self.declare_topology().await;
+        self.set_provider(json!({ "latency_ms": 20 })).await;
+        let jobs = self.publish_jobs(200).await;
+        let worker = self.start_worker_with(&[&NARROW[..], settings].concat());
+        self.wait_for_accepted(20).await;
+        (worker, jobs)
+    }
+
+    /// Waits until as many submissions are accepted.
+    pub async fn wait_for_accepted(&self, count: i64) {
+        let what = format!("{count} accepted submissions");
+        self.wait_for(&what, async || (self.count_accepted().await >= count).then_some(())).await;
+    }
+
+    /// How many submissions are accepted.
+    pub async fn count_accepted(&self) -> i64 {
+        self.count("select count(*) from submission where state = 'accepted'").await
+    }
+
     /// How many messages are ready in a queue.
     pub async fn count_ready(&self, queue: &str) -> u32 {
         self.look_at(queue).await.message_count()
@@ -565,7 +615,7 @@ impl World {
         self.check_every_patch_has_its_attempt().await;
         let in_motion = "select count(*) from submission where state in ('submitting', 'waiting', 'unknown')";
         assert_eq!(self.count(in_motion).await, 0);
-        let accepted = self.count("select count(*) from submission where state = 'accepted'").await;
+        let accepted = self.count_accepted().await;
         assert_eq!(i64::try_from(self.oracle("updates").await.len()), Ok(accepted));
     }
 

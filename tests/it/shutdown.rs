@@ -287,24 +287,13 @@ fn workers_that_come_and_go_under_load_lose_nothing_and_leave_nothing_unknown() 
         let settings = [("CONCURRENCY", "4"), ("PREFETCH", "16")];
         for round in 1..=4 {
             let mut worker = world.start_worker_with(&settings);
-            let goal = round * 80;
-            world
-                .wait_for("some progress", async || {
-                    (world.count("select count(*) from submission where state = 'accepted'").await >= goal)
-                        .then_some(())
-                })
-                .await;
+            world.wait_for_accepted(round * 80).await;
             stops(&mut worker).await;
             let open = "select count(*) from submission where state = 'submitting'";
             assert_eq!(world.count(open).await, 0, "round {round}");
         }
         let mut last = world.start_worker();
-        world
-            .wait_for("all to be accepted", async || {
-                (world.count("select count(*) from submission where state = 'accepted'").await == 600)
-                    .then_some(())
-            })
-            .await;
+        world.wait_for_accepted(600).await;
         let not_accepted = "select count(*) from attempt where verdict not in ('accepted', 'not_sent')";
         assert_eq!(world.count(not_accepted).await, 0);
         assert_eq!(world.oracle("patches").await.len(), jobs.len(), "one PATCH a job");
