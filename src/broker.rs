@@ -259,8 +259,18 @@ impl Broker {
     }
 }
 
-/// Whether the broker is there and refuses us, so that waiting alone mends nothing.
+/// A session that had all it needs broke off: with the network or the broker, or for a delivery
+/// that was held for longer than its patience (RabbitMQ, "Delivery Acknowledgement Timeout").
+#[derive(Debug, thiserror::Error)]
+#[error("the session broke off; what it had handed over comes again")]
+struct BrokenOff(#[source] lapin::Error);
+
+/// Whether the broker is there and refuses what a session needs, so that waiting alone mends
+/// nothing. What ends a session that has all it needs is over with the next one.
 fn needs_person(error: &anyhow::Error) -> bool {
+    if error.is::<BrokenOff>() {
+        return false;
+    }
     error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).any(|error| match error.kind() {
         lapin::ErrorKind::ProtocolError(refusal) => matches!(refusal.kind(), AMQPErrorKind::Soft(_)),
         _ => false,
@@ -316,7 +326,8 @@ impl Session {
                 delivery = next(consumer.as_mut()) => match delivery {
                     Some(delivery) => {
                         if let Some(dispositions) = &dispositions {
-                            hand_over(delivery?, dispositions, deliveries, stopping).await;
+                            let delivery = delivery.map_err(BrokenOff)?;
+                            hand_over(delivery, dispositions, deliveries, stopping).await;
                         }
                     }
                     None if is_consuming => bail!("the broker ended the consumer; was the queue deleted?"),
