@@ -17,11 +17,11 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sqlx::Connection as _;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
-use tokio::time::{Instant, timeout};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
@@ -88,6 +88,10 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 /// A connection that does not answer for so long is given up. The network may have forgotten
 /// it, and the kernel would go on for a quarter of an hour before it noticed.
 const PING_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A connection that is not made by then is given up, and tried again after a pause.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection that lay idle for less is taken to be alive.
 const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
@@ -160,24 +164,40 @@ fn distrust_connections() {
     }
 }
 
-/// Whether a connection may be used again. The pool asks this itself, but without an end.
+/// Whether a connection may be used again. The pool asks this itself, but without an end. What
+/// may not be used is closed by the pool.
 async fn is_usable(
     connection: &mut PgConnection,
     about: PoolConnectionMetadata,
     idle_time_min: Duration,
+    options: &PgConnectOptions,
 ) -> bool {
     let distrusted_at = *DISTRUSTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
-    if distrusted_at.is_some_and(|at| about.age >= at.elapsed()) {
-        return false;
-    }
-    if about.idle_for < idle_time_min {
+    let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
+    if about.idle_for < idle_time_min && !is_distrusted {
         return true;
     }
     match timeout(PING_TIME_MAX, connection.ping()).await {
-        Ok(answer) => answer.is_ok(),
+        Ok(answer) => answer.is_ok() && !is_distrusted,
         Err(_elapsed) => {
             distrust_connections();
+            drop_silent(connection, options).await;
             false
+        }
+    }
+}
+
+/// Drops a connection that says nothing, and leaves another in its place for the pool to close:
+/// closing waits, under TLS, for a last word of the peer's, and holds the connection's place in
+/// the pool until the kernel gives up. Waits for the database if that is away.
+async fn drop_silent(connection: &mut PgConnection, options: &PgConnectOptions) {
+    loop {
+        match timeout(CONNECT_TIME_MAX, options.connect()).await {
+            Ok(Ok(other)) => {
+                *connection = other;
+                return;
+            }
+            Ok(Err(_)) | Err(_) => sleep(CONNECT_PAUSE).await,
         }
     }
 }
@@ -219,15 +239,18 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
         ("lock_timeout", "5s"),
         ("idle_in_transaction_session_timeout", "10s"),
     ]);
+    let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
         .max_connections(settings.database_connections)
-        .acquire_timeout(Duration::from_secs(5))
+        .acquire_timeout(CONNECT_TIME_MAX)
         .test_before_acquire(false)
-        .before_acquire(|connection, about| {
-            Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN).await) })
+        .before_acquire(move |connection, about| {
+            let options = before_use.clone();
+            Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN, &options).await) })
         })
-        .after_release(|connection, about| {
-            Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO).await) })
+        .after_release(move |connection, about| {
+            let options = after_use.clone();
+            Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO, &options).await) })
         })
         .connect_with(options)
         .await

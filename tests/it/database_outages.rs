@@ -88,21 +88,28 @@ fn a_database_that_resets_connections_is_connected_to_again() {
     });
 }
 
+/// Forgets every connection of a worker that is at work: not a byte and not a word; new ones are
+/// as good as ever.
+async fn forget_connections(world: &World, sslmode: &str) {
+    let (relay, database_url) = world.relay_to_database().await;
+    let database_url = format!("{database_url}?sslmode={sslmode}");
+    let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "2")];
+    let (worker, jobs) = world.start_at_work(&settings).await;
+    relay.freeze();
+    world.check_nothing_lost_or_spent_twice(&jobs).await;
+    world.wait_for_no_delivery().await;
+    assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
+    assert!(worker.memory_max_kib() < MEMORY_MAX_KIB);
+}
+
 #[test]
 fn a_network_that_forgets_connections_to_the_database_is_noticed() {
-    world(async |world| {
-        let (relay, database_url) = world.relay_to_database().await;
-        // Without TLS: sqlx closes a TLS connection without an end if its peer is gone.
-        let database_url = format!("{database_url}?sslmode=disable");
-        let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "2")];
-        let (worker, jobs) = world.start_at_work(&settings).await;
-        // Not a byte and not a word; new connections are as good as ever.
-        relay.freeze();
-        world.check_nothing_lost_or_spent_twice(&jobs).await;
-        world.wait_for_no_delivery().await;
-        assert_eq!(world.oracle_summary().await["links_applied_twice"], 0);
-        assert!(worker.memory_max_kib() < MEMORY_MAX_KIB);
-    });
+    world(async |world| forget_connections(&world, "disable").await);
+}
+
+#[test]
+fn a_network_that_forgets_connections_under_tls_is_noticed_as_soon() {
+    with_cluster(&["ssl=on"], async |world, _| forget_connections(world, "require").await);
 }
 
 #[test]

@@ -108,6 +108,11 @@ impl OwnPostgres {
             script += &format!(
                 "{drop_root}{bin}/initdb -U postgres -A trust -E UTF8 --locale=C --no-sync -D {data} -X {wal} >&2; "
             );
+            // Used where the settings say ssl=on. Postgres looks for them here.
+            script += &format!(
+                "{drop_root}openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+                    -keyout {data}/server.key -out {data}/server.crt 2>&1; "
+            );
         }
         script += &format!(
             "exec {drop_root}{bin}/postgres -D {data} -p {} -k {socket} -c listen_addresses=127.0.0.1 -c fsync=off",
