@@ -24,12 +24,24 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// How many customers are looked at at once: looks wait for no job.
 const LOOKS_MAX: usize = 32;
 
-/// How long a trial waits for a first attempt before a resend may be it: a resend that fails
-/// costs its job the only one it has, but where nothing else comes nobody would ever know.
-const WANTING_MAX: Duration = Duration::from_secs(5);
-
 /// How often old payloads and dead replicas are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a trial waits for a first attempt before a resend may be it: a resend that fails
+/// costs its job the only one it has, but where nothing else comes nobody would ever know. Each
+/// that is spent so doubles the wait, until the breaker closes: an outage of a minute costs a
+/// few jobs their resend, one of a day some hundreds and not thousands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Patience(Duration);
+
+impl Patience {
+    const MIN: Self = Self(Duration::from_secs(5));
+    const MAX: Duration = Duration::from_secs(300);
+
+    fn after_another(self) -> Self {
+        Self((self.0 * 2).min(Self::MAX))
+    }
+}
 
 /// The scheduler of one worker.
 pub struct Scheduler {
@@ -85,8 +97,9 @@ impl Scheduler {
     }
 
     async fn begin_attempts(&self) {
+        let mut patience = Patience::MIN;
         while self.worker.stopping.run_until_cancelled(self.due.notified()).await.is_some() {
-            if let Err(error) = self.begin_due().await {
+            if let Err(error) = self.begin_due(&mut patience).await {
                 self.worker.note_journal_failure(&error);
             }
         }
@@ -147,7 +160,7 @@ impl Scheduler {
     }
 
     /// Begins the next attempt of every job that is due, as the breaker and the operator allow.
-    async fn begin_due(&self) -> Result<(), JournalError> {
+    async fn begin_due(&self, patience: &mut Patience) -> Result<(), JournalError> {
         let worker = &self.worker;
         loop {
             let acquiring = Arc::clone(&self.permits).acquire_owned();
@@ -159,14 +172,20 @@ impl Scheduler {
             }
             let turn = match worker.breaker.state() {
                 State::Closed { .. } => Turn::Any,
-                State::Wanting { since, .. } if since.elapsed() >= WANTING_MAX => Turn::TrialOfAny,
+                State::Wanting { since, .. } if since.elapsed() >= patience.0 => Turn::TrialOfAny,
                 State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
+            if turn == Turn::Any {
+                *patience = Patience::MIN;
+            }
             match worker.journal.next_attempt(Moment::now(), turn).await? {
                 NextAttempt::Claimed(claimed) => {
                     if turn != Turn::Any {
                         worker.breaker.note(&Event::TrialBegun, &worker.intake);
+                    }
+                    if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
+                        *patience = patience.after_another();
                     }
                     self.spawn(*claimed, permit);
                 }
@@ -199,5 +218,30 @@ impl Scheduler {
             }
             .instrument(span),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many resends an outage spends whose every trial is one. A good probe comes 5 s after
+    /// each that failed.
+    fn spent_in(outage: Duration) -> u32 {
+        let (mut patience, mut passed, mut spent) = (Patience::MIN, Duration::ZERO, 0);
+        loop {
+            passed += Duration::from_secs(5) + patience.0;
+            if passed > outage {
+                return spent;
+            }
+            patience = patience.after_another();
+            spent += 1;
+        }
+    }
+
+    #[test]
+    fn the_longer_an_outage_lasts_the_fewer_resends_it_spends_a_minute() {
+        let spent_in = |minutes: u64| spent_in(Duration::from_secs(60 * minutes));
+        assert_eq!([1, 10, 60, 24 * 60].map(spent_in), [3, 6, 16, 288]);
     }
 }

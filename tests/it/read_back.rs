@@ -1,6 +1,8 @@
 //! An attempt whose fate is unknown is looked into, and sent again only where two looks
 //! say that it was not applied and that the customer's last update stays his.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -438,6 +440,43 @@ fn a_breaker_with_nothing_left_but_resends_still_closes() {
         let (after, _) = world.publish_job_for(Uuid::new_v4()).await;
         world.wait_for_state(after, &["accepted"]).await;
         assert_eq!(world.count_patches(after).await, 1);
+    });
+}
+
+#[test]
+fn an_outage_of_updates_alone_spends_resends_ever_more_slowly() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(5).await;
+        world.add_rule(json!({ "match": { "method": "PATCH" }, "fault": not_applied() })).await;
+        let _worker = world.start_worker_with(&[("BREAKER_FAILURES", "3")]);
+        let patches = async |count| {
+            let oracle = || world.oracle("patches");
+            world.wait_for("trials", async || Some(oracle().await).filter(|seen| seen.len() == count)).await
+        };
+        // Five first attempts, of which each was shown not to have been applied, and two resends.
+        let seen = patches(7).await;
+        let at = |patch: &Value| humantime::parse_rfc3339(patch["at"].as_str()?).ok();
+        let pause = at(&seen[6]).expect("a time").duration_since(at(&seen[5]).expect("a time"));
+        let pause = pause.expect("in order");
+        assert!(pause >= Duration::from_millis(9_900), "twice the first wait of 5 s, and not {pause:?}");
+        let sent = world.count_by_job("patches").await;
+        assert!(sent.values().all(|times| *times <= 2), "no job is spent on more: {sent:?}");
+
+        // The next resend would wait for 20 s; a job that was never in doubt need not.
+        world.clear_rules().await;
+        let (next, _) = world.publish_job_for(Uuid::new_v4()).await;
+        world.wait_for_state(next, &["accepted"]).await;
+        let seen = world.oracle("patches").await;
+        assert!(seen[7]["link"].as_str().is_some_and(|link| link.contains(&next.to_string())), "{seen:?}");
+        let mut spent = 0;
+        for job_id in jobs {
+            let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
+            let is_spent = job.state == "needs_review";
+            assert!(!is_spent || job.reason_code.as_deref() == Some("last_update"), "{job:?}");
+            spent += usize::from(is_spent);
+        }
+        assert_eq!(spent, 2, "no other was spent, and of nobody the last update");
     });
 }
 
