@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short test services sqlx check docs build
+.PHONY: help demo storm storm-short test test-full services sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -16,6 +16,9 @@ storm-short: ## The same for a minute
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh
+
+test-full: ## Run the tests of backlogs at their full size: 10,000 jobs, 5 minutes of outage
+	@TEST_SIZE=full scripts/test.sh --test it a_backlog -- --nocapture --test-threads=4
 
 services: ## Make PostgreSQL and RabbitMQ answer: found, or started, or installed
 	@scripts/services.sh

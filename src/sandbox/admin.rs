@@ -126,6 +126,7 @@ struct SettingsChange {
     latency_ms: Option<u64>,
     update_answers: Option<UpdateAnswer>,
     unique_documents: Option<bool>,
+    close_connections: Option<bool>,
 }
 
 async fn change_settings(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Result<StatusCode, Refusal> {
@@ -150,6 +151,7 @@ async fn change_settings(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Re
     set(&mut settings.latency, duration(change.latency_ms));
     set(&mut settings.update_answers, change.update_answers);
     set(&mut settings.unique_documents, change.unique_documents);
+    set(&mut settings.close_connections, change.close_connections);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -76,6 +76,9 @@ pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &
         Answer::Garbage {} => ([(CONTENT_TYPE, JSON)], GARBAGE).into_response(),
     };
     let state = sandbox.lock();
+    if state.settings.close_connections {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if state.settings.clock_ahead_s != 0 {
         let now = UNIX_EPOCH + Duration::from_secs(state.unix_seconds().unsigned_abs());
         if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) {

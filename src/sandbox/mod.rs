@@ -77,6 +77,10 @@ pub struct Settings {
     #[arg(long, env = "SANDBOX_UNIQUE_DOCUMENTS")]
     pub unique_documents: bool,
 
+    /// Close every connection after one answer
+    #[arg(long, env = "SANDBOX_CLOSE_CONNECTIONS")]
+    pub close_connections: bool,
+
     /// For benchmarks: log no requests, and let the oracle keep counts only
     #[arg(long, env = "SANDBOX_FAST")]
     pub fast: bool,
@@ -96,6 +100,7 @@ impl Default for Settings {
             latency: Duration::ZERO.into(),
             update_answers: UpdateAnswer::Processing,
             unique_documents: false,
+            close_connections: false,
             fast: false,
         }
     }

@@ -15,16 +15,21 @@ use serde_json::{Value, json};
 use sqlx::{Postgres, Transaction};
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::harness::{Submission, World, job_body, job_of_link, world};
+use crate::harness::{Submission, World, job_body, job_of_link, sized, world};
 
-const CUSTOMERS: usize = 20;
 const JOBS_EACH: i64 = 10;
+
+/// How many customers the replicas share.
+fn customers() -> usize {
+    sized(20, 200)
+}
 
 /// Publishes ten jobs for each customer, shuffled, to four replicas. Each customer's, the oldest first.
 async fn publish_shuffled(world: &World) -> HashMap<Uuid, Vec<Uuid>> {
-    let customers: Vec<Uuid> = (0..CUSTOMERS).map(|_| Uuid::new_v4()).collect();
+    let customers: Vec<Uuid> = (0..customers()).map(|_| Uuid::new_v4()).collect();
     let mut asked: Vec<(Uuid, i64)> =
         customers.iter().flat_map(|customer| (1..=JOBS_EACH).map(|ago| (*customer, ago * 10))).collect();
     asked.shuffle(&mut rand::rng());
@@ -73,15 +78,29 @@ async fn check_order(world: &World, jobs: &[Uuid], updates: &[Value], patches: &
     }
 }
 
+/// Prints how the jobs of many customers ended.
+async fn report(world: &World, limit: &str, took: Duration) {
+    let by_state = "select string_agg(count || ' ' || state, ', ' order by state)
+        from (select state, count(*) from submission group by state) as counts";
+    let by_state: String = sqlx::query_scalar(by_state).fetch_one(&world.pool).await.expect("some jobs");
+    println!(
+        "{} customers with {JOBS_EACH} shuffled jobs each, {limit} updates allowed, 4 replicas: {by_state} in {:.0} s",
+        customers(),
+        took.as_secs_f64()
+    );
+}
+
 #[test]
-fn of_ten_jobs_of_a_customer_the_newest_is_what_the_provider_holds() {
+fn a_backlog_of_ten_jobs_a_customer_ends_with_the_newest_at_the_provider() {
     world(async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "update_limit": 10, "latency_ms": 20 })).await;
         let _workers = [(); 4].map(|()| world.start_worker_with(&[("CUSTOMER_UPDATE_LIMIT", "10")]));
         world.wait_for_consumers(4).await;
+        let begun = Instant::now();
         let customers = publish_shuffled(&world).await;
-        world.wait_for_ended(200).await;
+        world.wait_for_ended(customers.len() * 10).await;
+        let took = begun.elapsed();
         assert_eq!(world.oracle_summary().await["in_flight_max"], 1);
         let (updates, patches) = (world.oracle("updates").await, world.count_by_job("patches").await);
         for jobs in customers.values() {
@@ -90,19 +109,22 @@ fn of_ten_jobs_of_a_customer_the_newest_is_what_the_provider_holds() {
             assert_eq!(newest.state, "accepted");
         }
         assert_eq!(world.oracle("patches").await.len(), updates.len());
+        report(&world, "10", took).await;
         assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
     });
 }
 
 #[test]
-fn of_more_jobs_than_a_customer_has_updates_the_newest_is_applied_or_told_of_the_limit() {
+fn a_backlog_of_more_jobs_than_updates_a_customer_ends_with_the_newest_applied_or_told_of_the_limit() {
     world(async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "latency_ms": 20 })).await;
         let _workers = [(); 4].map(|()| world.start_worker());
         world.wait_for_consumers(4).await;
+        let begun = Instant::now();
         let customers = publish_shuffled(&world).await;
-        world.wait_for_ended(200).await;
+        world.wait_for_ended(customers.len() * 10).await;
+        let took = begun.elapsed();
         let summary = world.oracle_summary().await;
         assert_eq!(summary["in_flight_max"], 1);
         assert!(summary["updates_max"].as_u64() <= Some(3));
@@ -115,6 +137,7 @@ fn of_more_jobs_than_a_customer_has_updates_the_newest_is_applied_or_told_of_the
         let remembered = "select count(*) from submission s left join customer c using (customer_id)
             where s.reason_code = 'update_limit_exceeded' and c.limit_reached_at is null";
         assert_eq!(world.count(remembered).await, 0);
+        report(&world, "3", took).await;
     });
 }
 
