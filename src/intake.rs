@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 /// Why the intake may be paused.
@@ -39,10 +40,11 @@ pub enum Severity {
     NeedsPerson,
 }
 
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Debug)]
 struct Pause {
     severity: Severity,
     cause: String,
+    since: Instant,
 }
 
 /// The intake of one worker.
@@ -78,30 +80,40 @@ impl Intake {
     /// Pauses the intake for `reason`, which `cause` explains. Again for the same cause is
     /// nothing; and what passes by itself is told once, in how many words ever it fails.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
-        let pause = Pause { severity, cause: cause.to_string() };
+        let pause = Pause { severity, cause: cause.to_string(), since: Instant::now() };
         let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = pauses.get(&reason);
-        if before == Some(&pause) {
-            return;
-        }
-        let cause = pause.cause.as_str();
-        match severity {
-            Severity::Passing if before.is_some_and(|before| before.severity == Severity::Passing) => {
+        let before = pauses.insert(reason, pause);
+        let cause = pauses[&reason].cause.as_str();
+        match (severity, before) {
+            (severity, Some(before)) if before.severity == severity && before.cause == cause => return,
+            (Severity::Passing, Some(Pause { severity: Severity::Passing, .. })) => {
                 debug!(?reason, cause, "another cause of the pause");
             }
-            Severity::Passing => warn!(?reason, cause, "intake paused"),
-            Severity::NeedsPerson => error!(?reason, cause, "intake paused until a person has mended this"),
+            (Severity::Passing, _) => warn!(?reason, cause, "intake paused"),
+            (Severity::NeedsPerson, _) => {
+                error!(?reason, cause, "intake paused until a person has mended this");
+            }
         }
-        pauses.insert(reason, pause);
         self.is_open.send_if_modified(|is_open| std::mem::replace(is_open, false));
     }
 
     /// Ends the pause for `reason`, if there is one.
     pub fn resume(&self, reason: Reason) {
+        self.resume_if(reason, |_| true);
+    }
+
+    /// Ends the pause for `reason` where work that began at `begun` and succeeded shows that it
+    /// is over: what had begun before it shows nothing.
+    pub fn resume_by_work(&self, reason: Reason, begun: Instant) {
+        self.resume_if(reason, |pause| begun >= pause.since);
+    }
+
+    fn resume_if(&self, reason: Reason, is_over: impl FnOnce(&Pause) -> bool) {
         let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
-        if pauses.remove(&reason).is_none() {
+        if !pauses.get(&reason).is_some_and(is_over) {
             return;
         }
+        pauses.remove(&reason);
         if pauses.is_empty() {
             info!(?reason, "intake resumed");
             self.is_open.send_replace(true);
@@ -125,6 +137,17 @@ mod tests {
         intake.resume(Reason::Provider);
         assert!(!*is_open.borrow());
         intake.resume(Reason::Database);
+        assert!(*is_open.borrow());
+    }
+
+    #[test]
+    fn work_that_had_begun_before_the_pause_does_not_end_it() {
+        let (intake, before) = (Intake::default(), Instant::now());
+        let is_open = intake.subscribe();
+        intake.pause(Reason::Database, Severity::Passing, "down");
+        intake.resume_by_work(Reason::Database, before);
+        assert!(!*is_open.borrow());
+        intake.resume_by_work(Reason::Database, Instant::now());
         assert!(*is_open.borrow());
     }
 }

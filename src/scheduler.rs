@@ -78,9 +78,10 @@ impl Scheduler {
         let mut swept_at = None;
         loop {
             self.due.notify_one();
+            let begun = Instant::now();
             let pause = match self.round(&mut swept_at).await {
                 Ok(pause) => {
-                    self.worker.intake.resume(Reason::Database);
+                    self.worker.intake.resume_by_work(Reason::Database, begun);
                     pause
                 }
                 Err(error) => {

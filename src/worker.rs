@@ -311,9 +311,10 @@ impl Worker {
         F: Future<Output = Result<T, JournalError>>,
     {
         loop {
+            let begun = Instant::now();
             match write().await {
                 Ok(written) => {
-                    self.intake.resume(Reason::Database);
+                    self.intake.resume_by_work(Reason::Database, begun);
                     return Some(written);
                 }
                 Err(error) => self.note_journal_failure(&error),
@@ -338,9 +339,10 @@ impl Worker {
         F: Future<Output = Result<T, JournalError>>,
     {
         loop {
+            let begun = Instant::now();
             match write().await {
                 Ok(written) => {
-                    self.intake.resume(Reason::Database);
+                    self.intake.resume_by_work(Reason::Database, begun);
                     return Some(written);
                 }
                 Err(JournalError::Fenced) => return None,
