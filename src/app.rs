@@ -11,6 +11,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, info, info_span, warn};
+use url::Url;
 
 use crate::breaker::Breaker;
 use crate::broker::{Broker, Delivery, Subscription};
@@ -196,20 +197,30 @@ async fn check_or_migrate(pool: &PgPool, mode: Mode) -> anyhow::Result<()> {
     journal::check_schema(pool).await
 }
 
+/// How the provider is reached, as the settings say.
+pub fn provider_settings(
+    settings: &RunSettings,
+    base_url: Url,
+    authorities: Option<Vec<u8>>,
+) -> ProviderSettings {
+    ProviderSettings {
+        base_url,
+        authorities,
+        profile: settings.provider.dollarpe_signing_profile,
+        request_timeout: settings.provider.request_timeout,
+        read_timeout: settings.provider.read_timeout,
+        send_window: settings.provider.send_window,
+        connections: settings.work.concurrency as usize,
+    }
+}
+
 fn build_worker(
     settings: &RunSettings,
     checked: Checked,
     pool: PgPool,
     stopping: CancellationToken,
 ) -> anyhow::Result<Worker> {
-    let provider = ProviderSettings {
-        base_url: checked.base_url,
-        profile: settings.provider.dollarpe_signing_profile,
-        request_timeout: settings.provider.request_timeout,
-        read_timeout: settings.provider.read_timeout,
-        send_window: settings.provider.send_window,
-        connections: settings.work.concurrency as usize,
-    };
+    let provider = provider_settings(settings, checked.base_url, checked.provider_ca);
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
     Ok(Worker {
         journal: Journal::new(

@@ -25,7 +25,7 @@ use crate::intake::{Intake, Reason, Severity};
 use crate::provider::Provider;
 
 /// A clock further off the provider's than this may not sign.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 
 /// Where the breaker stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,6 +1,8 @@
 //! RabbitMQ: topology, a supervised session that hands out deliveries, and publishing.
 //! Knows bytes and dispositions, nothing of jobs. The only place that acks.
 
+mod inspect;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::pin;
@@ -15,11 +17,13 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     BasicRejectOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
-use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, ExchangeKind,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionBuilder, ConnectionProperties, Consumer,
+    ExchangeKind,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,8 +32,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::config::{BrokerSettings, Secret, TopologyMode};
+use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, TopologyMode};
 use crate::domain::outcome::Disposition;
+use crate::tls::certificate_fault;
 
 /// A broker that accepts TCP and never answers is given up after this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -234,17 +239,29 @@ impl Broker {
             if self.was_silent.load(Ordering::Relaxed) {
                 self.wait_for_greeting().await?;
             }
-            Ok(Connection::connect_uri(self.uri.clone(), properties).await?)
+            let connecting = ConnectionBuilder::new()?
+                .with_uri(self.uri.clone())
+                .with_properties(properties)
+                .with_tls_config(self.tls_config()?);
+            Ok(connecting.connect().await?)
         });
         let connected = connecting.await;
         self.was_silent.store(connected.is_err(), Ordering::Relaxed);
-        connected
-            .unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}")))
-            .with_context(|| {
-                format!(
-                    "AMQP_URL: cannot use RabbitMQ at {place}; is it running, and are user and vhost right?"
-                )
-            })
+        connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
+            |error| {
+                let advice = connect_advice(&error);
+                error.context(format!("AMQP_URL: cannot use RabbitMQ at {place}; {advice}"))
+            },
+        )
+    }
+
+    /// What TLS needs beside the platform's store. Files are read for every connection.
+    fn tls_config(&self) -> anyhow::Result<OwnedTLSConfig> {
+        let BrokerCertificates { authorities, identity } = self.settings.certificates()?;
+        let cert_chain = authorities.map(String::from_utf8).transpose()?;
+        let identity = identity
+            .map(|ClientIdentity { certificate, key }| OwnedIdentity::PKCS8 { pem: certificate, key });
+        Ok(OwnedTLSConfig { identity, cert_chain })
     }
 
     /// Waits until the server says anything at all, on a connection that is thrown away. Only
@@ -265,16 +282,38 @@ impl Broker {
 #[error("the session broke off; what it had handed over comes again")]
 struct BrokenOff(#[source] lapin::Error);
 
+/// What to do about a connection that did not come about.
+fn connect_advice(error: &anyhow::Error) -> String {
+    if let Some(fault) = certificate_fault(error.as_ref(), "AMQP_CA_FILE") {
+        return fault;
+    }
+    let advice = match refusal(error) {
+        // RabbitMQ answers so to a user and a password that do not go together.
+        Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+            "it refuses the user or the password; special characters in them are written %XX"
+        }
+        Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
+            "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
+        }
+        _ => "is it running, and are host and port right?",
+    };
+    advice.to_owned()
+}
+
+/// With what the broker refused us, where it did.
+fn refusal(error: &anyhow::Error) -> Option<&AMQPErrorKind> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).find_map(|error| {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(refusal) => Some(refusal.kind()),
+            _ => None,
+        }
+    })
+}
+
 /// Whether the broker is there and refuses what a session needs, so that waiting alone mends
 /// nothing. What ends a session that has all it needs is over with the next one.
 fn needs_person(error: &anyhow::Error) -> bool {
-    if error.is::<BrokenOff>() {
-        return false;
-    }
-    error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).any(|error| match error.kind() {
-        lapin::ErrorKind::ProtocolError(refusal) => matches!(refusal.kind(), AMQPErrorKind::Soft(_)),
-        _ => false,
-    })
+    !error.is::<BrokenOff>() && matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
 }
 
 /// One connection, one channel, one consumer. Any error ends it.

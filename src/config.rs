@@ -1,17 +1,20 @@
 //! Every setting, read from the environment or the command line and checked together
 //! before anything starts. The only reader of the environment.
 
+mod sources;
+
 use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Command};
+use clap::{ArgMatches, Args, Command};
 use url::{Host, Url};
 
+pub use self::sources::{EnvFile, SettingSource, setting_sources};
 use crate::domain::canonical_json::Profile;
 use crate::domain::job::Rules;
 use crate::domain::read_back::{Timing, UnverifiedMeans};
@@ -128,6 +131,18 @@ pub struct BrokerSettings {
     #[arg(long, env = "AMQP_URL_FILE", value_name = "FILE", help_heading = "Broker")]
     pub amqp_url_file: Option<PathBuf>,
 
+    /// A PEM file of certificate authorities to trust for amqps, beside the platform's
+    #[arg(long, env = "AMQP_CA_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub amqp_ca_file: Option<PathBuf>,
+
+    /// A PEM file with our client certificate for amqps, and AMQP_KEY_FILE with its key
+    #[arg(long, env = "AMQP_CERT_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub amqp_cert_file: Option<PathBuf>,
+
+    /// A PEM file with the key of AMQP_CERT_FILE
+    #[arg(long, env = "AMQP_KEY_FILE", value_name = "FILE", help_heading = "Broker")]
+    pub amqp_key_file: Option<PathBuf>,
+
     /// The direct exchange that jobs are published to
     #[arg(long, env = "EXCHANGE", default_value = "kyc", help_heading = "Broker")]
     pub exchange: String,
@@ -211,6 +226,10 @@ pub struct ProviderArgs {
         help_heading = "Provider"
     )]
     pub dollarpe_base_url: String,
+
+    /// A PEM file of certificate authorities to trust for the API, beside the platform's
+    #[arg(long, env = "DOLLARPE_CA_FILE", value_name = "FILE", help_heading = "Provider")]
+    pub dollarpe_ca_file: Option<PathBuf>,
 
     /// The API key of that environment (secret)
     #[arg(
@@ -655,6 +674,8 @@ pub struct Checked {
     pub amqp_url: Secret,
     /// Where the provider is.
     pub base_url: Url,
+    /// Certificate authorities to trust there, in PEM.
+    pub provider_ca: Option<Vec<u8>>,
     /// Our name there.
     pub api_key: Secret,
     /// What our signatures are made with.
@@ -689,6 +710,45 @@ impl BrokerSettings {
         check_scheme("AMQP_URL", &url, &["amqp", "amqps"])?;
         Ok(url)
     }
+
+    /// Reads the certificates for amqps, afresh for every connection: they are rotated.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no PEM, or the client's certificate lacks its key.
+    pub fn certificates(&self) -> Result<BrokerCertificates, SettingFault> {
+        let authorities = self.amqp_ca_file.as_ref();
+        let authorities =
+            authorities.map(|path| read_pem("AMQP_CA_FILE", path, "CERTIFICATE")).transpose()?;
+        let identity = match (&self.amqp_cert_file, &self.amqp_key_file) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(ClientIdentity {
+                certificate: read_pem("AMQP_CERT_FILE", certificate, "CERTIFICATE")?,
+                key: read_pem("AMQP_KEY_FILE", key, "PRIVATE KEY")?,
+            }),
+            _ => {
+                let reason = "a client certificate and its key go together; set both or neither";
+                return Err(SettingFault::new("AMQP_CERT_FILE, AMQP_KEY_FILE", reason));
+            }
+        };
+        Ok(BrokerCertificates { authorities, identity })
+    }
+}
+
+/// What TLS to the broker needs beside the platform's store, in PEM.
+#[derive(Default)]
+pub struct BrokerCertificates {
+    /// Certificate authorities to trust.
+    pub authorities: Option<Vec<u8>>,
+    /// Who we are.
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client's certificate and its key, in PEM.
+pub struct ClientIdentity {
+    /// The certificate and those that lead to its authority.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
 }
 
 impl JobSettings {
@@ -747,16 +807,19 @@ impl RunSettings {
         let mut noted = |fault: SettingFault| faults.push(fault);
         let database_url = self.database.url().map_err(&mut noted).ok();
         let amqp_url = self.broker.url().map_err(&mut noted).ok();
+        self.broker.certificates().map_err(&mut noted).ok();
         let base_url = self.provider.base_url().map_err(&mut noted).ok();
+        let provider_ca = self.provider.authorities().map_err(&mut noted).ok();
         let api_key = self.provider.api_key().map_err(&mut noted).ok();
         let api_secret = self.provider.api_secret().map_err(&mut noted).ok();
         let keyring = self.keys.keyring().map_err(&mut noted).ok();
         let fingerprinter = self.keys.fingerprinter().map_err(&mut noted).ok();
-        match (database_url, amqp_url, base_url, api_key, api_secret, keyring, fingerprinter) {
+        match (database_url, amqp_url, base_url, provider_ca, api_key, api_secret, keyring, fingerprinter) {
             (
                 Some(database_url),
                 Some(amqp_url),
                 Some(base_url),
+                Some(provider_ca),
                 Some(api_key),
                 Some(api_secret),
                 Some(keyring),
@@ -765,6 +828,7 @@ impl RunSettings {
                 database_url,
                 amqp_url,
                 base_url,
+                provider_ca,
                 api_key,
                 api_secret,
                 keyring,
@@ -902,12 +966,29 @@ impl RunSettings {
 }
 
 impl ProviderArgs {
-    fn api_key(&self) -> Result<Secret, SettingFault> {
+    /// Certificate authorities to trust, in PEM.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn authorities(&self) -> Result<Option<Vec<u8>>, SettingFault> {
+        let path = self.dollarpe_ca_file.as_ref();
+        path.map(|path| read_pem("DOLLARPE_CA_FILE", path, "CERTIFICATE")).transpose()
+    }
+
+    /// Our name at the provider.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be read.
+    pub fn api_key(&self) -> Result<Secret, SettingFault> {
         let file = self.dollarpe_api_key_file.as_ref();
         read_secret("DOLLARPE_API_KEY", self.dollarpe_api_key.as_ref(), file)
     }
 
-    fn api_secret(&self) -> Result<Secret, SettingFault> {
+    /// What our signatures are made with.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be read.
+    pub fn api_secret(&self) -> Result<Secret, SettingFault> {
         let file = self.dollarpe_api_secret_file.as_ref();
         read_secret("DOLLARPE_API_SECRET", self.dollarpe_api_secret.as_ref(), file)
     }
@@ -924,7 +1005,11 @@ impl ProviderArgs {
         Ok(Some(Signer::new(self.api_key()?.expose(), self.api_secret()?.expose())))
     }
 
-    fn base_url(&self) -> Result<Url, SettingFault> {
+    /// Where the provider is.
+    ///
+    /// # Errors
+    /// When it is no URL, or one that a signature may not be sent to.
+    pub fn base_url(&self) -> Result<Url, SettingFault> {
         let fault = |reason: &str| SettingFault::new("DOLLARPE_BASE_URL", reason);
         let url = Url::parse(&self.dollarpe_base_url).map_err(|error| fault(&error.to_string()))?;
         let is_loopback = match url.host() {
@@ -950,12 +1035,20 @@ impl ProviderArgs {
 }
 
 impl KeySettings {
-    fn keyring(&self) -> Result<Keyring, SettingFault> {
+    /// What payloads are sealed with.
+    ///
+    /// # Errors
+    /// When it is not given, or no key.
+    pub fn keyring(&self) -> Result<Keyring, SettingFault> {
         let key = read_secret("PAYLOAD_KEY", self.payload_key.as_ref(), self.payload_key_file.as_ref())?;
         Keyring::parse(key.expose()).map_err(|fault| SettingFault::new("PAYLOAD_KEY", fault.to_string()))
     }
 
-    fn fingerprinter(&self) -> Result<Fingerprinter, SettingFault> {
+    /// What contents are fingerprinted with.
+    ///
+    /// # Errors
+    /// When it is not given, or no key.
+    pub fn fingerprinter(&self) -> Result<Fingerprinter, SettingFault> {
         let key = read_secret(
             "FINGERPRINT_KEY",
             self.fingerprint_key.as_ref(),
@@ -992,6 +1085,18 @@ fn read_secret(
     }
 }
 
+/// A file that holds at least one PEM block of a kind.
+fn read_pem(setting: &str, path: &Path, kind: &str) -> Result<Vec<u8>, SettingFault> {
+    let fault = |reason: String| SettingFault::new(setting, reason);
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| fault(format!("cannot read {}: {error}", path.display())))?;
+    let is_kind = |line: &str| line.starts_with("-----BEGIN ") && line.contains(kind);
+    match text.lines().any(is_kind) {
+        true => Ok(text.into_bytes()),
+        false => Err(fault(format!("{} holds no PEM {kind}", path.display()))),
+    }
+}
+
 /// Checks a URL that holds a password, without showing it.
 fn check_scheme(setting: &str, url: &Secret, schemes: &[&str]) -> Result<(), SettingFault> {
     let is_sound = Url::parse(url.expose()).is_ok_and(|url| schemes.contains(&url.scheme()));
@@ -1007,19 +1112,33 @@ fn check_scheme(setting: &str, url: &Secret, schemes: &[&str]) -> Result<(), Set
     }
 }
 
-fn default_worker_name() -> String {
+/// The host's name, with which a replica's begins that was given none.
+pub fn host_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => "worker",
-        host => host,
-    };
-    format!("{host}-{}", std::process::id())
+    match host.trim() {
+        "" => "worker".to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+fn default_worker_name() -> String {
+    format!("{}-{}", host_name(), std::process::id())
 }
 
 /// A duration as people write it: `500ms`, `30s`, `2h`, `30d`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2h"))
+}
+
+/// A command line that was understood, settings that do not parse excepted.
+pub struct Parsed<T> {
+    /// What it says.
+    pub value: T,
+    /// As clap sees it: where each value came from.
+    pub matches: ArgMatches,
+    /// The settings that do not parse.
+    pub faults: Vec<SettingFault>,
 }
 
 /// Parses the command line like clap, but reports every setting that does not parse and
@@ -1030,12 +1149,15 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn parse_all<T: clap::FromArgMatches>(
     command: &Command,
     arguments: impl IntoIterator<Item = OsString>,
-) -> Result<(T, Vec<SettingFault>), clap::Error> {
+) -> Result<Parsed<T>, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let mut faults: Vec<SettingFault> = Vec::new();
     loop {
         let error = match command.clone().try_get_matches_from(&arguments) {
-            Ok(matches) => return Ok((T::from_arg_matches(&matches)?, faults)),
+            Ok(matches) => {
+                let value = T::from_arg_matches(&matches)?;
+                return Ok(Parsed { value, matches, faults });
+            }
             Err(error) => error,
         };
         let Some(FaultySetting { variable, flag, default }) = faulty_setting(command, &error) else {
@@ -1136,8 +1258,9 @@ mod tests {
         let command =
             <Program as clap::CommandFactory>::command().mut_subcommands(|run| run.args_override_self(true));
         let arguments = ["kyc-worker", "run"].iter().chain(&sound).chain(flags).map(OsString::from);
-        let (program, mut faults) = parse_all::<Program>(&command, arguments).expect("usage is right");
-        let Subcommand::Run(settings) = program.command;
+        let Parsed { value, mut faults, .. } =
+            parse_all::<Program>(&command, arguments).expect("usage is right");
+        let Subcommand::Run(settings) = value.command;
         faults.extend(settings.check().err().unwrap_or_default());
         faults.iter().map(ToString::to_string).collect()
     }

@@ -30,7 +30,9 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod failpoint;
+pub mod finding;
 pub mod telemetry;
+pub mod tls;
 
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

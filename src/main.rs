@@ -2,20 +2,21 @@
 
 use std::process::ExitCode;
 
+use kyc_worker::config::EnvFile;
+
 fn main() -> ExitCode {
-    // In development. It must come before any thread: it writes the environment.
-    if let Err(error) = dotenvy::from_path(".env")
-        && !error.not_found()
-    {
-        return fail(&format!(".env: {error}"));
-    }
+    // It must come before any thread: it writes the environment.
+    let env_file = match EnvFile::load(".env") {
+        Ok(env_file) => env_file,
+        Err(error) => return fail(&format!(".env: {error}")),
+    };
     // reqwest panics without it; aws-lc would need a C compiler.
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return fail("cannot set up TLS");
     }
     match tokio::runtime::Runtime::new() {
         Ok(runtime) => {
-            let code = runtime.block_on(kyc_worker::cli::run());
+            let code = runtime.block_on(kyc_worker::cli::run(&env_file));
             // A name that the resolver does not answer holds a thread for as long as it likes.
             runtime.shutdown_background();
             code

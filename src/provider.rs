@@ -1,6 +1,8 @@
 //! The DollarPe KYC API over HTTP: its three calls, each signed afresh and bounded in
 //! every direction. Knows nothing of queues or tables.
 
+mod inspect;
+
 use std::pin::Pin;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -11,7 +13,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Method, Response, Url, redirect, retry};
+use reqwest::{Certificate, Client, Method, Response, Url, redirect, retry};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,8 @@ const EMPTY_BODY: &str = "{}";
 pub struct ProviderSettings {
     /// For example `https://sandbox.dollarpe.xyz/cms/api/v1`.
     pub base_url: Url,
+    /// Certificate authorities to trust beside the platform's, in PEM.
+    pub authorities: Option<Vec<u8>>,
     /// The canonical form that is signed and sent.
     pub profile: Profile,
     /// From an update's start to the last byte of its answer.
@@ -99,11 +103,18 @@ impl Provider {
     /// When the platform's certificates cannot be loaded, or the API key cannot be a header.
     pub fn new(settings: ProviderSettings, signer: Signer) -> anyhow::Result<Self> {
         let is_https = settings.base_url.scheme() == "https";
+        let authorities = match &settings.authorities {
+            Some(pem) => {
+                Certificate::from_pem_bundle(pem).context("DOLLARPE_CA_FILE: holds no certificate")?
+            }
+            None => Vec::new(),
+        };
         #[expect(clippy::disallowed_methods, reason = "this is the one place")]
         let client = Client::builder()
             .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
             .http1_only()
             .https_only(is_https)
+            .tls_certs_merge(authorities)
             // A redirect would take the signature and the body along.
             .redirect(redirect::Policy::none())
             .retry(retry::never())
@@ -223,31 +234,48 @@ impl Provider {
     /// Whether the provider takes our updates: a PATCH for a customer who does not exist,
     /// which changes nothing.
     pub async fn probe_update(&self) -> bool {
-        let Ok(body) = Json::parse(UPDATE_PROBE.as_bytes()) else { return false };
-        let canonical = body.to_canonical(self.settings.profile);
-        let headers = self.sign_text(&canonical, Moment::now());
-        let request = self
-            .request(Method::PATCH, self.update_url.clone(), headers)
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(canonical);
-        let exchange = self.exchange(request).await;
+        let exchange = self.exchange(self.update_probe(self.settings.profile)).await;
         matches!(classify(&exchange, &[], SystemTime::now()), Verdict::Rejected(_))
     }
 
+    /// The request that [`Provider::probe_update`] sends, in a profile's form.
+    fn update_probe(&self, profile: Profile) -> reqwest::RequestBuilder {
+        // Unwrap safety: the text is a constant, and a test parses it.
+        #[expect(clippy::expect_used)]
+        let body = Json::parse(UPDATE_PROBE.as_bytes()).expect("the probe is JSON");
+        let canonical = body.to_canonical(profile);
+        let headers = self.sign_text(&canonical, Moment::now());
+        self.request(Method::PATCH, self.update_url.clone(), headers)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(canonical)
+    }
+
     async fn get(&self, url: Url) -> Exchange {
+        self.exchange(self.signed_get(url)).await
+    }
+
+    fn signed_get(&self, url: Url) -> reqwest::RequestBuilder {
         let headers = self.sign_text(EMPTY_BODY, Moment::now());
-        self.exchange(self.request(Method::GET, url, headers)).await
+        self.request(Method::GET, url, headers)
     }
 
     /// Sends a request that spends nothing.
     async fn exchange(&self, request: reqwest::RequestBuilder) -> Exchange {
+        match self.ask(request).await {
+            Ok(answer) => Exchange::Answered(answer),
+            Err(Some(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
+            Err(Some(error)) if !error.is_timeout() => Exchange::Lost(Phase::ConnectionLost),
+            Err(_) => Exchange::Lost(Phase::TimedOut),
+        }
+    }
+
+    /// The same; with the client's error, or none where time ran out.
+    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<Answer, Option<reqwest::Error>> {
         let deadline = Instant::now() + self.settings.read_timeout;
         match timeout_at(deadline, request.send()).await {
-            Ok(Ok(response)) => Exchange::Answered(self.read_answer(response, deadline).await),
-            Ok(Err(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
-            Ok(Err(error)) if error.is_timeout() => Exchange::Lost(Phase::TimedOut),
-            Ok(Err(_)) => Exchange::Lost(Phase::ConnectionLost),
-            Err(_elapsed) => Exchange::Lost(Phase::TimedOut),
+            Ok(Ok(response)) => Ok(self.read_answer(response, deadline).await),
+            Ok(Err(error)) => Err(Some(error)),
+            Err(_elapsed) => Err(None),
         }
     }
 
@@ -471,6 +499,14 @@ mod tests {
         stopping.stopping.cancel();
         assert!(!stopping.pass());
         assert_eq!(stopping.shut(), Some(NotSent::Shutdown));
+    }
+
+    #[test]
+    fn the_probe_is_json_that_only_the_right_profile_prints() {
+        let body = Json::parse(UPDATE_PROBE.as_bytes()).expect("JSON");
+        let texts = [Profile::Compact, Profile::CompactUtf8, Profile::Spaced]
+            .map(|profile| body.to_canonical(profile));
+        assert!(texts[0] != texts[1] && texts[1] != texts[2] && texts[2] != texts[0]);
     }
 
     #[test]

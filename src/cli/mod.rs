@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 mod budget;
+mod check;
 mod enqueue;
 mod migrate;
 mod pause;
@@ -11,14 +12,15 @@ mod show;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgMatches, Args, Parser, Subcommand};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use uuid::Uuid;
 
 use crate::app::{self, Mode};
 use crate::config::{
-    BrokerSettings, DatabaseSettings, JobSettings, LogSettings, RunSettings, SettingFault, parse_all,
+    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, RunSettings, SettingFault,
+    SettingSource, parse_all, setting_sources,
 };
 use crate::journal::{self, interventions::Signed};
 use crate::telemetry;
@@ -47,6 +49,11 @@ pub enum Command {
     /// Bring the database's schema up to this version
     #[command(after_help = "Example:\n  DATABASE_URL=postgres://localhost/kyc kyc-worker migrate")]
     Migrate(DatabaseSettings),
+    /// Look at settings, broker, database and provider; say what is wrong and what to do
+    #[command(
+        after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
+    )]
+    Check(Box<CheckArgs>),
     /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
     #[command(
         after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
@@ -88,6 +95,17 @@ pub struct RunArgs {
     /// Logs.
     #[command(flatten)]
     pub log: LogSettings,
+}
+
+/// What `check` takes.
+#[derive(Args, Debug)]
+pub struct CheckArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Every setting.
+    #[command(flatten)]
+    pub settings: RunSettings,
 }
 
 /// What `enqueue` takes.
@@ -228,9 +246,10 @@ pub fn command() -> clap::Command {
     Cli::command().mut_subcommands(|command| command.args_override_self(true))
 }
 
-/// Does what the command line says.
-pub async fn run() -> ExitCode {
-    let (cli, mut faults) = match parse_all::<Cli>(&command(), std::env::args_os()) {
+/// Does what the command line says. `env_file` tells which variables came from `.env`.
+pub async fn run(env_file: &EnvFile) -> ExitCode {
+    let command = command();
+    let Parsed { value: cli, matches, mut faults } = match parse_all::<Cli>(&command, std::env::args_os()) {
         Ok(parsed) => parsed,
         Err(error) => error.exit(),
     };
@@ -251,6 +270,7 @@ pub async fn run() -> ExitCode {
             let mode = Mode { drain: args.drain, migrate: args.migrate };
             app::run(args.settings, checked, mode).await.map(|()| ExitCode::SUCCESS)
         }
+        Command::Check(args) => check::run(&args, faults, sources_of(&command, &matches, env_file)).await,
         _ if !faults.is_empty() => return refuse(&faults),
         Command::Migrate(settings) => migrate::run(&settings).await,
         Command::Enqueue(args) => enqueue::run(&args).await,
@@ -267,6 +287,13 @@ pub async fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     })
+}
+
+/// Where the settings of the command that was given came from.
+fn sources_of(command: &clap::Command, matches: &ArgMatches, env_file: &EnvFile) -> Vec<SettingSource> {
+    let given =
+        matches.subcommand().and_then(|(name, matches)| Some((command.find_subcommand(name)?, matches)));
+    given.map(|(command, matches)| setting_sources(command, matches, env_file)).unwrap_or_default()
 }
 
 /// Says all that is wrong with the settings.

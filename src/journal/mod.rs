@@ -3,6 +3,7 @@
 
 pub mod budget;
 mod claim;
+mod inspect;
 pub mod interventions;
 mod open;
 mod read_back;
@@ -25,6 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
+pub use self::inspect::inspect;
 pub use self::open::{Admission, DeadLetter, Opened};
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
@@ -229,16 +231,7 @@ impl Journal {
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    let options: PgConnectOptions = url
-        .expose()
-        .parse()
-        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
-    let place = format!("{}:{}", options.get_host(), options.get_port());
-    let options = options.application_name("kyc-worker").options([
-        ("statement_timeout", "10s"),
-        ("lock_timeout", "5s"),
-        ("idle_in_transaction_session_timeout", "10s"),
-    ]);
+    let (options, place) = connect_options(url)?;
     let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
         .max_connections(settings.database_connections)
@@ -254,9 +247,26 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
         })
         .connect_with(options)
         .await
-        .with_context(|| {
-            format!("DATABASE_URL: cannot use Postgres at {place}; is it running, and are user and database right?")
+        .map_err(|error| {
+            let advice = inspect::advice(&error);
+            let what = format!("DATABASE_URL: cannot use Postgres at {place}; {advice}");
+            anyhow::Error::new(error).context(what)
         })
+}
+
+/// How to connect, with a time limit on every statement; and where to, for people.
+fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
+    let options: PgConnectOptions = url
+        .expose()
+        .parse()
+        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
+    let place = format!("{}:{}", options.get_host(), options.get_port());
+    let options = options.application_name("kyc-worker").options([
+        ("statement_timeout", "10s"),
+        ("lock_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "10s"),
+    ]);
+    Ok((options, place))
 }
 
 /// Brings the schema up to this version's. Waits for another that does the same.
@@ -279,28 +289,35 @@ pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
 /// # Errors
 /// When it is older, or not there at all.
 pub async fn check_schema(pool: &PgPool) -> anyhow::Result<()> {
-    let needed = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default();
-    let exists: bool = sqlx::query_scalar!(
-        r#"-- migrations_exist
-        select to_regclass('_sqlx_migrations') is not null as "exists!""#
-    )
-    .fetch_one(pool)
-    .await?;
-    let found: Option<i64> = match exists {
-        false => None,
-        true => {
-            sqlx::query_scalar("-- schema_version\nselect max(version) from _sqlx_migrations where success")
-                .fetch_one(pool)
-                .await?
-        }
-    };
-    match found {
+    let needed = needed_version();
+    match schema_version(&mut *pool.acquire().await?).await? {
         Some(version) if version >= needed => Ok(()),
         Some(version) => anyhow::bail!(
             "DATABASE_URL: the schema is at version {version}, this worker needs {needed}; run `kyc-worker migrate`"
         ),
         None => anyhow::bail!("DATABASE_URL: the database has no tables of ours; run `kyc-worker migrate`"),
     }
+}
+
+/// The schema's version that this worker was written for.
+fn needed_version() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// The schema's version, if there is one.
+async fn schema_version(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {
+    let exists: bool = sqlx::query_scalar!(
+        r#"-- migrations_exist
+        select to_regclass('_sqlx_migrations') is not null as "exists!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if !exists {
+        return Ok(None);
+    }
+    sqlx::query_scalar("-- schema_version\nselect max(version) from _sqlx_migrations where success")
+        .fetch_one(connection)
+        .await
 }
 
 /// Whether an error only says that the database is away, so that trying again helps.

@@ -13,11 +13,13 @@ mod provider;
 mod rule;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod wire;
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -36,6 +38,14 @@ pub struct Settings {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, env = "SANDBOX_LISTEN", default_value_t = Self::default().listen)]
     pub listen: SocketAddr,
+
+    /// Speak https, under this name and with a certificate made for it
+    #[arg(long, env = "SANDBOX_TLS_NAME", value_name = "NAME")]
+    pub tls_name: Option<String>,
+
+    /// Where to write the authority's certificate, for DOLLARPE_CA_FILE of the worker
+    #[arg(long, env = "SANDBOX_TLS_CA_FILE", value_name = "FILE", requires = "tls_name")]
+    pub tls_ca_file: Option<PathBuf>,
 
     /// API key that requests must carry
     #[arg(long, env = "SANDBOX_API_KEY", default_value_t = Self::default().api_key)]
@@ -90,6 +100,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4010)),
+            tls_name: None,
+            tls_ca_file: None,
             api_key: "sandbox-key".to_owned(),
             api_secret: "sandbox-secret".to_owned(),
             signing_profile: Profile::Compact,
@@ -119,7 +131,11 @@ pub enum UpdateAnswer {
 
 /// A sandbox that is listening. Dropping it stops it.
 pub struct Running {
+    /// `http://127.0.0.1:4010`, or the like.
+    origin: String,
+    /// Where it speaks HTTP without TLS.
     address: SocketAddr,
+    _tls: Option<tls::Front>,
     stop: CancellationToken,
     server: JoinHandle<std::io::Result<()>>,
 }
@@ -136,6 +152,18 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tcp = TcpListener::bind(listen).await.with_context(|| {
         format!("cannot listen on {listen}; is another sandbox running? --listen takes another address")
     })?;
+    let (tcp, origin, tls) = match &settings.tls_name {
+        None => {
+            let origin = format!("http://{}", tcp.local_addr()?);
+            (tcp, origin, None)
+        }
+        Some(name) => {
+            let inner = TcpListener::bind(("127.0.0.1", 0)).await?;
+            let front = put_tls_before(&settings, name, tcp, inner.local_addr()?)?;
+            let origin = format!("https://{name}:{}", front.address().port());
+            (inner, origin, Some(front))
+        }
+    };
     let address = tcp.local_addr()?;
 
     let stop = CancellationToken::new();
@@ -150,13 +178,29 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         .into_make_service_with_connect_info::<wire::Shears>();
     let server =
         axum::serve(wire::Listener(tcp), service).with_graceful_shutdown(stop.clone().cancelled_owned());
-    Ok(Running { address, stop, server: tokio::spawn(server.into_future()) })
+    Ok(Running { origin, address, _tls: tls, stop, server: tokio::spawn(server.into_future()) })
+}
+
+/// Makes an authority and a certificate, and lets the one be known.
+fn put_tls_before(
+    settings: &Settings,
+    name: &str,
+    listener: TcpListener,
+    inner: SocketAddr,
+) -> anyhow::Result<tls::Front> {
+    let authority = tls::Authority::new()?;
+    let front = tls::Front::start(listener, inner, &authority.issue(name)?)?;
+    if let Some(path) = &settings.tls_ca_file {
+        std::fs::write(path, authority.pem())
+            .with_context(|| format!("cannot write {} (--tls-ca-file)", path.display()))?;
+    }
+    Ok(front)
 }
 
 impl Running {
     /// The provider's base URL, for `DOLLARPE_BASE_URL`.
     pub fn base_url(&self) -> String {
-        format!("http://{}{}", self.address, provider::BASE_PATH)
+        format!("{}{}", self.origin, provider::BASE_PATH)
     }
 
     /// What the paths of the admin interface are appended to, as in `{admin_url}/rules`.

@@ -39,10 +39,15 @@ fn read(arg: &Arg) -> Option<Setting> {
     })
 }
 
+/// Whether a setting is the file of another, which is a secret.
+fn names_a_secret(setting: &Setting, settings: &[Setting]) -> bool {
+    settings.iter().any(|secret| secret.is_secret && format!("{}_FILE", secret.variable) == setting.variable)
+}
+
 fn table(settings: &[Setting]) -> String {
     let mut text = String::from("| variable | default | meaning |\n|---|---|---|\n");
     // A secret's `…_FILE` has no row of its own: a sentence above the table tells of it.
-    for setting in settings.iter().filter(|setting| !setting.variable.ends_with("_FILE")) {
+    for setting in settings.iter().filter(|setting| !names_a_secret(setting, settings)) {
         let default = match setting.default.as_str() {
             "" => String::new(),
             words if words.contains(' ') => words.to_owned(),
@@ -60,7 +65,7 @@ fn env_example(settings: &[Setting]) -> String {
          # A secret can also be given as a file: set its variable with _FILE appended to the file's path.\n",
     );
     let mut group = "";
-    for setting in settings.iter().filter(|setting| !setting.variable.ends_with("_FILE")) {
+    for setting in settings.iter().filter(|setting| !names_a_secret(setting, settings)) {
         if setting.group != group {
             group = &setting.group;
             write!(text, "\n# ---- {group}\n").expect("a string grows");

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use kyc_worker::sandbox;
+use kyc_worker::sandbox::tls::{Authority, Front};
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
     QueueDeleteOptions,
@@ -24,6 +25,7 @@ use sqlx::{AssertSqlSafe, PgPool, Postgres, Row as _, Transaction};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -325,6 +327,18 @@ impl World {
         relay_to(&self.sandbox.base_url()).await
     }
 
+    /// Puts TLS before the provider, with a certificate for `name`, and returns the
+    /// `DOLLARPE_BASE_URL` that leads there by 127.0.0.1.
+    pub async fn put_tls_before_provider(&self, authority: &Authority, name: &str) -> (Front, String) {
+        let base: url::Url = self.sandbox.base_url().parse().expect("a URL");
+        let target = base.socket_addrs(|| None).expect("an address")[0];
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let issued = authority.issue(name).expect("a certificate");
+        let front = Front::start(listener, target, &issued).expect("TLS");
+        let base = format!("https://{}{}", front.address(), base.path());
+        (front, base)
+    }
+
     /// Makes a user of the broker that may do anything in this world's vhost, and returns
     /// its `AMQP_URL`.
     pub async fn make_broker_user(&self, password: &str) -> String {
@@ -342,6 +356,10 @@ impl World {
         url.set_username(name).expect("a user");
         url.set_password(Some(password)).expect("a password");
         url.to_string()
+    }
+
+    pub fn amqp_url(&self) -> &str {
+        &self.amqp_url
     }
 
     pub fn database_url(&self) -> &str {
@@ -507,12 +525,14 @@ impl World {
     /// Lets a user of this world's own configure and write everything and read what `read`
     /// says. Returns the `AMQP_URL` in his name.
     pub async fn allow_user(&self, read: &str) -> String {
+        self.allow_user_to(json!({ "configure": ".*", "write": ".*", "read": read })).await
+    }
+
+    /// The same, with any permissions.
+    pub async fn allow_user_to(&self, permissions: Value) -> String {
         let user = format!("{}/api/users/{}", management_url(), self.name);
-        let permissions = format!("{}/api/permissions/{}/{}", management_url(), self.name, self.name);
-        for (url, body) in [
-            (user, json!({ "password": self.name, "tags": "" })),
-            (permissions, json!({ "configure": ".*", "write": ".*", "read": read })),
-        ] {
+        let permitted = format!("{}/api/permissions/{}/{}", management_url(), self.name, self.name);
+        for (url, body) in [(user, json!({ "password": self.name, "tags": "" })), (permitted, permissions)] {
             let set = self.http.put(url).json(&body).send().await.expect("the management API answers");
             assert!(set.status().is_success(), "{}", set.status());
         }

@@ -1,0 +1,208 @@
+//! Looks at the broker for `check`: whether `run` could work there. Leaves everything as it is.
+
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueDeclareOptions,
+};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind, Queue};
+use tokio::time::{Duration, timeout};
+use uuid::Uuid;
+
+use super::{Broker, CONSUMER_TAG, arguments, dead_letter_arguments, job_arguments, text};
+use crate::config::TopologyMode;
+use crate::finding::Finding;
+
+/// A broker that has an alarm does not answer a publisher. Others do at once.
+const CONFIRM_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// What is declared: an exchange, or a queue with its arguments.
+enum Part<'a> {
+    Exchange(&'a str),
+    Queue(&'a str, FieldTable),
+}
+
+/// How the broker refuses what it is asked for.
+enum Refusal {
+    NotFound,
+    NotPermitted(String),
+    DeclaredOtherwise(String),
+    Other(String),
+}
+
+impl Broker {
+    /// Looks at everything that a worker needs of the broker.
+    pub async fn inspect(&self) -> Vec<Finding> {
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                let advice = super::connect_advice(&error);
+                let what = format!("AMQP_URL: cannot use {}: {}", self.place(), error.root_cause());
+                return vec![Finding::wrong(what, advice)];
+            }
+        };
+        let user = &self.uri.authority.userinfo.username;
+        let mut findings =
+            vec![Finding::ok(format!("{} lets {user} into vhost {}", self.place(), self.uri.vhost))];
+        let settings = &self.settings;
+        let parts = [
+            ("EXCHANGE", Part::Exchange(&settings.exchange)),
+            ("DEAD_LETTER_EXCHANGE", Part::Exchange(&settings.dead_letter_exchange)),
+            ("DEAD_LETTER_QUEUE", Part::Queue(&settings.dead_letter_queue, dead_letter_arguments(settings))),
+            ("QUEUE", Part::Queue(&settings.queue, job_arguments(settings))),
+        ];
+        for (setting, part) in parts {
+            findings.extend(self.inspect_part(&connection, setting, part).await);
+        }
+        findings.extend(inspect_alarms(&connection).await);
+        // Nothing hangs on how it ends.
+        connection.close(200, "checked".into()).await.ok();
+        findings
+    }
+
+    fn place(&self) -> String {
+        format!("RabbitMQ at {}:{}", self.uri.authority.host, self.uri.authority.port)
+    }
+
+    async fn inspect_part(&self, connection: &Connection, setting: &str, part: Part<'_>) -> Vec<Finding> {
+        let declares = self.settings.topology == TopologyMode::Declare;
+        let name = part.to_string();
+        let found = match declare(connection, &part, true).await {
+            Ok(found) => found,
+            Err(Refusal::NotFound) if declares => {
+                let remedy = "`kyc-worker run` declares it";
+                return vec![Finding::note(format!("{setting}: there is no {name} yet"), remedy)];
+            }
+            Err(refusal) => return vec![refusal.finding(setting, &name, declares)],
+        };
+        let mut findings = Vec::new();
+        // It is there: declaring it again as we would tells whether it is what we would declare.
+        match declare(connection, &part, false).await {
+            Ok(_) => findings.push(Finding::ok(format!("{name} is declared as it should be"))),
+            // Whoever declares it for us need not let us compare it.
+            Err(Refusal::NotPermitted(_)) if !declares => {
+                findings.push(Finding::ok(format!("{name} is there; how it is declared may not be asked")));
+            }
+            Err(refusal) => findings.push(refusal.finding(setting, &name, declares)),
+        }
+        if let (Part::Queue(queue, _), Some(found)) = (&part, found)
+            && *queue == self.settings.queue
+        {
+            findings.extend(inspect_reading(connection, queue, &found).await);
+        }
+        findings
+    }
+}
+
+/// Whether we may consume from the queue of jobs, and what waits there. The consumer asked
+/// for is one that the broker must refuse for its argument, after it has looked at the
+/// permission: nothing is handed over.
+async fn inspect_reading(connection: &Connection, queue: &str, found: &Queue) -> Vec<Finding> {
+    let impossible = arguments([("x-priority", text("none"))]);
+    let options = BasicConsumeOptions::default();
+    let asked = match connection.create_channel().await {
+        Ok(channel) => {
+            channel.basic_consume(queue.into(), CONSUMER_TAG.into(), options, impossible).await.err()
+        }
+        Err(error) => Some(error),
+    };
+    if let Some(Refusal::NotPermitted(said)) = asked.map(Refusal::from) {
+        let remedy = format!("let the user read it: rabbitmqctl set_permissions ({said})");
+        return vec![Finding::wrong(format!("QUEUE: this user may not consume from {queue}"), remedy)];
+    }
+    let (ready, consumers) = (found.message_count(), found.consumer_count());
+    vec![Finding::ok(format!("{ready} jobs wait in queue {queue}, {consumers} workers consume from it"))]
+}
+
+/// Whether the broker has an alarm: it stops reading from whoever publishes then. The
+/// message is for a queue that does not exist, and comes back.
+async fn inspect_alarms(connection: &Connection) -> Option<Finding> {
+    let nowhere = Uuid::new_v4().to_string();
+    let published = timeout(CONFIRM_TIME_MAX, async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let properties = BasicProperties::default();
+        channel.basic_publish("".into(), nowhere.as_str().into(), options, b"", properties).await?.await
+    });
+    match published.await {
+        Ok(Ok(_)) => Some(Finding::ok("the broker has no alarm")),
+        // A user who may not publish there cannot tell.
+        Ok(Err(_)) => None,
+        Err(_elapsed) => Some(Finding::wrong(
+            "the broker does not take messages: it has an alarm for memory or disk",
+            "see `rabbitmq-diagnostics alarms`, and make room; what waits in queues is still handed over",
+        )),
+    }
+}
+
+/// Declares, or asks for, a part on a channel of its own: a refusal closes the channel.
+async fn declare(connection: &Connection, part: &Part<'_>, passive: bool) -> Result<Option<Queue>, Refusal> {
+    let channel = connection.create_channel().await?;
+    let declared = match part {
+        Part::Exchange(name) => {
+            let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+            let kind = ExchangeKind::Direct;
+            channel.exchange_declare((*name).into(), kind, options, FieldTable::default()).await?;
+            None
+        }
+        Part::Queue(name, arguments) => {
+            let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
+            Some(channel.queue_declare((*name).into(), options, arguments.clone()).await?)
+        }
+    };
+    // Closing is a courtesy: the connection's end closes it too.
+    channel.close(200, "asked".into()).await.ok();
+    Ok(declared)
+}
+
+impl std::fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exchange(name) => write!(f, "exchange {name}"),
+            Self::Queue(name, _) => write!(f, "queue {name}"),
+        }
+    }
+}
+
+impl From<lapin::Error> for Refusal {
+    fn from(error: lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(refusal) = error.kind() else {
+            return Self::Other(error.to_string());
+        };
+        let said = refusal.get_message().to_string();
+        match refusal.kind() {
+            AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NotFound,
+            AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Self::NotPermitted(said),
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Self::DeclaredOtherwise(said),
+            _ => Self::Other(said),
+        }
+    }
+}
+
+impl Refusal {
+    fn finding(self, setting: &str, name: &str, declares: bool) -> Finding {
+        match self {
+            Self::NotFound => Finding::wrong(
+                format!("{setting}: there is no {name}"),
+                "declare it at the broker, or set TOPOLOGY=declare",
+            ),
+            Self::NotPermitted(said) => Finding::wrong(
+                format!("{setting}: this user may not declare {name}: {said}"),
+                "let him: rabbitmqctl set_permissions; or declare it at the broker and set TOPOLOGY=verify",
+            ),
+            Self::DeclaredOtherwise(said) if declares => Finding::wrong(
+                format!("{setting}: {name} is declared otherwise: {said}"),
+                "delete it once it is empty, so that `kyc-worker run` declares it anew, or set TOPOLOGY=verify to take it as it is",
+            ),
+            Self::DeclaredOtherwise(said) => Finding::note(
+                format!("{setting}: {name} is declared otherwise than TOPOLOGY=declare would: {said}"),
+                "see docs/message.md for what the worker counts on",
+            ),
+            Self::Other(said) => {
+                Finding::wrong(format!("{setting}: cannot use {name}: {said}"), "look at the broker's log")
+            }
+        }
+    }
+}

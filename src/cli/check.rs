@@ -1,0 +1,133 @@
+//! `kyc-worker check`: looks at the settings and at every edge, and says what is wrong and
+//! what to do. Nothing is changed anywhere.
+
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use serde::Serialize;
+
+use super::CheckArgs;
+use crate::app;
+use crate::breaker::CLOCK_SKEW_MAX;
+use crate::broker::Broker;
+use crate::config::{RunSettings, SettingFault, SettingSource};
+use crate::domain::signature::Signer;
+use crate::finding::{Finding, Grade};
+use crate::journal;
+use crate::provider::Provider;
+
+/// What was found, by what was looked at.
+#[derive(Serialize)]
+struct Area {
+    area: &'static str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    settings: Vec<SettingSource>,
+    findings: Vec<Finding>,
+}
+
+pub(super) async fn run(
+    args: &CheckArgs,
+    faults: Vec<SettingFault>,
+    sources: Vec<SettingSource>,
+) -> anyhow::Result<ExitCode> {
+    let settings = &args.settings;
+    let settings_area =
+        Area { area: "settings", findings: check_settings(settings, faults), settings: sources };
+    let (broker, database, provider) =
+        tokio::join!(check_broker(settings), check_database(settings), check_provider(settings));
+    let area = |area, findings| Area { area, settings: Vec::new(), findings };
+    let areas =
+        [settings_area, area("broker", broker), area("database", database), area("provider", provider)];
+    let wrong =
+        areas.iter().flat_map(|area| &area.findings).filter(|found| found.grade == Grade::Wrong).count();
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&areas)?);
+    } else {
+        areas.iter().for_each(print);
+        match wrong {
+            0 => anstream::println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
+            1 => anstream::println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
+            more => anstream::println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
+        }
+    }
+    Ok(ExitCode::from(u8::from(wrong > 0)))
+}
+
+fn check_settings(settings: &RunSettings, mut faults: Vec<SettingFault>) -> Vec<Finding> {
+    faults.extend(settings.check().err().unwrap_or_default());
+    if faults.is_empty() {
+        return vec![Finding::ok("every setting is sound, and they fit together")];
+    }
+    let remedy = "`kyc-worker run --help` explains it; .env.example has an example";
+    faults.iter().map(|fault| Finding::wrong(fault.to_string(), remedy)).collect()
+}
+
+async fn check_broker(settings: &RunSettings) -> Vec<Finding> {
+    let broker = settings.broker.url().map_err(Into::into);
+    match broker.and_then(|url| Broker::new(&settings.broker, &url, "kyc-worker check")) {
+        Ok(broker) => broker.inspect().await,
+        Err(error) => vec![unchecked(&error)],
+    }
+}
+
+async fn check_database(settings: &RunSettings) -> Vec<Finding> {
+    match settings.database.url() {
+        Ok(url) => journal::inspect(&url).await,
+        Err(fault) => vec![unchecked(&fault.into())],
+    }
+}
+
+async fn check_provider(settings: &RunSettings) -> Vec<Finding> {
+    match provider(settings) {
+        Ok(provider) => provider.inspect(CLOCK_SKEW_MAX).await,
+        Err(error) => vec![unchecked(&error)],
+    }
+}
+
+fn provider(settings: &RunSettings) -> anyhow::Result<Provider> {
+    let provider = &settings.provider;
+    let signer = Signer::new(provider.api_key()?.expose(), provider.api_secret()?.expose());
+    Provider::new(app::provider_settings(settings, provider.base_url()?, provider.authorities()?), signer)
+}
+
+/// What cannot be looked at for a setting that is told of already.
+fn unchecked(error: &anyhow::Error) -> Finding {
+    Finding::wrong(format!("not looked at: {error:#}"), "mend the setting, then check again")
+}
+
+fn print(area: &Area) {
+    anstream::println!("{}{}{0:#}", Style::new().bold(), area.area);
+    print_sources(&area.settings);
+    for Finding { grade, what, remedy } in &area.findings {
+        let name = match grade {
+            Grade::Ok => "ok",
+            Grade::Note => "note",
+            Grade::Wrong => "wrong",
+        };
+        anstream::println!("  {}{name:<6}{0:#} {what}", paint(*grade));
+        if let Some(remedy) = remedy {
+            println!("         -> {remedy}");
+        }
+    }
+}
+
+/// Names every setting that is not at its default, and where it came from.
+fn print_sources(settings: &[SettingSource]) {
+    let (default, given): (Vec<_>, Vec<_>) = settings.iter().partition(|setting| setting.source == "default");
+    for setting in given {
+        let value = setting.value.as_deref().unwrap_or("(secret)");
+        println!("         {:<26}{value}  from {}", setting.variable, setting.source);
+    }
+    if !default.is_empty() {
+        println!("         {} others are at their defaults", default.len());
+    }
+}
+
+fn paint(grade: Grade) -> Style {
+    let color = match grade {
+        Grade::Ok => AnsiColor::Green,
+        Grade::Note => AnsiColor::Yellow,
+        Grade::Wrong => AnsiColor::Red,
+    };
+    color.on_default()
+}

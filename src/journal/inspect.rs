@@ -1,0 +1,186 @@
+//! Looks at the database for `check`: whether a worker could work there. Changes nothing.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Error};
+use tokio::time::timeout;
+
+use super::{READ_ONLY, connect_options};
+use crate::config::Secret;
+use crate::finding::Finding;
+use crate::tls::certificate_fault;
+
+/// A server that has not answered by then does not.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How far back recent acceptances go.
+const RECENT_DAYS: i32 = 7;
+
+/// The tables that a worker changes rows of, and not only adds to.
+const CHANGED_TABLES: [&str; 5] = ["attempt", "customer", "submission", "verification_pace", "worker"];
+
+/// Those that it takes rows out of: a valid body takes an invalid one's place.
+const EMPTIED_TABLES: [&str; 2] = ["submission", "worker"];
+
+/// Looks at everything that a worker needs of the database.
+pub async fn inspect(url: &Secret) -> Vec<Finding> {
+    let (options, place) = match connect_options(url) {
+        Ok(options) => options,
+        Err(error) => {
+            return vec![Finding::wrong(error.to_string(), "see `kyc-worker run --help` for its form")];
+        }
+    };
+    let looking = async {
+        let mut connection = PgConnection::connect_with(&options).await?;
+        let mut findings = Vec::new();
+        let looked = look(&mut connection, &place, &mut findings).await;
+        connection.close().await.ok();
+        looked.map(|()| findings)
+    };
+    match timeout(ANSWER_TIME_MAX, looking).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => vec![fault(&place, &error)],
+        Err(_elapsed) => vec![Finding::wrong(
+            format!("DATABASE_URL: Postgres at {place} does not answer within {ANSWER_TIME_MAX:?}"),
+            "is it up, and does a firewall let us through?",
+        )],
+    }
+}
+
+async fn look(connection: &mut PgConnection, place: &str, findings: &mut Vec<Finding>) -> sqlx::Result<()> {
+    let server = sqlx::query!(
+        r#"-- describe_server
+        select current_user::text as "role!", current_database()::text as "database!",
+            current_setting('server_version') as "version!",
+            pg_is_in_recovery() as "is_standby!",
+            current_setting('transaction_read_only')::boolean as "is_read_only!",
+            coalesce((select ssl from pg_stat_ssl where pid = pg_backend_pid()), false) as "is_encrypted!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let encrypted = if server.is_encrypted { "with TLS" } else { "without TLS" };
+    findings.push(Finding::ok(format!(
+        "Postgres {} at {place} lets {} into database {}, {encrypted}",
+        server.version, server.role, server.database
+    )));
+    if server.is_standby {
+        findings.push(Finding::wrong(
+            format!("DATABASE_URL: Postgres at {place} is a standby: nothing can be written"),
+            "name the primary's host",
+        ));
+    } else if server.is_read_only {
+        findings.push(Finding::wrong(
+            format!("DATABASE_URL: database {} is read-only for {}", server.database, server.role),
+            format!(
+                "alter database {} (or role {}) set default_transaction_read_only = off; is the disk full?",
+                server.database, server.role
+            ),
+        ));
+    }
+    look_at_schema(connection, &server.role, findings).await
+}
+
+async fn look_at_schema(
+    connection: &mut PgConnection,
+    role: &str,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<()> {
+    let missing = missing_rights(connection).await?;
+    if !missing.is_empty() {
+        findings.push(Finding::wrong(
+            format!("DATABASE_URL: {role} lacks {}", missing.join(", ")),
+            format!(
+                "as the tables' owner: grant select, insert, update, delete on all tables in schema public to {role}"
+            ),
+        ));
+        return Ok(());
+    }
+    let needed = super::needed_version();
+    let remedy = "run `kyc-worker migrate`, or `kyc-worker run --migrate`";
+    match super::schema_version(connection).await? {
+        None => {
+            findings.push(Finding::wrong("DATABASE_URL: the database has no tables of ours", remedy));
+            return Ok(());
+        }
+        Some(version) if version < needed => {
+            findings.push(Finding::wrong(
+                format!("DATABASE_URL: the schema is at version {version}, this worker needs {needed}"),
+                remedy,
+            ));
+            return Ok(());
+        }
+        Some(version) if version > needed => findings.push(Finding::ok(format!(
+            "the schema is at version {version}, newer than this worker's {needed}, which is fine during an upgrade"
+        ))),
+        Some(version) => findings.push(Finding::ok(format!("the schema is at version {version}"))),
+    }
+    findings.push(Finding::ok(format!("{role} may read and write our tables")));
+    findings.extend(look_at_acceptances(connection).await?);
+    Ok(())
+}
+
+/// What the role may not do with our tables, and must.
+async fn missing_rights(connection: &mut PgConnection) -> sqlx::Result<Vec<String>> {
+    sqlx::query_scalar!(
+        r#"-- missing_rights
+        select right_name || ' on ' || tablename as "missing!"
+        from pg_tables, unnest(array['select', 'insert', 'update', 'delete']) as right_name
+        where schemaname = current_schema()
+            and (right_name = 'select' or tablename not like '\_sqlx%')
+            and (right_name <> 'update' or tablename = any($1))
+            and (right_name <> 'delete' or tablename = any($2))
+            and not has_table_privilege(format('%I.%I', schemaname, tablename), right_name)
+        order by tablename, right_name"#,
+        CHANGED_TABLES.as_slice() as &[&str],
+        EMPTIED_TABLES.as_slice() as &[&str]
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// What acceptances answered of late, where nothing was learned since: it tells what
+/// `READ_BACK_UNVERIFIED` should be.
+async fn look_at_acceptances(connection: &mut PgConnection) -> sqlx::Result<Option<Finding>> {
+    let answered = sqlx::query!(
+        r#"-- recent_acceptances
+        select coalesce(verification_status, 'no status') as "status!", count(*) as "count!"
+        from submission
+        where state = 'accepted' and evidence = 'response' and verification_seen_at is null
+            and ended_at > now() - make_interval(days => $1)
+        group by 1 order by 2 desc"#,
+        RECENT_DAYS
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    if answered.is_empty() {
+        return Ok(None);
+    }
+    let counts: Vec<String> = answered.iter().map(|row| format!("{} {}", row.count, row.status)).collect();
+    Ok(Some(Finding::ok(format!(
+        "acceptances of the last {RECENT_DAYS} days answered: {}",
+        counts.join(", ")
+    ))))
+}
+
+fn fault(place: &str, error: &Error) -> Finding {
+    Finding::wrong(format!("DATABASE_URL: cannot use Postgres at {place}: {error}"), advice(error))
+}
+
+/// What to do about a database that cannot be used.
+pub(super) fn advice(error: &Error) -> String {
+    if let Some(fault) = certificate_fault(error, "sslrootcert, a parameter of DATABASE_URL") {
+        return fault;
+    }
+    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
+    let advice = match code.as_ref() {
+        "28P01" => "are user and password right? special characters in them are written %XX",
+        "28000" => "does the role exist, and does pg_hba.conf let it in from this machine?",
+        "3D000" => "name another database, or create it with createdb",
+        "42501" => "grant the role its rights: select, insert, update and delete on our tables",
+        "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas",
+        READ_ONLY => "make the database writable, or name the primary",
+        _ => "is it running, and are host and port right?",
+    };
+    advice.to_owned()
+}

@@ -1,0 +1,278 @@
+//! `check` names each fault and its remedy, and nothing else.
+
+use kyc_worker::sandbox::tls::Authority;
+use serde_json::{Value, json};
+
+use crate::harness::{World, world, world_on};
+use crate::own_services::{Disk, OwnPostgres};
+
+/// What `check` says under `settings`, once it is sure that it says the same to people.
+async fn check(world: &World, settings: &[(&str, &str)]) -> Vec<Value> {
+    let output = world.run(&["check", "--json"], settings).await;
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let complained = String::from_utf8(output.stderr).expect("UTF-8");
+    let areas: Vec<Value> = serde_json::from_str(&said).unwrap_or_else(|_| panic!("{said}{complained}"));
+    let names: Vec<&Value> = areas.iter().map(|area| &area["area"]).collect();
+    assert_eq!(names, ["settings", "broker", "database", "provider"]);
+    let mut wrong = Vec::new();
+    for area in areas {
+        let findings = area["findings"].as_array().expect("findings").clone();
+        assert!(!findings.is_empty(), "{area}");
+        wrong.extend(findings.into_iter().filter(|found| found["grade"] == "wrong"));
+    }
+    assert_eq!(output.status.code(), Some(i32::from(!wrong.is_empty())), "{said}");
+    assert!(!said.contains("canary"), "{said}");
+    assert!(complained.is_empty(), "{complained}");
+    wrong
+}
+
+/// Expects one fault, with these words in what is wrong, and these in what to do.
+async fn blames(world: &World, settings: &[(&str, &str)], what: &[&str], remedy: &[&str]) {
+    let wrong = check(world, settings).await;
+    assert_eq!(wrong.len(), 1, "{wrong:#?}");
+    for (said, words) in [(&wrong[0]["what"], what), (&wrong[0]["remedy"], remedy)] {
+        let said = said.as_str().expect("a text");
+        for word in words {
+            assert!(said.contains(word), "no {word:?} in {said:?}");
+        }
+    }
+}
+
+#[test]
+fn check_finds_nothing_wrong_where_a_worker_works_and_changes_nothing() {
+    world(async |world| {
+        let unmade = world.run(&["check"], &[]).await;
+        let said = String::from_utf8(unmade.stdout).expect("UTF-8");
+        assert_eq!(unmade.status.code(), Some(0), "{said}");
+        assert!(said.contains("there is no queue kyc.document-updates yet"), "{said}");
+        assert!(said.contains("`kyc-worker run` declares it"), "{said}");
+
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(2).await;
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&jobs).await;
+        world.publish(None, b"{}").await;
+        world.wait_for("a dead letter", async || world.take_dead_letter().await).await;
+        let patches = world.oracle("updates").await.len();
+
+        let output = world.run(&["check"], &[]).await;
+        let said = String::from_utf8(output.stdout).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        for words in [
+            "queue kyc.document-updates is declared as it should be",
+            "1 workers consume",
+            "no alarm",
+            "may read and write our tables",
+            "signed in profile compact are accepted",
+            "answered: 2 PROCESSING",
+            "DATABASE_URL              (secret)  from environment",
+            "REQUEST_TIMEOUT           2s  from environment",
+            "others are at their defaults",
+            "nothing is wrong",
+        ] {
+            assert!(said.contains(words), "no {words:?} in {said}");
+        }
+        assert!(!said.contains("\u{1b}["), "no colours where nobody looks");
+        assert_eq!(world.oracle("updates").await.len(), patches);
+        assert_eq!(check(&world, &[]).await, Vec::<Value>::new());
+    });
+}
+
+#[test]
+fn check_tells_where_a_setting_came_from() {
+    world(async |world| {
+        world.write_file(".env", b"QUEUE=from-file\nEXCHANGE=from-file\n");
+        let file = world.write_file("secret", b"sandbox-secret\n");
+        let mut command = world.command();
+        command
+            .env_remove("DOLLARPE_API_SECRET")
+            .envs([("EXCHANGE", "kyc"), ("DOLLARPE_API_SECRET_FILE", &file)])
+            .args(["check", "--json", "--routing-key", "document-update"]);
+        let output = command.output().expect("it runs");
+        let areas: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let settings = areas[0]["settings"].as_array().expect("settings");
+        let source = |variable: &str| {
+            let found = settings.iter().find(|setting| setting["variable"] == variable);
+            found.unwrap_or_else(|| panic!("no {variable} in {settings:#?}")).clone()
+        };
+        let plain =
+            |variable, source, value| json!({ "variable": variable, "source": source, "value": value });
+        assert_eq!(source("QUEUE"), plain("QUEUE", ".env", "from-file"));
+        assert_eq!(source("EXCHANGE"), plain("EXCHANGE", "environment", "kyc"));
+        assert_eq!(source("ROUTING_KEY"), plain("ROUTING_KEY", "flag", "document-update"));
+        assert_eq!(source("TOPOLOGY"), plain("TOPOLOGY", "default", "declare"));
+        let path = plain("DOLLARPE_API_SECRET_FILE", "environment", &*file);
+        assert_eq!(source("DOLLARPE_API_SECRET_FILE"), path);
+        let secret = json!({ "variable": "DOLLARPE_API_KEY", "source": "environment" });
+        assert_eq!(source("DOLLARPE_API_KEY"), secret, "a secret's value is nowhere");
+    });
+}
+
+#[test]
+fn check_names_wrong_settings_and_still_looks_at_the_rest() {
+    world(async |world| {
+        world.declare_topology().await;
+        let remedy = ["kyc-worker run --help"];
+        blames(&world, &[("PREFETCH", "many")], &["PREFETCH: `many` is not valid"], &remedy).await;
+        let lease = [("CLAIM_LEASE", "1s")];
+        blames(&world, &lease, &["SEND_WINDOW + REQUEST_TIMEOUT must be at most CLAIM_LEASE"], &remedy).await;
+        let wrong = check(&world, &[("PAYLOAD_KEY", "canary"), ("DATABASE_URL", "http://canary")]).await;
+        assert_eq!(wrong.len(), 3, "both settings, and a database that was not looked at: {wrong:#?}");
+    });
+}
+
+#[test]
+fn check_names_what_is_wrong_at_the_broker() {
+    world(async |world| {
+        world.declare_topology().await;
+        let sound = world.allow_user(".*").await;
+        let mut url: url::Url = sound.parse().expect("a URL");
+        url.set_password(Some("canary")).expect("a password");
+        let [at, advice] =
+            ["AMQP_URL: cannot use RabbitMQ at 127.0.0.1:", "refuses the user or the password"];
+        blames(&world, &[("AMQP_URL", url.as_str())], &[at], &[advice]).await;
+
+        let mut nowhere: url::Url = sound.parse().expect("a URL");
+        nowhere.set_path("/nowhere");
+        let remedy = ["vhost", "rabbitmqctl list_vhosts", "set_permissions"];
+        blames(&world, &[("AMQP_URL", nowhere.as_str())], &[at, "nowhere"], &remedy).await;
+
+        let unread = world.allow_user("^nothing$").await;
+        let what = ["QUEUE: this user may not consume from kyc.document-updates"];
+        let remedy = ["set_permissions", "access to queue"];
+        blames(&world, &[("AMQP_URL", &unread)], &what, &remedy).await;
+
+        let unconfigured = world
+            .allow_user_to(json!({ "configure": "^kyc$|^kyc[.]d(lx|ead)", "write": ".*", "read": ".*" }))
+            .await;
+        let what = ["QUEUE: this user may not declare queue kyc.document-updates", "access to queue"];
+        let settings = [("AMQP_URL", unconfigured.as_str())];
+        blames(&world, &settings, &what, &["set_permissions", "TOPOLOGY=verify"]).await;
+        let settings = [("AMQP_URL", unconfigured.as_str()), ("TOPOLOGY", "verify")];
+        assert_eq!(check(&world, &settings).await, Vec::<Value>::new(), "it need not declare");
+
+        world.delete_queue().await;
+        let missing = ["QUEUE: there is no queue kyc.document-updates"];
+        blames(&world, &[("TOPOLOGY", "verify")], &missing, &["declare it", "TOPOLOGY=declare"]).await;
+        world.declare_classic_queue().await;
+        let what = ["QUEUE: queue kyc.document-updates is declared otherwise", "inequivalent arg"];
+        blames(&world, &[], &what, &["delete it", "TOPOLOGY=verify"]).await;
+        assert_eq!(check(&world, &[("TOPOLOGY", "verify")]).await, Vec::<Value>::new());
+
+        let closed = [("AMQP_URL", "amqp://guest:canary@127.0.0.1:1")];
+        blames(&world, &closed, &["127.0.0.1:1", "refused"], &["is it running"]).await;
+    });
+}
+
+#[test]
+fn check_names_what_is_wrong_with_the_database() {
+    world(async |world| {
+        let execute = async |sql: &'static str| {
+            sqlx::raw_sql(sql).execute(&world.pool).await.expect(sql);
+        };
+        let migrate = ["kyc-worker migrate"];
+        execute("update _sqlx_migrations set success = false where version > 1").await;
+        blames(&world, &[], &["DATABASE_URL: the schema is at version 1, this worker needs"], &migrate).await;
+        execute("update _sqlx_migrations set success = true").await;
+
+        let url: url::Url = world.database_url().parse().expect("a URL");
+        let database = url.path().trim_start_matches('/').to_owned();
+        let read_only =
+            |value| format!("alter database {database} set default_transaction_read_only = {value}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(read_only("on"))).execute(&world.pool).await.expect("it is set");
+        let remedy = ["set default_transaction_read_only = off"];
+        blames(&world, &[], &["DATABASE_URL: database", "is read-only for"], &remedy).await;
+        let off = format!("set default_transaction_read_only = off; {}", read_only("off"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(off)).execute(&world.pool).await.expect("it is set");
+
+        let mut url: url::Url = world.database_url().parse().expect("a URL");
+        url.set_path("kyc_nowhere");
+        blames(&world, &[("DATABASE_URL", url.as_str())], &["kyc_nowhere"], &["createdb"]).await;
+        let closed = [("DATABASE_URL", "postgres://kyc:canary@127.0.0.1:1/kyc")];
+        blames(&world, &closed, &["127.0.0.1:1", "refused"], &["is it running"]).await;
+
+        execute("drop schema public cascade; create schema public").await;
+        blames(&world, &[], &["DATABASE_URL: the database has no tables of ours"], &migrate).await;
+    });
+}
+
+#[test]
+fn check_names_a_wrong_password_and_missing_rights_in_the_database() {
+    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
+        world.declare_topology().await;
+        let rules = "host all postgres 127.0.0.1/32 trust\nhost all kyc 127.0.0.1/32 scram-sha-256\n";
+        cluster.write_file("pg_hba.conf", rules);
+        let set_up = "create role kyc login password 'canary'; grant usage on schema public to kyc;
+            select pg_reload_conf()";
+        sqlx::raw_sql(set_up).execute(&world.pool).await.expect("a role");
+        let url = world.database_url().replace("postgres@", "kyc:canary@");
+        let settings = [("DATABASE_URL", url.as_str())];
+        // The server takes its rules up a moment after it was asked to.
+        world
+            .wait_for("the rules", async || {
+                let wrong = check(&world, &[("DATABASE_URL", &url.replace("canary", "wrong"))]).await;
+                let wrong = wrong.first()?.to_string();
+                let is_named = wrong.contains("password authentication failed for user \\\"kyc\\\"");
+                (is_named && wrong.contains("are user and password right?")).then_some(())
+            })
+            .await;
+        let what = ["DATABASE_URL: kyc lacks", "insert on submission", "update on attempt"];
+        blames(&world, &settings, &what, &["grant select, insert, update, delete on all tables"]).await;
+        let grant = "grant select, insert, update, delete on all tables in schema public to kyc";
+        sqlx::raw_sql(grant).execute(&world.pool).await.expect("the rights");
+        assert_eq!(check(&world, &settings).await, Vec::<Value>::new());
+    });
+}
+
+#[test]
+fn check_names_what_is_wrong_with_the_provider() {
+    world(async |world| {
+        world.declare_topology().await;
+        let base = world.sandbox.base_url();
+        let elsewhere = [("DOLLARPE_BASE_URL", base.replace("/v1", "/v7"))];
+        let elsewhere = elsewhere.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let what = ["DOLLARPE_BASE_URL: there is no such endpoint", "/v7"];
+        blames(&world, &elsewhere, &what, &["https://production.dollarpe.xyz/cms/api/v1"]).await;
+        let closed = [("DOLLARPE_BASE_URL", "http://127.0.0.1:1/cms/api/v1")];
+        blames(&world, &closed, &["DOLLARPE_BASE_URL", "refused"], &["host's name"]).await;
+        let unknown = [("DOLLARPE_BASE_URL", "https://provider.invalid/cms/api/v1")];
+        blames(&world, &unknown, &["DOLLARPE_BASE_URL", "cannot be reached"], &["host's name"]).await;
+
+        let key = [("DOLLARPE_API_KEY", "canary")];
+        blames(&world, &key, &["DOLLARPE_API_KEY: the provider refuses the API key"], &["dashboard"]).await;
+        let secret = [("DOLLARPE_API_SECRET", "canary")];
+        blames(&world, &secret, &["DOLLARPE_API_SECRET", "refuses the signature"], &["dashboard"]).await;
+        let profile = [("DOLLARPE_SIGNING_PROFILE", "spaced")];
+        let what = ["DOLLARPE_SIGNING_PROFILE: updates signed in profile spaced are refused"];
+        blames(&world, &profile, &what, &["set DOLLARPE_SIGNING_PROFILE=compact"]).await;
+        world.set_provider(json!({ "signing_profile": "compact-utf8" })).await;
+        blames(&world, &[], &["profile compact are refused"], &["PROFILE=compact-utf8"]).await;
+        world.set_provider(json!({ "signing_profile": "compact" })).await;
+
+        for (ahead, side) in [(600, "behind"), (-600, "ahead of")] {
+            world.set_provider(json!({ "clock_ahead_s": ahead })).await;
+            let wrong = check(&world, &[]).await;
+            assert_eq!(wrong.len(), 2, "the clock, and the signature for its sake: {wrong:#?}");
+            let what = wrong[0]["what"].as_str().expect("a text");
+            assert!(what.contains(side) && what.contains(" s ") && what.contains("clock"), "{what}");
+            assert!(wrong[0]["remedy"].as_str().expect("a text").contains("set the clock"));
+            assert!(wrong[1]["what"].as_str().expect("a text").contains("as the clock would explain"));
+        }
+        assert!(world.oracle("updates").await.is_empty());
+    });
+}
+
+#[test]
+fn check_names_a_certificate_for_another_name_or_of_an_unknown_authority() {
+    world(async |world| {
+        world.declare_topology().await;
+        let authority = Authority::new().expect("an authority");
+        let ca = world.write_file("ca.pem", authority.pem().as_bytes());
+        let (_front, base) = world.put_tls_before_provider(&authority, "other.example").await;
+        let trusted = [("DOLLARPE_BASE_URL", base.as_str()), ("DOLLARPE_CA_FILE", &ca)];
+        blames(&world, &trusted, &["DOLLARPE_BASE_URL"], &["another name", "other.example"]).await;
+        let remedy = ["authority that this machine does not trust", "DOLLARPE_CA_FILE"];
+        blames(&world, &trusted[..1], &["DOLLARPE_BASE_URL"], &remedy).await;
+    });
+}
