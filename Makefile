@@ -32,5 +32,8 @@ check: ## Check format, lints, docs, .sqlx and dependencies
 docs: ## Write the settings into README.md and .env.example anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 
-build: ## Build the optimized worker and the simulated provider
+build: ## Build the optimized worker and the simulated provider, man pages and completions
 	@cargo build --locked --release --bins
+	@target/release/kyc-worker man target/release/man
+	@mkdir -p target/release/completions
+	@for shell in bash zsh fish; do target/release/kyc-worker completions $$shell >target/release/completions/kyc-worker.$$shell; done

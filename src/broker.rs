@@ -529,6 +529,17 @@ fn work_arguments(settings: &BrokerSettings) -> FieldTable {
     ])
 }
 
+/// The arguments of the queue of jobs, for people.
+pub fn describe_job_arguments(settings: &BrokerSettings) -> String {
+    let arguments = job_arguments(settings);
+    let shown = arguments.into_iter().map(|(key, value)| match value {
+        AMQPValue::LongString(text) => format!("{key}={text}"),
+        AMQPValue::LongInt(number) => format!("{key}={number}"),
+        other => format!("{key}={other:?}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 fn dead_letter_arguments(settings: &BrokerSettings) -> FieldTable {
     let ttl_ms = i64::try_from(settings.dead_letter_ttl.as_millis()).unwrap_or(i64::MAX);
     arguments([("x-queue-type", text("quorum")), ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms))])

@@ -1,26 +1,30 @@
 //! The command line: what each command takes, and the commands that are not `run`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
+mod assets;
 mod budget;
 mod check;
 mod enqueue;
 mod migrate;
 mod pause;
 mod report;
+mod schema;
 mod show;
+mod sign;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap_complete::Shell;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use uuid::Uuid;
 
 use crate::app::{self, Mode};
 use crate::config::{
-    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, RunSettings, SettingFault,
-    SettingSource, parse_all, setting_sources,
+    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, ProviderArgs, RunSettings,
+    SettingFault, SettingSource, parse_all, setting_sources,
 };
 use crate::journal::{self, interventions::Signed};
 use crate::telemetry;
@@ -54,6 +58,16 @@ pub enum Command {
         after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
     )]
     Check(Box<CheckArgs>),
+    /// Show what is signed for a request's body: canonical text, message and headers
+    #[command(
+        after_help = "Example:\n  kyc-worker sign job.json\n  echo '{}' | kyc-worker sign - --timestamp 1752670745 --dollarpe-signing-profile spaced\n\nNothing is sent. The body is shown as it is, personal data and all; the key is not."
+    )]
+    Sign(Box<SignArgs>),
+    /// Print the message contract: a job's JSON Schema, or an AsyncAPI document of the queues
+    #[command(
+        after_help = "Example:\n  kyc-worker schema > job.schema.json\n  kyc-worker schema --asyncapi > asyncapi.json"
+    )]
+    Schema(Box<SchemaArgs>),
     /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
     #[command(
         after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
@@ -78,6 +92,18 @@ pub enum Command {
     /// End the pause
     #[command(after_help = "Example:\n  kyc-worker resume --by ana --note 'maintenance is over'")]
     Resume(ResumeArgs),
+    /// Print a shell's completions
+    #[command(after_help = "Example:\n  kyc-worker completions bash > /etc/bash_completion.d/kyc-worker")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages
+    #[command(after_help = "Example:\n  kyc-worker man /usr/local/share/man/man1")]
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
 }
 
 /// What `run` takes.
@@ -106,6 +132,37 @@ pub struct CheckArgs {
     /// Every setting.
     #[command(flatten)]
     pub settings: RunSettings,
+}
+
+/// What `sign` takes.
+#[derive(Args, Debug)]
+pub struct SignArgs {
+    /// A file with a job or a request's body; - for standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// Seconds since 1970, in place of now
+    #[arg(long, value_name = "SECONDS")]
+    pub timestamp: Option<i64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The provider.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+}
+
+/// What `schema` takes.
+#[derive(Args, Debug)]
+pub struct SchemaArgs {
+    /// Print an AsyncAPI document of exchange, queues and messages
+    #[arg(long)]
+    pub asyncapi: bool,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+    /// Which jobs are valid.
+    #[command(flatten)]
+    pub jobs: JobSettings,
 }
 
 /// What `enqueue` takes.
@@ -279,6 +336,10 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Report(args) => report::run(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,
+        Command::Sign(args) => sign::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Completions { shell } => assets::complete(shell),
+        Command::Man { directory } => assets::write_manual(&directory),
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),

@@ -17,7 +17,7 @@ const INVALID_CHARS_MAX: usize = 2_000;
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Ours, of a message's body; the rest of it is the provider's.
-const OUR_FIELDS: [&str; 3] = ["job_id", "requested_at", "expires_at"];
+pub const OUR_FIELDS: [&str; 3] = ["job_id", "requested_at", "expires_at"];
 const PROVIDER_FIELDS: [&str; 6] = [
     "customer_id",
     "full_address",
@@ -575,6 +575,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::domain::schema::job_schema;
 
     const NOW: OffsetDateTime = datetime!(2025-07-16 12:59:05 UTC);
     const JOB_ID: &str = "0b4d3c2e-8f1a-4f7e-9f55-6f0a3b1c2d3e";
@@ -631,6 +632,9 @@ mod tests {
             _ => format!("{pointer}: {fault}"),
         };
         assert_eq!(outcome, expected, "{body}");
+        let schema = jsonschema::validator_for(&job_schema(&Rules::default())).unwrap();
+        let is_valid = schema.is_valid(&serde_json::from_str(&body).unwrap());
+        assert!(is_valid || !expected.is_empty(), "the schema refuses a valid job: {body}");
     }
 
     #[test]

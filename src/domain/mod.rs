@@ -8,6 +8,7 @@ pub mod outcome;
 pub mod precedence;
 pub mod read_back;
 pub mod retry;
+pub mod schema;
 pub mod signature;
 pub mod verdict;
 pub mod verification;

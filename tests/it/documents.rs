@@ -3,9 +3,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::process::Command;
 
 use clap::Arg;
 use kyc_worker::cli;
+use tempfile::TempDir;
 
 struct Setting {
     variable: String,
@@ -128,4 +130,45 @@ fn every_secret_can_be_a_file() {
         assert!(settings.iter().any(|setting| setting.variable == file), "{file} is missing");
     }
     assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 6);
+}
+
+/// What a command prints where nothing is set.
+fn printed(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_kyc-worker"))
+        .args(arguments)
+        .env_clear()
+        .current_dir(std::env::temp_dir())
+        .output()
+        .expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn the_published_schemas_are_what_the_worker_prints() {
+    hold("docs/job.schema.json", &printed(&["schema"]));
+    hold("docs/asyncapi.json", &printed(&["schema", "--asyncapi"]));
+}
+
+#[test]
+fn every_command_has_an_example_a_man_page_and_completions() {
+    let command = cli::command();
+    let directory = TempDir::new().expect("a directory");
+    printed(&["man", directory.path().to_str().expect("UTF-8")]);
+    let completions = ["bash", "zsh", "fish"].map(|shell| printed(&["completions", shell]));
+    let mut commands = vec![(String::from("kyc-worker"), &command)];
+    while let Some((name, command)) = commands.pop() {
+        let page = directory.path().join(format!("{}.1", name.replace(' ', "-")));
+        assert!(page.exists(), "no {}", page.display());
+        if command.has_subcommands() {
+            let subcommands = command.get_subcommands();
+            commands.extend(subcommands.map(|sub| (format!("{name} {}", sub.get_name()), sub)));
+            continue;
+        }
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains(&name), "no example for {name}");
+        for text in &completions {
+            assert!(text.contains(command.get_name()), "{name} is not completed");
+        }
+    }
 }

@@ -1,0 +1,119 @@
+//! `kyc-worker schema`: the message contract for publishers' tools.
+
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::SchemaArgs;
+use crate::broker;
+use crate::config::BrokerSettings;
+use crate::domain::job::Rules;
+use crate::domain::schema::{example, job_schema};
+
+pub(super) fn run(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
+    let rules = args.jobs.rules();
+    let document = match args.asyncapi {
+        true => asyncapi(&args.broker, &rules),
+        false => job_schema(&rules),
+    };
+    println!("{}", serde_json::to_string_pretty(&document)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The queues, and what belongs into them, as an AsyncAPI 3.0 document.
+fn asyncapi(broker: &BrokerSettings, rules: &Rules) -> Value {
+    let mut payload = job_schema(rules);
+    // The reader knows the dialect from the message's schemaFormat.
+    if let Value::Object(payload) = &mut payload {
+        payload.remove("$schema");
+        payload.remove("examples");
+    }
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "kyc-worker",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Customers' document updates, for submission to the DollarPe KYC API.",
+            "license": { "name": "MIT OR Apache-2.0" }
+        },
+        "defaultContentType": "application/json",
+        "channels": {
+            "documentUpdates": {
+                "address": broker.routing_key,
+                "title": "Jobs",
+                "description": format!(
+                    "Publish persistent messages, with confirms and mandatory, to exchange {}. What is no valid job is moved to {} as it is.",
+                    broker.exchange, broker.dead_letter_queue
+                ),
+                "messages": { "documentUpdate": { "$ref": "#/components/messages/documentUpdate" } },
+                "bindings": { "amqp": {
+                    "is": "routingKey",
+                    "exchange": { "name": broker.exchange, "type": "direct", "durable": true, "autoDelete": false },
+                    "bindingVersion": "0.3.0"
+                } }
+            },
+            "jobQueue": {
+                "address": broker.queue,
+                "title": "The queue that jobs wait in",
+                "description": format!("Arguments: {}.", broker::describe_job_arguments(broker)),
+                "messages": { "documentUpdate": { "$ref": "#/components/messages/documentUpdate" } },
+                "bindings": { "amqp": queue_binding(&broker.queue) }
+            },
+            "deadLetterQueue": {
+                "address": broker.dead_letter_queue,
+                "title": "What cannot become a job",
+                "description": format!(
+                    "Whole, as it was published; table dead_lettered_delivery says why. Kept for {}.",
+                    humantime::format_duration(broker.dead_letter_ttl)
+                ),
+                "messages": { "deadLetter": { "$ref": "#/components/messages/deadLetter" } },
+                "bindings": { "amqp": queue_binding(&broker.dead_letter_queue) }
+            }
+        },
+        "operations": {
+            "receiveDocumentUpdate": {
+                "action": "receive",
+                "channel": { "$ref": "#/channels/jobQueue" },
+                "summary": "Acked once the row that carries the job on is committed.",
+                "messages": [{ "$ref": "#/channels/jobQueue/messages/documentUpdate" }]
+            },
+            "deadLetter": {
+                "action": "send",
+                "channel": { "$ref": "#/channels/deadLetterQueue" },
+                "summary": "By the broker, at the worker's word.",
+                "messages": [{ "$ref": "#/channels/deadLetterQueue/messages/deadLetter" }]
+            }
+        },
+        "components": {
+            "messages": {
+                "documentUpdate": {
+                    "name": "documentUpdate",
+                    "title": "A document update",
+                    "contentType": "application/json",
+                    "headers": {
+                        "type": "object",
+                        "description": "AMQP properties: message_id (a UUID, the job's name, unless the body has job_id), timestamp (seconds), correlation_id (kept for your tracing), delivery_mode 2."
+                    },
+                    "payload": {
+                        "schemaFormat": "application/schema+json;version=draft-2020-12",
+                        "schema": payload
+                    },
+                    "examples": [{ "name": "documented", "summary": "The provider's own example", "payload": example() }]
+                },
+                "deadLetter": {
+                    "name": "deadLetter",
+                    "title": "A message that is no job",
+                    "payload": { "description": "Any bytes" }
+                }
+            }
+        }
+    })
+}
+
+fn queue_binding(name: &str) -> Value {
+    json!({
+        "is": "queue",
+        "queue": { "name": name, "durable": true, "exclusive": false, "autoDelete": false },
+        "bindingVersion": "0.3.0"
+    })
+}

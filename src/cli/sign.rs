@@ -1,0 +1,67 @@
+//! `kyc-worker sign`: shows what is signed for a body, to compare with another's.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde_json::json;
+
+use super::SignArgs;
+use crate::clock::Moment;
+use crate::domain::canonical_json::Json;
+use crate::domain::job::OUR_FIELDS;
+use crate::domain::signature::Signer;
+
+/// In the place of the API key.
+const MASK: &str = "***";
+
+pub(super) fn run(args: &SignArgs) -> anyhow::Result<ExitCode> {
+    let (key, secret) = (args.provider.api_key()?, args.provider.api_secret()?);
+    let (body, left_out) = read_request(&args.file)?;
+    let profile = args.provider.dollarpe_signing_profile;
+    let canonical = body.to_canonical(profile);
+    let timestamp = args.timestamp.unwrap_or_else(|| Moment::now().unix_seconds());
+    let signature = Signer::new(key.expose(), secret.expose()).sign(timestamp, &canonical);
+    if !left_out.is_empty() {
+        eprintln!("left out, as the provider is not sent them: {}", left_out.join(", "));
+    }
+    let message = format!("{MASK}|{timestamp}|{canonical}");
+    if args.json {
+        let signed = json!({
+            "profile": profile.as_str(),
+            "canonical_body": canonical,
+            "message": message,
+            "headers": { "X-API-KEY": MASK, "X-TIMESTAMP": timestamp.to_string(), "X-SIGNATURE": signature },
+        });
+        println!("{}", serde_json::to_string_pretty(&signed)?);
+    } else {
+        println!(
+            "canonical body, profile {profile}, {} bytes; it is signed, and sent as it is:",
+            canonical.len()
+        );
+        println!("{canonical}\n");
+        println!("message, under HMAC-SHA256 with DOLLARPE_API_SECRET:\n{message}\n");
+        println!("headers:\nX-API-KEY: {MASK}\nX-TIMESTAMP: {timestamp}\nX-SIGNATURE: {signature}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a request's body, without the fields of a job that are ours alone.
+fn read_request(file: &Path) -> anyhow::Result<(Json, Vec<&'static str>)> {
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+    } else {
+        bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    }
+    let mut body = Json::parse(&bytes).map_err(|faults| {
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        anyhow::anyhow!("{}: {}", file.display(), faults.join("; "))
+    })?;
+    let mut left_out = Vec::new();
+    if let Json::Object(fields) = &mut body {
+        left_out.extend(OUR_FIELDS.into_iter().filter(|field| fields.remove(*field).is_some()));
+    }
+    Ok((body, left_out))
+}
