@@ -22,6 +22,7 @@ use crate::domain::signature::Signer;
 use crate::heartbeat::Heartbeat;
 use crate::intake::Intake;
 use crate::journal::{self, Journal, Limits, Pace};
+use crate::liveness::Liveness;
 use crate::provider::{Provider, ProviderSettings};
 use crate::scheduler::Scheduler;
 use crate::tracker::Tracker;
@@ -91,7 +92,8 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
             queue: settings.broker.queue.clone(),
             prefetch: settings.work.prefetch,
         };
-        async move { broker.consume(&subscription, sender, intake, stopping).await }
+        let liveness = worker.liveness.session.clone();
+        async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
     });
     let intake = tokio::spawn(take_in(Arc::clone(&worker), receiver, Arc::clone(&permits), jobs.clone()));
     let scheduler = Scheduler::new(
@@ -240,6 +242,7 @@ fn build_worker(
         breaker: Breaker::new(settings.work.breaker_failures),
         rules: settings.jobs.rules(),
         intake: Intake::default(),
+        liveness: Liveness::default(),
         schedule: settings.work.retry_schedule(),
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),

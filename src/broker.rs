@@ -34,6 +34,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, TopologyMode};
 use crate::domain::outcome::Disposition;
+use crate::liveness::{Loop, SessionLoop};
 use crate::tls::certificate_fault;
 
 /// A broker that accepts TCP and never answers is given up after this.
@@ -153,12 +154,14 @@ impl Broker {
         subscription: &Subscription,
         deliveries: mpsc::Sender<Delivery>,
         mut intake: watch::Receiver<bool>,
+        liveness: SessionLoop,
         stopping: CancellationToken,
     ) {
         let mut delay = RECONNECT_DELAY_MIN;
         // Each cause once for an outage, not once a try.
         let mut told = BTreeSet::new();
         while !stopping.is_cancelled() {
+            liveness.turns.turn();
             let opening = Session::open(self, subscription);
             let session = tokio::select! {
                 session = opening => session,
@@ -168,7 +171,9 @@ impl Broker {
                 Ok(session) => {
                     info!(queue = subscription.queue, "broker session opened");
                     let opened_at = Instant::now();
-                    let ended = session.run(&deliveries, &mut intake, &stopping).await;
+                    liveness.set_session(true);
+                    let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
+                    liveness.set_session(false);
                     if opened_at.elapsed() >= SETTLED_AFTER {
                         told.clear();
                         delay = RECONNECT_DELAY_MIN;
@@ -336,6 +341,7 @@ impl Session {
         self,
         deliveries: &mpsc::Sender<Delivery>,
         intake: &mut watch::Receiver<bool>,
+        turns: &Loop,
         stopping: &CancellationToken,
     ) -> anyhow::Result<()> {
         let (dispositions, mut disposed) = mpsc::unbounded_channel();
@@ -347,6 +353,7 @@ impl Session {
         let mut pulse = interval(Duration::from_secs(1));
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            turns.turn();
             let wants_intake = *intake.borrow_and_update() && !stopping.is_cancelled();
             if wants_intake && consumer.is_none() {
                 consumer.set(Some(self.start_consumer().await?));

@@ -40,7 +40,7 @@ impl CustomerEvents {
             Subscription { setting: "CUSTOMER_EVENTS_QUEUE", queue: self.queue.clone(), prefetch: PREFETCH };
         let (intake, stopping) = (self.worker.intake.subscribe(), self.worker.stopping.clone());
         let (sender, mut deliveries) = mpsc::channel(usize::from(PREFETCH));
-        let session = broker.consume(&subscription, sender, intake, stopping.clone());
+        let session = broker.consume(&subscription, sender, intake, SessionLoop::default(), stopping.clone());
         let receiving = async move {
             while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
                 // A lost session's deliveries come again with the next.

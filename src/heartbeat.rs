@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::debug;
+use tracing::{debug, error};
 
 use crate::intake::{Intake, Reason, Severity};
 use crate::journal::JournalError;
@@ -34,13 +34,19 @@ impl Heartbeat {
 
     /// Beats once. A database that is away leaves the last word on a pause standing; those who
     /// write the jobs tell of the outage.
+    ///
+    /// A replica whose loops stand still does not beat: it only looks alive.
     pub async fn beat(&self) {
-        let Worker { journal, intake, parked, .. } = &*self.worker;
-        let pulse = Pulse {
-            started_at: self.started_at,
-            in_flight: self.jobs.len(),
-            paused_for: intake.paused_for(),
-        };
+        let Worker { journal, intake, liveness, parked, .. } = &*self.worker;
+        if let Some(standstill) = liveness.standstill() {
+            error!(standstill, "a loop of the worker stands still; this is a bug, restart it and report it");
+            return;
+        }
+        let mut paused_for = intake.paused_for();
+        if !liveness.session.has_session() {
+            paused_for.push("broker".to_owned());
+        }
+        let pulse = Pulse { started_at: self.started_at, in_flight: self.jobs.len(), paused_for };
         match journal.beat(&pulse).await {
             Ok(pause) => {
                 if obey(intake, pause) {

@@ -22,6 +22,7 @@ pub mod breaker;
 pub mod customer_events;
 pub mod heartbeat;
 pub mod intake;
+pub mod liveness;
 pub mod scheduler;
 pub mod tracker;
 

@@ -77,6 +77,7 @@ impl Scheduler {
     async fn tend(&self) {
         let mut swept_at = None;
         loop {
+            self.worker.liveness.scheduler.turn();
             self.due.notify_one();
             let begun = Instant::now();
             let pause = match self.round(&mut swept_at).await {

@@ -53,6 +53,7 @@ impl Tracker {
     pub async fn run(self) {
         let mut failing_pause = self.poll;
         loop {
+            self.worker.liveness.tracker.turn();
             let is_failing = self.is_failing.load(Ordering::Relaxed);
             let pause = match self.begin_looks(if is_failing { 1 } else { self.batch() }).await {
                 // A provider in trouble is asked less and less often.

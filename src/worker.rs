@@ -26,6 +26,7 @@ use crate::intake::{Intake, Reason, Severity};
 use crate::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
 };
+use crate::liveness::Liveness;
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
@@ -41,6 +42,8 @@ pub struct Worker {
     pub breaker: Breaker,
     /// Whether deliveries may be taken.
     pub intake: Intake,
+    /// Whether its loops move.
+    pub liveness: Liveness,
     /// Which jobs are valid.
     pub rules: Rules,
     /// When to try again.

@@ -5,6 +5,7 @@ mod assets;
 mod budget;
 mod check;
 mod enqueue;
+mod health;
 mod migrate;
 mod pause;
 mod report;
@@ -58,6 +59,11 @@ pub enum Command {
         after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
     )]
     Check(Box<CheckArgs>),
+    /// Tell a probe whether this replica works, by the row that it keeps
+    #[command(
+        after_help = "Example:\n  WORKER_NAME=worker-1 kyc-worker health --ready\n\nWithout --ready, a database that is away is no fault of the replica's.\n\nExit codes: 0 healthy, 1 not."
+    )]
+    Health(HealthArgs),
     /// Show what is signed for a request's body: canonical text, message and headers
     #[command(
         after_help = "Example:\n  kyc-worker sign job.json\n  echo '{}' | kyc-worker sign - --timestamp 1752670745 --dollarpe-signing-profile spaced\n\nNothing is sent. The body is shown as it is, personal data and all; the key is not."
@@ -132,6 +138,23 @@ pub struct CheckArgs {
     /// Every setting.
     #[command(flatten)]
     pub settings: RunSettings,
+}
+
+/// What `health` takes.
+#[derive(Args, Debug)]
+pub struct HealthArgs {
+    /// Ask whether it takes jobs, and not only whether it is alive
+    #[arg(long)]
+    pub ready: bool,
+    /// The replica's name [default: the latest of this host]
+    #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
+    pub worker_name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
 }
 
 /// What `sign` takes.
@@ -336,6 +359,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Report(args) => report::run(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,
+        Command::Health(args) => health::run(&args).await,
         Command::Sign(args) => sign::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => assets::complete(shell),

@@ -21,6 +21,7 @@ mod documents;
 mod duplicates;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod health;
 mod keys;
 mod late_updates;
 mod malformed;

@@ -80,8 +80,8 @@ fn a_replica_is_seen_while_it_lives_and_gone_when_it_stops() {
         let mut stopped = start(&world, "stopped");
         let mut killed = start(&world, "killed");
         world
-            .wait_for("two replicas", async || {
-                (world.count("select count(*) from worker").await == 2).then_some(())
+            .wait_for("two replicas that take jobs", async || {
+                (world.count("select count(*) from worker where paused_for = '{}'").await == 2).then_some(())
             })
             .await;
         let seen = report(&world).await["workers"][1].clone();

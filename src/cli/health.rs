@@ -1,0 +1,67 @@
+//! `kyc-worker health`: whether this replica works, for probes. Its own row says so, which
+//! it writes every two seconds while its loops move.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::{HealthArgs, print};
+use crate::config::{SettingFault, host_name};
+use crate::journal::connect;
+use crate::journal::replicas::{WorkerView, workers};
+
+/// What a probe learns.
+#[derive(Serialize)]
+struct Health {
+    is_healthy: bool,
+    what: String,
+    worker: Option<WorkerView>,
+}
+
+pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    let health = match replica(args).await {
+        Ok(worker) => judge(args, worker),
+        Err(error) if error.is::<SettingFault>() => return Err(error),
+        // A database that is away is no fault of the replica's; but it takes no jobs then.
+        Err(error) => {
+            let what = format!("the replica cannot be asked for: {error:#}");
+            Health { is_healthy: !args.ready, what, worker: None }
+        }
+    };
+    print(args.json, &health, |health| println!("{}", health.what))?;
+    Ok(ExitCode::from(u8::from(!health.is_healthy)))
+}
+
+/// This replica's row: by its name, or the latest of this host.
+async fn replica(args: &HealthArgs) -> anyhow::Result<Option<WorkerView>> {
+    let pool = connect(&args.database, &args.database.url()?).await?;
+    let of_host = format!("{}-", host_name());
+    let is_ours = |worker: &WorkerView| match &args.worker_name {
+        Some(name) => worker.name == *name,
+        None => worker.name.starts_with(&of_host),
+    };
+    let ours = workers(&pool).await?.into_iter().filter(is_ours);
+    Ok(ours.max_by_key(|worker| worker.seen_at))
+}
+
+fn judge(args: &HealthArgs, worker: Option<WorkerView>) -> Health {
+    let (is_healthy, what) = match &worker {
+        None => {
+            let name = args.worker_name.clone().unwrap_or_else(|| format!("of host {}", host_name()));
+            (
+                false,
+                format!("no replica {name} has written its row; has it started, and under this WORKER_NAME?"),
+            )
+        }
+        Some(WorkerView { is_alive: false, name, seen_at, .. }) => {
+            (false, format!("replica {name} was last seen at {}: it hangs", super::time_text(*seen_at)))
+        }
+        Some(WorkerView { name, paused_for, .. }) if args.ready && !paused_for.is_empty() => {
+            (false, format!("replica {name} is alive and takes no jobs: {}", paused_for.join(", ")))
+        }
+        Some(WorkerView { name, in_flight, .. }) => {
+            (true, format!("replica {name} is alive, {in_flight} jobs in flight"))
+        }
+    };
+    Health { is_healthy, what, worker }
+}

@@ -1,0 +1,93 @@
+//! Whether a replica's loops move. One that stands still for long will not recover by
+//! itself: the heartbeat then stops too, and whoever probes the replica starts it anew.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Far longer than any turn takes while the database or the broker is away.
+const STANDSTILL: Duration = Duration::from_secs(120);
+
+/// A loop that shows that it moves. Clones are the same loop.
+#[derive(Clone, Debug)]
+pub struct Loop {
+    turned_at: Arc<Mutex<Instant>>,
+}
+
+impl Default for Loop {
+    fn default() -> Self {
+        Self { turned_at: Arc::new(Mutex::new(Instant::now())) }
+    }
+}
+
+impl Loop {
+    /// Shows it.
+    pub fn turn(&self) {
+        *self.turned_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn stands_still(&self, now: Instant) -> bool {
+        let turned_at = *self.turned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(turned_at) >= STANDSTILL
+    }
+}
+
+/// The broker's loop: whether it moves, and whether it has a session.
+#[derive(Clone, Debug, Default)]
+pub struct SessionLoop {
+    /// Whether it moves.
+    pub turns: Loop,
+    has_session: Arc<AtomicBool>,
+}
+
+impl SessionLoop {
+    /// Notes that a session began, or ended.
+    pub fn set_session(&self, has_session: bool) {
+        self.has_session.store(has_session, Ordering::Relaxed);
+    }
+
+    /// Whether there is a session now.
+    pub fn has_session(&self) -> bool {
+        self.has_session.load(Ordering::Relaxed)
+    }
+}
+
+/// The loops of one replica.
+#[derive(Debug, Default)]
+pub struct Liveness {
+    /// The broker's session, and its rebuilding.
+    pub session: SessionLoop,
+    /// The scheduler's rounds.
+    pub scheduler: Loop,
+    /// The tracker's rounds.
+    pub tracker: Loop,
+}
+
+impl Liveness {
+    /// The first loop that has stood still for long, if any has.
+    pub fn standstill(&self) -> Option<&'static str> {
+        let now = Instant::now();
+        let loops = [
+            ("broker session", &self.session.turns),
+            ("scheduler", &self.scheduler),
+            ("tracker", &self.tracker),
+        ];
+        loops.into_iter().find(|(_, each)| each.stands_still(now)).map(|(name, _)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_has_not_turned_for_two_minutes_stands_still() {
+        let scheduler = Loop::default();
+        let now = Instant::now();
+        assert!(!scheduler.stands_still(now + STANDSTILL - Duration::from_secs(1)));
+        assert!(scheduler.stands_still(now + STANDSTILL + Duration::from_secs(1)));
+        assert_eq!(Liveness::default().standstill(), None);
+    }
+}
