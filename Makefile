@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short test test-full services sqlx check docs build
+.PHONY: help demo storm storm-short test test-full services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -23,13 +23,16 @@ test-full: ## Run the tests of backlogs at their full size: 10,000 jobs, 5 minut
 services: ## Make PostgreSQL and RabbitMQ answer: found, or started, or installed
 	@scripts/services.sh
 
+env: ## Write .env for development: services found or started, a database, fresh keys
+	@scripts/env.sh
+
 sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
 	@scripts/sqlx.sh
 
 check: ## Check format, lints, docs, .sqlx and dependencies
 	@scripts/check.sh
 
-docs: ## Write the settings into README.md and .env.example anew
+docs: ## Write settings and schemas into docs/ and .env.example anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 
 build: ## Build the optimized worker and the simulated provider, man pages and completions

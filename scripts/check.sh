@@ -28,4 +28,6 @@ done
 if command -v shellcheck >/dev/null; then
     shellcheck -x scripts/*.sh .ci/run
 fi
+step "deployment files"
+scripts/lint-deploy.sh
 say "checks passed"

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 scripts/services.sh test
+scripts/publishers.sh
 # shellcheck source=/dev/null
 source target/services.env
 

@@ -1,5 +1,5 @@
-//! The settings as the documents tell them are the settings as the worker takes them.
-//! `make docs` writes both anew.
+//! What the documents tell of settings, messages and commands is what the worker takes,
+//! and prints. `make docs` writes it anew.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -83,7 +83,7 @@ fn env_example(settings: &[Setting]) -> String {
             _ => None,
         };
         writeln!(text, "# {}", setting.meaning).expect("a string grows");
-        if setting.group == "Keys" {
+        if setting.group == "Keys" && setting.is_secret {
             text.push_str("# The key here is published: make your own with `openssl rand -base64 32`.\n");
         }
         match example {
@@ -113,13 +113,14 @@ fn the_env_example_has_every_setting() {
 }
 
 #[test]
-fn the_readmes_table_has_every_setting() {
+fn the_table_of_settings_has_every_setting() {
     const BEGIN: &str = "<!-- settings: written by `make docs` -->\n";
     const END: &str = "<!-- end of settings -->";
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("a README");
-    let (before, rest) = readme.split_once(BEGIN).expect("the README marks its settings");
-    let (_, after) = rest.split_once(END).expect("the README marks the settings' end");
-    hold("README.md", &format!("{before}{BEGIN}{}{END}{after}", table(&settings())));
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md");
+    let document = fs::read_to_string(path).expect("the document is there");
+    let (before, rest) = document.split_once(BEGIN).expect("it marks its settings");
+    let (_, after) = rest.split_once(END).expect("it marks the settings' end");
+    hold("docs/settings.md", &format!("{before}{BEGIN}{}{END}{after}", table(&settings())));
 }
 
 #[test]

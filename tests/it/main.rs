@@ -17,6 +17,7 @@ mod crashes;
 mod customer_events;
 mod database_connections;
 mod database_outages;
+mod deployment;
 mod documents;
 mod duplicates;
 #[cfg(feature = "failpoints")]
@@ -33,6 +34,7 @@ mod outages;
 mod pausing;
 mod privacy;
 mod provider_outages;
+mod publishing;
 mod read_back;
 mod retries;
 mod shutdown;

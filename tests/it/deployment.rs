@@ -1,0 +1,295 @@
+//! What cannot be run here names nothing that the product does not have: every command
+//! line, variable and file in the image, compose, Kubernetes and the documents.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::CommandFactory as _;
+use kyc_worker::cli;
+use kyc_worker::sandbox::Settings;
+use serde_json::Value;
+
+fn path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn yaml(name: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Every document of every file of deploy/kubernetes.
+fn manifests() -> Vec<Value> {
+    let files = fs::read_dir(path("deploy/kubernetes")).expect("the directory");
+    let names = files.map(|file| file.expect("a file").file_name().into_string().expect("UTF-8"));
+    let yamls = names.filter(|name| name.ends_with(".yaml"));
+    yamls.flat_map(|name| yaml(&format!("deploy/kubernetes/{name}"))).collect()
+}
+
+/// Every value under `key`, wherever it is.
+fn all<'a>(value: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(members) => {
+            found.extend(members.get(key));
+            members.values().for_each(|member| all(member, key, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| all(item, key, found)),
+        _ => {}
+    }
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let items = value.as_array().unwrap_or_else(|| panic!("{value} is no list"));
+    items.iter().map(|item| item.as_str().expect("a text").to_owned()).collect()
+}
+
+/// Fails unless the worker understands the arguments.
+#[track_caller]
+fn understands(arguments: &[String]) {
+    let mut command = cli::command();
+    // What a command needs is not what this is about, but whether it knows what it is given.
+    let parsed = command
+        .try_get_matches_from_mut(["kyc-worker"].into_iter().chain(arguments.iter().map(String::as_str)));
+    if let Err(error) = parsed {
+        use clap::error::ErrorKind::{DisplayHelp, DisplayVersion, MissingRequiredArgument};
+        let is_known = matches!(error.kind(), DisplayHelp | DisplayVersion | MissingRequiredArgument);
+        assert!(is_known, "kyc-worker {arguments:?}: {error}");
+    }
+}
+
+fn variables_of(command: &clap::Command) -> BTreeSet<String> {
+    let variables = command.get_arguments().filter_map(|arg| arg.get_env());
+    variables.map(|variable| variable.to_str().expect("UTF-8").to_owned()).collect()
+}
+
+/// The variables of the worker's settings.
+fn settings() -> BTreeSet<String> {
+    variables_of(cli::command().find_subcommand("run").expect("a command `run`"))
+}
+
+fn sandbox_settings() -> BTreeSet<String> {
+    #[derive(clap::Parser)]
+    struct Sandbox {
+        #[command(flatten)]
+        _settings: Settings,
+    }
+    variables_of(&Sandbox::command())
+}
+
+fn default_of(variable: &str) -> Duration {
+    let command = cli::command();
+    let run = command.find_subcommand("run").expect("a command `run`");
+    let arg = run.get_arguments().find(|arg| arg.get_env().is_some_and(|env| env == variable));
+    let value = arg.expect("a setting").get_default_values()[0].to_str().expect("UTF-8");
+    humantime::parse_duration(value).expect("a duration")
+}
+
+#[track_caller]
+fn are_known(names: impl IntoIterator<Item = String>, known: &BTreeSet<String>) {
+    let unknown: Vec<String> = names.into_iter().filter(|name| !known.contains(name)).collect();
+    assert!(unknown.is_empty(), "no such variables: {unknown:?}");
+}
+
+#[test]
+fn the_image_runs_commands_that_exist_and_is_made_of_files_that_exist() {
+    let text = read("Dockerfile").replace("\\\n", " ");
+    let ignored = read(".dockerignore");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let last = |keyword: &str| -> Vec<String> {
+        let line = lines.iter().rfind(|line| line.starts_with(keyword)).expect(keyword);
+        serde_json::from_str(&line[line.find('[').expect("the exec form")..]).expect("the exec form")
+    };
+    let health = lines.iter().find(|line| line.starts_with("HEALTHCHECK")).expect("a health check");
+    let health: Vec<String> =
+        serde_json::from_str(&health[health.find('[').expect("the exec form")..]).expect("JSON");
+    assert_eq!(last("ENTRYPOINT"), ["/usr/local/bin/kyc-worker"]);
+    assert_eq!(health[0], "/usr/local/bin/kyc-worker");
+    understands(&last("CMD"));
+    understands(&health[1..]);
+    let manifest = read("Cargo.toml");
+    for bin in text.split("--bin ").skip(1).map(|rest| rest.split_whitespace().next().expect("a name")) {
+        assert!(manifest.contains(&format!("[[bin]]\nname = \"{bin}\"")), "{bin}");
+    }
+    for kept in ignored.lines().filter_map(|line| line.strip_prefix('!')) {
+        assert!(path(kept).exists(), ".dockerignore keeps {kept}, which is not there");
+    }
+    // What the compiler reads beside src is in the image's context.
+    for needed in ["Cargo.toml", "Cargo.lock", ".cargo", ".sqlx", "migrations", "src"] {
+        assert!(
+            ignored.contains(&format!("!{needed}\n")) || ignored.ends_with(&format!("!{needed}")),
+            "{needed}"
+        );
+    }
+    let rust_version =
+        manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).expect("a version");
+    assert!(text.contains(&format!("FROM rust:{}-", rust_version.trim_matches('"'))), "{rust_version}");
+}
+
+#[test]
+fn compose_names_variables_commands_and_secrets_that_exist() {
+    let compose = &yaml("compose.yaml")[0];
+    let services = compose["services"].as_object().expect("services");
+    let environment = |service: &str| {
+        let members = services[service]["environment"].as_object().expect("a map").clone();
+        members.into_iter().map(|(name, _)| name)
+    };
+    for service in ["migrate", "worker"] {
+        understands(&texts(&services[service]["command"]));
+        are_known(environment(service), &settings());
+    }
+    are_known(environment("sandbox"), &sandbox_settings());
+    for (name, secret) in compose["secrets"].as_object().expect("secrets") {
+        let file = secret["file"].as_str().expect("a file");
+        assert!(path(file).exists(), "{name}: {file}");
+        // As whoever runs in the container, who is not the owner of the file here.
+        let used = format!("/run/secrets/{name}");
+        assert!(read("compose.yaml").contains(&used), "{used} is used nowhere");
+    }
+    let grace = services["worker"]["stop_grace_period"].as_str().expect("a duration");
+    let grace = humantime::parse_duration(grace).expect("a duration");
+    assert!(grace >= default_of("SHUTDOWN_GRACE") + Duration::from_secs(5));
+}
+
+#[test]
+fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
+    const SECRETS: &str = "/run/secrets/kyc-worker/";
+    let manifests = manifests();
+    let documents = read("docs/deployment.md");
+    let (mut variables, mut graces) = (Vec::new(), Vec::new());
+    for manifest in &manifests {
+        let [mut args, mut commands, mut env] = [Vec::new(), Vec::new(), Vec::new()];
+        all(manifest, "args", &mut args);
+        all(manifest, "command", &mut commands);
+        all(manifest, "env", &mut env);
+        all(manifest, "terminationGracePeriodSeconds", &mut graces);
+        args.iter().for_each(|args| understands(&texts(args)));
+        for command in commands {
+            let command = texts(command);
+            assert_eq!(command[0], "/usr/local/bin/kyc-worker");
+            understands(&command[1..]);
+        }
+        for entry in env.into_iter().flat_map(|env| env.as_array().expect("a list")) {
+            variables.push(entry["name"].as_str().expect("a name").to_owned());
+            let secret = entry["value"].as_str().and_then(|value| value.strip_prefix(SECRETS));
+            if let Some(secret) = secret {
+                assert!(documents.contains(&format!("`{secret}`")), "docs/deployment.md: {secret}");
+            }
+        }
+    }
+    let file = read("deploy/kubernetes/settings.env");
+    let lines = file.lines().filter(|line| !line.starts_with('#'));
+    variables.extend(lines.map(|line| line.split('=').next().expect("a name").to_owned()));
+    assert!(variables.len() > 8, "{variables:?}");
+    are_known(variables, &settings());
+    let graces: Vec<u64> = graces.iter().map(|grace| grace.as_u64().expect("seconds")).collect();
+    assert_eq!(graces.len(), 1);
+    assert!(Duration::from_secs(graces[0]) >= default_of("SHUTDOWN_GRACE") + Duration::from_secs(5));
+
+    let kustomization = manifests.iter().find(|manifest| manifest["kind"] == "Kustomization").expect("one");
+    for resource in texts(&kustomization["resources"]) {
+        assert!(path("deploy/kubernetes").join(&resource).exists(), "{resource}");
+    }
+    let queue = manifests.iter().find(|manifest| manifest["kind"] == "ScaledObject").expect("one");
+    assert_eq!(queue["spec"]["triggers"][0]["metadata"]["queueName"], crate::harness::JOBS);
+    assert_eq!(queue["spec"]["scaleTargetRef"]["name"], "kyc-worker");
+    let tag = kustomization["images"][0]["newTag"].as_str().expect("a tag");
+    assert_eq!(tag, env!("CARGO_PKG_VERSION"));
+}
+
+/// The documents that people read.
+fn documents() -> Vec<String> {
+    let mut names: Vec<String> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"].map(str::to_owned).into();
+    for file in fs::read_dir(path("docs")).expect("docs") {
+        let name = file.expect("a file").file_name().into_string().expect("UTF-8");
+        if name.ends_with(".md") {
+            names.push(format!("docs/{name}"));
+        }
+    }
+    names
+}
+
+#[test]
+fn every_command_line_in_the_documents_is_understood() {
+    let mut count = 0;
+    for name in documents() {
+        let text = read(&name).replace("\\\n", " ");
+        let blocks = text.split("```").skip(1).step_by(2).flat_map(str::lines);
+        let spans = text.split('`').skip(1).step_by(2).filter(|span| !span.contains('\n'));
+        for line in blocks.chain(spans) {
+            let Some((_, line)) = line.rsplit_once("kyc-worker ") else { continue };
+            let line = line.split([';', '|', '>', '#', '&']).next().expect("a first part");
+            let Some(words) = shlex::split(line) else { continue };
+            let is_command =
+                |word: &String| cli::command().find_subcommand(word).is_some() || word.starts_with("--");
+            if !words.first().is_some_and(is_command) {
+                continue;
+            }
+            // Words in capitals stand for a value.
+            let words: Vec<String> = words
+                .into_iter()
+                .map(|word| match word.as_str() {
+                    "JOB_ID" | "ID" => "3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11".to_owned(),
+                    "SHELL" => "bash".to_owned(),
+                    _ => word,
+                })
+                .collect();
+            if words.len() > 1 || words[0].starts_with("--") {
+                understands(&words);
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 5, "only {count} command lines were found");
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() {
+    for name in documents() {
+        let text = read(&name);
+        let directory = path(&name).parent().expect("a directory").to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.starts_with('#') {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = directory.join(file);
+            assert!(target.exists(), "{name} links to {link}, which is not there");
+            if !anchor.is_empty() {
+                let target = fs::read_to_string(&target).expect("a document");
+                let slug = |line: &str| {
+                    line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-").replace(',', "")
+                };
+                let has =
+                    target.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor);
+                assert!(has, "{name}: no heading {anchor} in {file}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_target_of_make_and_every_script_that_is_named_exists() {
+    let makefile = read("Makefile");
+    for name in documents().into_iter().chain([".github/workflows/ci.yml".to_owned(), "Makefile".to_owned()])
+    {
+        let text = read(&name);
+        for script in text.split("scripts/").skip(1).filter_map(|rest| rest.split(".sh").next()) {
+            if script.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
+                assert!(path(&format!("scripts/{script}.sh")).exists(), "{name}: scripts/{script}.sh");
+            }
+        }
+        for target in text
+            .split("`make ")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c| c != '-' && !char::is_lowercase(c)).next())
+        {
+            assert!(makefile.contains(&format!("\n{target}:")), "{name}: make {target}");
+        }
+    }
+}
