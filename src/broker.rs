@@ -20,7 +20,7 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionBuilder, ConnectionProperties, Consumer,
     ExchangeKind,
@@ -254,10 +254,32 @@ impl Broker {
         self.was_silent.store(connected.is_err(), Ordering::Relaxed);
         connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
             |error| {
-                let advice = connect_advice(&error);
+                let advice = self.connect_advice(&error);
                 error.context(format!("AMQP_URL: cannot use RabbitMQ at {place}; {advice}"))
             },
         )
+    }
+
+    /// What to do about a connection that did not come about.
+    fn connect_advice(&self, error: &anyhow::Error) -> String {
+        if let Some(fault) = certificate_fault(error.as_ref(), "AMQP_CA_FILE") {
+            return fault;
+        }
+        let advice = match refusal(error) {
+            // RabbitMQ answers so to a user and a password that do not go together.
+            Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+                "it refuses the user or the password; special characters in them are written %XX"
+            }
+            Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
+                "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
+            }
+            // Often a reset is all that is left of the server's reason.
+            _ if self.uri.scheme == AMQPScheme::AMQPS => {
+                "is it running, are host and port right, and does it want another client certificate (AMQP_CERT_FILE, AMQP_KEY_FILE)?"
+            }
+            _ => "is it running, and are host and port right?",
+        };
+        advice.to_owned()
     }
 
     /// What TLS needs beside the platform's store. Files are read for every connection.
@@ -286,24 +308,6 @@ impl Broker {
 #[derive(Debug, thiserror::Error)]
 #[error("the session broke off; what it had handed over comes again")]
 struct BrokenOff(#[source] lapin::Error);
-
-/// What to do about a connection that did not come about.
-fn connect_advice(error: &anyhow::Error) -> String {
-    if let Some(fault) = certificate_fault(error.as_ref(), "AMQP_CA_FILE") {
-        return fault;
-    }
-    let advice = match refusal(error) {
-        // RabbitMQ answers so to a user and a password that do not go together.
-        Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
-            "it refuses the user or the password; special characters in them are written %XX"
-        }
-        Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
-            "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
-        }
-        _ => "is it running, and are host and port right?",
-    };
-    advice.to_owned()
-}
 
 /// With what the broker refused us, where it did.
 fn refusal(error: &anyhow::Error) -> Option<&AMQPErrorKind> {
@@ -538,7 +542,7 @@ fn work_arguments(settings: &BrokerSettings) -> FieldTable {
 
 /// The arguments of the queue of jobs, for people.
 pub fn describe_job_arguments(settings: &BrokerSettings) -> String {
-    let arguments = job_arguments(settings);
+    let arguments = work_arguments(settings);
     let shown = arguments.into_iter().map(|(key, value)| match value {
         AMQPValue::LongString(text) => format!("{key}={text}"),
         AMQPValue::LongInt(number) => format!("{key}={number}"),

@@ -14,6 +14,7 @@ use crate::domain::customer_event::{CustomerEvent, Notice, Notification, Refusal
 use crate::domain::job::Envelope;
 use crate::domain::outcome::Disposition;
 use crate::journal::{DeadLetter, EventNoted};
+use crate::liveness::SessionLoop;
 use crate::worker::{Panicked, Worker, unless_it_panics};
 
 /// How many deliveries are held unacknowledged.

@@ -10,7 +10,7 @@ use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
-use super::{Broker, CONSUMER_TAG, arguments, dead_letter_arguments, job_arguments, text};
+use super::{Broker, CONSUMER_TAG, arguments, dead_letter_arguments, text, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;
 
@@ -37,7 +37,7 @@ impl Broker {
         let connection = match self.connect().await {
             Ok(connection) => connection,
             Err(error) => {
-                let advice = super::connect_advice(&error);
+                let advice = self.connect_advice(&error);
                 let what = format!("AMQP_URL: cannot use {}: {}", self.place(), error.root_cause());
                 return vec![Finding::wrong(what, advice)];
             }
@@ -46,12 +46,16 @@ impl Broker {
         let mut findings =
             vec![Finding::ok(format!("{} lets {user} into vhost {}", self.place(), self.uri.vhost))];
         let settings = &self.settings;
-        let parts = [
+        let mut parts = vec![
             ("EXCHANGE", Part::Exchange(&settings.exchange)),
             ("DEAD_LETTER_EXCHANGE", Part::Exchange(&settings.dead_letter_exchange)),
             ("DEAD_LETTER_QUEUE", Part::Queue(&settings.dead_letter_queue, dead_letter_arguments(settings))),
-            ("QUEUE", Part::Queue(&settings.queue, job_arguments(settings))),
+            ("QUEUE", Part::Queue(&settings.queue, work_arguments(settings))),
         ];
+        if settings.customer_events {
+            let part = Part::Queue(&settings.customer_events_queue, work_arguments(settings));
+            parts.push(("CUSTOMER_EVENTS_QUEUE", part));
+        }
         for (setting, part) in parts {
             findings.extend(self.inspect_part(&connection, setting, part).await);
         }
@@ -87,18 +91,18 @@ impl Broker {
             Err(refusal) => findings.push(refusal.finding(setting, &name, declares)),
         }
         if let (Part::Queue(queue, _), Some(found)) = (&part, found)
-            && *queue == self.settings.queue
+            && *queue != self.settings.dead_letter_queue
         {
-            findings.extend(inspect_reading(connection, queue, &found).await);
+            findings.extend(inspect_reading(connection, setting, queue, &found).await);
         }
         findings
     }
 }
 
-/// Whether we may consume from the queue of jobs, and what waits there. The consumer asked
+/// Whether we may consume from a queue, and what waits there. The consumer asked
 /// for is one that the broker must refuse for its argument, after it has looked at the
 /// permission: nothing is handed over.
-async fn inspect_reading(connection: &Connection, queue: &str, found: &Queue) -> Vec<Finding> {
+async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, found: &Queue) -> Vec<Finding> {
     let impossible = arguments([("x-priority", text("none"))]);
     let options = BasicConsumeOptions::default();
     let asked = match connection.create_channel().await {
@@ -109,10 +113,10 @@ async fn inspect_reading(connection: &Connection, queue: &str, found: &Queue) ->
     };
     if let Some(Refusal::NotPermitted(said)) = asked.map(Refusal::from) {
         let remedy = format!("let the user read it: rabbitmqctl set_permissions ({said})");
-        return vec![Finding::wrong(format!("QUEUE: this user may not consume from {queue}"), remedy)];
+        return vec![Finding::wrong(format!("{setting}: this user may not consume from {queue}"), remedy)];
     }
     let (ready, consumers) = (found.message_count(), found.consumer_count());
-    vec![Finding::ok(format!("{ready} jobs wait in queue {queue}, {consumers} workers consume from it"))]
+    vec![Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))]
 }
 
 /// Whether the broker has an alarm: it stops reading from whoever publishes then. The

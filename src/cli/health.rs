@@ -5,9 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{HealthArgs, print};
+use super::{HealthArgs, open_database, print};
 use crate::config::{SettingFault, host_name};
-use crate::journal::connect;
 use crate::journal::replicas::{WorkerView, workers};
 
 /// What a probe learns.
@@ -34,7 +33,7 @@ pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
 
 /// This replica's row: by its name, or the latest of this host.
 async fn replica(args: &HealthArgs) -> anyhow::Result<Option<WorkerView>> {
-    let pool = connect(&args.database, &args.database.url()?).await?;
+    let pool = open_database(&args.database).await?;
     let of_host = format!("{}-", host_name());
     let is_ours = |worker: &WorkerView| match &args.worker_name {
         Some(name) => worker.name == *name,
@@ -60,7 +59,7 @@ fn judge(args: &HealthArgs, worker: Option<WorkerView>) -> Health {
             (false, format!("replica {name} is alive and takes no jobs: {}", paused_for.join(", ")))
         }
         Some(WorkerView { name, in_flight, .. }) => {
-            (true, format!("replica {name} is alive, {in_flight} jobs in flight"))
+            (true, format!("replica {name} is alive, jobs in flight: {in_flight}"))
         }
     };
     Health { is_healthy, what, worker }

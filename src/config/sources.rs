@@ -18,7 +18,17 @@ impl EnvFile {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub fn load(path: &str) -> dotenvy::Result<Self> {
+    pub fn load(path: &str) -> Result<Self, String> {
+        Self::read(path).map_err(|error| match error {
+            // The line may hold a secret.
+            dotenvy::Error::LineParse(..) => {
+                "a line is no VARIABLE=value; quote a value with spaces".to_owned()
+            }
+            other => other.to_string(),
+        })
+    }
+
+    fn read(path: &str) -> dotenvy::Result<Self> {
         let mut variables = BTreeSet::new();
         let entries = match dotenvy::from_path_iter(path) {
             Err(error) if error.not_found() => return Ok(Self::default()),

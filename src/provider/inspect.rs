@@ -91,9 +91,14 @@ impl Provider {
             return Finding::wrong(what, fault);
         }
         let cause = anyhow::Error::new(error);
+        let is_plain = self.settings.base_url.scheme() == "http";
         Finding::wrong(
             format!("{what}: {}", cause.root_cause()),
-            "is the host's name right, and does a firewall let us through?",
+            // Without TLS it is on this machine.
+            match is_plain {
+                true => "is it running? the simulated provider is `dollarpe-sandbox`",
+                false => "is the host's name right, and does a firewall let us through?",
+            },
         )
     }
 

@@ -60,7 +60,7 @@ fn check_finds_nothing_wrong_where_a_worker_works_and_changes_nothing() {
         assert_eq!(output.status.code(), Some(0), "{said}");
         for words in [
             "queue kyc.document-updates is declared as it should be",
-            "1 workers consume",
+            "messages waiting 0, workers consuming 1",
             "no alarm",
             "may read and write our tables",
             "signed in profile compact are accepted",
@@ -235,7 +235,7 @@ fn check_names_what_is_wrong_with_the_provider() {
         let what = ["DOLLARPE_BASE_URL: there is no such endpoint", "/v7"];
         blames(&world, &elsewhere, &what, &["https://production.dollarpe.xyz/cms/api/v1"]).await;
         let closed = [("DOLLARPE_BASE_URL", "http://127.0.0.1:1/cms/api/v1")];
-        blames(&world, &closed, &["DOLLARPE_BASE_URL", "refused"], &["host's name"]).await;
+        blames(&world, &closed, &["DOLLARPE_BASE_URL", "refused"], &["is it running?"]).await;
         let unknown = [("DOLLARPE_BASE_URL", "https://provider.invalid/cms/api/v1")];
         blames(&world, &unknown, &["DOLLARPE_BASE_URL", "cannot be reached"], &["host's name"]).await;
 

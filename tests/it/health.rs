@@ -31,7 +31,7 @@ fn a_replica_is_alive_while_its_services_are_away_and_ready_only_while_it_takes_
         let settings = [NAME, ("AMQP_URL", amqp_url.as_str()), ("DATABASE_URL", database_url.as_str())];
         let mut worker = world.start_worker_with(&settings);
         world.wait_for_consumers(1).await;
-        says(&world, &["--ready"], &settings, 0, "replica probed is alive, 0 jobs in flight").await;
+        says(&world, &["--ready"], &settings, 0, "replica probed is alive, jobs in flight: 0").await;
         says(&world, &["--ready", "--json"], &settings, 0, "\"is_healthy\": true").await;
 
         broker.refuse().await;

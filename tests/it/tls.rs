@@ -90,7 +90,7 @@ fn a_worker_shows_its_client_certificate_to_a_broker_that_wants_one() {
         assert!(refused.contains("AMQP_URL") && refused.contains("client certificate"), "{refused}");
         let strange = [both[0], both[1], ("AMQP_CERT_FILE", &bad_cert), ("AMQP_KEY_FILE", &bad_key)];
         let refused = wrong(&world, &strange).await;
-        assert!(refused.contains("does not trust our client certificate"), "{refused}");
+        assert!(refused.contains("client certificate"), "{refused}");
         let refused = wrong(&world, &both[..3]).await;
         assert!(refused.contains("AMQP_CERT_FILE, AMQP_KEY_FILE: "), "{refused}");
         let other_name = url.replace("localhost", "127.0.0.1");
