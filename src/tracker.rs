@@ -98,17 +98,18 @@ impl Tracker {
         }
         let begun = u32::try_from(claims.len()).unwrap_or(limit);
         for claim in claims {
-            self.spawn(claim);
+            self.spawn(claim, claimed_at);
         }
         let until_next = Duration::from_secs(1) * begun / self.pace.per_second;
         let pause = until_next.saturating_sub(claimed_at.elapsed()).min(self.poll);
         Ok(Round { begun, pause })
     }
 
-    fn spawn(&self, claim: VerificationClaim) {
+    fn spawn(&self, claim: VerificationClaim, claimed_at: Instant) {
         let look = Look {
             worker: Arc::clone(&self.worker),
             tracking: self.tracking,
+            begins_until: claimed_at + self.pace.look_time_max,
             is_failing: Arc::clone(&self.is_failing),
         };
         let permits = Arc::clone(&self.permits);
@@ -137,6 +138,8 @@ struct Round {
 struct Look {
     worker: Arc<Worker>,
     tracking: Tracking,
+    /// Begun later than this, it could come too soon before or after another replica's.
+    begins_until: Instant,
     is_failing: Arc<AtomicBool>,
 }
 
@@ -145,6 +148,9 @@ impl Look {
     /// the look to another, which takes it up when the claim has run out.
     async fn make(&self, claim: &VerificationClaim) {
         failpoint::reach("verification-claimed");
+        if Instant::now() > self.begins_until {
+            return debug!("held up for too long, another replica will look");
+        }
         let looking = self.worker.provider.customer(claim.customer_id);
         let Some(reading) = self.worker.stopping.run_until_cancelled(looking).await else { return };
         failpoint::reach("verification-answered");
