@@ -31,9 +31,9 @@ const ONE_TOO_MANY: &[&str] = &["accepted", "rejected", "superseded", "needs_rev
 const FATE_LOST: &[&str] = &["accepted", "needs_review"];
 
 /// Beside the plain ones, which fill up to the number of messages that is asked for.
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 16] = [
     kind("slow", "the provider takes a second to answer", 80, ACCEPTED, "accepted"),
-    kind("throttled", "429 with Retry-After at the first try", 120, ACCEPTED, "accepted, later"),
+    kind("throttled", "429 with Retry-After at the first try", 60, ACCEPTED, "accepted, later"),
     kind("three", "three jobs for one customer", 90, ONE_OF_SEVERAL, "accepted, one at a time"),
     kind("four", "four jobs for one customer", 40, ONE_TOO_MANY, "three accepted, one rejected"),
     kind("no-customer", "the provider knows no such customer", 40, REJECTED, "rejected"),
@@ -44,6 +44,7 @@ const KINDS: [Kind; 15] = [
     kind("fails-after", "500, but applied", 20, FATE_LOST, "never sent again blindly"),
     kind("hangs-up", "applied, and the connection reset", 10, FATE_LOST, "never sent again blindly"),
     kind("expired", "its links have expired before it is sent", 15, &["exhausted"], "exhausted, not sent"),
+    kind("not-genuine", "the verification fails", 60, ACCEPTED, "accepted, FAILED after that"),
     kind("twice", "published twice", 100, ACCEPTED, "accepted, sent once"),
     kind("conflict", "one job_id with two contents", 30, ACCEPTED, "one accepted, one dead-lettered"),
     kind("malformed", "no job at all, in fourteen ways", 42, &["invalid"], "dead-lettered, with every fault"),
@@ -69,6 +70,8 @@ pub struct Jobs {
     pub no_customers: Vec<Uuid>,
     /// Customers whose updates are spent.
     pub spent_customers: Vec<Uuid>,
+    /// Customers whose verification fails.
+    pub failing_customers: Vec<Uuid>,
     /// The kinds, the plain one first.
     pub kinds: Vec<Kind>,
 }
@@ -90,6 +93,7 @@ pub fn make(messages: usize) -> Jobs {
             "four" => maker.several(kind, 4),
             "no-customer" => maker.no_customers = maker.singles(kind),
             "limit" => maker.spent_customers = maker.singles(kind),
+            "not-genuine" => maker.failing_customers = maker.singles(kind),
             "shared" => maker.pairs(kind),
             "expired" => maker.expired(kind),
             "twice" => maker.twice(kind),
@@ -98,7 +102,8 @@ pub fn make(messages: usize) -> Jobs {
             _ => drop(maker.singles(kind)),
         }
     }
-    let Maker { mut early, late, jobs, letters, no_customers, spent_customers, .. } = maker;
+    let Maker { mut early, late, jobs, letters, .. } = maker;
+    let Maker { no_customers, spent_customers, failing_customers, .. } = maker;
 
     // Second copies come late, so that most meet a first one that has ended.
     let mut rng = rand::rng();
@@ -109,7 +114,7 @@ pub fn make(messages: usize) -> Jobs {
     early.extend(rest);
     let repeats = Repeats::Refused;
     let published = Published { jobs, letters, update_limit: UPDATE_LIMIT, repeats };
-    Jobs { lines: early, published, no_customers, spent_customers, kinds }
+    Jobs { lines: early, published, no_customers, spent_customers, failing_customers, kinds }
 }
 
 #[derive(Default)]
@@ -120,6 +125,7 @@ struct Maker {
     letters: Vec<Letter>,
     no_customers: Vec<Uuid>,
     spent_customers: Vec<Uuid>,
+    failing_customers: Vec<Uuid>,
     documents: u64,
 }
 

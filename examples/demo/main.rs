@@ -59,6 +59,9 @@ const API_SECRET: &str = "demo-secret";
 const DOWN_TIME: Duration = Duration::from_secs(2);
 const REFUSED_TIME: Duration = Duration::from_secs(3);
 
+/// The worker's setting of that name.
+const CUSTOMER_READ_INTERVAL: Duration = Duration::from_secs(8);
+
 /// How many differing cases of one check are shown.
 const DISAGREEING_SHOWN: usize = 20;
 
@@ -95,8 +98,10 @@ async fn stop_signal() -> anyhow::Result<bool> {
 /// 1. Make the database and the queues afresh, and publish.
 /// 2. Start the workers while the provider is down; then start the provider, with faults.
 /// 3. Watch, and half-way have the provider refuse the key for a while.
-/// 4. When the workers have stopped by themselves, let their own commands tell of it.
-/// 5. Reconcile.
+/// 4. When the workers have stopped by themselves, have another see the verifications to
+///    their ends.
+/// 5. Let the worker's own commands tell of it.
+/// 6. Reconcile.
 async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     // reqwest panics without it.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
@@ -133,6 +138,8 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     provider.set_api_key(API_KEY).await?;
     watch.tell("the provider takes our key again");
     watch.until_drained().await?;
+    watch.tell("started worker-3, which follows the verifications to their ends");
+    watch.until_verified(stage.start_worker("worker-3", &["run"])?).await?;
     let elapsed = watch.elapsed();
 
     println!("\nWhat was published, and how it should end:\n{}", kinds_table(&jobs));
@@ -147,7 +154,8 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
         dead_letters: broker.look_at_dead_letters(jobs.published.letters.len()).await?,
     };
     let evidence = reconcile::gather(&pool, &stage.admin_url(), jobs.published, at_broker).await?;
-    Ok(conclude(&evidence.checks(), &stage, elapsed))
+    let checks = [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL)].concat();
+    Ok(conclude(&checks, &stage, elapsed))
 }
 
 /// Where everything is.
@@ -214,13 +222,17 @@ impl Stage {
             ("DOLLARPE_API_SECRET", API_SECRET),
             ("PAYLOAD_KEY", "ZGVtbyBwYXlsb2FkIGtleSwgMzIgYnl0ZXMgbG9uZyE="),
             ("FINGERPRINT_KEY", "ZGVtbyBmaW5nZXJwcmludCBrZXksIDMyIGJ5dGVzISE="),
-            ("REQUEST_TIMEOUT", "5s"),
+            ("REQUEST_TIMEOUT", "3s"),
             ("SEND_WINDOW", "2s"),
-            ("CLAIM_LEASE", "8s"),
-            ("READ_TIMEOUT", "2s"),
+            ("CLAIM_LEASE", "5s"),
+            ("READ_TIMEOUT", "1s"),
             ("READ_BACK_AFTER", "500ms"),
-            ("READ_BACK_WINDOW", "12s"),
+            ("READ_BACK_WINDOW", "8s"),
             ("READ_BACK_DEADLINE", "60s"),
+            ("CUSTOMER_READ_INTERVAL", &format!("{}s", CUSTOMER_READ_INTERVAL.as_secs())),
+            // Just after most verifications have ended, so that most take one look.
+            ("VERIFICATION_POLL_AFTER", "10s"),
+            ("VERIFICATION_READS_PER_SECOND", "250"),
             ("SCHEDULER_POLL", "250ms"),
             ("RETRY_DELAY_MIN", "200ms"),
             ("BREAKER_PROBE_INTERVAL", "500ms"),
@@ -233,13 +245,15 @@ impl Stage {
     }
 
     fn start_workers(&self) -> anyhow::Result<Vec<Worker>> {
-        let start = |name: &str| {
-            let mut command = self.kyc_worker(&["run", "--drain"]);
-            command.env("WORKER_NAME", name);
-            let log = self.log(name);
-            Ok(Worker::new(Process::start_logged(command, name, &log)?, name, &log))
-        };
+        let start = |name| self.start_worker(name, &["run", "--drain"]);
         ["worker-1", "worker-2"].map(start).into_iter().collect()
+    }
+
+    fn start_worker(&self, name: &str, arguments: &[&str]) -> anyhow::Result<Worker> {
+        let mut command = self.kyc_worker(arguments);
+        command.env("WORKER_NAME", name);
+        let log = self.log(name);
+        Ok(Worker::new(Process::start_logged(command, name, &log)?, name, &log))
     }
 
     async fn start_provider(&self, jobs: &Jobs) -> anyhow::Result<(Process, Provider)> {
@@ -253,6 +267,8 @@ impl Stage {
             &format!("--api-secret={API_SECRET}"),
             &format!("--update-limit={limit}"),
             "--latency=40ms",
+            // Longer than READ_BACK_WINDOW, on which the worker relies.
+            "--verification-time=9s",
             "--unique-documents",
         ]);
         let mut sandbox = Process::start_logged(command, "dollarpe-sandbox", &self.log("provider"))?;

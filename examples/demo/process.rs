@@ -35,7 +35,6 @@ impl Process {
     }
 
     /// Sends it a signal, by its name: TERM, KILL, STOP, CONT.
-    #[allow(dead_code, reason = "the demo lets its programs end by themselves")]
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
         self.send_signal(name, &self.child.id().to_string())
     }

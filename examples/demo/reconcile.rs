@@ -3,11 +3,13 @@
 //! the jobs were made, how the workers ran, or how often they were killed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgPool, Row as _};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// What was published.
@@ -81,6 +83,22 @@ pub struct Update {
     nth: u32,
 }
 
+/// One GET of a customer in the provider's log.
+#[derive(Clone, Deserialize)]
+pub struct Read {
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+    customer_id: Option<String>,
+}
+
+/// A customer as the provider has him in the end.
+#[derive(Clone, Deserialize)]
+pub struct Customer {
+    customer_id: Uuid,
+    status: String,
+    failure_reason: Option<String>,
+}
+
 #[derive(Clone, Deserialize)]
 struct Summary {
     in_flight_max: u32,
@@ -94,6 +112,9 @@ struct Submission {
     reason_code: Option<String>,
     deliveries: u32,
     has_payload: bool,
+    verification_status: Option<String>,
+    failure_reason: Option<String>,
+    is_followed: bool,
 }
 
 #[derive(Clone)]
@@ -112,6 +133,8 @@ pub struct Evidence {
     at_broker: AtBroker,
     patches: Vec<Patch>,
     updates: Vec<Update>,
+    reads: Vec<Read>,
+    customers: Vec<Customer>,
     in_flight_max: u32,
     /// In the order of precedence: the newest last.
     submissions: Vec<Submission>,
@@ -120,7 +143,7 @@ pub struct Evidence {
 }
 
 /// One comparison.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Check {
     /// What is compared.
     pub name: &'static str,
@@ -154,6 +177,8 @@ pub async fn gather(
         at_broker,
         patches: without_probes(read_lines(&http, &format!("{admin_url}/oracle/patches")).await?),
         updates: read_lines(&http, &format!("{admin_url}/oracle/updates")).await?,
+        reads: read_lines(&http, &format!("{admin_url}/oracle/reads")).await?,
+        customers: read_lines(&http, &format!("{admin_url}/oracle/customers")).await?,
         in_flight_max: summary.first().map_or(0, |summary| summary.in_flight_max),
         submissions: read_submissions(pool).await?,
         attempts: read_attempts(pool).await?,
@@ -170,7 +195,8 @@ async fn read_lines<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> a
 
 async fn read_submissions(pool: &PgPool) -> anyhow::Result<Vec<Submission>> {
     let rows = sqlx::query(
-        "select job_id, customer_id, state, reason_code, deliveries, sealed_payload is not null as has_payload
+        "select job_id, customer_id, state, reason_code, deliveries, sealed_payload is not null as has_payload,
+            verification_status, failure_reason, verification_due_at is not null as is_followed
         from submission order by requested_at, received_at, job_id",
     );
     let read = |row: &sqlx::postgres::PgRow| -> anyhow::Result<Submission> {
@@ -181,6 +207,9 @@ async fn read_submissions(pool: &PgPool) -> anyhow::Result<Vec<Submission>> {
             reason_code: row.try_get("reason_code")?,
             deliveries: row.try_get::<i32, _>("deliveries")?.unsigned_abs(),
             has_payload: row.try_get("has_payload")?,
+            verification_status: row.try_get("verification_status")?,
+            failure_reason: row.try_get("failure_reason")?,
+            is_followed: row.try_get("is_followed")?,
         })
     };
     rows.fetch_all(pool).await?.iter().map(read).collect()
@@ -539,6 +568,64 @@ impl Evidence {
     }
 }
 
+impl Evidence {
+    /// Compares the ends of all verifications with what the provider has, and how often it
+    /// was asked.
+    pub fn verification_checks(&self, apart_min: Duration) -> Vec<Check> {
+        let accepted = || self.submissions.iter().filter(|row| row.state == "accepted");
+        let followed = accepted().filter(|row| row.is_followed);
+        let followed = followed.map(|row| format!("{}: still followed", row.job_id)).collect();
+        // The newest of a customer's accepted jobs comes last, and is the one that was followed.
+        let newest: BTreeMap<Option<Uuid>, &Submission> =
+            accepted().map(|row| (row.customer_id, row)).collect();
+        let customers: HashMap<Uuid, &Customer> =
+            self.customers.iter().map(|customer| (customer.customer_id, customer)).collect();
+        let ends = "verifications, each ended as the provider has it";
+        // What a job of unknown fate may have begun after it, nobody knows.
+        let unknown = self.submissions.iter().filter(|row| row.state == "needs_review");
+        let unknown: BTreeSet<Option<Uuid>> = unknown.map(|row| row.customer_id).collect();
+        let known = newest.values().filter(|row| !unknown.contains(&row.customer_id));
+        let ends = count(ends, known, |row| {
+            let ours = (row.verification_status.as_deref(), row.failure_reason.as_deref());
+            let customer = row.customer_id.and_then(|id| customers.get(&id));
+            let theirs =
+                customer.map(|customer| (Some(customer.status.as_str()), customer.failure_reason.as_deref()));
+            let is_end = matches!(ours.0, Some("VERIFIED" | "FAILED"));
+            (!is_end || theirs != Some(ours)).then(|| format!("{}: {ours:?}, {theirs:?}", row.job_id))
+        });
+        vec![
+            none("accepted jobs still followed", followed),
+            ends,
+            self.nobody_is_asked_for_too_often(apart_min),
+        ]
+    }
+
+    /// Looks that settle an attempt's fate come when they must; all others keep their distance.
+    fn nobody_is_asked_for_too_often(&self, apart_min: Duration) -> Check {
+        let in_doubt: BTreeSet<Uuid> = self
+            .attempts
+            .iter()
+            .filter(|attempt| attempt.is_of_unknown_fate())
+            .map(|attempt| attempt.job_id)
+            .collect();
+        let in_doubt = self.submissions.iter().filter(|row| in_doubt.contains(&row.job_id));
+        let in_doubt: BTreeSet<String> =
+            in_doubt.filter_map(|row| Some(row.customer_id?.to_string())).collect();
+        let mut reads: BTreeMap<&str, Vec<OffsetDateTime>> = BTreeMap::new();
+        for read in &self.reads {
+            if let Some(id) = read.customer_id.as_deref().filter(|id| !in_doubt.contains(*id)) {
+                reads.entry(id).or_default().push(read.at);
+            }
+        }
+        let nil = Uuid::nil().to_string();
+        let too_often = reads.iter().filter(|(id, reads)| {
+            // The nil customer is the breaker's probe, and nobody.
+            **id != nil.as_str() && reads.windows(2).any(|pair| pair[1] - pair[0] < apart_min)
+        });
+        none("customers asked for too often", too_often.map(|(id, _)| format!("customer {id}")).collect())
+    }
+}
+
 /// Jobs that met no fault end as the provider's answers say.
 fn ends_are_what_the_provider_said(jobs: &BTreeMap<Uuid, Job<'_>>) -> Check {
     let untouched = jobs.iter().filter(|(_, job)| {
@@ -611,8 +698,19 @@ mod tests {
     fn row(job_id: Uuid, state: &str) -> Submission {
         let has_payload = state == "needs_review";
         let reason_code = (state == "needs_review").then(|| "fate_unknown".to_owned());
-        let customer_id = Some(Uuid::nil());
-        Submission { job_id, customer_id, state: state.to_owned(), reason_code, deliveries: 1, has_payload }
+        // The one of unknown fate is another customer's.
+        let customer_id = Some(if has_payload { Uuid::from_u128(8) } else { Uuid::nil() });
+        Submission {
+            job_id,
+            customer_id,
+            state: state.to_owned(),
+            reason_code,
+            deliveries: 1,
+            has_payload,
+            verification_status: (state == "accepted").then(|| "VERIFIED".to_owned()),
+            failure_reason: None,
+            is_followed: false,
+        }
     }
 
     fn attempt(job_id: Uuid, verdict: &str, http_status: i32) -> Attempt {
@@ -634,6 +732,11 @@ mod tests {
         Update { patch_seq, customer_id: Uuid::nil(), link: link(job_id), nth: 1 }
     }
 
+    fn read(at_seconds: u64) -> Read {
+        let at = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(at_seconds);
+        Read { at, customer_id: Some(Uuid::from_u128(7).to_string()) }
+    }
+
     /// One job accepted, one rejected, one of unknown fate that was applied, one dead letter.
     fn sound() -> Evidence {
         let expectation = |states| Expectation { kind: "plain", copies: 1, states };
@@ -651,6 +754,12 @@ mod tests {
             at_broker: AtBroker { queued: 0, dead_letters: vec![[8; 32]] },
             patches: vec![patch(ACCEPTED, 200), patch(REJECTED, 400), patch(LOST, 500)],
             updates: vec![update(ACCEPTED), update(LOST)],
+            reads: vec![read(0), read(60)],
+            customers: vec![Customer {
+                customer_id: Uuid::nil(),
+                status: "VERIFIED".to_owned(),
+                failure_reason: None,
+            }],
             in_flight_max: 1,
             submissions: vec![
                 row(ACCEPTED, "accepted"),
@@ -670,7 +779,8 @@ mod tests {
     fn check(spoil: impl FnOnce(&mut Evidence), expected: &[&str]) {
         let mut evidence = sound();
         spoil(&mut evidence);
-        let checks = evidence.checks();
+        let mut checks = evidence.checks();
+        checks.extend(evidence.verification_checks(Duration::from_secs(60)));
         let disagreeing: Vec<_> =
             checks.iter().filter(|check| !check.agrees()).map(|check| check.name).collect();
         assert_eq!(disagreeing.len(), expected.len(), "{disagreeing:?}");
@@ -753,5 +863,25 @@ mod tests {
         check(resent, &["taken by a resend"]);
         check(|evidence| evidence.updates[0].nth = 4, &["more often than allowed"]);
         check(|evidence| evidence.in_flight_max = 2, &["while another"]);
+    }
+
+    #[test]
+    fn a_verification_that_did_not_end_or_ended_otherwise_shows() {
+        let ended = "ended as the provider has it";
+        check(|evidence| evidence.submissions[0].is_followed = true, &["still followed"]);
+        check(|evidence| evidence.submissions[0].verification_status = None, &[ended]);
+        check(|evidence| evidence.customers[0].status = "FAILED".to_owned(), &[ended]);
+        check(|evidence| evidence.customers.clear(), &[ended]);
+        let both = |evidence: &mut Evidence| {
+            evidence.submissions[0].verification_status = Some("PROCESSING".to_owned());
+            evidence.customers[0].status = "PROCESSING".to_owned();
+        };
+        check(both, &[ended]);
+    }
+
+    #[test]
+    fn a_customer_that_was_asked_for_too_often_shows() {
+        check(|evidence| evidence.reads.push(read(119)), &["asked for too often"]);
+        check(|evidence| evidence.reads.push(read(120)), &[]);
     }
 }

@@ -122,6 +122,10 @@ impl Provider {
         for id in &jobs.no_customers {
             self.set_customer(id, json!({ "exists": false })).await?;
         }
+        for id in &jobs.failing_customers {
+            let fails = json!({ "verifies_as": "FAILED", "failure_reason": "KYC_FAILED" });
+            self.set_customer(id, fails).await?;
+        }
         for id in &jobs.spent_customers {
             self.set_customer(id, json!({ "updates": jobs::UPDATE_LIMIT })).await?;
         }

@@ -21,6 +21,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(150);
 /// Between two lines of progress, where no bar can be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How far the verifications of accepted jobs are.
+const VERIFICATIONS: &str = "
+    select
+        case
+            when verification_due_at is not null then 'in verification'
+            when verification_status in ('VERIFIED', 'FAILED') then verification_status
+            else 'taken over by a newer job'
+        end,
+        count(*)
+    from submission where state = 'accepted' group by 1 order by 1";
+
 /// The states that a progress line shows, in this order.
 const STATES: [&str; 9] = [
     "submitting",
@@ -125,9 +136,33 @@ impl Watch {
     /// Until every worker has stopped by itself.
     pub async fn until_drained(&mut self) -> anyhow::Result<()> {
         self.until(|_| false).await?;
-        self.story.bar.finish_and_clear();
         self.tell("both workers have stopped by themselves");
         Ok(())
+    }
+
+    /// Until `worker` has followed every accepted job to the end of its verification.
+    pub async fn until_verified(&mut self, worker: Worker) -> anyhow::Result<()> {
+        self.workers = vec![worker];
+        let deadline = Instant::now() + WATCH_TIMEOUT;
+        loop {
+            let counts: Vec<(String, i64)> = sqlx::query_as(VERIFICATIONS).fetch_all(&self.pool).await?;
+            let shown: Vec<_> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+            let shown = shown.join(" · ");
+            if !counts.iter().any(|(what, _)| what == "in verification") {
+                self.tell(&format!("every verification has ended: {shown}"));
+                break;
+            }
+            self.show(&shown);
+            ensure!(!self.have_stopped()?, "the worker has stopped before every verification had ended");
+            ensure!(
+                Instant::now() < deadline,
+                "the verifications have not ended after {WATCH_TIMEOUT:?}: {shown}"
+            );
+            sleep(LOOK_INTERVAL).await;
+        }
+        self.story.bar.finish_and_clear();
+        self.workers.iter().try_for_each(|worker| worker.process.signal("TERM"))?;
+        self.until(|_| false).await
     }
 
     /// Looks on until enough jobs have ended, or all workers have stopped.
@@ -162,14 +197,18 @@ impl Watch {
         let shown = STATES.iter().filter_map(|state| Some((counts.get(*state)?, state)));
         let shown: Vec<_> = shown.map(|(count, state)| format!("{} {state}", HumanCount(*count))).collect();
         let shown = shown.join(" · ");
+        self.story.bar.set_position(std::cmp::min(ended, self.total));
+        self.show(&shown);
+        Ok(ended)
+    }
+
+    fn show(&mut self, shown: &str) {
         if stderr().is_terminal() {
-            self.story.bar.set_position(std::cmp::min(ended, self.total));
-            self.story.bar.set_message(shown);
+            self.story.bar.set_message(shown.to_owned());
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
             eprintln!("         … {shown}");
         }
-        Ok(ended)
     }
 
     fn have_stopped(&mut self) -> anyhow::Result<bool> {

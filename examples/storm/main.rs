@@ -109,7 +109,7 @@ struct Arguments {
 
 /// The times of the worker, a fifth of its defaults, but for a window with room for what
 /// does not shrink with them: the restart of a database.
-const TIMES: [(&str, &str); 10] = [
+const TIMES: [(&str, &str); 12] = [
     ("REQUEST_TIMEOUT", "2s"),
     ("SEND_WINDOW", "1s"),
     ("CLAIM_LEASE", "3500ms"),
@@ -120,8 +120,11 @@ const TIMES: [(&str, &str); 10] = [
     ("CUSTOMER_READ_INTERVAL", "5s"),
     ("SCHEDULER_POLL", "100ms"),
     ("SHUTDOWN_GRACE", "5s"),
+    ("VERIFICATION_POLL_AFTER", "15s"),
+    ("VERIFICATION_READS_PER_SECOND", "200"),
 ];
 const CLAIM_LEASE: Duration = Duration::from_millis(3500);
+const CUSTOMER_READ_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longer than `READ_BACK_WINDOW`, which the worker relies on.
 const VERIFICATION_TIME: Duration = Duration::from_secs(14);
@@ -467,8 +470,8 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Until nothing is queued and nothing in motion, twice in a row. False if that takes
-    /// too long.
+    /// Until nothing is queued, nothing in motion and nothing in verification, twice in a
+    /// row. False if that takes too long.
     async fn until_calm(&self, publisher: &mut Publisher) -> anyhow::Result<bool> {
         let deadline = Instant::now() + CALM_TIMEOUT;
         let (mut last_line, mut seen_calm) = (Instant::now(), 0);
@@ -479,7 +482,10 @@ impl<'a> Watch<'a> {
             sleep(Duration::from_millis(500)).await;
             let in_motion = self.look(&mut last_line).await;
             let queued = publisher.count_queued().await;
-            let is_calm = in_motion == Some(0) && queued.is_ok_and(|queued| queued == 0);
+            let followed = "select count(*) from submission where verification_due_at is not null";
+            let followed: Option<i64> = sqlx::query_scalar(followed).fetch_one(self.pool).await.ok();
+            let is_calm =
+                in_motion == Some(0) && followed == Some(0) && queued.is_ok_and(|queued| queued == 0);
             seen_calm = if is_calm { seen_calm + 1 } else { 0 };
         }
         Ok(true)

@@ -5,6 +5,7 @@ use std::fmt;
 
 use sqlx::PgPool;
 
+use crate::CUSTOMER_READ_INTERVAL;
 use crate::reconcile::{self, AtBroker, Check, Published};
 use crate::replicas::Replicas;
 use crate::weather::Weather;
@@ -74,7 +75,7 @@ pub async fn reach(
     }
     let (patches, updates) = evidence.seen();
     Ok(Verdict {
-        checks: evidence.checks(),
+        checks: [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL)].concat(),
         jobs: ends.iter().map(|(_, _, count)| count).sum(),
         ends,
         faults,
