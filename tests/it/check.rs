@@ -179,11 +179,11 @@ fn check_names_what_is_wrong_with_the_database() {
         let database = url.path().trim_start_matches('/').to_owned();
         let read_only =
             |value| format!("alter database {database} set default_transaction_read_only = {value}");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(read_only("on"))).execute(&world.pool).await.expect("it is set");
+        sqlx::raw_sql(&read_only("on")).execute(&world.pool).await.expect("it is set");
         let remedy = ["set default_transaction_read_only = off"];
         blames(&world, &[], &["DATABASE_URL: database", "is read-only for"], &remedy).await;
         let off = format!("set default_transaction_read_only = off; {}", read_only("off"));
-        sqlx::raw_sql(sqlx::AssertSqlSafe(off)).execute(&world.pool).await.expect("it is set");
+        sqlx::raw_sql(&off).execute(&world.pool).await.expect("it is set");
 
         let mut url: url::Url = world.database_url().parse().expect("a URL");
         url.set_path("kyc_nowhere");

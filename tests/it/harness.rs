@@ -21,7 +21,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Queue};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPoolOptions;
-use sqlx::{AssertSqlSafe, PgPool, Postgres, Row as _, Transaction};
+use sqlx::{PgPool, Postgres, Row as _, Transaction};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -157,7 +157,7 @@ impl World {
         let dir = TempDir::new().expect("a temporary directory");
 
         let admin = connect(&admin_url).await;
-        sqlx::query(AssertSqlSafe(format!("create database {name}")))
+        sqlx::query(&format!("create database {name}"))
             .execute(&admin)
             .await
             .expect("the test user may create databases");
@@ -205,7 +205,7 @@ impl World {
         self.pool.close().await;
         let admin = connect(&self.admin_url).await;
         let drop = format!("drop database if exists {} with (force)", self.name);
-        sqlx::query(AssertSqlSafe(drop)).execute(&admin).await.expect("the test database goes");
+        sqlx::query(&drop).execute(&admin).await.expect("the test database goes");
     }
 
     fn print_logs(&self) {
@@ -369,7 +369,7 @@ impl World {
     /// Locks a table against every write until the guard is dropped. Reads go on.
     pub async fn lock_table(&self, table: &'static str) -> Transaction<'static, Postgres> {
         let mut lock = self.pool.begin().await.expect("a transaction");
-        sqlx::query(AssertSqlSafe(format!("lock table {table} in exclusive mode")))
+        sqlx::query(&format!("lock table {table} in exclusive mode"))
             .execute(&mut *lock)
             .await
             .expect("the lock");
