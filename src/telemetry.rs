@@ -18,6 +18,10 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 /// How many lines wait for a reader of stdout. What comes beyond them is lost, and counted.
 const LINES_MAX: usize = 8192;
 
+/// How long lines gather for one write, and how much of them is written at once at most.
+const GATHER_TIME: Duration = Duration::from_millis(2);
+const GATHERED_BYTES: usize = 64 * 1024;
+
 /// How long the last lines may take when the process ends.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -85,16 +89,29 @@ impl io::Write for Queue {
     }
 }
 
+/// Writes what has gathered at once, and lets more gather before it looks again: a wake-up and
+/// a write for each line would cost more than the line itself.
 fn write_out(messages: &Receiver<Message>, lost: &AtomicU64) {
-    for message in messages {
-        match message {
-            Message::Line(line) => {
-                let _nobody_reads_a_closed_one = io::stdout().write_all(&line);
+    let mut lines = Vec::with_capacity(GATHERED_BYTES);
+    while let Ok(first) = messages.recv() {
+        let mut end = None;
+        for message in std::iter::once(first).chain(messages.try_iter()) {
+            match message {
+                Message::Line(line) => lines.extend_from_slice(&line),
+                Message::End(done) => end = Some(done),
             }
-            Message::End(done) => {
-                let _nobody_reads_a_closed_one = io::stdout().flush();
+            if end.is_some() || lines.len() >= GATHERED_BYTES {
+                break;
+            }
+        }
+        let _nobody_reads_a_closed_one = io::stdout().write_all(&lines).and_then(|()| io::stdout().flush());
+        lines.clear();
+        match end {
+            Some(done) => {
                 let _has_waited_long_enough = done.send(());
             }
+            #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
+            None => thread::sleep(GATHER_TIME),
         }
         let lost = lost.swap(0, Ordering::Relaxed);
         if lost > 0 {

@@ -91,7 +91,8 @@ fn a_worker_whose_stdout_nobody_reads_works_on_and_ends_well() {
         worker.stop().await;
         let mut lines = Vec::new();
         reader.read_to_end(&mut lines).expect("what fitted in");
-        assert!(lines.len() > 60 * 1024, "the pipe was full: {} bytes", lines.len());
+        // It holds sixteen pages, some of which a write has not filled.
+        assert!(lines.len() > 32 * 1024, "the pipe was full: {} bytes", lines.len());
     });
 }
 
