@@ -348,25 +348,34 @@ fn write_float(value: f64, out: &mut String) {
 
 fn write_string(text: &str, profile: Profile, out: &mut String) {
     out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            ..=' ' if c != ' ' => write_escaped(c, out),
-            // Python's ASCII mode escapes all but the printable, so DEL too.
-            '\u{7f}'.. if profile != Profile::CompactUtf8 => write_escaped(c, out),
-            _ => out.push(c),
-        }
+    let mut rest = text;
+    // Most text needs no escape, and is copied whole.
+    while let Some(place) = rest.bytes().position(|b| !(b' '..0x7f).contains(&b) || b == b'"' || b == b'\\') {
+        let (plain, special) = rest.split_at(place);
+        out.push_str(plain);
+        let mut special = special.chars();
+        special.next().into_iter().for_each(|c| write_special(c, profile, out));
+        rest = special.as_str();
     }
+    out.push_str(rest);
     out.push('"');
 }
 
-/// Writes `\uXXXX`, twice for a character outside the BMP.
+fn write_special(c: char, profile: Profile, out: &mut String) {
+    match c {
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\u{8}' => out.push_str("\\b"),
+        '\u{c}' => out.push_str("\\f"),
+        // Python's ASCII mode escapes all but the printable, so DEL too.
+        '\u{7f}'.. if profile == Profile::CompactUtf8 => out.push(c),
+        _ => write_escaped(c, out),
+    }
+}
+
 fn write_escaped(c: char, out: &mut String) {
     for unit in c.encode_utf16(&mut [0; 2]) {
         out.push_str(&format!("\\u{unit:04x}"));
