@@ -1,6 +1,7 @@
 //! RabbitMQ: topology, a supervised session that hands out deliveries, and publishing.
 //! Knows bytes and dispositions, nothing of jobs. The only place that acks.
 
+mod acks;
 mod inspect;
 
 use std::collections::BTreeSet;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use futures_util::StreamExt as _;
-use futures_util::future::{OptionFuture, join_all};
+use futures_util::future::OptionFuture;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
     BasicRejectOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
@@ -28,10 +29,11 @@ use lapin::{
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::acks::{Outstanding, Word};
 use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, TopologyMode};
 use crate::domain::outcome::Disposition;
 use crate::liveness::{Loop, SessionLoop};
@@ -54,8 +56,11 @@ const HEARTBEAT_SECONDS: u16 = 10;
 /// it after so many deliveries. Lost connections count too, hence the height.
 const DELIVERY_LIMIT: i32 = 1000;
 
-/// Acks are gathered while the last ones are written, at most so many.
+/// How many dispositions are gathered for one ack at most.
 const ACK_BATCH_MAX: usize = 512;
+
+/// How long an ack waits for an older delivery, so that one can do for both.
+const ACK_AGE_MAX: Duration = Duration::from_millis(50);
 
 const CONSUMER_TAG: &str = "kyc-worker";
 
@@ -353,6 +358,9 @@ impl Session {
         let mut dispositions = Some(dispositions);
         let mut consumer = pin!(None::<Consumer>);
         let mut is_consuming = false;
+        let (mut acks, words) = Acks::new();
+        // Beside the loop: an ack crosses to lapin's own thread and back.
+        let mut telling = pin!(tell(&self.channel, words));
         let mut batch = Vec::new();
         let mut pulse = interval(Duration::from_secs(1));
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -377,6 +385,7 @@ impl Session {
                     Some(delivery) => {
                         if let Some(dispositions) = &dispositions {
                             let delivery = delivery.map_err(BrokenOff)?;
+                            acks.outstanding.hand_out(delivery.delivery_tag);
                             hand_over(delivery, dispositions, deliveries, stopping).await;
                         }
                     }
@@ -387,8 +396,10 @@ impl Session {
                     if count == 0 {
                         break;
                     }
-                    self.tell(batch.drain(..)).await?;
+                    acks.dispose(batch.drain(..));
                 }
+                () = acks.wait_for_rest() => acks.tell_rest(),
+                told = &mut telling => told?,
                 changed = intake.changed() => changed.context("nobody steers the intake any more")?,
                 () = stopping.cancelled(), if dispositions.is_some() => {}
                 _ = pulse.tick() => {
@@ -398,6 +409,9 @@ impl Session {
                 }
             }
         }
+        acks.tell_rest();
+        drop(acks);
+        telling.await?;
         if let Err(error) = self.connection.close(200, "worker stops".into()).await {
             debug!(%error, "the connection did not close cleanly");
         }
@@ -416,19 +430,66 @@ impl Session {
             .await
             .with_context(|| format!("{setting}: cannot consume from {queue}"))
     }
+}
 
-    async fn tell(&self, batch: impl Iterator<Item = (u64, Disposition)>) -> anyhow::Result<()> {
-        let told = batch.map(async |(tag, disposition)| match disposition {
-            Disposition::Ack => self.channel.basic_ack(tag, BasicAckOptions::default()).await,
-            Disposition::DeadLetter => {
-                self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await
-            }
-        });
-        for told in join_all(told).await {
-            told.context("a delivery could not be acked")?;
-        }
-        Ok(())
+/// What the broker is told of a session's deliveries.
+struct Acks {
+    outstanding: Outstanding,
+    words: mpsc::UnboundedSender<Word>,
+    /// When those behind the oldest have waited long enough for it.
+    rest_at: Option<Instant>,
+}
+
+impl Acks {
+    fn new() -> (Self, mpsc::UnboundedReceiver<Word>) {
+        let (words, heard) = mpsc::unbounded_channel();
+        (Self { outstanding: Outstanding::default(), words, rest_at: None }, heard)
     }
+
+    fn dispose(&mut self, disposed: impl Iterator<Item = (u64, Disposition)>) {
+        for (tag, disposition) in disposed {
+            let word = self.outstanding.dispose(tag, disposition);
+            self.tell(word);
+        }
+        let word = self.outstanding.ack_oldest();
+        self.tell(word);
+        let waits = self.outstanding.has_rest();
+        self.rest_at = waits.then(|| self.rest_at.unwrap_or_else(|| Instant::now() + ACK_AGE_MAX));
+    }
+
+    async fn wait_for_rest(&self) {
+        match self.rest_at {
+            Some(rest_at) => sleep_until(rest_at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn tell_rest(&mut self) {
+        let rest = self.outstanding.ack_rest();
+        self.tell(rest);
+        self.rest_at = None;
+    }
+
+    fn tell(&self, words: impl IntoIterator<Item = Word>) {
+        for word in words {
+            // Nobody hears it when the session has failed, and then everything comes again.
+            let _lost_with_the_session = self.words.send(word);
+        }
+    }
+}
+
+/// Tells the broker in order: an ack for many that came after a later one would be of deliveries
+/// that it does not know any more, and close the channel.
+async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> anyhow::Result<()> {
+    while let Some(word) = words.recv().await {
+        let told = match word {
+            Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+            Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions::default()).await,
+            Word::DeadLetter(tag) => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
+        };
+        told.context("a delivery could not be acked")?;
+    }
+    Ok(())
 }
 
 /// The next delivery; waits for ever while there is no consumer.
