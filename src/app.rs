@@ -95,7 +95,11 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         let liveness = worker.liveness.session.clone();
         async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
     });
-    let intake = tokio::spawn(take_in(Arc::clone(&worker), receiver, Arc::clone(&permits), jobs.clone()));
+    let intake = tokio::spawn({
+        let (worker, permits) = (Arc::clone(&worker), Arc::clone(&permits));
+        let handle = move |delivery| handle(Arc::clone(&worker), delivery);
+        take_in(receiver, permits, jobs.clone(), stopping.clone(), handle)
+    });
     let scheduler = Scheduler::new(
         Arc::clone(&worker),
         Arc::clone(&permits),
@@ -173,7 +177,7 @@ async fn open_database(
 ) -> anyhow::Result<Option<PgPool>> {
     let mut is_down = false;
     loop {
-        let error = match journal::connect(&settings.database, &checked.database_url).await {
+        let error = match journal::connect_to_work(&settings.database, &checked.database_url).await {
             Ok(pool) => match check_or_migrate(&pool, mode).await {
                 Ok(()) => return Ok(Some(pool)),
                 // It may go away between two statements as well.
@@ -272,14 +276,17 @@ async fn track_verifications(settings: RunSettings, broker: Broker, worker: Arc<
     tokio::join!(tracker.run(), webhooks);
 }
 
-/// Takes deliveries as permits come free, so that the backlog stays in the queue.
-async fn take_in(
-    worker: Arc<Worker>,
+/// Takes deliveries as permits come free, so that the backlog stays in the queue, and handles
+/// each in a task of its own among `jobs`.
+pub async fn take_in<F>(
     mut deliveries: mpsc::Receiver<Delivery>,
     permits: Arc<Semaphore>,
     jobs: TaskTracker,
-) {
-    let stopping = worker.stopping.clone();
+    stopping: CancellationToken,
+    handle: impl Fn(Delivery) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
     while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
         let permit = stopping.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await;
         let Some(Ok(permit)) = permit else { return };
@@ -287,23 +294,27 @@ async fn take_in(
         if !delivery.is_live() {
             continue;
         }
-        let worker = Arc::clone(&worker);
+        let handling = handle(delivery);
         jobs.spawn(async move {
-            handle(&worker, delivery).await;
+            handling.await;
             drop(permit);
         });
     }
 }
 
-/// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
-async fn handle(worker: &Worker, delivery: Delivery) {
-    let envelope = Envelope {
+/// What a job is made of.
+pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
+    Envelope {
         body: &delivery.body,
         message_id: delivery.message_id.as_deref(),
         correlation_id: delivery.correlation_id.as_deref(),
         timestamp: delivery.timestamp,
-    };
-    let Some(received) = worker.receive(envelope, delivery.is_redelivered).await else { return };
+    }
+}
+
+/// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
+async fn handle(worker: Arc<Worker>, delivery: Delivery) {
+    let Some(received) = worker.receive(envelope(&delivery), delivery.is_redelivered).await else { return };
     let (redelivered, correlation_id) = (delivery.is_redelivered, delivery.correlation_id.clone());
     delivery.dispose(received.disposition);
     if let Some((claim, request)) = received.work {

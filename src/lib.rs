@@ -37,3 +37,11 @@ pub mod tls;
 
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+
+/// The runtime that everything runs on.
+///
+/// # Errors
+/// When the system gives no threads.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}

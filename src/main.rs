@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         return fail("cannot set up TLS");
     }
-    match tokio::runtime::Runtime::new() {
+    match kyc_worker::runtime() {
         Ok(runtime) => {
             let code = runtime.block_on(kyc_worker::cli::run(&env_file));
             // A name that the resolver does not answer holds a thread for as long as it likes.

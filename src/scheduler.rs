@@ -18,6 +18,9 @@ use crate::worker::{Worker, log_outcome};
 /// How many rows one statement of upkeep touches at most.
 const BATCH: i64 = 100;
 
+/// How many attempts one commit begins at most.
+const ATTEMPTS_MAX: usize = 32;
+
 /// The shortest pause between two looks, where rows stay due that others hold.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 
@@ -161,7 +164,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Begins the next attempt of every job that is due, as the breaker and the operator allow.
+    /// Begins the next attempts of the jobs that are due, as the breaker and the operator allow:
+    /// as many at once as permits are free, but one trial at a time.
     async fn begin_due(&self, patience: &mut Patience) -> Result<(), JournalError> {
         let worker = &self.worker;
         loop {
@@ -178,27 +182,36 @@ impl Scheduler {
                 State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
+            let mut permits = vec![permit];
             if turn == Turn::Any {
                 *patience = Patience::MIN;
+                let more = || Arc::clone(&self.permits).try_acquire_owned().ok();
+                permits.extend(std::iter::from_fn(more).take(ATTEMPTS_MAX - 1));
             }
-            match worker.journal.next_attempt(Moment::now(), turn).await? {
-                NextAttempt::Claimed(claimed) => {
-                    if turn != Turn::Any {
-                        worker.breaker.note(&Event::TrialBegun, &worker.intake);
-                    }
-                    if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
-                        *patience = patience.after_another();
-                    }
-                    self.spawn(*claimed, permit);
+            let next = worker.journal.next_attempts(Moment::now(), turn, permits.len()).await?;
+            let Some(next) = next else { continue };
+            if next.is_empty() {
+                if turn != Turn::Any {
+                    let nothing = Event::NothingToTry { at: Instant::now() };
+                    worker.breaker.note(&nothing, &worker.intake);
                 }
-                NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
-                NextAttempt::SteppedAside(_, None) | NextAttempt::Raced => {}
-                NextAttempt::NothingDue => {
-                    if turn != Turn::Any {
-                        let nothing = Event::NothingToTry { at: Instant::now() };
-                        worker.breaker.note(&nothing, &worker.intake);
+                return Ok(());
+            }
+            for next in next {
+                match next {
+                    NextAttempt::Claimed(claimed) => {
+                        if turn != Turn::Any {
+                            worker.breaker.note(&Event::TrialBegun, &worker.intake);
+                        }
+                        if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
+                            *patience = patience.after_another();
+                        }
+                        // There are as many as there may be attempts.
+                        let Some(permit) = permits.pop() else { break };
+                        self.spawn(*claimed, permit);
                     }
-                    return Ok(());
+                    NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
+                    NextAttempt::SteppedAside(_, None) => {}
                 }
             }
         }

@@ -86,7 +86,7 @@ impl Worker {
             Ok(received) => received,
             Err(Panicked) => {
                 error!("the worker failed on a delivery, dead-lettering it; this is a bug, report it");
-                self.persist(|| self.journal.record_worker_failed(letter)).await?;
+                Box::pin(self.persist(|| self.journal.record_worker_failed(letter))).await?;
                 Some(Received::without_work(Receipt::WorkerFailed))
             }
         }
@@ -98,7 +98,7 @@ impl Worker {
             Err(invalid) => {
                 let job_id = invalid.job_id.map(display);
                 warn!(job_id, faults = %invalid, "delivery is no job, dead-lettering it");
-                self.persist(|| self.journal.record_invalid(letter, &invalid)).await?;
+                Box::pin(self.persist(|| self.journal.record_invalid(letter, &invalid))).await?;
                 return Some(Received::without_work(Receipt::Invalid));
             }
         };
@@ -130,7 +130,7 @@ impl Worker {
             }
             Opened::Conflict => {
                 warn!(job_id = %job.id, "job_id is another content's, dead-lettering the delivery");
-                self.persist(|| self.journal.record_conflict(letter, job.id)).await?;
+                Box::pin(self.persist(|| self.journal.record_conflict(letter, job.id))).await?;
                 Received::without_work(Receipt::Conflict)
             }
         };
@@ -165,7 +165,7 @@ impl Worker {
     async fn attempt(&self, claim: &Claim, request: &UpdateRequest) -> AttemptResult {
         failpoint::reach("claimed");
         if let Some(apart) = self.baseline.filter(|_| claim.attempt == 1) {
-            self.look_before(claim, apart).await;
+            Box::pin(self.look_before(claim, apart)).await;
         }
         let begun = Instant::now();
         let update = self.provider.sign(request, claim.t0);
@@ -232,7 +232,7 @@ impl Worker {
             Next::ReadBack => self.persist_result(|| self.journal.doubt(claim, &result)).await,
         };
         match (recorded, next) {
-            (None, _) => self.record_late(claim, &result.verdict).await,
+            (None, _) => Box::pin(self.record_late(claim, &result.verdict)).await,
             (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Next::Wait(_) | Next::ReadBack) => self.parked.notify_one(),
         }

@@ -4,6 +4,7 @@
 //! One statement that looks and claims is not enough: its snapshot may be older than the
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgTransaction};
@@ -11,29 +12,25 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::budget::spent;
-use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, bounded};
+use super::{BUSY_WAIT_MAX_SECONDS, Claim, DEADLOCK, Journal, JournalError, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{History, Outcome, Review};
 use crate::domain::precedence::{Rival, Ruling, Standing, rule};
 use crate::domain::read_back::Budget;
 
-/// What the scheduler got when it asked for work.
+/// What became of a job that was due.
 pub enum NextAttempt {
-    /// A job, claimed, its next attempt begun.
+    /// It is claimed, its next attempt begun.
     Claimed(Box<ClaimedJob>),
-    /// A job that was due made way for another of its customer; it ended if it says so.
+    /// It made way for another of its customer; it ended if it says so.
     SteppedAside(Uuid, Option<Outcome>),
-    /// Another replica was faster.
-    Raced,
-    /// Nothing is due.
-    NothingDue,
 }
 
-/// Which attempt may begin.
+/// Which attempts may begin.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Turn {
-    /// Any that is due.
+    /// Any that are due.
     Any,
     /// A trial, while the breaker is not closed: of no job that was ever of unknown fate.
     Trial,
@@ -61,6 +58,13 @@ pub(super) struct Contender {
     pub is_resend: bool,
 }
 
+/// An attempt about to begin.
+pub(super) struct Beginning {
+    pub job_id: Uuid,
+    pub attempt: i32,
+    pub t0: Moment,
+}
+
 struct TakenSlot {
     job_id: Uuid,
     customer_id: Uuid,
@@ -77,74 +81,87 @@ struct TakenSlot {
 }
 
 impl Journal {
-    /// Claims the job that has been due the longest, of a customer who is free, and
-    /// begins its next attempt, in one commit. Of a customer's jobs the newest goes first.
+    /// Claims up to `limit` jobs that have been due the longest, of customers who are free,
+    /// and begins their next attempts, in one commit. Of a customer's jobs the newest goes
+    /// first. `None` when another replica was faster; empty when nothing is due.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn next_attempt(&self, t0: Moment, turn: Turn) -> Result<NextAttempt, JournalError> {
+    pub async fn next_attempts(
+        &self,
+        t0: Moment,
+        turn: Turn,
+        limit: usize,
+    ) -> Result<Option<Vec<NextAttempt>>, JournalError> {
         let next = bounded(async {
             let mut tx = self.pool.begin().await?;
-            let next = self.next_attempt_in(&mut tx, t0, turn).await?;
+            let next = self.next_attempts_in(&mut tx, t0, turn, limit).await?;
             tx.commit().await?;
             Ok(next)
         })
         .await;
         match next {
-            // Another replica took this customer's slot between our look and our claim.
-            Err(JournalError::Database(sqlx::Error::Database(error))) if error.is_unique_violation() => {
-                Ok(NextAttempt::Raced)
+            // Another replica took a customer's slot between our look and our claim.
+            Err(JournalError::Database(sqlx::Error::Database(error)))
+                if error.is_unique_violation() || error.code().is_some_and(|code| code == DEADLOCK) =>
+            {
+                Ok(None)
             }
-            next => next,
+            next => next.map(Some),
         }
     }
 
-    async fn next_attempt_in(
+    async fn next_attempts_in(
         &self,
         tx: &mut PgTransaction<'_>,
         t0: Moment,
         turn: Turn,
-    ) -> sqlx::Result<NextAttempt> {
-        let Some(slot) = self.take_slot(tx, turn).await? else {
-            return Ok(NextAttempt::NothingDue);
-        };
-        let contender = Contender {
-            job_id: slot.job_id,
-            customer_id: slot.customer_id,
-            requested_at: slot.requested_at,
-            received_at: slot.received_at,
-            content_hmac: slot.content_hmac,
-            is_resend: slot.unknown > 0,
-        };
-        match contender.look(tx, self.limits.read_back_window).await? {
-            Ruling::Go => {}
-            ruling => {
-                let ended = contender.step_aside(tx, ruling).await?;
-                return Ok(NextAttempt::SteppedAside(slot.job_id, ended));
-            }
+        limit: usize,
+    ) -> sqlx::Result<Vec<NextAttempt>> {
+        let slots = self.take_slots(tx, turn, limit).await?;
+        let contenders: Vec<Contender> = slots.iter().map(TakenSlot::contender).collect();
+        let rulings = look(&mut *tx, &contenders, self.limits.read_back_window).await?;
+        let (mut next, mut beginning) = (Vec::with_capacity(slots.len()), Vec::new());
+        for ((slot, contender), ruling) in slots.into_iter().zip(&contenders).zip(rulings) {
+            next.push(match ruling {
+                // Checked inside the claim of a resend: other jobs may have spent meanwhile.
+                Ruling::Go if contender.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
+                    let outcome = Outcome::NeedsReview(Review::LastUpdate);
+                    contender.end(tx, &outcome).await?;
+                    NextAttempt::SteppedAside(slot.job_id, Some(outcome))
+                }
+                Ruling::Go => {
+                    beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
+                    NextAttempt::Claimed(Box::new(self.claimed(slot, t0, turn)))
+                }
+                ruling => {
+                    let ended = contender.step_aside(tx, ruling).await?;
+                    NextAttempt::SteppedAside(slot.job_id, ended)
+                }
+            });
         }
-        // Checked inside the claim of a resend: other jobs may have spent meanwhile.
-        if contender.is_resend {
-            let spent = spent(tx, slot.customer_id).await?;
-            let budget = Budget {
-                spent_here: spent.here,
-                spent_elsewhere: spent.elsewhere,
-                limit: self.limits.customer_updates,
-            };
-            if !budget.allows_resend() {
-                let outcome = Outcome::NeedsReview(Review::LastUpdate);
-                contender.end(tx, &outcome).await?;
-                return Ok(NextAttempt::SteppedAside(slot.job_id, Some(outcome)));
-            }
-        }
-        begin_attempt(tx, slot.job_id, slot.attempt, &self.worker, t0).await?;
+        begin_attempts(tx, &self.worker, &beginning).await?;
+        Ok(next)
+    }
+
+    async fn may_resend(&self, tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<bool> {
+        let spent = spent(tx, customer_id).await?;
+        let budget = Budget {
+            spent_here: spent.here,
+            spent_elsewhere: spent.elsewhere,
+            limit: self.limits.customer_updates,
+        };
+        Ok(budget.allows_resend())
+    }
+
+    fn claimed(&self, slot: TakenSlot, t0: Moment, turn: Turn) -> ClaimedJob {
         let history = History {
             retries: slot.retries.unsigned_abs(),
             misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
             unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
             is_trial: turn != Turn::Any,
         };
-        Ok(NextAttempt::Claimed(Box::new(ClaimedJob {
+        ClaimedJob {
             claim: Claim {
                 job_id: slot.job_id,
                 customer_id: slot.customer_id,
@@ -155,15 +172,22 @@ impl Journal {
             },
             request: self.open_payload(slot.job_id, &slot.sealed),
             correlation_id: slot.correlation_id,
-        })))
+        }
     }
 
-    async fn take_slot(&self, tx: &mut PgConnection, turn: Turn) -> sqlx::Result<Option<TakenSlot>> {
+    async fn take_slots(
+        &self,
+        tx: &mut PgConnection,
+        turn: Turn,
+        limit: usize,
+    ) -> sqlx::Result<Vec<TakenSlot>> {
+        // The slots are taken in the customers' order, as every batch takes them: two that
+        // took them in different orders would wait for each other.
         sqlx::query_as!(
             TakenSlot,
-            r#"-- take_slot
+            r#"-- take_slots
             with due as (
-                select s.job_id
+                select s.job_id, s.customer_id
                 from submission s
                 where s.state = 'waiting' and s.due_at <= now()
                     and (s.expires_at is null or s.expires_at > now())
@@ -183,16 +207,18 @@ impl Journal {
                         )
                     )
                 order by s.due_at
-                limit 1
+                limit $4
                 for update of s skip locked
+            ), ordered as (
+                select job_id from due order by customer_id
             )
             update submission s
             set state = 'submitting', waiting_for = null, due_at = null,
                 reason_code = null, reason = null,
                 attempts = s.attempts + 1, claim_token = s.claim_token + 1,
                 claimed_by = $1, claimed_until = now() + make_interval(secs => $2)
-            from due
-            where s.job_id = due.job_id
+            from ordered
+            where s.job_id = ordered.job_id
             returning
                 s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
                 s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
@@ -208,8 +234,9 @@ impl Journal {
             self.worker,
             self.limits.claim_lease.as_secs_f64(),
             turn == Turn::Trial,
+            i64::try_from(limit).unwrap_or(i64::MAX),
         )
-        .fetch_optional(tx)
+        .fetch_all(tx)
         .await
     }
 
@@ -220,63 +247,85 @@ impl Journal {
     }
 }
 
-impl Contender {
-    /// Looks at the customer's other jobs, now that the slot is ours.
-    pub async fn look(&self, tx: &mut PgConnection, read_back_window: Duration) -> sqlx::Result<Ruling> {
-        // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
-        // verification that was open before it; but an attempt of unknown fate may have been
-        // applied until the window was over.
-        let rows = sqlx::query!(
-            r#"-- look
-            select
-                o.job_id, o.state,
-                (o.requested_at, o.received_at, o.job_id) > ($3, $4, $2) as "is_newer!",
-                coalesce(o.content_hmac = $5, false) as "has_same_content!",
-                not exists (
-                    select from observation seen
-                    where seen.customer_id = o.customer_id and seen.purpose <> 'webhook'
-                        and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                        and seen.at > (
-                            select max(
-                                a.ended_at
-                                + make_interval(secs => case when a.verdict = 'unknown' then $6::float8 else 0 end)
-                            )
-                            from attempt a
-                            where a.job_id = o.job_id and a.verdict in ('accepted', 'unknown')
-                        )
-                ) as "in_verification!"
-            from submission o
-            where o.customer_id = $1 and o.job_id <> $2
-                and (
-                    o.state in ('submitting', 'waiting', 'unknown', 'accepted')
-                    or o.state = 'needs_review' and o.reason_code = 'fate_unknown'
-                )
-            order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
-            self.customer_id,
-            self.job_id,
-            self.requested_at,
-            self.received_at,
-            self.content_hmac,
-            read_back_window.as_secs_f64(),
-        )
-        .fetch_all(tx)
-        .await?;
-        let rivals: Vec<Rival> = rows
-            .into_iter()
-            .map(|row| Rival {
-                job_id: row.job_id,
-                is_newer: row.is_newer,
-                has_same_content: row.has_same_content,
-                standing: match row.state.as_str() {
-                    "accepted" => Standing::Accepted { in_verification: row.in_verification },
-                    "needs_review" => Standing::FateUnknown,
-                    _ => Standing::InMotion,
-                },
-            })
-            .collect();
-        Ok(rule(&rivals, self.is_resend))
+impl TakenSlot {
+    fn contender(&self) -> Contender {
+        Contender {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            requested_at: self.requested_at,
+            received_at: self.received_at,
+            content_hmac: self.content_hmac.clone(),
+            is_resend: self.unknown > 0,
+        }
     }
+}
 
+/// Looks at the other jobs of each contender's customer, now that the slots are theirs.
+/// Returns a ruling for each, in order.
+pub(super) async fn look(
+    tx: &mut PgConnection,
+    contenders: &[Contender],
+    read_back_window: Duration,
+) -> sqlx::Result<Vec<Ruling>> {
+    let all: Vec<&Contender> = contenders.iter().collect();
+    // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
+    // verification that was open before it; but an attempt of unknown fate may have been
+    // applied until the window was over.
+    let rows = sqlx::query!(
+        r#"-- look
+        select
+            c.job_id as "contender!", o.job_id, o.state,
+            (o.requested_at, o.received_at, o.job_id) > (c.requested_at, c.received_at, c.job_id)
+                as "is_newer!",
+            coalesce(o.content_hmac = c.content_hmac, false) as "has_same_content!",
+            not exists (
+                select from observation seen
+                where seen.customer_id = o.customer_id and seen.purpose <> 'webhook'
+                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
+                    and seen.at > (
+                        select max(
+                            a.ended_at
+                            + make_interval(secs => case when a.verdict = 'unknown' then $6::float8 else 0 end)
+                        )
+                        from attempt a
+                        where a.job_id = o.job_id and a.verdict in ('accepted', 'unknown')
+                    )
+            ) as "in_verification!"
+        from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[])
+            as c (job_id, customer_id, requested_at, received_at, content_hmac)
+        join submission o on o.customer_id = c.customer_id and o.job_id <> c.job_id
+        where o.state in ('submitting', 'waiting', 'unknown', 'accepted')
+            or o.state = 'needs_review' and o.reason_code = 'fate_unknown'
+        order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
+        &column(&all, |contender| contender.job_id),
+        &column(&all, |contender| contender.customer_id),
+        &column(&all, |contender| contender.requested_at),
+        &column(&all, |contender| contender.received_at),
+        &column(&all, |contender| contender.content_hmac.as_deref()) as &[Option<&[u8]>],
+        read_back_window.as_secs_f64(),
+    )
+    .fetch_all(tx)
+    .await?;
+    let mut rivals: HashMap<Uuid, Vec<Rival>> = HashMap::new();
+    for row in rows {
+        rivals.entry(row.contender).or_default().push(Rival {
+            job_id: row.job_id,
+            is_newer: row.is_newer,
+            has_same_content: row.has_same_content,
+            standing: match row.state.as_str() {
+                "accepted" => Standing::Accepted { in_verification: row.in_verification },
+                "needs_review" => Standing::FateUnknown,
+                _ => Standing::InMotion,
+            },
+        });
+    }
+    let ruling = |contender: &Contender| {
+        rule(rivals.get(&contender.job_id).map_or(&[], Vec::as_slice), contender.is_resend)
+    };
+    Ok(contenders.iter().map(ruling).collect())
+}
+
+impl Contender {
     /// Gives the slot up as the ruling says. `None` when the job waits.
     pub async fn step_aside(&self, tx: &mut PgConnection, ruling: Ruling) -> sqlx::Result<Option<Outcome>> {
         let outcome = match ruling {
@@ -358,21 +407,25 @@ impl Contender {
     }
 }
 
-/// Writes down that an attempt begins. Its first byte may leave once this is committed.
-pub(super) async fn begin_attempt(
+/// Writes down that attempts begin. Their first bytes may leave once this is committed.
+pub(super) async fn begin_attempts(
     tx: &mut PgConnection,
-    job_id: Uuid,
-    number: i32,
     worker: &str,
-    t0: Moment,
+    beginning: &[Beginning],
 ) -> sqlx::Result<()> {
+    if beginning.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<&Beginning> = beginning.iter().collect();
     sqlx::query!(
-        "-- begin_attempt
-        insert into attempt (job_id, number, worker, signed_at) values ($1, $2, $3, $4)",
-        job_id,
-        number,
+        "-- begin_attempts
+        insert into attempt (job_id, number, worker, signed_at)
+        select b.job_id, b.number, $4, b.signed_at
+        from unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as b (job_id, number, signed_at)",
+        &column(&all, |attempt| attempt.job_id),
+        &column(&all, |attempt| attempt.attempt),
+        &column(&all, |attempt| OffsetDateTime::from(attempt.t0.wall)),
         worker,
-        OffsetDateTime::from(t0.wall),
     )
     .execute(tx)
     .await?;

@@ -13,8 +13,9 @@ pub mod seal;
 mod settle;
 mod upkeep;
 mod verification;
+mod writer;
 
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -23,16 +24,20 @@ use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
 use uuid::Uuid;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::inspect::inspect;
 pub use self::open::{Admission, DeadLetter, Opened};
+use self::open::{NewRow, open_many};
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
+use self::settle::{Closing, close_many};
 pub use self::upkeep::TakenOver;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};
+use self::writer::Writer;
 use crate::clock::Moment;
 use crate::config::{DatabaseSettings, Secret};
 use crate::domain::outcome::History;
@@ -106,6 +111,12 @@ static DISTRUSTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
 /// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
 /// may hold for as long as the connection does.
 const READ_ONLY: &str = "25006";
+
+/// SQLSTATE `deadlock_detected`.
+const DEADLOCK: &str = "40P01";
+
+/// A row that somebody holds keeps a batch for no longer than this.
+const BEGIN_BATCH: &str = "begin; set local lock_timeout = '250ms'";
 
 /// How long a job whose customer is busy waits at most before it looks again.
 const BUSY_WAIT_MAX_SECONDS: f64 = 30.0;
@@ -211,10 +222,13 @@ pub struct Journal {
     limits: Limits,
     keyring: Keyring,
     fingerprinter: Fingerprinter,
+    openings: Writer<Arc<NewRow>, Opened>,
+    closings: Writer<Arc<Closing>, ()>,
 }
 
 impl Journal {
-    /// A journal that writes under the name of `worker`.
+    /// A journal that writes under the name of `worker`. Must be called within a runtime:
+    /// what many jobs write at once is written by tasks of its own.
     pub fn new(
         pool: PgPool,
         worker: String,
@@ -222,16 +236,86 @@ impl Journal {
         keyring: Keyring,
         fingerprinter: Fingerprinter,
     ) -> Self {
-        Self { pool, worker, limits, keyring, fingerprinter }
+        let (opening, closing) = ((pool.clone(), worker.clone()), pool.clone());
+        Self {
+            openings: Writer::start(move |rows: Vec<Arc<NewRow>>| {
+                let (pool, worker) = opening.clone();
+                async move { commit(&pool, async |tx| open_many(tx, &worker, &limits, &rows).await).await }
+            }),
+            closings: Writer::start(move |closings: Vec<Arc<Closing>>| {
+                let pool = closing.clone();
+                async move { commit(&pool, async |tx| close_many(tx, &limits, &closings).await).await }
+            }),
+            pool,
+            worker,
+            limits,
+            keyring,
+            fingerprinter,
+        }
     }
 }
 
-/// Opens a pool of connections, with a time limit on every statement.
+/// Commits a batch; returns nothing if that failed, and its parts are retried alone, so that
+/// what one of them cannot have harms no other.
+async fn commit<R>(
+    pool: &PgPool,
+    write: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<Vec<Option<R>>>,
+) -> Vec<Option<R>> {
+    let written = bounded(async {
+        let mut tx = pool.begin_with(BEGIN_BATCH).await?;
+        let written = write(&mut tx).await?;
+        tx.commit().await?;
+        Ok(written)
+    })
+    .await;
+    written.unwrap_or_else(|error| {
+        debug!(
+            error = format!("{:#}", anyhow::Error::from(error)),
+            "a batch was not written, its jobs are written alone"
+        );
+        Vec::new()
+    })
+}
+
+/// One column of a batch, as Postgres' `unnest` takes it.
+fn column<'a, T, C>(rows: &[&'a T], of: impl Fn(&'a T) -> C) -> Vec<C> {
+    rows.iter().map(|row| of(row)).collect()
+}
+
+/// Every statement of the worker's looks few rows up by an index. On tables that are new, or
+/// that grew since they were analyzed, Postgres would rather read them whole, and remember that
+/// plan for as long as the connection lives. Compiling a plan pays for none of them.
+const LOOK_UP_BY_INDEX: [(&str, &str); 5] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+];
+
+/// Opens a pool of connections for a command that people wait for.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
+    connect_with(settings, url, &[]).await
+}
+
+/// Opens a pool of connections for a worker.
+///
+/// # Errors
+/// When Postgres cannot be reached; the error names the setting and never the password.
+pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
+    connect_with(settings, url, &LOOK_UP_BY_INDEX).await
+}
+
+async fn connect_with(
+    settings: &DatabaseSettings,
+    url: &Secret,
+    parameters: &[(&str, &str)],
+) -> anyhow::Result<PgPool> {
     let (options, place) = connect_options(url)?;
+    let options = options.options(parameters.iter().copied());
     let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
         .max_connections(settings.database_connections)

@@ -1,12 +1,15 @@
 //! A delivery is written down: as a submission, or as what could not become one.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
 use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::claim::{Contender, begin_attempt};
-use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, bounded};
+use super::claim::{Beginning, Contender, begin_attempts, look};
+use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, Limits, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Invalid, Job};
 use crate::domain::outcome::{History, Outcome, WaitingFor};
@@ -44,11 +47,19 @@ struct Found {
 }
 
 /// A job as its row will have it.
-struct NewRow<'a> {
-    job: &'a Job,
+pub(super) struct NewRow {
+    job_id: Uuid,
+    customer_id: Uuid,
+    document_type: String,
+    document_number_last4: String,
+    content_hmac: [u8; 32],
+    requested_at: OffsetDateTime,
     received_at: OffsetDateTime,
-    sealed: &'a [u8],
-    content_hmac: &'a [u8],
+    expires_at: Option<OffsetDateTime>,
+    correlation_id: Option<String>,
+    sealed: Vec<u8>,
+    /// When the send window of its first attempt began, if it is to be claimed.
+    t0: Option<Moment>,
 }
 
 /// A delivery that goes to the dead-letter queue.
@@ -65,6 +76,7 @@ pub struct DeadLetter<'a> {
 impl Journal {
     /// Writes a job down, in one commit: with its sealed payload, and claimed with its
     /// first attempt begun where `admission` says so and the customer's other jobs allow.
+    /// Jobs whose customers are free are written many at a time.
     ///
     /// Calling it again after an error is safe, with the same `admission`: what a lost
     /// answer had committed is found again.
@@ -77,44 +89,63 @@ impl Journal {
         received_at: OffsetDateTime,
         admission: Admission,
     ) -> Result<Opened, JournalError> {
-        let payload = job.request.to_sealable();
-        let sealed = self.keyring.seal(job.id, payload.as_bytes());
-        let content_hmac = self.fingerprinter.content(&job.request.fingerprint_text());
-        let row = NewRow { job, received_at, sealed: &sealed, content_hmac: &content_hmac };
-        bounded(async {
+        let row = Arc::new(self.row(job, received_at, admission));
+        if row.t0.is_some()
+            && let Some(opened) = self.openings.write(Arc::clone(&row)).await
+        {
+            return Ok(opened);
+        }
+        // Rare, and large: not to be carried about by every job.
+        Box::pin(bounded(async {
             let mut tx = self.pool.begin().await?;
-            let opened = self.open_in(&mut tx, &row, admission).await?;
+            let opened = self.open_alone(&mut tx, &row, admission).await?;
             tx.commit().await?;
             Ok(opened)
-        })
+        }))
         .await
     }
 
-    async fn open_in(
+    fn row(&self, job: &Job, received_at: OffsetDateTime, admission: Admission) -> NewRow {
+        let request = &job.request;
+        NewRow {
+            job_id: job.id,
+            customer_id: job.customer_id,
+            document_type: request.document_type().to_owned(),
+            document_number_last4: request.document_number_last4().to_owned(),
+            content_hmac: self.fingerprinter.content(&request.fingerprint_text()),
+            requested_at: job.requested_at,
+            received_at,
+            expires_at: job.expires_at,
+            correlation_id: job.correlation_id.clone(),
+            sealed: self.keyring.seal(job.id, request.to_sealable().as_bytes()),
+            t0: match admission {
+                Admission::Claim(t0) => Some(t0),
+                Admission::Park(_) => None,
+            },
+        }
+    }
+
+    async fn open_alone(
         &self,
         tx: &mut PgTransaction<'_>,
-        row: &NewRow<'_>,
+        row: &Arc<NewRow>,
         admission: Admission,
     ) -> sqlx::Result<Opened> {
-        let job_id = row.job.id;
         loop {
-            // The slot first: the unique index decides between replicas. Then the look, in a
-            // statement of its own, whose snapshot is newer than the slot.
-            if let Admission::Claim(t0) = admission
-                && self.insert_claimed(tx, row).await?
+            if row.t0.is_some()
+                && let Some(opened) = open_many(tx, &self.worker, &self.limits, std::slice::from_ref(row))
+                    .await?
+                    .pop()
+                    .flatten()
             {
-                return self.look_then_begin(tx, row, t0).await;
+                return Ok(opened);
             }
-            match self.find(tx, row, admission).await? {
-                Some(found) if found.is_invalid => delete_invalid(tx, job_id).await?,
-                Some(found) if found.is_our_claim => {
-                    // An earlier call's commit, whose answer was lost.
-                    if let Admission::Claim(t0) = admission {
-                        return Ok(Opened::Claimed(first_claim(row.job, t0)));
-                    }
-                }
+            match self.find(tx, row).await? {
+                Some(found) if found.is_invalid => delete_invalid(tx, row.job_id).await?,
+                // An earlier call's commit, whose answer was lost.
+                Some(found) if found.is_our_claim => return Ok(Opened::Claimed(row.claim())),
                 Some(found) if found.has_same_content => {
-                    count_delivery(tx, job_id).await?;
+                    count_delivery(tx, row.job_id).await?;
                     return Ok(Opened::Known);
                 }
                 Some(_) => return Ok(Opened::Conflict),
@@ -131,74 +162,7 @@ impl Journal {
         }
     }
 
-    async fn look_then_begin(
-        &self,
-        tx: &mut PgTransaction<'_>,
-        row: &NewRow<'_>,
-        t0: Moment,
-    ) -> sqlx::Result<Opened> {
-        let contender = Contender {
-            job_id: row.job.id,
-            customer_id: row.job.customer_id,
-            requested_at: row.job.requested_at,
-            received_at: row.received_at,
-            content_hmac: Some(row.content_hmac.to_vec()),
-            is_resend: false,
-        };
-        match contender.look(tx, self.limits.read_back_window).await? {
-            Ruling::Go => {
-                begin_attempt(tx, row.job.id, 1, &self.worker, t0).await?;
-                Ok(Opened::Claimed(first_claim(row.job, t0)))
-            }
-            ruling => Ok(match contender.step_aside(tx, ruling).await? {
-                Some(outcome) => Opened::Ended(outcome),
-                None => Opened::Parked,
-            }),
-        }
-    }
-
-    async fn insert_claimed(&self, tx: &mut PgConnection, row: &NewRow<'_>) -> sqlx::Result<bool> {
-        let NewRow { job, received_at, sealed, content_hmac } = row;
-        let inserted = sqlx::query!(
-            "-- insert_claimed
-            insert into submission (
-                job_id, customer_id, document_type, document_number_last4, content_hmac,
-                requested_at, received_at, expires_at, correlation_id, sealed_payload,
-                state, attempts, claim_token, claimed_by, claimed_until
-            )
-            values (
-                $1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
-                'submitting', 1, 1, $11, now() + make_interval(secs => $12)
-            )
-            on conflict do nothing",
-            job.id,
-            job.customer_id,
-            job.request.document_type(),
-            job.request.document_number_last4(),
-            *content_hmac,
-            job.requested_at,
-            *received_at,
-            job.expires_at,
-            job.correlation_id,
-            *sealed,
-            self.worker,
-            self.limits.claim_lease.as_secs_f64(),
-        )
-        .execute(tx)
-        .await?;
-        Ok(inserted.rows_affected() == 1)
-    }
-
-    async fn find(
-        &self,
-        tx: &mut PgConnection,
-        row: &NewRow<'_>,
-        admission: Admission,
-    ) -> sqlx::Result<Option<Found>> {
-        let signed_at = match admission {
-            Admission::Claim(t0) => Some(OffsetDateTime::from(t0.wall)),
-            Admission::Park(_) => None,
-        };
+    async fn find(&self, tx: &mut PgConnection, row: &NewRow) -> sqlx::Result<Option<Found>> {
         // A forgotten customer's rows have no fingerprint: they count as the same content.
         sqlx::query_as!(
             Found,
@@ -215,10 +179,10 @@ impl Journal {
             left join attempt a on a.job_id = s.job_id and a.number = 1
             where s.job_id = $1
             for update of s"#,
-            row.job.id,
-            row.content_hmac,
+            row.job_id,
+            &row.content_hmac,
             self.worker,
-            signed_at,
+            row.t0.map(|t0| OffsetDateTime::from(t0.wall)),
         )
         .fetch_optional(tx)
         .await
@@ -287,23 +251,111 @@ impl Journal {
     }
 }
 
-fn first_claim(job: &Job, t0: Moment) -> Claim {
-    Claim {
-        job_id: job.id,
-        customer_id: job.customer_id,
-        token: 1,
-        attempt: 1,
-        history: History::default(),
-        t0,
+impl NewRow {
+    /// The claim that goes with its first attempt.
+    fn claim(&self) -> Claim {
+        Claim {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            token: 1,
+            attempt: 1,
+            history: History::default(),
+            t0: self.t0.unwrap_or_else(Moment::now),
+        }
+    }
+
+    fn contender(&self) -> Contender {
+        Contender {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            requested_at: self.requested_at,
+            received_at: self.received_at,
+            content_hmac: Some(self.content_hmac.to_vec()),
+            is_resend: false,
+        }
     }
 }
 
-async fn insert_waiting(
+/// Claims jobs and begins their first attempts. `None` for those whose `job_id`, or whose
+/// customer's slot, is taken: nothing is written of them.
+///
+/// The slots first: the unique index decides between replicas. Then the look, in a statement
+/// of its own, whose snapshot is newer than the slots.
+pub(super) async fn open_many(
     tx: &mut PgConnection,
-    row: &NewRow<'_>,
-    waiting_for: WaitingFor,
-) -> sqlx::Result<bool> {
-    let NewRow { job, received_at, sealed, content_hmac } = row;
+    worker: &str,
+    limits: &Limits,
+    rows: &[Arc<NewRow>],
+) -> sqlx::Result<Vec<Option<Opened>>> {
+    // Of two with one job_id the second goes alone, and is compared with the first.
+    let mut job_ids = HashSet::with_capacity(rows.len());
+    let distinct: Vec<&NewRow> =
+        rows.iter().map(Arc::as_ref).filter(|row| job_ids.insert(row.job_id)).collect();
+    let claimed = insert_claimed(tx, worker, limits, &distinct).await?;
+    let claimed: Vec<&NewRow> = distinct.into_iter().filter(|row| claimed.contains(&row.job_id)).collect();
+    let contenders: Vec<Contender> = claimed.iter().map(|row| row.contender()).collect();
+    let rulings = look(tx, &contenders, limits.read_back_window).await?;
+    let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
+    for ((row, contender), ruling) in claimed.into_iter().zip(&contenders).zip(rulings) {
+        let became = match ruling {
+            Ruling::Go => {
+                let claim = row.claim();
+                beginning.push(Beginning { job_id: claim.job_id, attempt: claim.attempt, t0: claim.t0 });
+                Opened::Claimed(claim)
+            }
+            ruling => match contender.step_aside(tx, ruling).await? {
+                Some(outcome) => Opened::Ended(outcome),
+                None => Opened::Parked,
+            },
+        };
+        opened.insert(row.job_id, became);
+    }
+    begin_attempts(tx, worker, &beginning).await?;
+    Ok(rows.iter().map(|row| opened.remove(&row.job_id)).collect())
+}
+
+/// Takes the slots, in the customers' order, as every batch takes them: two that took them
+/// in different orders would wait for each other. Returns the jobs whose slots were free.
+async fn insert_claimed(
+    tx: &mut PgConnection,
+    worker: &str,
+    limits: &Limits,
+    rows: &[&NewRow],
+) -> sqlx::Result<HashSet<Uuid>> {
+    let inserted = sqlx::query_scalar!(
+        "-- insert_claimed
+        insert into submission (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            state, attempts, claim_token, claimed_by, claimed_until
+        )
+        select new.*, 'submitting', 1, 1, $11, now() + make_interval(secs => $12)
+        from unnest(
+            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
+            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[]
+        ) as new (job_id, customer_id)
+        order by new.customer_id, new.job_id
+        on conflict do nothing
+        returning job_id",
+        &column(rows, |row| row.job_id),
+        &column(rows, |row| row.customer_id),
+        &column(rows, |row| row.document_type.as_str()) as &[&str],
+        &column(rows, |row| row.document_number_last4.as_str()) as &[&str],
+        &column(rows, |row| &row.content_hmac[..]) as &[&[u8]],
+        &column(rows, |row| row.requested_at),
+        &column(rows, |row| row.received_at),
+        &column(rows, |row| row.expires_at) as &[Option<OffsetDateTime>],
+        &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
+        &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
+        worker,
+        limits.claim_lease.as_secs_f64(),
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(inserted.into_iter().collect())
+}
+
+async fn insert_waiting(tx: &mut PgConnection, row: &NewRow, waiting_for: WaitingFor) -> sqlx::Result<bool> {
     let inserted = sqlx::query!(
         "-- insert_waiting
         insert into submission (
@@ -323,16 +375,16 @@ async fn insert_waiting(
             )
         )
         on conflict (job_id) do nothing",
-        job.id,
-        job.customer_id,
-        job.request.document_type(),
-        job.request.document_number_last4(),
-        *content_hmac,
-        job.requested_at,
-        *received_at,
-        job.expires_at,
-        job.correlation_id,
-        *sealed,
+        row.job_id,
+        row.customer_id,
+        row.document_type,
+        row.document_number_last4,
+        &row.content_hmac,
+        row.requested_at,
+        row.received_at,
+        row.expires_at,
+        row.correlation_id,
+        row.sealed,
         waiting_for.name(),
         BUSY_WAIT_MAX_SECONDS,
     )

@@ -1,10 +1,16 @@
 //! What an attempt came to is written down, in one commit with what follows from it.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Claim, Journal, JournalError, bounded};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::domain::outcome::{Outcome, Wait};
-use crate::domain::verdict::Verdict;
+use crate::domain::verdict::{Acceptance, Verdict};
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -21,6 +27,25 @@ pub struct AttemptResult {
     pub duration: Duration,
 }
 
+/// An attempt's result with what follows from it, as the rows will have it.
+pub(super) struct Closing {
+    claim: Claim,
+    verdict: &'static str,
+    detail: Option<&'static str>,
+    http_status: Option<i32>,
+    provider_message: Option<String>,
+    error: Option<&'static str>,
+    duration_ms: i32,
+    state: &'static str,
+    waiting_for: Option<&'static str>,
+    due_in_seconds: Option<f64>,
+    retries: i32,
+    reason_code: Option<&'static str>,
+    reason: Cow<'static, str>,
+    keeps_payload: bool,
+    acceptance: Option<Acceptance>,
+}
+
 impl Journal {
     /// Ends a submission: the attempt's result and the outcome, in one commit. Wakes the
     /// customer's next. Safe to call again after an error.
@@ -33,65 +58,18 @@ impl Journal {
         result: &AttemptResult,
         outcome: &Outcome,
     ) -> Result<(), JournalError> {
-        let acceptance = match outcome {
-            Outcome::Accepted(acceptance) => Some(acceptance),
-            _ => None,
-        };
-        let settled = bounded(
-            sqlx::query_scalar!(
-                r#"-- settle
-                with settled as (
-                    update submission
-                    set state = $4, reason_code = $5, reason = $6, ended_at = now(), claimed_until = null,
-                        sealed_payload = case when $7 then sealed_payload end,
-                        provider_reference = $8, verification_status = $9,
-                        evidence = case when $4 = 'accepted' then 'response' end,
-                        verification_due_at =
-                            case when $4 = 'accepted' then now() + make_interval(secs => $16) end
-                    where job_id = $1 and state = 'submitting' and claim_token = $2
-                    returning job_id, customer_id
-                ), closed as (
-                    update attempt a
-                    set ended_at = now(), verdict = $10, detail = $11, http_status = $12,
-                        provider_message = $13, duration_ms = $14, error = $15
-                    from settled
-                    where a.job_id = settled.job_id and a.number = $3 and a.ended_at is null
-                    returning a.job_id
-                ), limited as (
-                    insert into customer (customer_id, limit_reached_at)
-                    select customer_id, now() from settled where $5 = 'update_limit_exceeded'
-                    on conflict (customer_id) do update set limit_reached_at = now()
-                ), waiters as (
-                    select w.job_id
-                    from submission w
-                    join settled on settled.customer_id = w.customer_id
-                    where w.state = 'waiting' and w.waiting_for = 'customer'
-                    for update of w skip locked
-                ), woken as (
-                    update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
-                )
-                select count(*) as "closed!" from closed"#,
-                claim.job_id,
-                claim.token,
-                claim.attempt,
-                outcome.state(),
-                outcome.reason_code(),
-                &*outcome.reason(),
-                outcome.keeps_payload(),
-                acceptance.and_then(|acceptance| acceptance.reference.as_deref()),
-                acceptance.and_then(|acceptance| acceptance.verification_status.as_deref()),
-                result.verdict.name(),
-                result.verdict.detail(),
-                result.http_status.map(i32::from),
-                result.provider_message,
-                millis(result.duration),
-                result.error,
-                self.limits.verification_after.as_secs_f64(),
-            )
-            .fetch_one(&self.pool),
-        )
-        .await?;
-        self.check_touched(settled, claim, result).await
+        self.close(Closing {
+            reason_code: outcome.reason_code(),
+            reason: outcome.reason(),
+            keeps_payload: outcome.keeps_payload(),
+            acceptance: match outcome {
+                Outcome::Accepted(acceptance) => Some(acceptance.clone()),
+                _ => None,
+            },
+            due_in_seconds: None,
+            ..Closing::in_motion(claim, result, outcome.state(), Duration::ZERO)
+        })
+        .await
     }
 
     /// Parks a submission: the attempt's result and the due time, in one commit. Wakes
@@ -100,52 +78,12 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
     pub async fn park(&self, claim: &Claim, result: &AttemptResult, wait: &Wait) -> Result<(), JournalError> {
-        let parked = bounded(
-            sqlx::query_scalar!(
-                r#"-- park
-                with parked as (
-                    update submission
-                    set state = 'waiting', waiting_for = $4, due_at = now() + make_interval(secs => $5),
-                        retries = retries + case when $6 then 1 else 0 end,
-                        reason_code = $7, reason = $8, claimed_until = null
-                    where job_id = $1 and state = 'submitting' and claim_token = $2
-                    returning job_id, customer_id
-                ), closed as (
-                    update attempt a
-                    set ended_at = now(), verdict = $9, detail = $10, http_status = $11,
-                        provider_message = $12, duration_ms = $13, error = $14
-                    from parked
-                    where a.job_id = parked.job_id and a.number = $3 and a.ended_at is null
-                    returning a.job_id
-                ), waiters as (
-                    select w.job_id
-                    from submission w
-                    join parked on parked.customer_id = w.customer_id
-                    where w.state = 'waiting' and w.waiting_for = 'customer'
-                    for update of w skip locked
-                ), woken as (
-                    update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
-                )
-                select count(*) as "closed!" from closed"#,
-                claim.job_id,
-                claim.token,
-                claim.attempt,
-                wait.waiting_for.name(),
-                wait.delay.as_secs_f64(),
-                wait.counts,
-                code(&result.verdict),
-                ended_so(claim, &result.verdict),
-                result.verdict.name(),
-                result.verdict.detail(),
-                result.http_status.map(i32::from),
-                result.provider_message,
-                millis(result.duration),
-                result.error,
-            )
-            .fetch_one(&self.pool),
-        )
-        .await?;
-        self.check_touched(parked, claim, result).await
+        self.close(Closing {
+            waiting_for: Some(wait.waiting_for.name()),
+            retries: i32::from(wait.counts),
+            ..Closing::in_motion(claim, result, "waiting", wait.delay)
+        })
+        .await
     }
 
     /// Leaves a submission in doubt: its attempt's fate is unknown, and the customer is to
@@ -155,73 +93,44 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
     pub async fn doubt(&self, claim: &Claim, result: &AttemptResult) -> Result<(), JournalError> {
-        let doubted = bounded(
-            sqlx::query_scalar!(
-                r#"-- doubt
-                with doubted as (
-                    update submission
-                    set state = 'unknown', due_at = now() + make_interval(secs => $4),
-                        reason_code = $5, reason = $6, claimed_until = null
-                    where job_id = $1 and state = 'submitting' and claim_token = $2
-                    returning job_id
-                ), closed as (
-                    update attempt a
-                    set ended_at = now(), verdict = $7, detail = $8, http_status = $9,
-                        provider_message = $10, duration_ms = $11, error = $12
-                    from doubted
-                    where a.job_id = doubted.job_id and a.number = $3 and a.ended_at is null
-                    returning a.job_id
-                )
-                select count(*) as "closed!" from closed"#,
-                claim.job_id,
-                claim.token,
-                claim.attempt,
-                self.limits.read_back_after.as_secs_f64(),
-                code(&result.verdict),
-                ended_so(claim, &result.verdict),
-                result.verdict.name(),
-                result.verdict.detail(),
-                result.http_status.map(i32::from),
-                result.provider_message,
-                millis(result.duration),
-                result.error,
-            )
-            .fetch_one(&self.pool),
-        )
-        .await?;
-        self.check_touched(doubted, claim, result).await
+        self.close(Closing::in_motion(claim, result, "unknown", self.limits.read_back_after)).await
     }
 
-    /// A write that touched no row was fenced out, or had been done by an earlier call
-    /// whose answer was lost.
-    async fn check_touched(
-        &self,
-        touched: i64,
-        claim: &Claim,
-        result: &AttemptResult,
-    ) -> Result<(), JournalError> {
-        if touched == 1 {
+    /// Writes it down with many others, or else alone.
+    async fn close(&self, closing: Closing) -> Result<(), JournalError> {
+        let closing = Arc::new(closing);
+        if self.closings.write(Arc::clone(&closing)).await.is_some() {
             return Ok(());
         }
-        let is_done = bounded(
-            sqlx::query_scalar!(
-                r#"-- is_done
-                select exists (
-                    select from attempt a
-                    join submission s on s.job_id = a.job_id
-                    where a.job_id = $1 and a.number = $2 and a.worker = $3 and a.verdict = $4
-                        and a.duration_ms = $5
-                ) as "is_done!""#,
-                claim.job_id,
-                claim.attempt,
-                self.worker,
-                result.verdict.name(),
-                millis(result.duration),
-            )
-            .fetch_one(&self.pool),
-        )
+        // Rare, and large: not to be carried about by every job.
+        let is_done = Box::pin(bounded(async {
+            let mut tx = self.pool.begin().await?;
+            hold(&mut tx, closing.claim.job_id).await?;
+            let done = close_many(&mut tx, &self.limits, std::slice::from_ref(&closing)).await?;
+            tx.commit().await?;
+            Ok(done == [Some(())] || self.was_done(&closing).await?)
+        }))
         .await?;
         if is_done { Ok(()) } else { Err(JournalError::Fenced) }
+    }
+
+    /// Whether an earlier call whose answer was lost has written it. If not, a write that
+    /// touched no row was fenced out.
+    async fn was_done(&self, closing: &Closing) -> sqlx::Result<bool> {
+        sqlx::query_scalar!(
+            r#"-- was_done
+            select exists (
+                select from attempt
+                where job_id = $1 and number = $2 and worker = $3 and verdict = $4 and duration_ms = $5
+            ) as "was_done!""#,
+            closing.claim.job_id,
+            closing.claim.attempt,
+            self.worker,
+            closing.verdict,
+            closing.duration_ms,
+        )
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// Adds the result of an attempt whose claim was lost. A late acceptance ends the
@@ -285,12 +194,133 @@ impl Journal {
     }
 }
 
-fn code(verdict: &Verdict) -> &'static str {
-    verdict.detail().unwrap_or(verdict.name())
+impl Closing {
+    /// One that leaves the submission in motion, due after `due_in`.
+    fn in_motion(claim: &Claim, result: &AttemptResult, state: &'static str, due_in: Duration) -> Self {
+        let verdict = &result.verdict;
+        Self {
+            claim: *claim,
+            verdict: verdict.name(),
+            detail: verdict.detail(),
+            http_status: result.http_status.map(i32::from),
+            provider_message: result.provider_message.clone(),
+            error: result.error,
+            duration_ms: millis(result.duration),
+            state,
+            waiting_for: None,
+            due_in_seconds: Some(due_in.as_secs_f64()),
+            retries: 0,
+            reason_code: verdict.detail().or(Some(verdict.name())),
+            reason: format!("attempt {} ended {}", claim.attempt, verdict.name()).into(),
+            keeps_payload: true,
+            acceptance: None,
+        }
+    }
 }
 
-fn ended_so(claim: &Claim, verdict: &Verdict) -> String {
-    format!("attempt {} ended {}", claim.attempt, verdict.name())
+/// Waits for whoever holds the submission's row.
+async fn hold(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!("-- hold\nselect from submission where job_id = $1 for update", job_id)
+        .fetch_optional(tx)
+        .await?;
+    Ok(())
+}
+
+/// Closes attempts and moves their submissions on; whoever releases a slot wakes the
+/// customer's waiters. `None` for those whose claim is gone, or whose row another holds:
+/// a batch waits for nobody.
+pub(super) async fn close_many(
+    tx: &mut PgConnection,
+    limits: &Limits,
+    closings: &[Arc<Closing>],
+) -> sqlx::Result<Vec<Option<()>>> {
+    let closings: Vec<&Closing> = closings.iter().map(Arc::as_ref).collect();
+    let closed: HashSet<Uuid> = sqlx::query_scalar!(
+        r#"-- close_attempts
+        with closing as (
+            select *
+            from unnest(
+                $1::uuid[], $2::bigint[], $3::integer[],
+                $4::text[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::integer[],
+                $10::text[], $11::text[], $12::float8[], $13::integer[], $14::text[], $15::text[],
+                $16::boolean[], $17::text[], $18::text[]
+            ) as c (
+                job_id, token, number,
+                verdict, detail, http_status, provider_message, error, duration_ms,
+                state, waiting_for, due_in, retries, reason_code, reason,
+                keeps_payload, provider_reference, verification_status
+            )
+        ), held as (
+            select c.*
+            from closing c
+            cross join lateral (
+                select
+                from submission s
+                where s.job_id = c.job_id and s.state = 'submitting' and s.claim_token = c.token
+                for update skip locked
+            ) ours
+        ), moved_on as (
+            update submission s
+            set state = c.state, waiting_for = c.waiting_for,
+                due_at = now() + make_interval(secs => c.due_in),
+                retries = s.retries + c.retries, reason_code = c.reason_code, reason = c.reason,
+                ended_at = case when c.due_in is null then now() end, claimed_until = null,
+                sealed_payload = case when c.keeps_payload then s.sealed_payload end,
+                provider_reference = c.provider_reference, verification_status = c.verification_status,
+                evidence = case when c.state = 'accepted' then 'response' end,
+                verification_due_at =
+                    case when c.state = 'accepted' then now() + make_interval(secs => $19) end
+            from held c
+            where s.job_id = c.job_id
+            returning s.customer_id, c.*
+        ), closed as (
+            update attempt a
+            set ended_at = now(), verdict = c.verdict, detail = c.detail, http_status = c.http_status,
+                provider_message = c.provider_message, error = c.error, duration_ms = c.duration_ms
+            from moved_on c
+            where a.job_id = c.job_id and a.number = c.number and a.ended_at is null
+            returning a.job_id
+        ), limited as (
+            insert into customer (customer_id, limit_reached_at)
+            select customer_id, now() from moved_on where reason_code = 'update_limit_exceeded'
+            on conflict (customer_id) do update set limit_reached_at = now()
+        ), waiters as (
+            select w.job_id
+            from moved_on
+            join submission w on w.customer_id = moved_on.customer_id
+            where moved_on.state <> 'unknown' and w.state = 'waiting' and w.waiting_for = 'customer'
+            for update of w skip locked
+        ), woken as (
+            update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
+        )
+        select job_id from closed"#,
+        &column(&closings, |c| c.claim.job_id),
+        &column(&closings, |c| c.claim.token),
+        &column(&closings, |c| c.claim.attempt),
+        &column(&closings, |c| c.verdict) as &[&str],
+        &column(&closings, |c| c.detail) as &[Option<&str>],
+        &column(&closings, |c| c.http_status) as &[Option<i32>],
+        &column(&closings, |c| c.provider_message.as_deref()) as &[Option<&str>],
+        &column(&closings, |c| c.error) as &[Option<&str>],
+        &column(&closings, |c| c.duration_ms),
+        &column(&closings, |c| c.state) as &[&str],
+        &column(&closings, |c| c.waiting_for) as &[Option<&str>],
+        &column(&closings, |c| c.due_in_seconds) as &[Option<f64>],
+        &column(&closings, |c| c.retries),
+        &column(&closings, |c| c.reason_code) as &[Option<&str>],
+        &column(&closings, |c| &*c.reason) as &[&str],
+        &column(&closings, |c| c.keeps_payload),
+        &column(&closings, |c| c.acceptance.as_ref().and_then(|a| a.reference.as_deref()))
+            as &[Option<&str>],
+        &column(&closings, |c| c.acceptance.as_ref().and_then(|a| a.verification_status.as_deref()))
+            as &[Option<&str>],
+        limits.verification_after.as_secs_f64(),
+    )
+    .fetch_all(tx)
+    .await?
+    .into_iter()
+    .collect();
+    Ok(column(&closings, |c| closed.contains(&c.claim.job_id).then_some(())))
 }
 
 fn millis(duration: Duration) -> i32 {

@@ -26,6 +26,7 @@ mod health;
 mod keys;
 mod late_updates;
 mod malformed;
+mod many_jobs;
 mod misconfigured;
 mod model;
 mod odd_machines;

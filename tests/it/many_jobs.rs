@@ -1,0 +1,142 @@
+//! What many jobs write at once is written with few commits, and none harms another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use kyc_worker::clock::Moment;
+use kyc_worker::domain::job::Job;
+use kyc_worker::domain::outcome::Outcome;
+use kyc_worker::domain::verdict::{Acceptance, Verdict};
+use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::harness::world;
+use crate::one_customer::{job_asked, journal, take_slot};
+
+const JOBS: usize = 300;
+
+async fn open(journal: &Journal, job: &Job) -> Claim {
+    let admission = Admission::Claim(Moment::now());
+    let opened = journal.open(job, OffsetDateTime::now_utc(), admission).await.expect("it is written down");
+    match opened {
+        Opened::Claimed(claim) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn open_all(journal: &Journal, jobs: &[Job]) -> Vec<Claim> {
+    join_all(jobs.iter().map(|job| open(journal, job))).await
+}
+
+async fn settle(journal: &Journal, claim: &Claim, said: Option<&str>) -> Result<(), JournalError> {
+    let acceptance = Acceptance { reference: None, verification_status: Some("PROCESSING".to_owned()) };
+    let result = AttemptResult {
+        verdict: Verdict::Accepted(acceptance.clone()),
+        http_status: Some(200),
+        provider_message: said.map(str::to_owned),
+        error: None,
+        duration: Duration::from_millis(1),
+    };
+    journal.settle(claim, &result, &Outcome::Accepted(acceptance)).await
+}
+
+fn jobs(count: usize) -> Vec<Job> {
+    (0..count).map(|_| job_asked(Uuid::new_v4(), 0)).collect()
+}
+
+#[test]
+fn jobs_that_come_together_share_their_commits() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let claims = open_all(&journal, &jobs(JOBS)).await;
+        let opened = world.count("select count(distinct xmin::text) from submission").await;
+        assert_eq!(world.count("select count(*) from attempt where ended_at is null").await, 300);
+        join_all(claims.iter().map(async |claim| settle(&journal, claim, None).await.expect("it is ours")))
+            .await;
+        let settled = world.count("select count(distinct xmin::text) from attempt").await;
+        assert_eq!(world.count("select count(*) from submission where state = 'accepted'").await, 300);
+        // The first goes alone, and most of the others wait for it together.
+        assert!(opened <= 30 && settled <= 30, "{opened} and {settled} commits for {JOBS} jobs");
+    });
+}
+
+#[test]
+fn a_job_that_must_wait_for_its_customer_keeps_no_other_waiting() {
+    world(async |world| {
+        let journal = Arc::new(journal(&world, "one"));
+        let customer_id = Uuid::new_v4();
+        let rival = take_slot(&world, &job_asked(customer_id, 60)).await;
+        let waiting = tokio::spawn({
+            let (journal, job) = (Arc::clone(&journal), job_asked(customer_id, 0));
+            async move { open(&journal, &job).await }
+        });
+        let claims = open_all(&journal, &jobs(JOBS)).await;
+        assert_eq!(claims.len(), JOBS);
+        assert!(!waiting.is_finished(), "its customer is held");
+        rival.rollback().await.expect("it rolls back");
+        waiting.await.expect("it has the slot now");
+    });
+}
+
+#[test]
+fn a_row_that_somebody_holds_keeps_no_other_result_waiting() {
+    world(async |world| {
+        let journal = Arc::new(journal(&world, "one"));
+        let claims = open_all(&journal, &jobs(JOBS)).await;
+        let mut holding = world.pool.begin().await.expect("a transaction");
+        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[7].job_id);
+        hold.fetch_one(&mut *holding).await.expect("the row");
+        let held = tokio::spawn({
+            let (journal, claim) = (Arc::clone(&journal), claims[7]);
+            async move { settle(&journal, &claim, None).await }
+        });
+        let others = claims.iter().enumerate().filter(|(place, _)| *place != 7);
+        join_all(others.map(async |(_, claim)| settle(&journal, claim, None).await.expect("it is ours")))
+            .await;
+        assert!(!held.is_finished(), "its row is held");
+        holding.rollback().await.expect("it rolls back");
+        held.await.expect("no panic").expect("it is ours, and its row is free");
+        assert_eq!(world.count("select count(*) from submission where state = 'accepted'").await, 300);
+    });
+}
+
+#[test]
+fn what_postgres_refuses_of_one_job_harms_no_other() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let claims = open_all(&journal, &jobs(JOBS)).await;
+        // Postgres keeps no NUL in a text.
+        let results = join_all(
+            claims
+                .iter()
+                .enumerate()
+                .map(async |(place, claim)| settle(&journal, claim, (place == 7).then_some("a \0")).await),
+        );
+        for (place, result) in results.await.into_iter().enumerate() {
+            match place {
+                7 => assert!(matches!(result, Err(JournalError::Database(_))), "{result:?}"),
+                _ => result.expect("it is ours"),
+            }
+        }
+        assert_eq!(world.count("select count(*) from submission where state = 'accepted'").await, 299);
+    });
+}
+
+#[test]
+fn of_two_jobs_with_one_id_in_a_batch_one_is_opened() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let job = job_asked(Uuid::new_v4(), 0);
+        let openings = join_all((0..20).map(async |_| {
+            let admission = Admission::Claim(Moment::now());
+            journal.open(&job, OffsetDateTime::now_utc(), admission).await.expect("it is written down")
+        }));
+        let opened = openings.await;
+        let claimed = opened.iter().filter(|opened| matches!(opened, Opened::Claimed(_))).count();
+        let known = opened.iter().filter(|opened| matches!(opened, Opened::Known)).count();
+        assert_eq!((claimed, known), (1, 19));
+        assert_eq!(world.count("select deliveries::bigint from submission").await, 20);
+    });
+}
