@@ -1,0 +1,90 @@
+//! The ceiling: the worker's own consume, parse, sign, send and ack, and no database. It is
+//! what a worker could do that kept no promise: for benchmarks alone, since a crash of it loses
+//! what it was at. Takes the worker's settings from the environment, and stops at SIGTERM.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, anyhow};
+use clap::Parser;
+use kyc_worker::app::{envelope, provider_settings, take_in};
+use kyc_worker::broker::{Broker, Delivery, Subscription};
+use kyc_worker::clock::Moment;
+use kyc_worker::config::RunSettings;
+use kyc_worker::domain::job::{Job, Rules};
+use kyc_worker::domain::outcome::Disposition;
+use kyc_worker::domain::signature::Signer;
+use kyc_worker::domain::verdict::{Verdict, classify};
+use kyc_worker::intake::Intake;
+use kyc_worker::liveness::SessionLoop;
+use kyc_worker::provider::Provider;
+use kyc_worker::telemetry;
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    settings: RunSettings,
+}
+
+struct Ceiling {
+    provider: Provider,
+    rules: Rules,
+    stopping: CancellationToken,
+}
+
+fn main() -> anyhow::Result<()> {
+    // reqwest panics without it.
+    rustls::crypto::ring::default_provider().install_default().map_err(|_| anyhow!("cannot set up TLS"))?;
+    kyc_worker::runtime()?.block_on(run(Arguments::parse().settings))
+}
+
+async fn run(settings: RunSettings) -> anyhow::Result<()> {
+    let _last_lines = telemetry::start(None, "warn")?;
+    let checked = settings.check().map_err(|faults| anyhow!("{}", faults[0]))?;
+    let broker = Broker::new(&settings.broker, &checked.amqp_url, "ceiling")?;
+    let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
+    let ceiling = Arc::new(Ceiling {
+        provider: Provider::new(provider_settings(&settings, checked.base_url, checked.provider_ca), signer)?,
+        rules: settings.jobs.rules(),
+        stopping: CancellationToken::new(),
+    });
+    let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
+    let subscription = Subscription {
+        setting: "QUEUE",
+        queue: settings.broker.queue.clone(),
+        prefetch: settings.work.prefetch,
+    };
+    let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
+    let intake = Intake::default();
+    let (is_open, stopping) = (intake.subscribe(), ceiling.stopping.clone());
+    tokio::spawn(async move {
+        broker.consume(&subscription, sender, is_open, SessionLoop::default(), stopping).await
+    });
+    let handle = {
+        let ceiling = Arc::clone(&ceiling);
+        move |delivery| submit(Arc::clone(&ceiling), delivery)
+    };
+    tokio::spawn(take_in(receiver, permits, TaskTracker::new(), ceiling.stopping.clone(), handle));
+    signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?.recv().await;
+    ceiling.stopping.cancel();
+    Ok(())
+}
+
+/// Parses, signs, sends, and acks what was accepted; anything else is a failed benchmark.
+async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery) {
+    let Ok(job) = Job::parse(&envelope(&delivery), OffsetDateTime::now_utc(), &ceiling.rules) else {
+        return delivery.dispose(Disposition::DeadLetter);
+    };
+    let t0 = Moment::now();
+    let update = ceiling.provider.sign(&job.request, t0);
+    let exchange = ceiling.provider.update(update, t0, &ceiling.stopping).await;
+    match classify(&exchange, &[], SystemTime::now()) {
+        Verdict::Accepted(_) => delivery.dispose(Disposition::Ack),
+        _ => delivery.dispose(Disposition::DeadLetter),
+    }
+}

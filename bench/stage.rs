@@ -1,0 +1,294 @@
+//! What a benchmark runs on: a database and queues of its own, the simulated provider in its
+//! fast mode, and the programs under test.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use kyc_worker::broker::{Broker, Publisher};
+use kyc_worker::config::{BrokerSettings, Secret};
+use lapin::options::QueueDeleteOptions;
+use lapin::{Connection, ConnectionProperties};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use url::Url;
+use uuid::Uuid;
+
+const DATABASE: &str = "kyc_bench";
+const EXCHANGE: &str = "kyc-bench";
+const QUEUE: &str = "kyc-bench.document-updates";
+const DEAD_LETTER_EXCHANGE: &str = "kyc-bench.dlx";
+const DEAD_LETTER_QUEUE: &str = "kyc-bench.dead-letters";
+const DEAD_LETTER_TTL: &str = "1h";
+
+/// How long a program may take to say its first word.
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How many confirmations are waited for at once.
+const CONFIRMS_MAX: usize = 1000;
+
+/// The worker's own settings of the broker.
+#[derive(Parser)]
+struct Queues {
+    #[command(flatten)]
+    settings: BrokerSettings,
+}
+
+/// Where things are.
+pub struct Stage {
+    pub database_url: Url,
+    pub amqp_url: String,
+    pub logs: PathBuf,
+    pub concurrency: usize,
+    pub prefetch: usize,
+}
+
+/// What drains the queue.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Contender {
+    /// `kyc-worker run`.
+    Worker,
+    /// The same without a database.
+    Ceiling,
+}
+
+impl Contender {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Ceiling => "ceiling",
+        }
+    }
+}
+
+/// A program under way. Dropping it kills it.
+pub struct Program {
+    child: Child,
+}
+
+impl Program {
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
+    /// Stops it as an operator does.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let status = Command::new("kill").arg(self.id().to_string()).status().await?;
+        ensure!(status.success(), "cannot stop a program");
+        timeout(START_TIME_MAX, self.child.wait()).await.context("a program does not stop")??;
+        Ok(())
+    }
+
+    pub fn check_alive(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("a program ended by itself: {status}; see its log"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The simulated provider.
+pub struct Provider {
+    pub program: Program,
+    base_url: String,
+    http: reqwest::Client,
+}
+
+/// What the provider has counted.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Counted {
+    pub applied: u64,
+}
+
+impl Provider {
+    pub async fn counted(&self) -> anyhow::Result<Counted> {
+        let url = self.admin("oracle/summary");
+        let answer = self.http.get(url).send().await?.error_for_status()?;
+        #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
+        let counted = answer.json().await?;
+        Ok(counted)
+    }
+
+    fn admin(&self, path: &str) -> String {
+        let origin = self.base_url.trim_end_matches("/cms/api/v1");
+        format!("{origin}/_admin/{path}")
+    }
+}
+
+impl Stage {
+    /// Starts the provider, in a process of its own.
+    pub async fn start_provider(&self, latency: Duration) -> anyhow::Result<Provider> {
+        let mut command = Command::new(program("dollarpe-sandbox")?);
+        command.args(["--fast", "--listen", "127.0.0.1:0", "--latency"]);
+        command.arg(humantime::format_duration(latency).to_string());
+        command.stdout(Stdio::piped()).stderr(self.log("sandbox")?).kill_on_drop(true);
+        let mut child = command.spawn().context("cannot start the simulated provider")?;
+        let stdout = child.stdout.take().context("the simulated provider has no stdout")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let line =
+            timeout(START_TIME_MAX, lines.next_line()).await.context("the provider does not start")??;
+        let line = line.context("the simulated provider ended; see its log")?;
+        let base_url = line.rsplit(' ').next().unwrap_or_default().to_owned();
+        #[expect(clippy::disallowed_methods, reason = "talks to the sandbox on this machine alone")]
+        let http = reqwest::Client::new();
+        Ok(Provider { program: Program { child }, base_url, http })
+    }
+
+    /// Makes the database anew, with all migrations.
+    pub async fn recreate_database(&self) -> anyhow::Result<PgPool> {
+        let mut url = self.database_url.clone();
+        // There on every server; the database of the URL may not be.
+        url.set_path("postgres");
+        let admin = connect(&url).await?;
+        sqlx::query("drop database if exists kyc_bench with (force)").execute(&admin).await?;
+        sqlx::query("create database kyc_bench")
+            .execute(&admin)
+            .await
+            .context("DATABASE_URL: its user must be allowed to create databases")?;
+        admin.close().await;
+        let pool = connect(&self.bench_database_url()).await?;
+        kyc_worker::journal::migrate(&pool).await?;
+        Ok(pool)
+    }
+
+    fn bench_database_url(&self) -> Url {
+        let mut url = self.database_url.clone();
+        url.set_path(DATABASE);
+        url
+    }
+
+    /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
+    pub async fn fill_queue(&self, jobs: usize) -> anyhow::Result<()> {
+        let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default())
+            .await
+            .context("AMQP_URL: cannot use RabbitMQ; `make services` starts one")?;
+        let channel = connection.create_channel().await?;
+        for queue in [QUEUE, DEAD_LETTER_QUEUE] {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        }
+        connection.close(200, "done".into()).await?;
+
+        let arguments = [
+            ["--exchange", EXCHANGE],
+            ["--queue", QUEUE],
+            ["--dead-letter-exchange", DEAD_LETTER_EXCHANGE],
+            ["--dead-letter-queue", DEAD_LETTER_QUEUE],
+            ["--dead-letter-ttl", DEAD_LETTER_TTL],
+        ];
+        let arguments = ["bench"].into_iter().chain(arguments.into_iter().flatten());
+        let Queues { settings } = Queues::parse_from(arguments);
+        let broker = Broker::new(&settings, &Secret::from(self.amqp_url.as_str()), "bench")?;
+        let publisher = Publisher::open(&broker).await?;
+        let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
+        for number in 0..jobs {
+            let (job_id, body) = job(number);
+            confirms.push(publisher.publish(&job_id.to_string(), body.as_bytes()).await?);
+            if confirms.len() == CONFIRMS_MAX {
+                for confirm in confirms.drain(..) {
+                    confirm.await?;
+                }
+            }
+        }
+        for confirm in confirms {
+            confirm.await?;
+        }
+        publisher.close().await
+    }
+
+    /// Starts a program that drains the queue. `name` names its log.
+    pub fn start(&self, contender: Contender, name: &str, provider: &Provider) -> anyhow::Result<Program> {
+        let mut command = match contender {
+            Contender::Worker => {
+                let mut command = Command::new(program("kyc-worker")?);
+                command.arg("run");
+                command
+            }
+            Contender::Ceiling => Command::new(program("examples/ceiling")?),
+        };
+        command
+            .env("DATABASE_URL", self.bench_database_url().as_str())
+            .env("AMQP_URL", &self.amqp_url)
+            .env("EXCHANGE", EXCHANGE)
+            .env("QUEUE", QUEUE)
+            .env("DEAD_LETTER_EXCHANGE", DEAD_LETTER_EXCHANGE)
+            .env("DEAD_LETTER_QUEUE", DEAD_LETTER_QUEUE)
+            .env("DEAD_LETTER_TTL", DEAD_LETTER_TTL)
+            .env("DOLLARPE_BASE_URL", &provider.base_url)
+            .env("DOLLARPE_API_KEY", "sandbox-key")
+            .env("DOLLARPE_API_SECRET", "sandbox-secret")
+            .env("PAYLOAD_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+            .env("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=")
+            .env("CONCURRENCY", self.concurrency.to_string())
+            .env("PREFETCH", self.prefetch.to_string())
+            .env("NOT_APPLIED_STATUSES", "503")
+            .env("WORKER_NAME", name)
+            .env("LOG_FORMAT", "json")
+            .env("RUST_LOG", "info")
+            .stdout(self.log(name)?)
+            .stderr(self.log(&format!("{name}.err"))?)
+            .kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("cannot start the {}", contender.name()))?;
+        Ok(Program { child })
+    }
+
+    fn log(&self, name: &str) -> anyhow::Result<File> {
+        let path = self.logs.join(format!("{name}.log"));
+        File::create(&path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// A program of the build that this one is of.
+fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    // Beside the folder of the examples.
+    let folder = this.parent().and_then(Path::parent).context("this program has no folder")?;
+    Ok(folder.join(name))
+}
+
+async fn connect(url: &Url) -> anyhow::Result<PgPool> {
+    let place = format!("{}:{}", url.host_str().unwrap_or("localhost"), url.port().unwrap_or(5432));
+    PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect(url.as_str())
+        .await
+        .with_context(|| format!("DATABASE_URL: cannot use Postgres at {place}; `make services` starts one"))
+}
+
+/// A job of about 600 bytes, as a company would publish it.
+fn job(number: usize) -> (Uuid, String) {
+    let (job_id, customer_id) = (Uuid::new_v4(), Uuid::new_v4());
+    let link = |side: &str| {
+        format!("https://documents.example.com/kyc/{customer_id}/{side}.jpg?signature=0b1c9a7d3e5f")
+    };
+    let body: Value = json!({
+        "customer_id": customer_id,
+        "full_address": format!("{number} Mahatma Gandhi Road, Bengaluru, Karnataka 560001, India"),
+        "document_type": "PASSPORT",
+        "document_front_image_url": link("front"),
+        "document_back_image_url": link("back"),
+        "document_details": {
+            "document_number": format!("P{:08}", number % 100_000_000),
+            "additional_data": { "file_number": "BN1061234567819", "issued_at": "Bengaluru" },
+        },
+    });
+    (job_id, body.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_about_six_hundred_bytes() {
+        let (_, body) = job(12_345);
+        assert!((550..=650).contains(&body.len()), "{}", body.len());
+    }
+}
