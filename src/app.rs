@@ -106,6 +106,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         jobs.clone(),
         settings.work.scheduler_poll,
         settings.keys.payload_retention,
+        settings.work.dead_letter_retention,
     );
     let scheduler = tokio::spawn(scheduler.run());
     let mut tracker =

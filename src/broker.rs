@@ -2,6 +2,7 @@
 //! Knows bytes and dispositions, nothing of jobs. The only place that acks.
 
 mod acks;
+pub mod dead_letters;
 mod inspect;
 
 use std::collections::BTreeSet;
@@ -55,6 +56,10 @@ const HEARTBEAT_SECONDS: u16 = 10;
 /// Only against a message that kills the worker before its row: the broker dead-letters
 /// it after so many deliveries. Lost connections count too, hence the height.
 const DELIVERY_LIMIT: i32 = 1000;
+
+/// A dead letter may be looked at as often as people like: RabbitMQ 4 would drop it after
+/// twenty times, and has no word for "never" that RabbitMQ 3 knows.
+const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000;
 
 /// How many dispositions are gathered for one ack at most.
 const ACK_BATCH_MAX: usize = 512;
@@ -209,15 +214,16 @@ impl Broker {
     /// # Errors
     /// When the broker cannot be asked.
     pub async fn count_ready(&self) -> anyhow::Result<u32> {
-        self.with_channel(async |channel| {
-            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-            let queue = channel
-                .queue_declare(self.settings.queue.as_str().into(), passive, FieldTable::default())
-                .await
-                .with_context(|| format!("QUEUE: cannot look at {}", self.settings.queue))?;
-            Ok(queue.message_count())
-        })
-        .await
+        self.with_channel(async |channel| count_in(channel, "QUEUE", &self.settings.queue).await).await
+    }
+
+    /// How many messages are ready in the dead-letter queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_dead_letters(&self) -> anyhow::Result<u32> {
+        let queue = &self.settings.dead_letter_queue;
+        self.with_channel(async |channel| count_in(channel, "DEAD_LETTER_QUEUE", queue).await).await
     }
 
     /// Declares the topology, or verifies it, and leaves.
@@ -306,6 +312,15 @@ impl Broker {
         stream.write_all(b"AMQP\0\0\x09\x01").await?;
         stream.read(&mut [0]).await.map(|_length| ())
     }
+}
+
+async fn count_in(channel: &Channel, setting: &str, queue: &str) -> anyhow::Result<u32> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    let declared = channel
+        .queue_declare(queue.into(), passive, FieldTable::default())
+        .await
+        .with_context(|| format!("{setting}: cannot look at {queue}"))?;
+    Ok(declared.message_count())
 }
 
 /// A session that had all it needs broke off: with the network or the broker, or for a delivery
@@ -614,7 +629,11 @@ pub fn describe_job_arguments(settings: &BrokerSettings) -> String {
 
 fn dead_letter_arguments(settings: &BrokerSettings) -> FieldTable {
     let ttl_ms = i64::try_from(settings.dead_letter_ttl.as_millis()).unwrap_or(i64::MAX);
-    arguments([("x-queue-type", text("quorum")), ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms))])
+    arguments([
+        ("x-queue-type", text("quorum")),
+        ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms)),
+        ("x-delivery-limit", AMQPValue::LongInt(DEAD_LETTER_DELIVERY_LIMIT)),
+    ])
 }
 
 fn arguments<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
@@ -668,11 +687,22 @@ impl Publisher {
             .with_message_id(message_id.into())
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;
+        self.publish_to(exchange, routing_key, properties, body).await
+    }
+
+    /// The same, to any exchange and with any properties.
+    async fn publish_to(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
         let confirm = self
             .channel
             .basic_publish(
-                exchange.as_str().into(),
-                routing_key.as_str().into(),
+                exchange.into(),
+                routing_key.into(),
                 // A confirm for an unroutable message is an ack; only the returned message tells.
                 BasicPublishOptions { mandatory: true, ..Default::default() },
                 body,

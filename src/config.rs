@@ -622,6 +622,16 @@ pub struct WorkSettings {
     )]
     pub breaker_probe_interval: Duration,
 
+    /// How long the row of a dead-lettered delivery is kept; at least DEAD_LETTER_TTL
+    #[arg(
+        long,
+        env = "DEAD_LETTER_RETENTION",
+        default_value = "90d",
+        value_parser = parse_duration,
+        help_heading = "Work"
+    )]
+    pub dead_letter_retention: Duration,
+
     /// How long requests in flight may take to finish after SIGTERM or SIGINT
     #[arg(
         long,
@@ -924,6 +934,11 @@ impl RunSettings {
             "PREFETCH must be at least CONCURRENCY, or replicas would idle",
         );
         expect(
+            self.broker.dead_letter_ttl <= work.dead_letter_retention,
+            "DEAD_LETTER_TTL, DEAD_LETTER_RETENTION",
+            "DEAD_LETTER_TTL must be at most DEAD_LETTER_RETENTION, or letters would lie there that no row explains",
+        );
+        expect(
             !self.jobs.document_types.is_empty()
                 && self.jobs.document_types.iter().all(|name| !name.trim().is_empty()),
             "DOCUMENT_TYPES",
@@ -1126,7 +1141,7 @@ fn default_worker_name() -> String {
 }
 
 /// A duration as people write it: `500ms`, `30s`, `2h`, `30d`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2h"))
 }

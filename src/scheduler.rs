@@ -27,7 +27,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// How many customers are looked at at once: looks wait for no job.
 const LOOKS_MAX: usize = 32;
 
-/// How often old payloads and dead replicas are looked for.
+/// How often old payloads, dead letters and dead replicas are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a trial waits for a first attempt before a resend may be it: a resend that fails
@@ -54,6 +54,7 @@ pub struct Scheduler {
     tasks: TaskTracker,
     poll: Duration,
     payload_retention: Duration,
+    dead_letter_retention: Duration,
     /// Wakes the attempts' loop.
     due: Notify,
 }
@@ -66,9 +67,11 @@ impl Scheduler {
         tasks: TaskTracker,
         poll: Duration,
         payload_retention: Duration,
+        dead_letter_retention: Duration,
     ) -> Self {
         let looks = Arc::new(Semaphore::new(LOOKS_MAX));
-        Self { worker, permits, looks, tasks, poll, payload_retention, due: Notify::new() }
+        let due = Notify::new();
+        Self { worker, permits, looks, tasks, poll, payload_retention, dead_letter_retention, due }
     }
 
     /// Runs until the worker stops. Attempts wait for permits, in a loop of their own: a look
@@ -126,13 +129,8 @@ impl Scheduler {
         self.begin_looks().await?;
         journal.postpone_busy(BATCH).await?;
         if swept_at.is_none_or(|swept_at| swept_at.elapsed() >= SWEEP_INTERVAL) {
-            let swept = journal.sweep_payloads(self.payload_retention, BATCH).await?;
-            if swept > 0 {
-                info!(swept, "removed payloads older than PAYLOAD_RETENTION");
-            }
-            journal.sweep_workers().await?;
             // A full batch may not have been all.
-            *swept_at = (swept < BATCH.unsigned_abs()).then(Instant::now);
+            *swept_at = self.sweep().await?.then(Instant::now);
         }
         // What is due and waits for a permit is no reason to hurry.
         let may_begin = self.worker.breaker.is_closed()
@@ -143,6 +141,21 @@ impl Scheduler {
             Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
             None => self.poll,
         })
+    }
+
+    /// Removes what has been kept for long enough. Returns whether that was all.
+    async fn sweep(&self) -> Result<bool, JournalError> {
+        let journal = &self.worker.journal;
+        let payloads = journal.sweep_payloads(self.payload_retention, BATCH).await?;
+        if payloads > 0 {
+            info!(swept = payloads, "removed payloads older than PAYLOAD_RETENTION");
+        }
+        let rows = journal.sweep_dead_letters(self.dead_letter_retention, BATCH).await?;
+        if rows > 0 {
+            info!(swept = rows, "removed rows of dead letters older than DEAD_LETTER_RETENTION");
+        }
+        journal.sweep_workers().await?;
+        Ok(payloads.max(rows) < BATCH.unsigned_abs())
     }
 
     /// Begins every look that is due. Looks spend nothing, so no breaker holds them back.

@@ -4,17 +4,24 @@
 mod assets;
 mod budget;
 mod check;
+mod dead_letters;
 mod enqueue;
+mod export;
+mod forget;
 mod health;
+mod list;
 mod migrate;
 mod pause;
+mod replay;
 mod report;
+mod resolve;
 mod schema;
 mod show;
 mod sign;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgMatches, Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -24,10 +31,12 @@ use uuid::Uuid;
 
 use crate::app::{self, Mode};
 use crate::config::{
-    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, ProviderArgs, RunSettings,
-    SettingFault, SettingSource, parse_all, setting_sources,
+    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, ProviderArgs,
+    ReadBackSettings, RunSettings, SettingFault, SettingSource, parse_all, parse_duration, setting_sources,
 };
-use crate::journal::{self, interventions::Signed};
+use crate::journal;
+use crate::journal::interventions::Signed;
+use crate::journal::resolve::Finding;
 use crate::telemetry;
 
 /// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
@@ -87,9 +96,39 @@ pub enum Command {
     /// Tell the worker what it cannot know of a customer's updates
     #[command(subcommand)]
     Budget(BudgetCommand),
-    /// Show where the work stands: counts by state, the oldest open job, the last errors
-    #[command(after_help = "Example:\n  kyc-worker report --json | jq .states")]
+    /// Show where the work stands: who works, what came and went, what is open and what went wrong
+    #[command(
+        after_help = "Example:\n  kyc-worker report --since 1h\n  kyc-worker report --json | jq .states"
+    )]
     Report(ReportArgs),
+    /// List jobs by state, reason, customer and time
+    #[command(
+        after_help = "Example:\n  kyc-worker list --state needs_review\n  kyc-worker list --reason update_limit_exceeded --since 7d --json | jq -r '.[].job_id'"
+    )]
+    List(ListArgs),
+    /// Send ended jobs again; says what that would do, and does it with --yes
+    #[command(
+        after_help = "Example:\n  kyc-worker replay --state exhausted --reason attempts\n  kyc-worker replay --state exhausted --reason attempts --rate 5 --yes --by ana --note 'the provider is mended'\n\nRefuses jobs that may have been applied, and customers whose updates are spent."
+    )]
+    Replay(ReplayArgs),
+    /// Settle a job in needs_review with what a person found out; sends nothing
+    #[command(
+        after_help = "Example:\n  kyc-worker resolve 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --as accepted --by ana --note 'seen in the dashboard'"
+    )]
+    Resolve(ResolveArgs),
+    /// Look at dead letters, and have them delivered again
+    #[command(subcommand)]
+    DeadLetters(DeadLettersCommand),
+    /// Write jobs to standard output for auditors, masked
+    #[command(
+        after_help = "Example:\n  kyc-worker export --since 2026-07-01 --until 2026-10-01 --format csv > q3.csv"
+    )]
+    Export(ExportArgs),
+    /// Remove what could tell who a customer is, and keep what happened
+    #[command(
+        after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of his is in motion. Exit code 1 also where dead letters that name him are still queued."
+    )]
+    Forget(ForgetArgs),
     /// Pause all the work, on every replica: nothing new is begun, what is in flight finishes
     #[command(
         after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s. Looks at customers whose fate is unknown go on: they spend nothing."
@@ -309,9 +348,252 @@ pub struct ResumeArgs {
     pub database: DatabaseSettings,
 }
 
+/// What `list` takes.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Only jobs in this state
+    #[arg(long, value_parser = [
+        "submitting", "waiting", "unknown", "accepted", "rejected", "invalid", "superseded", "duplicate",
+        "exhausted", "needs_review",
+    ])]
+    pub state: Option<String>,
+    /// Only jobs with this reason code
+    #[arg(long, value_name = "CODE")]
+    pub reason: Option<String>,
+    /// Only jobs of this customer
+    #[arg(long, value_name = "ID")]
+    pub customer: Option<Uuid>,
+    /// Only jobs received within the last 1h, 7d, …
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub since: Option<Duration>,
+    /// How many at most, those received last first
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// What `replay` takes.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["job_ids", "state", "reason"]))]
+pub struct ReplayArgs {
+    /// The jobs
+    #[arg(value_name = "JOB_ID", conflicts_with_all = ["state", "reason"])]
+    pub job_ids: Vec<Uuid>,
+    /// In place of jobs: all that ended so
+    #[arg(long, value_parser = ["exhausted", "needs_review"])]
+    pub state: Option<String>,
+    /// In place of jobs: all that ended for this reason
+    #[arg(long, value_name = "CODE")]
+    pub reason: Option<String>,
+    /// How many jobs at most, those asked for first before the others
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// How many of them become due in a second
+    #[arg(long, default_value_t = 10.0, value_parser = parse_rate)]
+    pub rate: f64,
+    /// Do it; without this, only say what would be done
+    #[arg(long, requires = "by", requires = "note")]
+    pub yes: bool,
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    pub by: Option<String>,
+    /// Why; kept for ever, so no personal data
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    pub note: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// What a customer may spend.
+    #[command(flatten)]
+    pub read_back: ReadBackSettings,
+}
+
+impl ReplayArgs {
+    fn signed(&self) -> Option<Signed<'_>> {
+        Some(Signed { by: self.by.as_deref()?, note: self.note.as_deref()? })
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1000.0).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.001 to 1000".to_owned()),
+    }
+}
+
+/// What `resolve` takes.
+#[derive(Args, Debug)]
+pub struct ResolveArgs {
+    /// The job
+    pub job_id: Uuid,
+    /// What was found out
+    #[arg(long = "as", value_name = "FINDING")]
+    pub finding: Finding,
+    /// Who, and why.
+    #[command(flatten)]
+    pub signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// What `dead-letters` does.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersCommand {
+    /// List what is in the dead-letter queue, and why
+    #[command(after_help = "Example:\n  kyc-worker dead-letters list")]
+    List(DeadLettersList),
+    /// Show one dead letter
+    #[command(after_help = "Example:\n  kyc-worker dead-letters show 1f2e3d4c5b6a")]
+    Show(DeadLettersShow),
+    /// Publish dead letters again where they came from, and remove them once that is confirmed
+    #[command(
+        after_help = "Example:\n  kyc-worker dead-letters requeue 1f2e3d4c5b6a --by ana --note 'the contract allows it now'\n  kyc-worker dead-letters requeue --reason worker_failed --by ana --note 'fixed in 1.2.3'"
+    )]
+    Requeue(DeadLettersRequeue),
+}
+
+/// What `dead-letters list` takes.
+#[derive(Args, Debug)]
+pub struct DeadLettersList {
+    /// How many at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+}
+
+/// What `dead-letters show` takes.
+#[derive(Args, Debug)]
+pub struct DeadLettersShow {
+    /// The dead letter, as `list` names it
+    pub id: String,
+    /// Print the body too: it holds what the customer entered
+    #[arg(long)]
+    pub body: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+}
+
+/// What `dead-letters requeue` takes.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "reason", "all"]))]
+pub struct DeadLettersRequeue {
+    /// The dead letters, as `list` names them
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// All with this reason: invalid, conflict, worker_failed, delivery_limit, …
+    #[arg(long, value_name = "CODE")]
+    pub reason: Option<String>,
+    /// All
+    #[arg(long)]
+    pub all: bool,
+    /// Who, and why.
+    #[command(flatten)]
+    pub signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+}
+
+/// What `export` takes.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// Jobs received from then on, such as 2026-07-01 or 2026-07-01T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub since: time::OffsetDateTime,
+    /// Jobs received before then [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub until: Option<time::OffsetDateTime>,
+    /// How they are written
+    #[arg(long, default_value = "jsonl")]
+    pub format: ExportFormat,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
+/// How exported jobs are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// A line of column names, then one line a job
+    Csv,
+    /// One JSON object a line
+    Jsonl,
+}
+
+/// A day in UTC, or a moment as RFC 3339 writes it.
+fn parse_time(text: &str) -> Result<time::OffsetDateTime, String> {
+    let day = time::macros::format_description!("[year]-[month]-[day]");
+    time::Date::parse(text, day)
+        .map(|date| date.midnight().assume_utc())
+        .or_else(|_| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339))
+        .map_err(|_| "write a day, 2026-07-01, or a moment, 2026-07-01T12:00:00Z".to_owned())
+}
+
+/// What `forget` takes.
+#[derive(Args, Debug)]
+pub struct ForgetArgs {
+    /// The customer
+    #[arg(long, value_name = "ID")]
+    pub customer: Uuid,
+    /// Who, and why.
+    #[command(flatten)]
+    pub signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+}
+
 /// What `report` takes.
 #[derive(Args, Debug)]
 pub struct ReportArgs {
+    /// How far back what came and went is counted
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    pub since: Duration,
+    /// RabbitMQ: asked how many dead letters there are.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+    /// What a customer may spend.
+    #[command(flatten)]
+    pub read_back: ReadBackSettings,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -364,6 +646,12 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => assets::complete(shell),
         Command::Man { directory } => assets::write_manual(&directory),
+        Command::List(args) => list::run(&args).await,
+        Command::Replay(args) => replay::run(&args).await,
+        Command::Resolve(args) => resolve::run(&args).await,
+        Command::DeadLetters(command) => dead_letters::run(&command).await,
+        Command::Export(args) => export::run(&args).await,
+        Command::Forget(args) => forget::run(&args).await,
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
@@ -412,6 +700,17 @@ fn print<T: serde::Serialize>(as_json: bool, found: &T, as_text: fn(&T)) -> anyh
 fn time_text(at: time::OffsetDateTime) -> String {
     let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
     at.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// How long ago something was, in its largest unit.
+fn age_text(age: time::Duration) -> String {
+    let seconds = age.whole_seconds().max(0);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
 }
 
 /// A table that fits a terminal.

@@ -1,65 +1,73 @@
 //! `kyc-worker report`: where the work stands.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
-use super::{ReportArgs, print, table, time_text};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{ReportArgs, open_database, print, table, time_text};
+use crate::broker::Broker;
+use crate::config::BrokerSettings;
 use crate::journal::interventions::Pause;
 use crate::journal::replicas::WorkerView;
-use crate::journal::report::{Report, report};
+use crate::journal::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
+use crate::journal::story::AttemptView;
 
-pub(super) async fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
-    let pool = super::open_database(&args.database).await?;
-    print(args.json, &report(&pool).await?, print_report)
+/// A report does not wait longer for a broker that is away.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    report: Report,
+    /// What the dead-letter queue holds, those included that the broker dead-lettered by itself
+    /// and that have no row; none where the broker could not be asked.
+    dead_letters_queued: Option<u32>,
 }
 
-fn print_report(report: &Report) {
+pub(super) async fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
+    let report = report(&pool, args.since, args.read_back.customer_update_limit).await?;
+    let counting = timeout(BROKER_TIMEOUT, count_dead_letters(&args.broker));
+    let dead_letters_queued = counting.await.ok().and_then(Result::ok);
+    print(args.json, &Answer { report, dead_letters_queued }, print_answer)
+}
+
+async fn count_dead_letters(settings: &BrokerSettings) -> anyhow::Result<u32> {
+    Broker::new(settings, &settings.url()?, "kyc-worker report")?.count_dead_letters().await
+}
+
+fn print_answer(Answer { report, dead_letters_queued }: &Answer) {
     if let Some(Pause { at, by, note }) = &report.pause {
         println!("PAUSED by {by} at {}: {note}\n", time_text(*at));
     }
     print_workers(&report.workers);
+    println!(
+        "since {}: received {}, ended {}",
+        time_text(report.since),
+        report.flow.received,
+        report.flow.ended
+    );
+    print_latency(&report.flow);
 
-    let mut states = table(["state", "reason", "jobs"]);
-    for row in &report.states {
-        let reason = row.reason_code.clone().unwrap_or_default();
-        states.add_row([row.state.clone(), reason, row.count.to_string()]);
-    }
-    println!("{states}\n");
+    print_states(&report.states);
+    print_open(report);
+    print_dead_letters(report, *dead_letters_queued);
+    print_errors(&report.last_errors);
+}
 
-    match &report.oldest_open {
-        Some(open) => println!(
-            "oldest open: {} ({}), received {}\n",
-            open.job_id,
-            open.state,
-            time_text(open.received_at)
-        ),
-        None => println!("nothing is open\n"),
-    }
-
-    if !report.dead_lettered.is_empty() {
-        let mut letters = table(["dead letters", "count"]);
-        for row in &report.dead_lettered {
-            letters.add_row([row.reason_code.clone(), row.count.to_string()]);
-        }
-        println!("{letters}\n");
-    }
-
-    if report.last_errors.is_empty() {
-        println!("no attempt has gone wrong");
+fn print_states(states: &[StateCount]) {
+    println!();
+    if states.is_empty() {
         return;
     }
-    let mut errors = table(["last errors", "job", "attempt", "verdict", "HTTP", "what"]);
-    for attempt in &report.last_errors {
-        let what = attempt.provider_message.as_ref().or(attempt.error.as_ref()).or(attempt.detail.as_ref());
-        errors.add_row([
-            attempt.ended_at.map(time_text).unwrap_or_default(),
-            attempt.job_id.to_string(),
-            attempt.number.to_string(),
-            attempt.verdict.clone().unwrap_or_default(),
-            attempt.http_status.map(|status| status.to_string()).unwrap_or_default(),
-            what.cloned().unwrap_or_default(),
-        ]);
+    let mut lines = table(["state", "reason", "jobs"]);
+    for row in states {
+        let reason = row.reason_code.clone().unwrap_or_default();
+        lines.add_row([row.state.clone(), reason, row.count.to_string()]);
     }
-    println!("{errors}");
+    println!("{lines}\n");
 }
 
 fn print_workers(workers: &[WorkerView]) {
@@ -83,4 +91,101 @@ fn print_workers(workers: &[WorkerView]) {
         ]);
     }
     println!("{lines}\n");
+}
+
+fn print_latency(flow: &Flow) {
+    let percentiles = [
+        ("50 %", flow.p50_ms),
+        ("90 %", flow.p90_ms),
+        ("95 %", flow.p95_ms),
+        ("99 %", flow.p99_ms),
+        ("max", flow.max_ms),
+    ];
+    let known: Vec<String> = percentiles
+        .into_iter()
+        .filter_map(|(part, ms)| Some(format!("{part} {}", seconds_text(ms?))))
+        .collect();
+    if !known.is_empty() {
+        println!("from receipt to accepted or rejected:\n  {}", known.join(", "));
+    }
+}
+
+fn seconds_text(ms: f64) -> String {
+    match ms {
+        ms if ms < 10_000.0 => format!("{:.2} s", ms / 1000.0),
+        ms if ms < 600_000.0 => format!("{:.0} s", ms / 1000.0),
+        ms => format!("{:.0} min", ms / 60_000.0),
+    }
+}
+
+fn print_open(report: &Report) {
+    match &report.oldest_open {
+        Some(open) => println!(
+            "oldest open: {} ({}), received {}",
+            open.job_id,
+            open.state,
+            time_text(open.received_at)
+        ),
+        None => println!("nothing is open"),
+    }
+    let oldest = |what: &str, work: &Option<OpenWork>| {
+        if let Some(OpenWork { job_id, received_at, .. }) = work {
+            println!("{what}: {job_id}, received {}", time_text(*received_at));
+        }
+    };
+    oldest("oldest in doubt", &report.oldest_unknown);
+    oldest("oldest for a person", &report.oldest_needs_review);
+    let verifications = &report.verifications;
+    if let Some(since) = verifications.oldest_since {
+        println!(
+            "in verification: {}, the oldest since {}; overdue: {}",
+            verifications.running,
+            time_text(since),
+            verifications.overdue
+        );
+    }
+    println!("customers at their limit, of those served: {}\n", report.customers_at_limit);
+    if report.open_by_age.is_empty() {
+        return;
+    }
+    let mut ages = table(["open, by age", "< 1 min", "< 10 min", "< 1 h", "< 1 d", "older"]);
+    for OpenByAge { state, under_1m, under_10m, under_1h, under_1d, older } in &report.open_by_age {
+        let counts = [under_1m, under_10m, under_1h, under_1d, older].map(|count| count.to_string());
+        ages.add_row([vec![state.clone()], counts.to_vec()].concat());
+    }
+    println!("{ages}\n");
+}
+
+fn print_dead_letters(report: &Report, queued: Option<u32>) {
+    if !report.dead_lettered.is_empty() {
+        let mut letters = table(["dead-lettered", "count"]);
+        for row in &report.dead_lettered {
+            letters.add_row([row.reason_code.clone(), row.count.to_string()]);
+        }
+        println!("{letters}\n");
+    }
+    match queued {
+        Some(queued) => println!("in the dead-letter queue: {queued}\n"),
+        None => println!("in the dead-letter queue: unknown, the broker could not be asked\n"),
+    }
+}
+
+fn print_errors(errors: &[AttemptView]) {
+    if errors.is_empty() {
+        println!("no attempt has gone wrong");
+        return;
+    }
+    println!("last attempts that went wrong:");
+    for attempt in errors {
+        let what = attempt.provider_message.as_ref().or(attempt.error.as_ref()).or(attempt.detail.as_ref());
+        let status = attempt.http_status.map(|status| format!(" HTTP {status}")).unwrap_or_default();
+        println!(
+            "{}  {} #{}\n  {}{status}: {}",
+            attempt.ended_at.map(time_text).unwrap_or_default(),
+            attempt.job_id,
+            attempt.number,
+            attempt.verdict.as_deref().unwrap_or_default(),
+            what.map(String::as_str).unwrap_or_default(),
+        );
+    }
 }

@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::{ShowArgs, print, time_text};
 use crate::journal::budget::{CustomerStory, customer_story};
-use crate::journal::report::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
+use crate::journal::interventions::InterventionView;
+use crate::journal::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
 
 pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pool = super::open_database(&args.database).await?;
@@ -52,22 +53,21 @@ fn print_customer(story: &CustomerStory) {
     if story.jobs.is_empty() {
         return;
     }
-    let mut jobs = super::table(["requested", "job", "state", "reason", "spent", "verification"]);
+    let mut jobs = super::table(["job", "state", "reason", "spent"]);
     for job in &story.jobs {
         let SubmissionView { state, reason_code, verification_status, .. } = &job.submission;
         jobs.add_row([
-            job.submission.requested_at.map(time_text).unwrap_or_default(),
             job.submission.job_id.to_string(),
             state.clone(),
-            reason_code.clone().unwrap_or_default(),
+            reason_code.as_ref().or(verification_status.as_ref()).cloned().unwrap_or_default(),
             job.spent.to_string(),
-            verification_status.clone().unwrap_or_default(),
         ]);
     }
     println!("\n{jobs}");
 }
 
-fn print_story(JobStory { submission, attempts, observations }: &JobStory) {
+fn print_story(story: &JobStory) {
+    let JobStory { submission, attempts, observations, spent, .. } = story;
     let SubmissionView { state, reason, .. } = submission;
     println!("job {}: {state}", submission.job_id);
     if let Some(reason) = reason {
@@ -88,6 +88,7 @@ fn print_story(JobStory { submission, attempts, observations }: &JobStory) {
         ("verification", submission.verification_status.clone()),
         ("failure", submission.failure_reason.clone()),
         ("payload", submission.has_payload.then(|| "kept, sealed".to_owned())),
+        ("budget", spent.map(|spent| format!("{} spent here, {} elsewhere", spent.here, spent.elsewhere))),
     ];
     for (name, value) in facts {
         if let Some(value) = value {
@@ -107,6 +108,13 @@ fn print_story(JobStory { submission, attempts, observations }: &JobStory) {
     let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
     attempts.iter().for_each(|attempt| tell_attempt(attempt, &mut events));
     events.extend(observations.iter().map(|observation| (observation.at, tell_observation(observation))));
+    events.extend(story.interventions.iter().map(|deed| (deed.at, tell_intervention(deed))));
+    events.extend(story.dead_letters.iter().map(|letter| {
+        (
+            letter.received_at,
+            format!("a delivery was dead-lettered, {}: {}", letter.reason_code, letter.reason),
+        )
+    }));
     events.sort_by_key(|(at, _)| *at);
     for (at, event) in events {
         println!("{}  {event}", time_text(at));
@@ -129,6 +137,11 @@ fn tell_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)
     ];
     let details: Vec<String> = details.into_iter().flatten().collect();
     events.push((ended_at, format!("attempt {} ended {verdict} ({})", attempt.number, details.join(", "))));
+}
+
+fn tell_intervention(InterventionView { action, by, note, detail, .. }: &InterventionView) -> String {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    format!("{action} by {} ({}): {}", text(by), text(detail), text(note))
 }
 
 fn tell_observation(observation: &ObservationView) -> String {

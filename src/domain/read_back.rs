@@ -263,6 +263,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// How many updates are left, as far as the records know.
+    pub fn left(self) -> u32 {
+        self.limit.saturating_sub(self.spent_here + self.spent_elsewhere)
+    }
+
     /// Whether a resend leaves what may be the customer's last update alone.
     pub fn allows_resend(self) -> bool {
         self.spent_here + self.spent_elsewhere + 1 < self.limit

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::interventions::{Deed, Signed, record};
-use super::report::SubmissionView;
+use super::story::SubmissionView;
 
 /// How many of a customer's updates are spent, as far as the records know.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -136,7 +136,7 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     let spent = spent(&mut connection, customer_id).await?;
     let mut jobs = Vec::with_capacity(ids.len());
     for row in ids {
-        if let Some(submission) = super::report::submission(&mut connection, row.job_id).await? {
+        if let Some(submission) = super::story::submission(&mut connection, row.job_id).await? {
             jobs.push(CustomerJob { submission, spent: row.spent });
         }
     }

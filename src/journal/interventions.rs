@@ -1,7 +1,7 @@
 //! What people do by hand, each with who and why. Rows are added and never changed.
 
 use serde::Serialize;
-use sqlx::{PgExecutor, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -37,6 +37,36 @@ pub struct Pause {
     pub by: String,
     /// Why.
     pub note: String,
+}
+
+/// What a person did, as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct InterventionView {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub action: String,
+    pub by: Option<String>,
+    pub note: Option<String>,
+    pub detail: Option<String>,
+}
+
+/// What people did to a job, in order.
+///
+/// # Errors
+/// When the database fails.
+pub(super) async fn interventions_of(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+) -> sqlx::Result<Vec<InterventionView>> {
+    sqlx::query_as!(
+        InterventionView,
+        "-- interventions_of
+        select at, action, by, note, detail from intervention where job_id = $1 order by id",
+        job_id,
+    )
+    .fetch_all(connection)
+    .await
 }
 
 /// Writes down what a person does, in the transaction that does it.

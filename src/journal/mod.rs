@@ -3,14 +3,21 @@
 
 pub mod budget;
 mod claim;
+pub mod dead_letters;
+pub mod export;
+pub mod forget;
 mod inspect;
 pub mod interventions;
+pub mod list;
 mod open;
 mod read_back;
+pub mod replay;
 pub mod replicas;
 pub mod report;
+pub mod resolve;
 pub mod seal;
 mod settle;
+pub mod story;
 mod upkeep;
 mod verification;
 mod writer;
@@ -353,7 +360,8 @@ fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
     Ok((options, place))
 }
 
-/// Brings the schema up to this version's. Waits for another that does the same.
+/// Brings the schema up to this version's, and gives the roles of deploy/roles.sql their rights,
+/// where they are there. Waits for another that does the same.
 ///
 /// # Errors
 /// When a migration fails; those before it stay.
@@ -362,10 +370,15 @@ pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
     // A migration may take longer than any statement of the worker's.
     sqlx::query("set statement_timeout = 0").execute(&mut *connection).await?;
     sqlx::query("set lock_timeout = 0").execute(&mut *connection).await?;
-    let migrated = MIGRATIONS.run(&mut *connection).await;
+    let migrated = async {
+        MIGRATIONS.run(&mut *connection).await.context("a migration failed")?;
+        let granting = sqlx::raw_sql(include_str!("grants.sql")).execute(&mut *connection);
+        granting.await.context("the roles of deploy/roles.sql could not be given their rights")
+    }
+    .await;
     // Not given back to the pool: it has no time limits any more.
     connection.detach();
-    migrated.context("a migration failed")
+    migrated.map(|_granted| ())
 }
 
 /// Checks that the schema is this version's or a later one (rolling upgrades).

@@ -1,105 +1,60 @@
-//! What people ask of the journal: the story of one job, and where the work stands.
+//! Where the work stands: what came and went since a time, and what is open now.
+
+use std::time::Duration;
 
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::interventions::{Pause, current_pause};
 use super::replicas::{WorkerView, workers};
-
-/// A submission as people see it.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
-pub struct SubmissionView {
-    pub job_id: Uuid,
-    pub customer_id: Option<Uuid>,
-    pub document_type: Option<String>,
-    pub document_number_last4: Option<String>,
-    pub state: String,
-    pub waiting_for: Option<String>,
-    pub reason_code: Option<String>,
-    pub reason: Option<String>,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub due_at: Option<OffsetDateTime>,
-    pub deliveries: i32,
-    pub claimed_by: Option<String>,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub requested_at: Option<OffsetDateTime>,
-    #[serde(with = "time::serde::rfc3339")]
-    pub received_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub expires_at: Option<OffsetDateTime>,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub ended_at: Option<OffsetDateTime>,
-    pub provider_reference: Option<String>,
-    pub evidence: Option<String>,
-    pub verification_status: Option<String>,
-    pub failure_reason: Option<String>,
-    pub correlation_id: Option<String>,
-    pub has_payload: bool,
-}
-
-/// An attempt as people see it.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
-pub struct AttemptView {
-    pub job_id: Uuid,
-    pub number: i32,
-    pub worker: String,
-    #[serde(with = "time::serde::rfc3339")]
-    pub begun_at: OffsetDateTime,
-    #[serde(with = "time::serde::rfc3339::option")]
-    pub ended_at: Option<OffsetDateTime>,
-    pub verdict: Option<String>,
-    pub late_verdict: Option<String>,
-    pub detail: Option<String>,
-    pub http_status: Option<i32>,
-    pub provider_message: Option<String>,
-    pub error: Option<String>,
-    pub duration_ms: Option<i32>,
-}
-
-/// The story of one job.
-#[derive(Debug, Serialize)]
-pub struct JobStory {
-    /// Where it stands.
-    pub submission: SubmissionView,
-    /// Its attempts, in order.
-    pub attempts: Vec<AttemptView>,
-    /// The looks at its customer, in order.
-    pub observations: Vec<ObservationView>,
-}
-
-/// A look at a customer as people see it.
-#[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
-pub struct ObservationView {
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-    pub purpose: String,
-    pub status: Option<String>,
-    pub failure_reason: Option<String>,
-    pub error: Option<String>,
-    pub conclusion: Option<String>,
-}
+use super::story::AttemptView;
 
 /// Where the work stands.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    /// Since when what came and went is counted.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
     /// The pause that holds, if one does.
     pub pause: Option<Pause>,
     /// Every replica that lives or died lately.
     pub workers: Vec<WorkerView>,
-    /// How many submissions are in each state.
+    /// What came and went.
+    pub flow: Flow,
+    /// How many submissions are in each state: all that are open, and those that ended since.
     pub states: Vec<StateCount>,
+    /// How old what is open is.
+    pub open_by_age: Vec<OpenByAge>,
     /// The open submission received first.
     pub oldest_open: Option<OpenWork>,
-    /// The last attempts that were not answered as they should be, the latest first. A
+    /// The submission in doubt the longest.
+    pub oldest_unknown: Option<OpenWork>,
+    /// The submission that waits for a person the longest.
+    pub oldest_needs_review: Option<OpenWork>,
+    /// The verifications that are followed.
+    pub verifications: Verifications,
+    /// How many of the customers whose jobs ended since have spent all their updates, or may have.
+    pub customers_at_limit: i64,
+    /// How many deliveries were dead-lettered since, by reason.
+    pub dead_lettered: Vec<ReasonCount>,
+    /// The last attempts since that were not answered as they should be, the latest first. A
     /// rejection is an answer.
     pub last_errors: Vec<AttemptView>,
-    /// How many deliveries were dead-lettered, by reason.
-    pub dead_lettered: Vec<ReasonCount>,
+}
+
+/// What came and went, and how long it took from receipt to an acceptance or a rejection.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct Flow {
+    pub received: i64,
+    pub ended: i64,
+    pub p50_ms: Option<f64>,
+    pub p90_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+    pub max_ms: Option<f64>,
 }
 
 /// How many submissions are in a state, by reason.
@@ -111,6 +66,30 @@ pub struct StateCount {
     pub count: i64,
 }
 
+/// How many open submissions of a state are how old.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct OpenByAge {
+    pub state: String,
+    pub under_1m: i64,
+    pub under_10m: i64,
+    pub under_1h: i64,
+    pub under_1d: i64,
+    pub older: i64,
+}
+
+/// The verifications that are followed.
+#[derive(Debug, Serialize)]
+pub struct Verifications {
+    /// How many.
+    pub running: i64,
+    /// How many of them take longer than they should.
+    pub overdue: i64,
+    /// Since when the longest one runs.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub oldest_since: Option<OffsetDateTime>,
+}
+
 /// How many deliveries were dead-lettered for a reason.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the columns are described in the schema")]
@@ -119,120 +98,188 @@ pub struct ReasonCount {
     pub count: i64,
 }
 
-/// A submission in motion.
+/// A submission that is not done.
 #[derive(Debug, Serialize)]
 #[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct OpenWork {
     pub job_id: Uuid,
     pub state: String,
+    pub reason_code: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub received_at: OffsetDateTime,
 }
 
-/// The story of one job; `None` if it is not known.
+/// Where the work stands. Customers are at their limit with `customer_updates` spent.
 ///
 /// # Errors
 /// When the database fails.
-pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobStory>> {
-    let mut connection = pool.acquire().await?;
-    let Some(submission) = submission(&mut connection, job_id).await? else { return Ok(None) };
-    let attempts = sqlx::query_as!(
-        AttemptView,
-        "-- show_attempts
-        select
-            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
-            provider_message, error, duration_ms
-        from attempt
-        where job_id = $1
-        order by number",
-        job_id,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let observations = sqlx::query_as!(
-        ObservationView,
-        "-- show_observations
-        select at, purpose, status, failure_reason, error, conclusion
-        from observation
-        where job_id = $1
-        order by id",
-        job_id,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    Ok(Some(JobStory { submission, attempts, observations }))
+pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sqlx::Result<Report> {
+    let since = OffsetDateTime::now_utc() - since;
+    Ok(Report {
+        since,
+        pause: current_pause(pool).await?,
+        workers: workers(pool).await?,
+        flow: flow(pool, since).await?,
+        states: states(pool, since).await?,
+        open_by_age: open_by_age(pool).await?,
+        oldest_open: oldest(pool, &["submitting", "waiting", "unknown"]).await?,
+        oldest_unknown: oldest(pool, &["unknown"]).await?,
+        oldest_needs_review: oldest(pool, &["needs_review"]).await?,
+        verifications: verifications(pool).await?,
+        customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
+        dead_lettered: dead_lettered(pool, since).await?,
+        last_errors: last_errors(pool, since).await?,
+    })
 }
 
-/// One submission; `None` if it is not known.
-pub(super) async fn submission(
-    connection: &mut PgConnection,
-    job_id: Uuid,
-) -> sqlx::Result<Option<SubmissionView>> {
-    sqlx::query_as!(
-        SubmissionView,
-        r#"-- show_submission
+async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
+    let row = sqlx::query!(
+        r#"-- report_flow
+        with ended as (
+            select
+                state, (extract(epoch from ended_at - received_at) * 1000)::float8 as took
+            from submission
+            where ended_at >= $1
+        )
         select
-            job_id, customer_id, document_type, document_number_last4, state, waiting_for,
-            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
-            expires_at, ended_at, provider_reference, evidence, verification_status, failure_reason,
-            correlation_id, sealed_payload is not null as "has_payload!"
-        from submission
-        where job_id = $1"#,
-        job_id,
+            (select count(*) from submission where received_at >= $1) as "received!", count(*) as "ended!",
+            percentile_cont(array[0.5, 0.9, 0.95, 0.99, 1]) within group (order by took)
+                filter (where state in ('accepted', 'rejected')) as percentiles
+        from ended"#,
+        since,
     )
-    .fetch_optional(connection)
+    .fetch_one(pool)
+    .await?;
+    let at = |place: usize| row.percentiles.as_ref().and_then(|percentiles| percentiles.get(place).copied());
+    Ok(Flow {
+        received: row.received,
+        ended: row.ended,
+        p50_ms: at(0),
+        p90_ms: at(1),
+        p95_ms: at(2),
+        p99_ms: at(3),
+        max_ms: at(4),
+    })
+}
+
+async fn states(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<StateCount>> {
+    sqlx::query_as!(
+        StateCount,
+        r#"-- report_states
+        with counted as (
+            select state, reason_code from submission where ended_at >= $1
+            union all
+            select state, reason_code from open_work where state <> 'needs_review'
+            union all
+            select state, reason_code from submission where state = 'needs_review' and ended_at < $1
+        )
+        select state as "state!", reason_code, count(*) as "count!"
+        from counted
+        group by state, reason_code
+        order by state, count(*) desc, reason_code"#,
+        since,
+    )
+    .fetch_all(pool)
     .await
 }
 
-/// Where the work stands.
-///
-/// # Errors
-/// When the database fails.
-pub async fn report(pool: &PgPool) -> sqlx::Result<Report> {
-    let states = sqlx::query_as!(
-        StateCount,
-        r#"-- report_states
-        select state, reason_code, count(*) as "count!"
-        from submission
-        group by state, reason_code
-        order by state, count(*) desc, reason_code"#
+async fn open_by_age(pool: &PgPool) -> sqlx::Result<Vec<OpenByAge>> {
+    sqlx::query_as!(
+        OpenByAge,
+        r#"-- report_open_by_age
+        select
+            state as "state!",
+            count(*) filter (where age < interval '1 minute') as "under_1m!",
+            count(*) filter (where age >= interval '1 minute' and age < interval '10 minutes') as "under_10m!",
+            count(*) filter (where age >= interval '10 minutes' and age < interval '1 hour') as "under_1h!",
+            count(*) filter (where age >= interval '1 hour' and age < interval '1 day') as "under_1d!",
+            count(*) filter (where age >= interval '1 day') as "older!"
+        from open_work
+        group by state
+        order by state"#,
     )
     .fetch_all(pool)
-    .await?;
-    let oldest_open = sqlx::query_as!(
+    .await
+}
+
+async fn oldest(pool: &PgPool, states: &[&str]) -> sqlx::Result<Option<OpenWork>> {
+    sqlx::query_as!(
         OpenWork,
-        "-- report_oldest_open
-        select job_id, state, received_at
-        from submission
-        where state in ('submitting', 'waiting', 'unknown')
+        r#"-- report_oldest
+        select job_id as "job_id!", state as "state!", reason_code, received_at as "received_at!"
+        from open_work
+        where state = any($1)
         order by received_at
-        limit 1"
+        limit 1"#,
+        states as &[&str],
     )
     .fetch_optional(pool)
-    .await?;
-    let last_errors = sqlx::query_as!(
+    .await
+}
+
+async fn verifications(pool: &PgPool) -> sqlx::Result<Verifications> {
+    sqlx::query_as!(
+        Verifications,
+        r#"-- report_verifications
+        select
+            count(*) as "running!", count(verification_overdue_at) as "overdue!", min(ended_at) as oldest_since
+        from submission
+        where verification_due_at is not null"#,
+    )
+    .fetch_one(pool)
+    .await
+}
+
+async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"-- report_customers_at_limit
+        select count(*) as "count!"
+        from (
+            select s.customer_id
+            from submission s
+            join attempt a on a.job_id = s.job_id
+            where a.verdict in ('accepted', 'unknown')
+                and s.customer_id in (select customer_id from submission where ended_at >= $1)
+            group by s.customer_id
+            having count(*) + coalesce(
+                (select c.updates_elsewhere from customer c where c.customer_id = s.customer_id), 0
+            ) >= $2
+        ) at_limit"#,
+        since,
+        i64::from(limit),
+    )
+    .fetch_one(pool)
+    .await
+}
+
+async fn dead_lettered(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<ReasonCount>> {
+    sqlx::query_as!(
+        ReasonCount,
+        r#"-- report_dead_lettered
+        select reason_code, count(*) as "count!"
+        from dead_lettered_delivery
+        where received_at >= $1
+        group by reason_code
+        order by reason_code"#,
+        since,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+async fn last_errors(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<AttemptView>> {
+    sqlx::query_as!(
         AttemptView,
         "-- report_last_errors
         select
             job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
             provider_message, error, duration_ms
         from attempt
-        where verdict in ('not_sent', 'misconfigured', 'unknown')
-        order by ended_at desc
-        limit 10"
+        where verdict in ('not_sent', 'misconfigured', 'unknown') and begun_at >= $1
+        order by begun_at desc
+        limit 10",
+        since,
     )
     .fetch_all(pool)
-    .await?;
-    let dead_lettered = sqlx::query_as!(
-        ReasonCount,
-        r#"-- report_dead_lettered
-        select reason_code, count(*) as "count!"
-        from dead_lettered_delivery
-        group by reason_code
-        order by reason_code"#
-    )
-    .fetch_all(pool)
-    .await?;
-    let (pause, workers) = (current_pause(pool).await?, workers(pool).await?);
-    Ok(Report { pause, workers, states, oldest_open, last_errors, dead_lettered })
+    .await
 }

@@ -180,6 +180,7 @@ fn report_tells_where_the_work_stands() {
         let accepted = counts.iter().find(|row| row["state"] == "accepted").expect("a row");
         assert_eq!(accepted["count"], 2);
         assert_eq!(report["oldest_open"]["job_id"], waiting.to_string());
+        assert_eq!(report["flow"]["received"], 5, "the invalid one, too");
         assert_eq!(report["dead_lettered"][0], json!({ "reason_code": "invalid", "count": 1 }));
     });
 }

@@ -284,6 +284,39 @@ impl World {
             .expect("a task")
     }
 
+    /// Runs a command that must succeed, and returns what it says.
+    pub async fn say(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments, &[]).await;
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// Runs a command with `--json` and returns what it says and whether it succeeded.
+    pub async fn ask(&self, arguments: &[&str]) -> (Value, bool) {
+        let output = self.run(&[arguments, &["--json"]].concat(), &[]).await;
+        let said = serde_json::from_slice(&output.stdout);
+        let said =
+            said.unwrap_or_else(|_| panic!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        (said, output.status.success())
+    }
+
+    /// Runs a command that must fail, and returns its complaint.
+    pub async fn refuse(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments, &[]).await;
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+        String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8")
+    }
+
+    /// Changes the database behind the worker's back.
+    pub async fn tamper(&self, statement: &'static str) {
+        sqlx::query(statement).execute(&self.pool).await.expect("the database does it");
+    }
+
     /// Runs the binary to its end with `input` on its standard input.
     pub async fn run_with_input(
         &self,
@@ -678,6 +711,15 @@ impl World {
         // The probe of signatures is for nobody.
         patches.retain(|patch| patch["customer_id"] != json!(Uuid::nil()));
         assert!(patches.is_empty(), "PATCHes without an attempt: {patches:?}");
+    }
+
+    /// Puts a message among the dead letters that no worker put there.
+    pub async fn publish_dead_letter(&self, body: &[u8]) {
+        let (exchange, key) = ("kyc.dlx".into(), "kyc.dead-letters".into());
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let publishing = self.channel.basic_publish(exchange, key, options, body, BasicProperties::default());
+        let confirm = publishing.await.expect("the broker takes a message").await.expect("it confirms");
+        assert!(confirm.is_ack() && confirm.take_message().is_none(), "the message found no queue");
     }
 
     /// Takes one message off the dead-letter queue.

@@ -5,16 +5,6 @@ use uuid::Uuid;
 
 use crate::harness::{JOBS, WorkerProcess, World, job_body, world};
 
-async fn run(world: &World, arguments: &[&str]) -> String {
-    let output = world.run(arguments, &[]).await;
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-async fn report(world: &World) -> Value {
-    serde_json::from_str(&run(world, &["report", "--json"]).await).expect("JSON")
-}
-
 fn start(world: &World, name: &str) -> WorkerProcess {
     world.start_worker_with(&[("WORKER_NAME", name)])
 }
@@ -34,7 +24,7 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         let (behind, _) = world.publish_job_for(customer_id).await;
         world.wait_for_state(behind, &["waiting"]).await;
 
-        let said = run(&world, &["pause", "--by", "ana", "--note", "maintenance at the provider"]).await;
+        let said = world.say(&["pause", "--by", "ana", "--note", "maintenance at the provider"]).await;
         assert!(said.contains("paused; replicas that obey within 5 s: 2 (one, two)"), "{said}");
         for worker in &workers {
             world.wait_for_log(worker, "ana paused the work: maintenance at the provider").await;
@@ -54,11 +44,11 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         assert_eq!(world.count_consumers().await, 0);
         let paused = "select count(*) from worker where paused_for = '{operator}'";
         world.wait_for("three that say so", async || (world.count(paused).await == 3).then_some(())).await;
-        assert_eq!(report(&world).await["pause"]["by"], "ana");
-        let text = run(&world, &["report"]).await;
+        assert_eq!(world.ask(&["report"]).await.0["pause"]["by"], "ana");
+        let text = world.say(&["report"]).await;
         assert!(text.starts_with("PAUSED by ana") && text.contains("paused: operator"), "{text}");
 
-        let said = run(&world, &["resume", "--by", "ben", "--note", "it is over"]).await;
+        let said = world.say(&["resume", "--by", "ben", "--note", "it is over"]).await;
         assert!(said.contains("resumed") && said.contains("paused by ana"), "{said}");
         world.wait_for_state(behind, &["accepted"]).await;
         world.wait_for_all_accepted(&published).await;
@@ -66,8 +56,8 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
             world.wait_for_log(worker, "intake resumed").await;
             assert_eq!(worker.log().matches("intake paused").count(), 1, "said once");
         }
-        assert_eq!(report(&world).await["pause"], Value::Null);
-        assert_eq!(run(&world, &["resume"]).await, "was not paused\n");
+        assert_eq!(world.ask(&["report"]).await.0["pause"], Value::Null);
+        assert_eq!(world.say(&["resume"]).await, "was not paused\n");
         let history = "select count(*) from intervention where action in ('pause', 'resume')";
         assert_eq!(world.count(history).await, 2, "nothing that was done is forgotten");
     });
@@ -84,7 +74,7 @@ fn a_replica_is_seen_while_it_lives_and_gone_when_it_stops() {
                 (world.count("select count(*) from worker where paused_for = '{}'").await == 2).then_some(())
             })
             .await;
-        let seen = report(&world).await["workers"][1].clone();
+        let seen = world.ask(&["report"]).await.0["workers"][1].clone();
         assert_eq!(seen["name"], "stopped");
         assert_eq!(seen["version"], env!("CARGO_PKG_VERSION"));
         assert_eq!((&seen["is_alive"], &seen["paused_for"]), (&json!(true), &json!([])));
@@ -116,15 +106,9 @@ fn a_replica_is_seen_while_it_lives_and_gone_when_it_stops() {
         assert_eq!(left, ["killed"]);
 
         // Dead long enough, it is forgotten by whoever works.
-        sqlx::query("update worker set seen_at = now() - interval '1 minute'")
-            .execute(&world.pool)
-            .await
-            .expect("an update");
-        assert!(run(&world, &["report"]).await.contains("DEAD"));
-        sqlx::query("update worker set seen_at = now() - interval '2 hours'")
-            .execute(&world.pool)
-            .await
-            .expect("an update");
+        world.tamper("update worker set seen_at = now() - interval '1 minute'").await;
+        assert!(world.say(&["report"]).await.contains("DEAD"));
+        world.tamper("update worker set seen_at = now() - interval '2 hours'").await;
         let _next = start(&world, "next");
         let names = "select count(*) from worker where name = 'killed'";
         world.wait_for("its row to go", async || (world.count(names).await == 0).then_some(())).await;

@@ -1,5 +1,7 @@
 //! What customers entered, and our secrets, are found nowhere but where they must be.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -126,6 +128,16 @@ async fn everything_stored(world: &World) -> String {
     all
 }
 
+/// What a backup of the database holds.
+fn dump(world: &World) -> String {
+    let dumping = Command::new("pg_dump").arg(world.database_url()).output();
+    let dumped = dumping.expect("pg_dump runs; it comes with psql");
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+    let text = String::from_utf8(dumped.stdout).expect("UTF-8");
+    assert!(text.contains("COPY public.submission"), "the rows are in it");
+    text
+}
+
 /// The ways in which a text may show.
 fn guises(canary: &str) -> Vec<String> {
     let hex = canary.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -194,6 +206,7 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
             check_clean(&path.display().to_string(), &text);
         }
         check_clean("the tables", &everything_stored(&world).await);
+        check_clean("a dump", &dump(&world));
         check_commands(&world, &settings, &[&jobs[..], &[held]].concat()).await;
     });
 }
@@ -277,8 +290,25 @@ async fn check_commands(world: &World, settings: &[(&str, &str)], jobs: &[Uuid])
         check(&["show", &id], settings, b"").await;
         check(&["show", "--json", &id], settings, b"").await;
     }
-    check(&["report"], settings, b"").await;
-    check(&["report", "--json"], settings, b"").await;
+    for arguments in [
+        &["report"][..],
+        &["report", "--json"],
+        &["list"],
+        &["list", "--json"],
+        &["export", "--since", "2026-01-01", "--format", "csv"],
+        &["export", "--since", "2026-01-01", "--format", "jsonl"],
+        &["replay", "--state", "needs_review", "--json"],
+        &["dead-letters", "list"],
+        &["dead-letters", "list", "--json"],
+    ] {
+        check(arguments, settings, b"").await;
+    }
+    let letters = world.run(&["dead-letters", "list", "--json"], settings).await;
+    let letters: Vec<Value> = serde_json::from_slice(&letters.stdout).expect("JSON");
+    assert!(!letters.is_empty());
+    for id in letters.iter().filter_map(|letter| letter["id"].as_str()) {
+        check(&["dead-letters", "show", id], settings, b"").await;
+    }
     check(&["run", "--help"], settings, b"").await;
     let lines = malformed().join(&b'\n');
     check(&["enqueue"], settings, &lines).await;

@@ -1,0 +1,183 @@
+//! The dead-letter queue as a person looks at it. What is only looked at goes back when the
+//! connection closes; what is requeued is acked only after the broker has confirmed its copy.
+
+use anyhow::{Context as _, bail};
+use lapin::message::{BasicGetMessage, Delivery};
+use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::{BasicProperties, Channel, Connection};
+use sha2::{Digest as _, Sha256};
+use time::OffsetDateTime;
+
+use super::{Broker, Publisher};
+use crate::config::BrokerSettings;
+
+/// A dead letter, held until its queue is closed or it is requeued.
+pub struct DeadLetter {
+    /// The body, whole: it holds what the customer entered.
+    pub body: Vec<u8>,
+    /// SHA-256 of the body.
+    pub body_sha256: [u8; 32],
+    /// The AMQP `message_id`.
+    pub message_id: Option<String>,
+    /// Why it is here: `rejected` by a worker, or by the broker itself `delivery_limit`,
+    /// `expired` or `maxlen`.
+    pub cause: Option<String>,
+    /// When it came here.
+    pub died_at: Option<OffsetDateTime>,
+    /// Where it was published to, and with which key.
+    origin: Option<(String, String)>,
+    delivery: Delivery,
+}
+
+impl DeadLetter {
+    /// The name that people call it by: the first twelve digits of its body's SHA-256.
+    pub fn id(&self) -> String {
+        self.body_sha256.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// The dead-letter queue, opened to be looked through once.
+pub struct DeadLetters {
+    connection: Connection,
+    channel: Channel,
+    queue: String,
+    exchange: String,
+    routing_key: String,
+}
+
+impl DeadLetters {
+    /// Connects. The queue must be there.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
+        let connection = broker.connect().await?;
+        let channel = connection.create_channel().await?;
+        let BrokerSettings { dead_letter_queue, exchange, routing_key, .. } = &broker.settings;
+        Ok(Self {
+            connection,
+            channel,
+            queue: dead_letter_queue.clone(),
+            exchange: exchange.clone(),
+            routing_key: routing_key.clone(),
+        })
+    }
+
+    /// The next dead letter, and `None` after the last. It is held, so that the one after it
+    /// is another.
+    ///
+    /// # Errors
+    /// When the broker fails, or the queue is not there.
+    pub async fn next(&self) -> anyhow::Result<Option<DeadLetter>> {
+        let got = self
+            .channel
+            .basic_get(self.queue.as_str().into(), BasicGetOptions::default())
+            .await
+            .with_context(|| format!("DEAD_LETTER_QUEUE: cannot read {}", self.queue))?;
+        Ok(got.map(|BasicGetMessage { mut delivery, .. }| {
+            let body = std::mem::take(&mut delivery.data);
+            let death = delivery.properties.headers().as_ref().and_then(first_death);
+            DeadLetter {
+                body_sha256: Sha256::digest(&body).into(),
+                body,
+                message_id: delivery.properties.message_id().as_ref().map(ToString::to_string),
+                cause: death.and_then(|death| text_of(death, "reason")),
+                died_at: death.and_then(time_of),
+                origin: death.and_then(origin_of),
+                delivery,
+            }
+        }))
+    }
+
+    /// How many there are that nobody holds.
+    ///
+    /// # Errors
+    /// When the broker fails, or the queue is not there.
+    pub async fn count(&self) -> anyhow::Result<u32> {
+        super::count_in(&self.channel, "DEAD_LETTER_QUEUE", &self.queue).await
+    }
+
+    /// Publishes a dead letter where it came from, as it was, and removes it from here once
+    /// the broker has confirmed that. A crash in between leaves two of it, never none; a job
+    /// that comes twice is sent once.
+    ///
+    /// # Errors
+    /// When the broker does not take it; then it stays.
+    pub async fn requeue(&self, publisher: &Publisher, letter: &DeadLetter) -> anyhow::Result<()> {
+        let (exchange, routing_key) = match &letter.origin {
+            Some((exchange, routing_key)) => (exchange.as_str(), routing_key.as_str()),
+            None => (self.exchange.as_str(), self.routing_key.as_str()),
+        };
+        let confirm = publisher
+            .publish_to(exchange, routing_key, without_history(&letter.delivery.properties), &letter.body)
+            .await?;
+        confirm.await?;
+        crate::failpoint::reach("requeue-confirmed");
+        if !letter.delivery.ack(BasicAckOptions::default()).await? {
+            bail!("the connection was lost before the dead letter was removed; it is queued and here");
+        }
+        Ok(())
+    }
+
+    /// Closes the connection: what was only looked at is ready again.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub async fn close(self) -> anyhow::Result<()> {
+        Ok(self.connection.close(200, "done".into()).await?)
+    }
+}
+
+/// The properties without the broker's own headers: to the broker it is a new message.
+fn without_history(properties: &BasicProperties) -> BasicProperties {
+    let mut kept = FieldTable::default();
+    for (key, value) in properties.headers().iter().flat_map(FieldTable::inner) {
+        let is_brokers = key.as_str().starts_with("x-death")
+            || key.as_str().starts_with("x-first-death")
+            || key.as_str().starts_with("x-last-death")
+            || key.as_str() == "x-delivery-count";
+        if !is_brokers {
+            kept.insert(key.clone(), value.clone());
+        }
+    }
+    properties.clone().with_headers(kept).with_delivery_mode(2)
+}
+
+/// The newest entry of `x-death` (RabbitMQ, "Dead Letter Exchanges").
+fn first_death(headers: &FieldTable) -> Option<&FieldTable> {
+    match headers.inner().get("x-death")? {
+        AMQPValue::FieldArray(deaths) => match FieldArray::as_slice(deaths).first()? {
+            AMQPValue::FieldTable(death) => Some(death),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn text_of(table: &FieldTable, key: &str) -> Option<String> {
+    match table.inner().get(key)? {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        _ => None,
+    }
+}
+
+fn time_of(death: &FieldTable) -> Option<OffsetDateTime> {
+    match death.inner().get("time")? {
+        AMQPValue::Timestamp(seconds) => {
+            OffsetDateTime::from_unix_timestamp(i64::try_from(*seconds).ok()?).ok()
+        }
+        _ => None,
+    }
+}
+
+fn origin_of(death: &FieldTable) -> Option<(String, String)> {
+    let AMQPValue::FieldArray(keys) = death.inner().get("routing-keys")? else { return None };
+    let key = match FieldArray::as_slice(keys).first()? {
+        AMQPValue::LongString(key) => key.to_string(),
+        AMQPValue::ShortString(key) => key.to_string(),
+        _ => return None,
+    };
+    Some((text_of(death, "exchange")?, key))
+}

@@ -1,0 +1,66 @@
+//! `kyc-worker forget`: removes what could tell who a customer is, and keeps what happened.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{ForgetArgs, open_database, print};
+use crate::broker::Broker;
+use crate::broker::dead_letters::DeadLetters;
+use crate::config::BrokerSettings;
+use crate::journal::forget::{Forgotten, forget};
+
+#[derive(Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    forgotten: Forgotten,
+    /// Dead letters that are still queued and name him.
+    queued: Option<Vec<String>>,
+    /// Why nobody could look for them.
+    not_looked: Option<String>,
+}
+
+pub(super) async fn run(args: &ForgetArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
+    let forgotten = forget(&pool, args.customer, args.signed.signed()).await?;
+    let (queued, not_looked) = match find_queued(&args.broker, args.customer).await {
+        Ok(queued) => (Some(queued), None),
+        Err(error) => (None, Some(format!("{error:#}"))),
+    };
+    let is_done = queued.as_ref().is_some_and(Vec::is_empty);
+    print(args.json, &Answer { forgotten, queued, not_looked }, print_answer)?;
+    Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The dead letters that name the customer anywhere: what is no JSON may hold him, too.
+async fn find_queued(settings: &BrokerSettings, customer_id: Uuid) -> anyhow::Result<Vec<String>> {
+    let broker = Broker::new(settings, &settings.url()?, "kyc-worker forget")?;
+    let letters = DeadLetters::open(&broker).await.context("the dead-letter queue was not looked at")?;
+    let name = customer_id.to_string();
+    let mut queued = Vec::new();
+    while let Some(letter) = letters.next().await? {
+        if letter.body.to_ascii_lowercase().windows(name.len()).any(|window| window == name.as_bytes()) {
+            queued.push(letter.id());
+        }
+    }
+    letters.close().await?;
+    Ok(queued)
+}
+
+fn print_answer(Answer { forgotten, queued, not_looked }: &Answer) {
+    let Forgotten { customer_id, jobs, payloads, dead_letters } = forgotten;
+    println!(
+        "forgot customer {customer_id}: {jobs} jobs, {payloads} payloads, {dead_letters} dead letters' rows"
+    );
+    println!("his attempts, outcomes and updates stay, without anything that he entered");
+    match (queued, not_looked) {
+        (Some(queued), _) if queued.is_empty() => println!("no dead letter that is queued names him"),
+        (Some(queued), _) => println!(
+            "STILL QUEUED, and gone only with DEAD_LETTER_TTL or by hand: dead letters {}",
+            queued.join(", ")
+        ),
+        (None, not_looked) => println!("NOT LOOKED FOR: {}", not_looked.as_deref().unwrap_or_default()),
+    }
+}

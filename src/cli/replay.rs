@@ -1,0 +1,80 @@
+//! `kyc-worker replay`: sends ended jobs again, and says before what that would do.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{ReplayArgs, open_database, print};
+use crate::journal::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
+
+#[derive(Serialize)]
+struct Report {
+    /// Whether nothing was done.
+    is_dry_run: bool,
+    /// How many jobs are sent again; each may spend one update.
+    replayed: usize,
+    /// How many are not.
+    refused: usize,
+    jobs: Vec<Replay>,
+}
+
+pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
+    let job_ids = if args.job_ids.is_empty() {
+        let selection = Selection {
+            state: args.state.as_deref(),
+            reason_code: args.reason.as_deref(),
+            limit: i64::from(args.limit),
+        };
+        find_ended(&pool, &selection).await?
+    } else {
+        args.job_ids.clone()
+    };
+    let rules = ReplayRules {
+        customer_updates: args.read_back.customer_update_limit,
+        read_back_window: args.read_back.read_back_window,
+    };
+    let mut jobs = Vec::with_capacity(job_ids.len());
+    let mut replayed = 0_u32;
+    for job_id in job_ids {
+        let delay = Duration::from_secs_f64(f64::from(replayed) / args.rate);
+        let intent = match args.signed() {
+            Some(signed) if args.yes => Intent::Replay { signed, delay },
+            _ => Intent::DryRun,
+        };
+        let job = replay(&pool, job_id, rules, intent).await?;
+        replayed += u32::from(job.refusal.is_none());
+        jobs.push(job);
+    }
+    let refused = jobs.len() - replayed as usize;
+    let report = Report { is_dry_run: !args.yes, replayed: replayed as usize, refused, jobs };
+    print(args.json, &report, print_report)?;
+    let is_whole = report.refused == 0 || args.job_ids.is_empty();
+    Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print_report(report: &Report) {
+    for Replay { job_id, was, updates_left, refusal, .. } in &report.jobs {
+        let was = was.as_deref().unwrap_or("unknown");
+        match refusal {
+            Some(refusal) => println!("{job_id}  {was}\n  refused: {refusal}"),
+            None => println!(
+                "{job_id}  {was}\n  {}; may spend 1 of the customer's {} updates left",
+                if report.is_dry_run { "would be sent again" } else { "is sent again" },
+                updates_left.unwrap_or_default()
+            ),
+        }
+    }
+    if !report.jobs.is_empty() {
+        println!();
+    }
+    match (report.is_dry_run, report.replayed) {
+        (true, 0) => println!("nothing to replay; refused {}", report.refused),
+        (true, count) => println!(
+            "would replay {count}, which may spend {count} updates; refused {}. Nothing was done: add --yes --by NAME --note TEXT",
+            report.refused
+        ),
+        (false, count) => println!("replayed {count}; refused {}", report.refused),
+    }
+}

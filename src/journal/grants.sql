@@ -1,0 +1,44 @@
+-- What the roles of deploy/roles.sql may do. Run after every migration, by the owner of the
+-- tables; does nothing where the roles are not there. Only adds: a replica of an older release
+-- may run it after one of a newer.
+do $$
+declare
+    columns text;
+begin
+    -- Two that migrate at once would meet in the catalog.
+    perform pg_advisory_xact_lock(hashtext('kyc-worker grants'));
+
+    if to_regrole('kyc_worker') is not null then
+        grant select on
+            _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
+            intervention, verification_pace, job_overview, open_work, customer_budget, provider_errors_hourly,
+            reconciliation
+            to kyc_worker;
+        -- What a job is, is written once.
+        select string_agg(quote_ident(attname), ', ') into columns
+            from pg_attribute
+            where attrelid = 'submission'::regclass and attnum > 0 and not attisdropped
+                and attname not in (
+                    'job_id', 'customer_id', 'document_type', 'requested_at', 'received_at', 'expires_at',
+                    'correlation_id'
+                );
+        execute format('grant insert, delete, update (%s) on submission to kyc_worker', columns);
+        -- History is added to: an attempt is closed, and nothing is deleted.
+        select string_agg(quote_ident(attname), ', ') into columns
+            from pg_attribute
+            where attrelid = 'attempt'::regclass and attnum > 0 and not attisdropped
+                and attname not in ('job_id', 'number', 'worker', 'begun_at', 'signed_at');
+        execute format('grant insert, update (%s) on attempt to kyc_worker', columns);
+        grant insert on observation, intervention to kyc_worker;
+        grant insert, update on customer to kyc_worker;
+        grant insert, delete, update (body_sha256) on dead_lettered_delivery to kyc_worker;
+        grant insert, delete, update on worker to kyc_worker;
+        grant update on verification_pace to kyc_worker;
+    end if;
+
+    if to_regrole('kyc_auditor') is not null then
+        grant select on job_overview, open_work, customer_budget, provider_errors_hourly, reconciliation
+            to kyc_auditor;
+    end if;
+end
+$$;

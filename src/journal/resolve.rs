@@ -1,0 +1,173 @@
+//! A person settles what no look at the customer could. Nothing is sent by it.
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::interventions::{Deed, Signed, record};
+use super::replay::describe;
+
+/// What a person has found out of a job.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum Finding {
+    /// The provider has the update
+    Accepted,
+    /// It is not to be sent any more
+    Rejected,
+    /// No attempt was applied: `replay` may send it again
+    NotApplied,
+}
+
+impl Finding {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::NotApplied => "not-applied",
+        }
+    }
+
+    fn state(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::NotApplied => "exhausted",
+        }
+    }
+
+    fn reason_code(self) -> Option<&'static str> {
+        match self {
+            Self::Accepted => None,
+            Self::Rejected => Some("by_person"),
+            Self::NotApplied => Some("not_applied"),
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Accepted => "a person found the update at the provider",
+            Self::Rejected => "a person decided that it is not sent any more",
+            Self::NotApplied => "a person found that no attempt was applied; `replay` may send it again",
+        }
+    }
+}
+
+/// What became of a resolution.
+#[derive(Debug, Serialize)]
+pub struct Resolved {
+    /// The job.
+    pub job_id: Uuid,
+    /// Its customer.
+    pub customer_id: Option<Uuid>,
+    /// How it had ended.
+    pub was: String,
+    /// How it ends now.
+    pub state: &'static str,
+}
+
+/// Why a job cannot be resolved so.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It is not there.
+    #[error("no job {0} is known; is it still in the queue, or was it dead-lettered?")]
+    NotKnown(Uuid),
+    /// Nothing is to be settled.
+    #[error("job {job_id} is {is}; only what is in needs_review can be resolved")]
+    NotInReview {
+        /// The job.
+        job_id: Uuid,
+        /// How it stands.
+        is: String,
+    },
+    /// An acceptance without an attempt would leave an update out of the books.
+    #[error(
+        "no attempt of job {0} may have been applied; if the update was made at the provider by hand, use `resolve --as rejected` and count it with `budget set`"
+    )]
+    NothingWasSent(Uuid),
+    /// We know better.
+    #[error("an attempt of job {0} was accepted, as a late answer says; use `resolve --as accepted`")]
+    AcceptedLate(Uuid),
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Settles a job in `needs_review`, in one commit with who says so and why.
+///
+/// # Errors
+/// When it cannot be settled so, or the database fails.
+pub async fn resolve(
+    pool: &PgPool,
+    job_id: Uuid,
+    finding: Finding,
+    signed: Signed<'_>,
+) -> Result<Resolved, ResolveError> {
+    let mut tx = pool.begin().await?;
+    let row = sqlx::query!(
+        r#"-- lock_for_resolve
+        select
+            s.customer_id, s.state, s.reason_code,
+            exists (
+                select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+            ) as "is_in_doubt!",
+            exists (
+                select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
+            ) as "is_accepted_late!"
+        from submission s
+        where s.job_id = $1
+        for update of s"#,
+        job_id,
+    )
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or(ResolveError::NotKnown(job_id))?;
+    let was = describe(&row.state, row.reason_code.as_deref());
+    if row.state != "needs_review" {
+        return Err(ResolveError::NotInReview { job_id, is: was });
+    }
+    match finding {
+        Finding::Accepted if !row.is_in_doubt => return Err(ResolveError::NothingWasSent(job_id)),
+        Finding::NotApplied | Finding::Rejected if row.is_accepted_late => {
+            return Err(ResolveError::AcceptedLate(job_id));
+        }
+        _ => {}
+    }
+    settle_by_hand(&mut tx, job_id, finding).await?;
+    let detail = format!("was {was}, resolved as {}", finding.name());
+    let deed =
+        Deed { action: "resolve", job_id: Some(job_id), customer_id: row.customer_id, detail: Some(&detail) };
+    record(&mut *tx, deed, signed).await?;
+    tx.commit().await?;
+    Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state() })
+}
+
+async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -> sqlx::Result<()> {
+    // An acceptance is followed to the end of its verification, as any other is. Older jobs of
+    // the customer look again at once: what holds them back has changed.
+    sqlx::query!(
+        "-- settle_by_hand
+        with settled as (
+            update submission
+            set state = $2, reason_code = $3, reason = $4, ended_at = now(), claim_token = claim_token + 1,
+                sealed_payload = case when $2 = 'exhausted' then sealed_payload end,
+                evidence = case when $2 = 'accepted' then 'person' end,
+                verification_due_at = case when $2 = 'accepted' then now() end
+            where job_id = $1
+            returning job_id, customer_id
+        ), waiters as (
+            select w.job_id
+            from submission w
+            join settled on settled.customer_id = w.customer_id
+            where w.state = 'waiting' and w.waiting_for = 'customer'
+            for update of w skip locked
+        )
+        update submission w set due_at = now() from waiters where w.job_id = waiters.job_id",
+        job_id,
+        finding.state(),
+        finding.reason_code(),
+        finding.reason(),
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

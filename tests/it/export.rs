@@ -1,0 +1,77 @@
+//! Auditors get every job of a span, masked, however many there are.
+
+use std::process::Command;
+
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::harness::world;
+
+#[test]
+fn an_export_has_every_job_of_its_span_and_nothing_that_the_customer_entered() {
+    world(async |world| {
+        world.declare_topology().await;
+        let _worker = world.start_worker();
+        let jobs = world.publish_jobs(3).await;
+        world.wait_for_all_accepted(&jobs).await;
+        world.publish(Some(Uuid::new_v4()), b"{}").await;
+        world.wait_for_ended(4).await;
+
+        let csv = world.say(&["export", "--since", "2026-01-01", "--format", "csv"]).await;
+        let lines: Vec<&str> = csv.lines().collect();
+        assert!(lines[0].starts_with("job_id,customer_id,document_type,document_number_last4,state,"));
+        assert_eq!(lines.len(), 5, "a header and four jobs: {csv}");
+        let jsonl = world.say(&["export", "--since", "2026-01-01"]).await;
+        let rows: Vec<Value> = jsonl.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(rows.len(), 4);
+        let names: Vec<&str> = lines[0].split(',').collect();
+        for name in &names {
+            assert!(rows[0].get(*name).is_some(), "{name} in {}", rows[0]);
+        }
+        assert_eq!(rows[0].as_object().expect("an object").len(), names.len());
+        for job_id in &jobs {
+            let id = job_id.to_string();
+            let row = rows.iter().find(|row| row["job_id"] == id.as_str()).expect("it is there");
+            assert_eq!(
+                (&row["state"], &row["spent"], &row["document_number_last4"]),
+                (&"accepted".into(), &1.into(), &"3456".into())
+            );
+            assert!(csv.contains(&id));
+        }
+        for text in [&csv, &jsonl] {
+            assert!(
+                !text.contains("Mumbai") && !text.contains("123456123456") && !text.contains("X-Signature")
+            );
+        }
+
+        let empty = world.say(&["export", "--since", "2026-01-01", "--until", "2026-01-02"]).await;
+        assert_eq!(empty, "");
+        assert_eq!(world.run(&["export", "--since", "yesterday"], &[]).await.status.code(), Some(2));
+    });
+}
+
+#[test]
+fn an_export_of_many_jobs_needs_no_more_memory_than_one_of_few() {
+    world(async |world| {
+        world
+            .tamper(
+                "insert into submission (job_id, customer_id, state, reason, received_at, requested_at, ended_at)
+                select
+                    gen_random_uuid(), gen_random_uuid(), 'rejected', repeat('a reason ', 50),
+                    now() - nth * interval '1 ms', now(), now()
+                from generate_series(1, 200000) nth",
+            )
+            .await;
+        // All rows are three times what the process may have.
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -d 65536; exec \"$0\" export --since 2026-01-01 | wc -l"]);
+        limited.arg(env!("CARGO_BIN_EXE_kyc-worker"));
+        let settings = world.command();
+        limited.env_clear().envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.env("PATH", "/usr/bin:/bin");
+        let output =
+            tokio::task::spawn_blocking(move || limited.output().expect("it runs")).await.expect("a task");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said.trim(), "200000", "{}", String::from_utf8_lossy(&output.stderr));
+    });
+}

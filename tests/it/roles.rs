@@ -1,0 +1,214 @@
+//! Three roles: one makes the tables, one works, one looks; and history that nobody rewrites.
+
+use serde_json::json;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::harness::{World, world, world_on};
+use crate::own_services::{Disk, OwnPostgres};
+
+const VIEWS: [&str; 5] =
+    ["job_overview", "open_work", "customer_budget", "provider_errors_hourly", "reconciliation"];
+
+fn url_of(world: &World, user: &str) -> String {
+    let mut url: url::Url = world.database_url().parse().expect("a URL");
+    url.set_username(user).expect("a user");
+    url.to_string()
+}
+
+async fn log_in(world: &World, user: &str) -> PgPool {
+    PgPool::connect(&url_of(world, user)).await.expect("it may log in")
+}
+
+/// The SQLSTATE that a statement is refused with.
+async fn refusal(pool: &PgPool, statement: &str) -> String {
+    let done = sqlx::query(statement).execute(pool).await;
+    let error = done.err().unwrap_or_else(|| panic!("{statement:?} was done"));
+    error.as_database_error().and_then(|error| error.code()).expect("a code").into_owned()
+}
+
+const NO_PRIVILEGE: &str = "42501";
+const APPEND_ONLY: &str = "23001";
+const NOT_UPDATABLE: &str = "55000";
+
+#[test]
+fn each_role_may_do_its_work_and_nothing_else() {
+    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
+        world.tamper("drop schema public cascade").await;
+        world.tamper("create schema public").await;
+        let roles = include_str!("../../deploy/roles.sql");
+        let logins = "create role deploy login in role kyc_migrator;
+            alter role deploy set role = 'kyc_migrator';
+            create role app login in role kyc_worker;
+            create role audit login in role kyc_auditor;";
+        for script in [roles, roles, logins] {
+            sqlx::raw_sql(script).execute(&world.pool).await.expect("the roles are made, and made once");
+        }
+        let deploy = url_of(&world, "deploy");
+        for _ in 0..2 {
+            let migrated = world.run(&["migrate"], &[("DATABASE_URL", &deploy)]).await;
+            assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        }
+
+        check_worker_role(&world).await;
+        check_auditor_role(&world).await;
+        let deploy = log_in(&world, "deploy").await;
+        assert_eq!(refusal(&deploy, "create role more").await, NO_PRIVILEGE);
+        assert_eq!(refusal(&deploy, "delete from observation").await, APPEND_ONLY, "not even the owner");
+    });
+}
+
+/// Works a day as the worker's role, commands included.
+async fn check_worker_role(world: &World) {
+    let app = url_of(world, "app");
+    let as_app = [("DATABASE_URL", app.as_str()), ("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
+    world.declare_topology().await;
+    let doubtful_of = Uuid::new_v4();
+    let crash = json!({ "answer": { "kind": "respond", "status": 500, "body": "oops" } });
+    world
+        .add_rule(json!({ "match": { "method": "PATCH", "customer_id": doubtful_of }, "fault": crash }))
+        .await;
+    let exhausted_of = Uuid::new_v4();
+    let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
+    let matched = json!({ "method": "PATCH", "customer_id": exhausted_of });
+    let fault = json!({ "apply": "never", "answer": answer });
+    world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
+
+    let mut worker = world.start_worker_with(&as_app);
+    let accepted = world.publish_job().await;
+    let (doubtful, _) = world.publish_job_for(doubtful_of).await;
+    let (exhausted, _) = world.publish_job_for(exhausted_of).await;
+    world.publish(Some(Uuid::new_v4()), b"{}").await;
+    world.wait_for_state(accepted, &["accepted"]).await;
+    world.wait_for_applied(doubtful).await;
+    world.wait_for_state(exhausted, &["exhausted"]).await;
+    let signed = ["--by", "ana", "--note", "why"];
+    let id = exhausted.to_string();
+    let customer = doubtful_of.to_string();
+    for command in [
+        &["report"][..],
+        &["list"],
+        &["show", &id],
+        &["pause", signed[0], signed[1], signed[2], signed[3]],
+        &["resume"],
+        &["replay", &id, "--yes", signed[0], signed[1], signed[2], signed[3]],
+        &[
+            "budget",
+            "set",
+            "--customer",
+            &customer,
+            "--used",
+            "1",
+            signed[0],
+            signed[1],
+            signed[2],
+            signed[3],
+        ],
+        &["export", "--since", "2026-01-01"],
+        &["dead-letters", "list"],
+        &["dead-letters", "requeue", "--all", signed[0], signed[1], signed[2], signed[3]],
+    ] {
+        let output = world.run(command, &as_app).await;
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    world.wait_for_state(exhausted, &["accepted"]).await;
+    let forgotten =
+        world.run(&[&["forget", "--customer", &customer, "--json"][..], &signed].concat(), &as_app).await;
+    let forgotten: serde_json::Value = serde_json::from_slice(&forgotten.stdout).expect("JSON");
+    assert_eq!(forgotten["jobs"], 1);
+    assert!(!worker.log().contains("permission denied"), "{}", worker.log());
+    worker.stop().await;
+    assert_eq!(world.count("select count(*) from worker").await, 0);
+
+    let app = log_in(world, "app").await;
+    for statement in [
+        "delete from attempt",
+        "update attempt set worker = 'another'",
+        "truncate observation",
+        "delete from observation",
+        "update observation set status = 'VERIFIED'",
+        "update intervention set by = 'nobody'",
+        "delete from intervention",
+        "update submission set customer_id = gen_random_uuid()",
+        "update submission set requested_at = now()",
+        "create table mine (x int)",
+        "drop table attempt",
+        "alter table attempt disable trigger all",
+    ] {
+        assert_eq!(refusal(&app, statement).await, NO_PRIVILEGE, "{statement}");
+    }
+    let closed = "update attempt set verdict = 'rejected' where verdict = 'accepted'";
+    assert_eq!(refusal(&app, closed).await, APPEND_ONLY);
+}
+
+/// Looks through the views, and at nothing else.
+async fn check_auditor_role(world: &World) {
+    let audit = log_in(world, "audit").await;
+    for view in VIEWS {
+        let rows = sqlx::query(&format!("select * from {view}")).fetch_all(&audit).await;
+        rows.unwrap_or_else(|error| panic!("{view}: {error}"));
+        let refusal = refusal(&audit, &format!("delete from {view}")).await;
+        assert!([NO_PRIVILEGE, NOT_UPDATABLE].contains(&refusal.as_str()), "{view}: {refusal}");
+    }
+    for table in
+        ["submission", "attempt", "observation", "customer", "dead_lettered_delivery", "intervention"]
+    {
+        assert_eq!(refusal(&audit, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
+    }
+    assert_eq!(refusal(&audit, "select sealed_payload from submission").await, NO_PRIVILEGE);
+}
+
+#[test]
+fn history_is_added_to_and_never_rewritten() {
+    world(async |world| {
+        world.declare_topology().await;
+        let _worker = world.start_worker();
+        let job_id = world.publish_job().await;
+        world.wait_for_state(job_id, &["accepted"]).await;
+        world
+            .tamper(
+                "insert into observation (job_id, customer_id, at, purpose, status)
+                select job_id, customer_id, now(), 'baseline', 'PROCESSING' from submission",
+            )
+            .await;
+        world.tamper("insert into intervention (action) values ('resume')").await;
+        for statement in [
+            "update attempt set verdict = 'rejected'",
+            "update attempt set ended_at = now()",
+            "update attempt set begun_at = begun_at - interval '1 hour'",
+            "update attempt set number = 2",
+            "update attempt set http_status = null",
+            "delete from attempt",
+            "truncate attempt cascade",
+            "update observation set status = 'VERIFIED'",
+            "delete from observation",
+            "truncate observation",
+            "update intervention set note = 'another'",
+            "delete from intervention",
+        ] {
+            assert_eq!(refusal(&world.pool, statement).await, APPEND_ONLY, "{statement}");
+        }
+        world.tamper("update attempt set late_verdict = 'accepted'").await;
+        assert_eq!(refusal(&world.pool, "update attempt set late_verdict = null").await, APPEND_ONLY);
+    });
+}
+
+#[test]
+fn every_view_and_every_column_of_it_says_what_it_is() {
+    world(async |world| {
+        let silent: Vec<String> = sqlx::query_scalar(
+            "select c.relname || '.' || coalesce(a.attname, '') from pg_class c
+            left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+            where c.relnamespace = 'public'::regnamespace and c.relkind in ('v', 'r') and c.relname !~ '^_sqlx'
+                and (obj_description(c.oid) is null or col_description(c.oid, a.attnum) is null)
+            order by 1",
+        )
+        .fetch_all(&world.pool)
+        .await
+        .expect("the catalog");
+        assert!(silent.is_empty(), "without a comment: {silent:?}");
+        let views = "select count(*) from pg_views where schemaname = 'public'";
+        assert_eq!(world.count(views).await, 5);
+    });
+}
