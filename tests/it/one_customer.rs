@@ -27,11 +27,12 @@ fn customers() -> usize {
     sized(20, 200)
 }
 
-/// Publishes ten jobs for each customer, shuffled, to four replicas. Each customer's, the oldest first.
+/// Publishes ten jobs for each customer, asked for an hour apart, shuffled, to four replicas.
+/// Each customer's, the oldest first.
 async fn publish_shuffled(world: &World) -> HashMap<Uuid, Vec<Uuid>> {
     let customers: Vec<Uuid> = (0..customers()).map(|_| Uuid::new_v4()).collect();
     let mut asked: Vec<(Uuid, i64)> =
-        customers.iter().flat_map(|customer| (1..=JOBS_EACH).map(|ago| (*customer, ago * 10))).collect();
+        customers.iter().flat_map(|customer| (1..=JOBS_EACH).map(|ago| (*customer, ago * 3_600))).collect();
     asked.shuffle(&mut rand::rng());
     let mut jobs: HashMap<Uuid, Vec<(i64, Uuid)>> = HashMap::new();
     for batch in asked.chunks(20) {
