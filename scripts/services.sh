@@ -13,11 +13,14 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-# In this order: a server that trusts its machine, and the role that we make.
-LOCAL_DATABASE_URLS=(
-    postgres://postgres@127.0.0.1:5432/postgres
-    postgres://kyc:kyc@127.0.0.1:5432/postgres
-)
+# Of each local server, in this order: one that trusts its machine, and the role that we make.
+# Debian knows of servers on other ports than the usual one.
+local_database_urls() {
+    local port
+    for port in 5432 $(pg_lsclusters -h 2>/dev/null | awk '$3 != 5432 { print $3 }'); do
+        echo "postgres://postgres@127.0.0.1:$port/postgres" "postgres://kyc:kyc@127.0.0.1:$port/postgres"
+    done
+}
 LOCAL_AMQP_URL=amqp://guest:guest@127.0.0.1:5672
 LOCAL_MANAGEMENT_URL=http://guest:guest@127.0.0.1:15672
 
@@ -27,7 +30,7 @@ has_docker() {
 
 is_apt_root() { [[ $EUID -eq 0 ]] && command -v apt-get >/dev/null; }
 
-# Starts service $1 of compose.yaml, or installs and starts it with function $2.
+# Starts service $1 of compose.yaml, or installs and starts it with function $2: none answers at $3.
 start() {
     if has_docker; then
         say "$1: starting it with docker compose (the first time, its image is downloaded)"
@@ -35,7 +38,7 @@ start() {
     elif is_apt_root; then
         "$2"
     else
-        fail "no $1 answers, and I cannot start one here. Any of these helps, then try again:
+        fail "no $1 lets us in at $3, and I cannot start one here. Any of these helps, then try again:
   - start Docker:                         docker compose up -d --wait
   - on Debian or Ubuntu, let me install:  sudo make services
   - name servers that run elsewhere:      DATABASE_URL, AMQP_URL (demo); TEST_DATABASE_URL, TEST_AMQP_URL,
@@ -89,9 +92,10 @@ start_debian_rabbitmq() {
 
 # The PostgreSQL to use, $1 being the name and $2 the value of its setting.
 find_postgres() {
-    local url candidates=("${LOCAL_DATABASE_URLS[@]}") started=no
-    [[ -n $2 ]] && candidates=("$2")
+    local url candidates started=no
     while true; do
+        # Anew: what was installed meanwhile may listen on another port.
+        read -r -d '' -a candidates < <(printf '%s\n\0' "${2:-$(local_database_urls)}")
         for url in "${candidates[@]}"; do
             if postgres_answers "$url"; then
                 found=$url
@@ -101,7 +105,7 @@ find_postgres() {
         if [[ $started == yes ]] || ! is_local "${candidates[0]}"; then
             fail "$1: no PostgreSQL answers at $(place "${candidates[-1]}" 5432); is it running, and are user and password right?"
         fi
-        start postgres start_debian_postgres
+        start postgres start_debian_postgres "$(place "${candidates[-1]}" 5432)"
         started=yes
     done
 }
@@ -111,7 +115,7 @@ find_rabbitmq() {
     found=${2:-$LOCAL_AMQP_URL}
     rabbitmq_answers "$found" && return
     is_local "$found" || fail "$1: no RabbitMQ answers at $(place "$found" 5672); is it running?"
-    start rabbitmq start_debian_rabbitmq
+    start rabbitmq start_debian_rabbitmq "$(place "$found" 5672)"
     wait_until 30 rabbitmq_answers "$found" ||
         fail "$1: RabbitMQ was started but does not answer at $(place "$found" 5672)"
 }
@@ -139,6 +143,7 @@ main() {
     local scope=${1:-all}
     [[ $scope =~ ^(all|demo|test)$ ]] || fail "usage: scripts/services.sh [demo|test]"
     mkdir -p target
+    [[ -w target ]] || fail "target/ is another user's; give it back: sudo chown -R $(id -un) target"
     : >target/services.env.new
     : >target/services.log
     say "PostgreSQL and RabbitMQ:"
@@ -154,6 +159,10 @@ main() {
     fi
     mv target/services.env.new target/services.env
     chmod 600 target/services.env
+    # Under sudo, for whoever goes on without it.
+    if [[ -n ${SUDO_UID-} ]]; then
+        chown "$SUDO_UID:${SUDO_GID-}" target target/services.env target/services.log
+    fi
 }
 
 found=
