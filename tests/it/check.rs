@@ -4,7 +4,7 @@ use kyc_worker::sandbox::tls::Authority;
 use serde_json::{Value, json};
 
 use crate::harness::{World, world, world_on};
-use crate::own_services::{Disk, OwnPostgres};
+use crate::own_services::{Disk, OwnPostgres, OwnRabbit};
 
 /// What `check` says under `settings`, once it is sure that it says the same to people.
 async fn check(world: &World, settings: &[(&str, &str)]) -> Vec<Value> {
@@ -165,6 +165,24 @@ fn check_names_what_is_wrong_at_the_broker() {
 }
 
 #[test]
+fn check_tells_of_a_broker_that_takes_no_messages() {
+    let broker = OwnRabbit::start("{vm_memory_high_watermark, {absolute, 1000}}");
+    world(async |world| {
+        // It accepts connections before it has looked at its memory.
+        let settings = [("AMQP_URL", broker.url())];
+        let settings = settings.each_ref().map(|(name, url)| (*name, url.as_str()));
+        world
+            .wait_for("the alarm", async || {
+                let wrong = check(&world, &settings).await;
+                let said = wrong.first()?.to_string();
+                (said.contains("alarm for memory or disk") && said.contains("rabbitmq-diagnostics alarms"))
+                    .then_some(())
+            })
+            .await;
+    });
+}
+
+#[test]
 fn check_names_what_is_wrong_with_the_database() {
     world(async |world| {
         let execute = async |sql: &'static str| {
@@ -219,6 +237,11 @@ fn check_names_a_wrong_password_and_missing_rights_in_the_database() {
             .await;
         let what = ["DATABASE_URL: kyc lacks", "insert on submission", "update on attempt"];
         blames(&world, &settings, &what, &["grant select, insert, update, delete on all tables"]).await;
+        // As deploy/roles.sql gives them: a job's identity cannot be changed.
+        let columns = "grant select, insert, delete, update (state, due_at) on submission to kyc";
+        sqlx::raw_sql(columns).execute(&world.pool).await.expect("the rights");
+        let wrong = check(&world, &settings).await[0].to_string();
+        assert!(!wrong.contains("submission"), "{wrong}");
         let grant = "grant select, insert, update, delete on all tables in schema public to kyc";
         sqlx::raw_sql(grant).execute(&world.pool).await.expect("the rights");
         assert_eq!(check(&world, &settings).await, Vec::<Value>::new());
