@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short test test-full services env sqlx check docs build
+.PHONY: help demo storm storm-short bench bench-quick test test-full services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -13,6 +13,12 @@ storm: ## Kill replicas, broker and database for ten minutes, and reconcile ever
 
 storm-short: ## The same for a minute
 	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15 --review-percent-max 20
+
+bench: ## Measure the worker against the same without a database: latencies, replicas
+	@scripts/bench.sh --latency 0ms,50ms --replicas 1,2,4
+
+bench-quick: ## The same in under a minute; prints their ratio
+	@scripts/bench.sh --runs 3
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh
