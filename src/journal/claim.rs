@@ -293,9 +293,18 @@ pub(super) async fn look(
             ) as "in_verification!"
         from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[])
             as c (job_id, customer_id, requested_at, received_at, content_hmac)
-        join submission o on o.customer_id = c.customer_id and o.job_id <> c.job_id
-        where o.state in ('submitting', 'waiting', 'unknown', 'accepted')
-            or o.state = 'needs_review' and o.reason_code = 'fate_unknown'
+        cross join lateral (
+            select *
+            from submission s
+            where s.customer_id = c.customer_id and s.job_id <> c.job_id
+                and (
+                    s.state in ('submitting', 'waiting', 'unknown', 'accepted')
+                    or s.state = 'needs_review' and s.reason_code = 'fate_unknown'
+                )
+            -- Keeps it a look-up for each: of a table without statistics Postgres thinks that a
+            -- customer has a great many rows, and would read all of it instead.
+            offset 0
+        ) o
         order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
         &column(&all, |contender| contender.job_id),
         &column(&all, |contender| contender.customer_id),

@@ -291,13 +291,15 @@ fn column<'a, T, C>(rows: &[&'a T], of: impl Fn(&'a T) -> C) -> Vec<C> {
 
 /// Every statement of the worker's looks few rows up by an index. On tables that are new, or
 /// that grew since they were analyzed, Postgres would rather read them whole, and remember that
-/// plan for as long as the connection lives. Compiling a plan pays for none of them.
-const LOOK_UP_BY_INDEX: [(&str, &str); 5] = [
+/// plan for as long as the connection lives. Compiling a plan, or sharing it among processes,
+/// pays for none of them.
+const LOOK_UP_BY_INDEX: [(&str, &str); 6] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
 ];
 
 /// Opens a pool of connections for a command that people wait for.
