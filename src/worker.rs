@@ -147,9 +147,9 @@ impl Worker {
     /// 4. Decide what follows, and commit it with the result.
     ///
     /// A bug that panics on the way leaves this job in doubt, and no other.
-    pub async fn submit(&self, claim: Claim, request: &UpdateRequest) {
+    pub async fn submit(&self, mut claim: Claim, request: &UpdateRequest) {
         let begun = Instant::now();
-        let attempted = unless_it_panics(self.attempt(&claim, request)).await;
+        let attempted = unless_it_panics(self.attempt(&mut claim, request)).await;
         let result = attempted.unwrap_or_else(|Panicked| {
             error!("the worker failed in an attempt; this is a bug, report it");
             AttemptResult {
@@ -162,7 +162,7 @@ impl Worker {
         }
     }
 
-    async fn attempt(&self, claim: &Claim, request: &UpdateRequest) -> AttemptResult {
+    async fn attempt(&self, claim: &mut Claim, request: &UpdateRequest) -> AttemptResult {
         failpoint::reach("claimed");
         if let Some(apart) = self.baseline.filter(|_| claim.attempt == 1) {
             Box::pin(self.look_before(claim, apart)).await;
@@ -187,7 +187,7 @@ impl Worker {
 
     /// Looks at a customer before his first attempt, and keeps the reading as evidence.
     /// What goes wrong here costs evidence and nothing else.
-    async fn look_before(&self, claim: &Claim, apart: Duration) {
+    async fn look_before(&self, claim: &mut Claim, apart: Duration) {
         let at = match self.journal.claim_baseline(claim.customer_id, apart).await {
             Ok(Some(at)) => at,
             Ok(None) => return debug!("customer was looked at just now, no baseline"),
@@ -380,10 +380,7 @@ impl AttemptResult {
 fn settle_doubt(conclusion: Conclusion, reading: &Reading) -> Settled {
     match conclusion {
         Conclusion::Applied => {
-            let verification_status = match reading {
-                Reading::Customer(customer) => Some(customer.status.clone()),
-                _ => None,
-            };
+            let verification_status = reading.customer().map(|customer| customer.status.clone());
             Settled::Ended(Outcome::Accepted(Acceptance { reference: None, verification_status }))
         }
         Conclusion::Rejected => Settled::Ended(Outcome::Rejected(Rejection::CustomerNotFound)),

@@ -61,6 +61,14 @@ pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
 }
 
 impl Reading {
+    /// What the customer reads, if the look told that.
+    pub fn customer(&self) -> Option<&CustomerStatus> {
+        match self {
+            Self::Customer(customer) => Some(customer),
+            _ => None,
+        }
+    }
+
     /// The code of a look that told nothing of the customer's status.
     pub fn error_code(&self) -> Option<&'static str> {
         match self {

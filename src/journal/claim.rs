@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::budget::spent;
+use super::chain::Head;
 use super::{BUSY_WAIT_MAX_SECONDS, Claim, DEADLOCK, Journal, JournalError, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
@@ -78,6 +79,9 @@ struct TakenSlot {
     correlation_id: Option<String>,
     misconfigured: i64,
     unknown: i64,
+    begun_at: OffsetDateTime,
+    chain: Option<[u8; 32]>,
+    entries: i32,
 }
 
 impl Journal {
@@ -169,6 +173,8 @@ impl Journal {
                 attempt: slot.attempt,
                 history,
                 t0,
+                begun_at: slot.begun_at,
+                head: Head::of_row(slot.chain, slot.entries),
             },
             request: self.open_payload(slot.job_id, &slot.sealed),
             correlation_id: slot.correlation_id,
@@ -223,6 +229,7 @@ impl Journal {
                 s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
                 s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
                 s.content_hmac, s.correlation_id,
+                now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
                 (
                     select count(*) from attempt a
                     where a.job_id = s.job_id and a.verdict = 'misconfigured'

@@ -1,7 +1,9 @@
 //! What happened to every job, in Postgres: all SQL, and the sealing of payloads. Each
 //! function is one commit, and every write on a claim checks that the claim is still ours.
 
+mod batch;
 pub mod budget;
+mod chain;
 mod claim;
 pub mod dead_letters;
 pub mod export;
@@ -30,10 +32,13 @@ use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
+use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 use uuid::Uuid;
 
+use self::batch::Batch;
+pub use self::chain::Head;
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::inspect::inspect;
 pub use self::open::{Admission, DeadLetter, Opened};
@@ -122,9 +127,6 @@ const READ_ONLY: &str = "25006";
 /// SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
 
-/// A row that somebody holds keeps a batch for no longer than this.
-const BEGIN_BATCH: &str = "begin; set local lock_timeout = '250ms'";
-
 /// How long a job whose customer is busy waits at most before it looks again.
 const BUSY_WAIT_MAX_SECONDS: f64 = 30.0;
 
@@ -143,6 +145,10 @@ pub struct Claim {
     pub history: History,
     /// When this attempt's send window began.
     pub t0: Moment,
+    /// When it began, by the database's clock.
+    pub begun_at: OffsetDateTime,
+    /// Where the job's chain stood then.
+    pub head: Head,
 }
 
 /// The limits that the journal decides by.
@@ -243,15 +249,21 @@ impl Journal {
         keyring: Keyring,
         fingerprinter: Fingerprinter,
     ) -> Self {
-        let (opening, closing) = ((pool.clone(), worker.clone()), pool.clone());
+        let (opening, closing) = ((pool.clone(), worker.clone()), (pool.clone(), worker.clone()));
+        let chaining = fingerprinter.clone();
         Self {
             openings: Writer::start(move |rows: Vec<Arc<NewRow>>| {
                 let (pool, worker) = opening.clone();
-                async move { commit(&pool, async |tx| open_many(tx, &worker, &limits, &rows).await).await }
+                async move { commit(&pool, async |tx, _| open_many(tx, &worker, &limits, &rows).await).await }
             }),
             closings: Writer::start(move |closings: Vec<Arc<Closing>>| {
-                let pool = closing.clone();
-                async move { commit(&pool, async |tx| close_many(tx, &limits, &closings).await).await }
+                let ((pool, worker), chaining) = (closing.clone(), chaining.clone());
+                async move {
+                    commit(&pool, async |tx, now| {
+                        close_many(tx, &worker, &chaining, &limits, now, &closings).await
+                    })
+                    .await
+                }
             }),
             pool,
             worker,
@@ -266,12 +278,12 @@ impl Journal {
 /// what one of them cannot have harms no other.
 async fn commit<R>(
     pool: &PgPool,
-    write: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<Vec<Option<R>>>,
+    write: impl AsyncFnOnce(&mut PgConnection, OffsetDateTime) -> sqlx::Result<Vec<Option<R>>>,
 ) -> Vec<Option<R>> {
     let written = bounded(async {
-        let mut tx = pool.begin_with(BEGIN_BATCH).await?;
-        let written = write(&mut tx).await?;
-        tx.commit().await?;
+        let (mut batch, now) = Batch::begin(pool).await?;
+        let written = write(batch.connection(), now).await?;
+        batch.commit().await?;
         Ok(written)
     })
     .await;

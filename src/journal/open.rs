@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::chain::Head;
 use super::claim::{Beginning, Contender, begin_attempts, look};
 use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, Limits, bounded, column};
 use crate::clock::Moment;
@@ -44,6 +45,7 @@ struct Found {
     is_invalid: bool,
     has_same_content: bool,
     is_our_claim: bool,
+    begun_at: Option<OffsetDateTime>,
 }
 
 /// A job as its row will have it.
@@ -143,7 +145,9 @@ impl Journal {
             match self.find(tx, row).await? {
                 Some(found) if found.is_invalid => delete_invalid(tx, row.job_id).await?,
                 // An earlier call's commit, whose answer was lost.
-                Some(found) if found.is_our_claim => return Ok(Opened::Claimed(row.claim())),
+                Some(Found { is_our_claim: true, begun_at: Some(begun_at), .. }) => {
+                    return Ok(Opened::Claimed(row.claim(begun_at)));
+                }
                 Some(found) if found.has_same_content => {
                     count_delivery(tx, row.job_id).await?;
                     return Ok(Opened::Known);
@@ -174,7 +178,8 @@ impl Journal {
                     s.state = 'submitting' and s.claim_token = 1
                         and a.worker = $3 and a.signed_at = $4 and a.ended_at is null,
                     false
-                ) as "is_our_claim!"
+                ) as "is_our_claim!",
+                a.begun_at as "begun_at?"
             from submission s
             left join attempt a on a.job_id = s.job_id and a.number = 1
             where s.job_id = $1
@@ -252,8 +257,9 @@ impl Journal {
 }
 
 impl NewRow {
-    /// The claim that goes with its first attempt.
-    fn claim(&self) -> Claim {
+    /// The claim that goes with its first attempt. A new job has no history yet; where something
+    /// was added to it meanwhile, the attempt's result is not written before that was looked at.
+    fn claim(&self, begun_at: OffsetDateTime) -> Claim {
         Claim {
             job_id: self.job_id,
             customer_id: self.customer_id,
@@ -261,6 +267,8 @@ impl NewRow {
             attempt: 1,
             history: History::default(),
             t0: self.t0.unwrap_or_else(Moment::now),
+            begun_at,
+            head: Head::default(),
         }
     }
 
@@ -292,14 +300,15 @@ pub(super) async fn open_many(
     let distinct: Vec<&NewRow> =
         rows.iter().map(Arc::as_ref).filter(|row| job_ids.insert(row.job_id)).collect();
     let claimed = insert_claimed(tx, worker, limits, &distinct).await?;
-    let claimed: Vec<&NewRow> = distinct.into_iter().filter(|row| claimed.contains(&row.job_id)).collect();
-    let contenders: Vec<Contender> = claimed.iter().map(|row| row.contender()).collect();
+    let claimed: Vec<(&NewRow, OffsetDateTime)> =
+        distinct.into_iter().filter_map(|row| Some((row, *claimed.get(&row.job_id)?))).collect();
+    let contenders: Vec<Contender> = claimed.iter().map(|(row, _)| row.contender()).collect();
     let rulings = look(tx, &contenders, limits.read_back_window).await?;
     let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
-    for ((row, contender), ruling) in claimed.into_iter().zip(&contenders).zip(rulings) {
+    for (((row, begun_at), contender), ruling) in claimed.into_iter().zip(&contenders).zip(rulings) {
         let became = match ruling {
             Ruling::Go => {
-                let claim = row.claim();
+                let claim = row.claim(begun_at);
                 beginning.push(Beginning { job_id: claim.job_id, attempt: claim.attempt, t0: claim.t0 });
                 Opened::Claimed(claim)
             }
@@ -315,15 +324,16 @@ pub(super) async fn open_many(
 }
 
 /// Takes the slots, in the customers' order, as every batch takes them: two that took them
-/// in different orders would wait for each other. Returns the jobs whose slots were free.
+/// in different orders would wait for each other. Returns the jobs whose slots were free, and
+/// when their first attempts begin.
 async fn insert_claimed(
     tx: &mut PgConnection,
     worker: &str,
     limits: &Limits,
     rows: &[&NewRow],
-) -> sqlx::Result<HashSet<Uuid>> {
-    let inserted = sqlx::query_scalar!(
-        "-- insert_claimed
+) -> sqlx::Result<HashMap<Uuid, OffsetDateTime>> {
+    let inserted = sqlx::query!(
+        r#"-- insert_claimed
         insert into submission (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
             requested_at, received_at, expires_at, correlation_id, sealed_payload,
@@ -336,7 +346,7 @@ async fn insert_claimed(
         ) as new (job_id, customer_id)
         order by new.customer_id, new.job_id
         on conflict do nothing
-        returning job_id",
+        returning job_id, now() as "begun_at!""#,
         &column(rows, |row| row.job_id),
         &column(rows, |row| row.customer_id),
         &column(rows, |row| row.document_type.as_str()) as &[&str],
@@ -352,7 +362,7 @@ async fn insert_claimed(
     )
     .fetch_all(tx)
     .await?;
-    Ok(inserted.into_iter().collect())
+    Ok(inserted.into_iter().map(|row| (row.job_id, row.begun_at)).collect())
 }
 
 async fn insert_waiting(tx: &mut PgConnection, row: &NewRow, waiting_for: WaitingFor) -> sqlx::Result<bool> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::chain::{Entry, Head, Subject};
 use super::{Claim, Journal, JournalError, bounded};
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Budget, Conclusion, Reading};
@@ -190,10 +191,7 @@ impl Journal {
         conclusion: Conclusion,
         settled: &Settled,
     ) -> Result<(), JournalError> {
-        let customer = match reading {
-            Reading::Customer(customer) => Some(customer),
-            _ => None,
-        };
+        let customer = reading.customer();
         let outcome = match settled {
             Settled::Ended(outcome) => Some(outcome),
             Settled::SendAgain | Settled::InDoubt(_) => None,
@@ -205,8 +203,13 @@ impl Journal {
         };
         let reason = outcome.map(Outcome::reason);
         let is_accepted = matches!(outcome, Some(Outcome::Accepted(_)));
-        let concluded = bounded(
-            sqlx::query_scalar!(
+        let entry = observed(claim.at, "read_back", reading, Some(conclusion.name()));
+        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let concluded = bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(0) };
+            let head = head.after(&self.fingerprinter, subject, &entry);
+            let concluded = sqlx::query_scalar!(
                 r#"-- conclude_read
                 with concluded as (
                     update submission
@@ -218,14 +221,15 @@ impl Journal {
                         sealed_payload = case when $6 and not $9 then null else sealed_payload end,
                         evidence = case when $10 then 'read_back' end,
                         verification_status = case when $10 then $11 end,
-                        verification_due_at = case when $10 then now() + make_interval(secs => $16) end
+                        verification_due_at = case when $10 then now() + make_interval(secs => $16) end,
+                        chain = $17, entries = $18
                     where job_id = $1 and state = 'unknown' and claim_token = $2
                     returning job_id, customer_id
                 ), observed as (
                     insert into observation (
-                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion
+                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry
                     )
-                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15 from concluded
+                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15, $18 from concluded
                     returning job_id
                 ), waiters as (
                     select w.job_id
@@ -253,9 +257,14 @@ impl Journal {
                 reading.error_code(),
                 conclusion.name(),
                 self.limits.verification_after.as_secs_f64(),
+                &head.mac as &[u8],
+                head.entries,
             )
-            .fetch_one(&self.pool),
-        )
+            .fetch_one(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(concluded)
+        })
         .await?;
         // A lost answer to this commit leaves nothing to mend: the row has moved on.
         if concluded == 1 { Ok(()) } else { Err(JournalError::Fenced) }
@@ -288,35 +297,64 @@ impl Journal {
         .await
     }
 
-    /// Writes down what a look before the first attempt said.
+    /// Writes down what a look before the first attempt said, and moves the claim's head on.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn record_baseline(
         &self,
-        claim: &Claim,
+        claim: &mut Claim,
         at: OffsetDateTime,
         reading: &Reading,
     ) -> Result<(), JournalError> {
-        let customer = match reading {
-            Reading::Customer(customer) => Some(customer),
-            _ => None,
-        };
-        bounded(
+        let entry = observed(at, "baseline", reading, None);
+        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let customer = reading.customer();
+        let head = bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let (head, _now) = Head::lock(&mut tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+            let head = head.after(&self.fingerprinter, subject, &entry);
             sqlx::query!(
                 "-- record_baseline
-                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error)
-                values ($1, $2, $3, 'baseline', $4, $5, $6)",
+                with chained as (
+                    update submission set chain = $7, entries = $8 where job_id = $1
+                )
+                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error, entry)
+                values ($1, $2, $3, 'baseline', $4, $5, $6, $8)",
                 claim.job_id,
                 claim.customer_id,
                 at,
                 customer.map(|customer| customer.status.as_str()),
                 customer.and_then(|customer| customer.failure_reason.as_deref()),
                 reading.error_code(),
+                &head.mac as &[u8],
+                head.entries,
             )
-            .execute(&self.pool),
-        )
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(head)
+        })
         .await?;
+        claim.head = head;
         Ok(())
+    }
+}
+
+/// What a look said, as an entry of the history.
+fn observed<'a>(
+    at: OffsetDateTime,
+    purpose: &'a str,
+    reading: &'a Reading,
+    conclusion: Option<&'a str>,
+) -> Entry<'a> {
+    let customer = reading.customer();
+    Entry::Observation {
+        at,
+        purpose,
+        status: customer.map(|customer| customer.status.as_str()),
+        failure_reason: customer.and_then(|customer| customer.failure_reason.as_deref()),
+        error: reading.error_code(),
+        conclusion,
     }
 }

@@ -154,8 +154,12 @@ impl Fingerprinter {
 
     /// The fingerprint of a request's content.
     pub fn content(&self, text: &str) -> [u8; 32] {
-        let mac = self.0.clone().chain_update(CONTENT_PREFIX).chain_update(text);
-        mac.finalize().into_bytes().into()
+        self.begin(CONTENT_PREFIX).chain_update(text).finalize().into_bytes().into()
+    }
+
+    /// A MAC under this key that has read `prefix`, which keeps the key's uses apart.
+    pub(super) fn begin(&self, prefix: &[u8]) -> Hmac<Sha256> {
+        self.0.clone().chain_update(prefix)
     }
 }
 

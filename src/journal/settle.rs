@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::chain::{Entry, Head, Subject};
+use super::seal::Fingerprinter;
 use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::domain::outcome::{Outcome, Wait};
 use crate::domain::verdict::{Acceptance, Verdict};
@@ -28,6 +31,7 @@ pub struct AttemptResult {
 }
 
 /// An attempt's result with what follows from it, as the rows will have it.
+#[derive(Clone)]
 pub(super) struct Closing {
     claim: Claim,
     verdict: &'static str,
@@ -104,14 +108,24 @@ impl Journal {
         }
         // Rare, and large: not to be carried about by every job.
         let is_done = Box::pin(bounded(async {
-            let mut tx = self.pool.begin().await?;
-            hold(&mut tx, closing.claim.job_id).await?;
-            let done = close_many(&mut tx, &self.limits, std::slice::from_ref(&closing)).await?;
-            tx.commit().await?;
-            Ok(done == [Some(())] || self.was_done(&closing).await?)
+            let is_closed = self.close_alone(&closing).await?;
+            Ok(is_closed || self.was_done(&closing).await?)
         }))
         .await?;
         if is_done { Ok(()) } else { Err(JournalError::Fenced) }
+    }
+
+    /// Writes it down alone: waits for whoever holds the submission's row, and goes by what that
+    /// one added to the history. Returns whether the claim was still there.
+    async fn close_alone(&self, closing: &Closing) -> sqlx::Result<bool> {
+        let mut tx = self.pool.begin().await?;
+        let Some((head, now)) = Head::lock(&mut tx, closing.claim.job_id).await? else { return Ok(false) };
+        let closing = Closing { claim: Claim { head, ..closing.claim }, ..closing.clone() };
+        let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);
+        let closed =
+            close_many(&mut tx, worker, fingerprinter, &self.limits, now, &[Arc::new(closing)]).await?;
+        tx.commit().await?;
+        Ok(closed == [Some(())])
     }
 
     /// Whether an earlier call whose answer was lost has written it. If not, a write that
@@ -140,61 +154,112 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn record_late(&self, claim: &Claim, verdict: &Verdict) -> Result<bool, JournalError> {
+        bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(false) };
+            let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+            let entry = Entry::LateVerdict { number: claim.attempt, verdict: verdict.name() };
+            let head = head.after(&self.fingerprinter, subject, &entry);
+            let has_ended = self.add_late_verdict(&mut tx, claim, verdict, head).await?;
+            tx.commit().await?;
+            Ok(has_ended)
+        })
+        .await
+    }
+
+    async fn add_late_verdict(
+        &self,
+        tx: &mut PgConnection,
+        claim: &Claim,
+        verdict: &Verdict,
+        head: Head,
+    ) -> sqlx::Result<bool> {
         let acceptance = match verdict {
             Verdict::Accepted(acceptance) => Some(acceptance),
             _ => None,
         };
-        let accepted = bounded(
-            sqlx::query_scalar!(
-                r#"-- record_late
-                with late as (
-                    update attempt
-                    set late_verdict = $4
-                    where job_id = $1 and number = $2 and worker = $3
-                        and ended_at is not null and late_verdict is null
-                    returning job_id
-                ), accepted as (
-                    update submission s
-                    set state = 'accepted', waiting_for = null, due_at = null, reason_code = null,
-                        reason = 'the provider accepted the update; its answer came after the claim was lost',
-                        ended_at = now(), claimed_until = null, claim_token = s.claim_token + 1,
-                        sealed_payload = null, evidence = 'late',
-                        provider_reference = $5, verification_status = $6,
-                        verification_due_at = now() + make_interval(secs => $7)
-                    from late
-                    where s.job_id = late.job_id and $4 = 'accepted'
-                        and (
-                            s.state in ('unknown', 'waiting')
-                            or s.state = 'needs_review' and s.reason_code in ('fate_unknown', 'last_update')
-                        )
-                    returning s.job_id, s.customer_id
-                ), waiters as (
-                    select w.job_id
-                    from submission w
-                    join accepted on accepted.customer_id = w.customer_id
-                    where w.state = 'waiting' and w.waiting_for = 'customer'
-                        and w.job_id <> accepted.job_id
-                    for update of w skip locked
-                ), woken as (
-                    update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
-                )
-                select count(*) as "accepted!" from accepted"#,
-                claim.job_id,
-                claim.attempt,
-                self.worker,
-                verdict.name(),
-                acceptance.and_then(|acceptance| acceptance.reference.as_deref()),
-                acceptance.and_then(|acceptance| acceptance.verification_status.as_deref()),
-                self.limits.verification_after.as_secs_f64(),
+        // A second call, after an answer that was lost, finds the verdict and adds nothing.
+        let has_ended = sqlx::query_scalar!(
+            r#"-- record_late
+            with late as (
+                update attempt
+                set late_verdict = $4, late_entry = $8
+                where job_id = $1 and number = $2 and worker = $3
+                    and ended_at is not null and late_verdict is null
+                returning job_id
+            ), told as (
+                select
+                    s.job_id,
+                    $4 = 'accepted'
+                    and (
+                        s.state in ('unknown', 'waiting')
+                        or s.state = 'needs_review' and s.reason_code in ('fate_unknown', 'last_update')
+                    ) as ends
+                from submission s
+                join late on late.job_id = s.job_id
+            ), noted as (
+                update submission s set chain = $9, entries = $8
+                from told
+                where s.job_id = told.job_id and not told.ends
+            ), accepted as (
+                update submission s
+                set state = 'accepted', waiting_for = null, due_at = null, reason_code = null,
+                    reason = 'the provider accepted the update; its answer came after the claim was lost',
+                    ended_at = now(), claimed_until = null, claim_token = s.claim_token + 1,
+                    sealed_payload = null, evidence = 'late', chain = $9, entries = $8,
+                    provider_reference = $5, verification_status = $6,
+                    verification_due_at = now() + make_interval(secs => $7)
+                from told
+                where s.job_id = told.job_id and told.ends
+                returning s.job_id, s.customer_id
+            ), waiters as (
+                select w.job_id
+                from submission w
+                join accepted on accepted.customer_id = w.customer_id
+                where w.state = 'waiting' and w.waiting_for = 'customer'
+                    and w.job_id <> accepted.job_id
+                for update of w skip locked
+            ), woken as (
+                update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
             )
-            .fetch_one(&self.pool),
+            select count(*) as "accepted!" from accepted"#,
+            claim.job_id,
+            claim.attempt,
+            self.worker,
+            verdict.name(),
+            acceptance.and_then(|acceptance| acceptance.reference.as_deref()),
+            acceptance.and_then(|acceptance| acceptance.verification_status.as_deref()),
+            self.limits.verification_after.as_secs_f64(),
+            head.entries,
+            &head.mac as &[u8],
         )
+        .fetch_one(tx)
         .await?;
-        Ok(accepted == 1)
+        Ok(has_ended == 1)
     }
 }
 
 impl Closing {
+    /// Where the job's chain stands once the attempt is closed.
+    fn head_after(&self, fingerprinter: &Fingerprinter, worker: &str, ended_at: OffsetDateTime) -> Head {
+        let claim = &self.claim;
+        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let entry = Entry::Attempt {
+            number: claim.attempt,
+            worker,
+            begun_at: claim.begun_at,
+            signed_at: claim.t0.wall.into(),
+            ended_at,
+            verdict: self.verdict,
+            detail: self.detail,
+            http_status: self.http_status,
+            provider_message: self.provider_message.as_deref(),
+            error: self.error,
+            duration_ms: Some(self.duration_ms),
+        };
+        claim.head.after(fingerprinter, subject, &entry)
+    }
+
     /// One that leaves the submission in motion, due after `due_in`.
     fn in_motion(claim: &Claim, result: &AttemptResult, state: &'static str, due_in: Duration) -> Self {
         let verdict = &result.verdict;
@@ -218,23 +283,20 @@ impl Closing {
     }
 }
 
-/// Waits for whoever holds the submission's row.
-async fn hold(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
-    sqlx::query!("-- hold\nselect from submission where job_id = $1 for update", job_id)
-        .fetch_optional(tx)
-        .await?;
-    Ok(())
-}
-
-/// Closes attempts and moves their submissions on; whoever releases a slot wakes the
-/// customer's waiters. `None` for those whose claim is gone, or whose row another holds:
-/// a batch waits for nobody.
+/// Closes attempts, adds their results to the histories and moves their submissions on; whoever
+/// releases a slot wakes the customer's waiters. `None` for those whose claim is gone, or to
+/// whose history something was added since it was made: their results go with other MACs. `now`
+/// is the transaction's time, which the rows get as `now()`.
 pub(super) async fn close_many(
     tx: &mut PgConnection,
+    worker: &str,
+    fingerprinter: &Fingerprinter,
     limits: &Limits,
+    now: OffsetDateTime,
     closings: &[Arc<Closing>],
 ) -> sqlx::Result<Vec<Option<()>>> {
     let closings: Vec<&Closing> = closings.iter().map(Arc::as_ref).collect();
+    let heads = column(&closings, |c| c.head_after(fingerprinter, worker, now));
     let closed: HashSet<Uuid> = sqlx::query_scalar!(
         r#"-- close_attempts
         with closing as (
@@ -243,26 +305,17 @@ pub(super) async fn close_many(
                 $1::uuid[], $2::bigint[], $3::integer[],
                 $4::text[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::integer[],
                 $10::text[], $11::text[], $12::float8[], $13::integer[], $14::text[], $15::text[],
-                $16::boolean[], $17::text[], $18::text[]
+                $16::boolean[], $17::text[], $18::text[], $20::integer[], $21::bytea[]
             ) as c (
                 job_id, token, number,
                 verdict, detail, http_status, provider_message, error, duration_ms,
                 state, waiting_for, due_in, retries, reason_code, reason,
-                keeps_payload, provider_reference, verification_status
+                keeps_payload, provider_reference, verification_status, entry, chain
             )
-        ), held as (
-            select c.*
-            from closing c
-            cross join lateral (
-                select
-                from submission s
-                where s.job_id = c.job_id and s.state = 'submitting' and s.claim_token = c.token
-                for update skip locked
-            ) ours
         ), moved_on as (
             update submission s
             set state = c.state, waiting_for = c.waiting_for,
-                due_at = now() + make_interval(secs => c.due_in),
+                due_at = now() + make_interval(secs => c.due_in), chain = c.chain, entries = c.entry,
                 retries = s.retries + c.retries, reason_code = c.reason_code, reason = c.reason,
                 ended_at = case when c.due_in is null then now() end, claimed_until = null,
                 sealed_payload = case when c.keeps_payload then s.sealed_payload end,
@@ -270,12 +323,15 @@ pub(super) async fn close_many(
                 evidence = case when c.state = 'accepted' then 'response' end,
                 verification_due_at =
                     case when c.state = 'accepted' then now() + make_interval(secs => $19) end
-            from held c
-            where s.job_id = c.job_id
+            from closing c
+            -- A state that the planner does not see: without statistics it would take the index
+            -- of claims, and compare each closing with all that are claimed.
+            where s.job_id = c.job_id and s.state = (select 'submitting') and s.claim_token = c.token
+                and s.entries = c.entry - 1
             returning s.customer_id, c.*
         ), closed as (
             update attempt a
-            set ended_at = now(), verdict = c.verdict, detail = c.detail, http_status = c.http_status,
+            set ended_at = now(), entry = c.entry, verdict = c.verdict, detail = c.detail, http_status = c.http_status,
                 provider_message = c.provider_message, error = c.error, duration_ms = c.duration_ms
             from moved_on c
             where a.job_id = c.job_id and a.number = c.number and a.ended_at is null
@@ -315,6 +371,8 @@ pub(super) async fn close_many(
         &column(&closings, |c| c.acceptance.as_ref().and_then(|a| a.verification_status.as_deref()))
             as &[Option<&str>],
         limits.verification_after.as_secs_f64(),
+        &heads.iter().map(|head| head.entries).collect::<Vec<_>>(),
+        &heads.iter().map(|head| head.mac).collect::<Vec<_>>() as &[[u8; 32]],
     )
     .fetch_all(tx)
     .await?

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::chain::{Entry, Head, Subject};
+use super::seal::Fingerprinter;
 use super::{BUSY_WAIT_MAX_SECONDS, Journal, JournalError, bounded};
 use crate::domain::outcome::{Exhaustion, Outcome};
 
@@ -18,6 +22,79 @@ pub struct TakenOver {
     pub attempt: i32,
 }
 
+/// An open attempt whose claim ran out, its submission's row locked.
+struct Abandoned {
+    job_id: Uuid,
+    customer_id: Uuid,
+    claimed_by: Option<String>,
+    number: i32,
+    worker: String,
+    begun_at: OffsetDateTime,
+    signed_at: OffsetDateTime,
+    chain: Option<[u8; 32]>,
+    entries: i32,
+    now: OffsetDateTime,
+}
+
+/// What is written down of an attempt whose worker vanished.
+struct Vanished {
+    verdict: &'static str,
+    detail: &'static str,
+    error: &'static str,
+}
+
+const VANISHED: Vanished = Vanished {
+    verdict: "unknown",
+    detail: "worker_vanished",
+    error: "the worker's claim ran out before it recorded a result",
+};
+
+impl Abandoned {
+    /// Where the job's chain stands once the attempt is closed.
+    fn head_after(&self, fingerprinter: &Fingerprinter) -> Head {
+        let subject = Subject { job_id: self.job_id, customer_id: self.customer_id };
+        let entry = Entry::Attempt {
+            number: self.number,
+            worker: &self.worker,
+            begun_at: self.begun_at,
+            signed_at: self.signed_at,
+            ended_at: self.now,
+            verdict: VANISHED.verdict,
+            detail: Some(VANISHED.detail),
+            http_status: None,
+            provider_message: None,
+            error: Some(VANISHED.error),
+            duration_ms: None,
+        };
+        Head::of_row(self.chain, self.entries).after(fingerprinter, subject, &entry)
+    }
+}
+
+/// The submissions whose claims ran out first, with their open attempts; those that another
+/// holds are left to him. `submitting` always has an open attempt, its last.
+async fn lock_abandoned(tx: &mut PgConnection, limit: i64) -> sqlx::Result<Vec<Abandoned>> {
+    sqlx::query_as!(
+        Abandoned,
+        r#"-- lock_abandoned
+        with expired as (
+            select job_id, customer_id, claimed_by, attempts, chain, entries
+            from submission
+            where state = 'submitting' and claimed_until < now()
+            order by claimed_until
+            limit $1
+            for update skip locked
+        )
+        select
+            e.job_id, e.customer_id as "customer_id!", e.claimed_by, a.number, a.worker, a.begun_at, a.signed_at,
+            e.chain as "chain: [u8; 32]", e.entries, now() as "now!"
+        from expired e
+        join attempt a on a.job_id = e.job_id and a.number = e.attempts and a.ended_at is null"#,
+        limit,
+    )
+    .fetch_all(tx)
+    .await
+}
+
 impl Journal {
     /// Takes over up to `limit` submissions whose worker vanished after it had begun an
     /// attempt: its fate is unknown, and the customer is to be looked at.
@@ -25,39 +102,53 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn take_over(&self, limit: i64) -> Result<Vec<TakenOver>, JournalError> {
-        bounded(
-            sqlx::query_as!(
-                TakenOver,
+        bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let abandoned = lock_abandoned(&mut tx, limit).await?;
+            if abandoned.is_empty() {
+                tx.rollback().await?;
+                return Ok(Vec::new());
+            }
+            let heads: Vec<Head> =
+                abandoned.iter().map(|attempt| attempt.head_after(&self.fingerprinter)).collect();
+            sqlx::query!(
                 "-- take_over
-                with expired as (
-                    select job_id
-                    from submission
-                    where state = 'submitting' and claimed_until < now()
-                    order by claimed_until
-                    limit $1
-                    for update skip locked
+                with abandoned as (
+                    select *
+                    from unnest($1::uuid[], $2::integer[], $3::integer[], $4::bytea[])
+                        as a (job_id, number, entry, chain)
                 ), taken as (
                     update submission s
-                    set state = 'unknown', due_at = now() + make_interval(secs => $2), claimed_until = null,
+                    set state = 'unknown', due_at = now() + make_interval(secs => $5), claimed_until = null,
                         reason_code = 'worker_vanished',
                         reason = 'the worker vanished in attempt ' || s.attempts,
-                        claim_token = s.claim_token + 1
-                    from expired
-                    where s.job_id = expired.job_id
-                    returning s.job_id, s.claimed_by, s.attempts
-                ), closed as (
-                    update attempt a
-                    set ended_at = now(), verdict = 'unknown', detail = 'worker_vanished',
-                        error = 'the worker''s claim ran out before it recorded a result'
-                    from taken
-                    where a.job_id = taken.job_id and a.ended_at is null
+                        claim_token = s.claim_token + 1, chain = abandoned.chain, entries = abandoned.entry
+                    from abandoned
+                    where s.job_id = abandoned.job_id
                 )
-                select job_id, claimed_by, attempts as attempt from taken",
-                limit,
+                update attempt a
+                set ended_at = now(), entry = abandoned.entry, verdict = $6, detail = $7, error = $8
+                from abandoned
+                where a.job_id = abandoned.job_id and a.number = abandoned.number",
+                &abandoned.iter().map(|attempt| attempt.job_id).collect::<Vec<_>>(),
+                &abandoned.iter().map(|attempt| attempt.number).collect::<Vec<_>>(),
+                &heads.iter().map(|head| head.entries).collect::<Vec<_>>(),
+                &heads.iter().map(|head| head.mac).collect::<Vec<_>>() as &[[u8; 32]],
                 self.limits.read_back_after.as_secs_f64(),
+                VANISHED.verdict,
+                VANISHED.detail,
+                VANISHED.error,
             )
-            .fetch_all(&self.pool),
-        )
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            let taken = abandoned.into_iter().map(|attempt| TakenOver {
+                job_id: attempt.job_id,
+                claimed_by: attempt.claimed_by,
+                attempt: attempt.number,
+            });
+            Ok(taken.collect())
+        })
         .await
     }
 

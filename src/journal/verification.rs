@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::chain::{Entry, Head, Subject};
 use super::open::insert_dead_letter;
 use super::{DeadLetter, Journal, JournalError, bounded};
 use crate::domain::customer_event::{CustomerEvent, Refusal};
@@ -72,6 +74,29 @@ impl VerificationClaim {
             || self.status.as_ref() != Some(&seen.status)
             || self.failure_reason != seen.failure_reason
     }
+}
+
+/// A customer's newest job, its row locked.
+struct Newest {
+    job_id: Uuid,
+    chain: Option<[u8; 32]>,
+    entries: i32,
+}
+
+async fn lock_newest(tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Option<Newest>> {
+    sqlx::query_as!(
+        Newest,
+        r#"-- lock_newest
+        select job_id, chain as "chain: [u8; 32]", entries
+        from submission
+        where customer_id = $1 and state <> 'invalid'
+        order by state = 'accepted' desc, requested_at desc, received_at desc, job_id desc
+        limit 1
+        for update"#,
+        customer_id,
+    )
+    .fetch_optional(tx)
+    .await
 }
 
 impl Journal {
@@ -184,8 +209,21 @@ impl Journal {
             NextLook::After { delay, is_overdue } => (Some(delay.as_secs_f64()), is_overdue),
             NextLook::Ended | NextLook::GivenUp => (None, false),
         };
-        let recorded = bounded(
-            sqlx::query_scalar!(
+        let is_news = seen.is_some_and(|seen| claim.is_news(seen));
+        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let entry = Entry::Observation {
+            at: claim.at,
+            purpose: "verification",
+            status: seen.map(|seen| seen.status.as_str()),
+            failure_reason: seen.and_then(|seen| seen.failure_reason.as_deref()),
+            error: None,
+            conclusion: None,
+        };
+        let recorded = bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(0) };
+            let head = head.after(&self.fingerprinter, subject, &entry);
+            let recorded = sqlx::query_scalar!(
                 r#"-- record_verification
                 with recorded as (
                     update submission s
@@ -196,13 +234,15 @@ impl Journal {
                         verification_overdue_at = case
                             when $6 then coalesce(s.verification_overdue_at, now())
                             else s.verification_overdue_at
-                        end
+                        end,
+                        chain = case when $7 then $8 else s.chain end,
+                        entries = case when $7 then $9 else s.entries end
                     where s.job_id = $1 and s.verification_due_at is not null
                         and (s.verification_seen_at is null or s.verification_seen_at < $2)
                     returning s.job_id, s.customer_id
                 ), observed as (
-                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason)
-                    select job_id, customer_id, $2, 'verification', $3, $4 from recorded where $7
+                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry)
+                    select job_id, customer_id, $2, 'verification', $3, $4, $9 from recorded where $7
                 ), looked_at as (
                     -- The interval to the next look counts from this one's answer.
                     update customer c set last_read_at = now()
@@ -216,10 +256,15 @@ impl Journal {
                 seen.and_then(|seen| seen.failure_reason.as_deref()),
                 delay,
                 is_overdue,
-                seen.is_some_and(|seen| claim.is_news(seen)),
+                is_news,
+                &head.mac as &[u8],
+                head.entries,
             )
-            .fetch_one(&self.pool),
-        )
+            .fetch_one(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(recorded)
+        })
         .await?;
         Ok(recorded == 1)
     }
@@ -234,95 +279,124 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn record_customer_event(&self, event: &CustomerEvent) -> Result<EventNoted, JournalError> {
+        bounded(async {
+            let mut tx = self.pool.begin().await?;
+            let Some(newest) = lock_newest(&mut tx, event.customer_id).await? else {
+                return Ok(EventNoted::UnknownCustomer);
+            };
+            let subject = Subject { job_id: newest.job_id, customer_id: event.customer_id };
+            let entry = Entry::Observation {
+                at: event.at,
+                purpose: "webhook",
+                status: Some(&event.status),
+                failure_reason: event.failure_reason.as_deref(),
+                error: None,
+                conclusion: None,
+            };
+            let head = Head::of_row(newest.chain, newest.entries).after(&self.fingerprinter, subject, &entry);
+            let noted = self.note_event(&mut tx, event, newest.job_id, head).await?;
+            tx.commit().await?;
+            Ok(noted)
+        })
+        .await
+    }
+
+    async fn note_event(
+        &self,
+        tx: &mut PgConnection,
+        event: &CustomerEvent,
+        job_id: Uuid,
+        head: Head,
+    ) -> sqlx::Result<EventNoted> {
         // What else may have been in verification is ruled out as a look's claim does it, and by
-        // looks alone: another event may have been about another update, too.
-        let noted = bounded(
-            sqlx::query!(
-                r#"-- record_customer_event
-                with newest as (
-                    select job_id, customer_id, state, verification_due_at, verification_seen_at
-                    from submission
-                    where customer_id = $1 and state <> 'invalid'
-                    order by state = 'accepted' desc, requested_at desc, received_at desc, job_id desc
-                    limit 1
-                    for update
-                ), judged as (
-                    select
-                        newest.job_id, newest.customer_id,
-                        newest.verification_due_at is not null and $5
-                        and $2 >= begun.at + make_interval(secs => $6)
-                        and (newest.verification_seen_at is null or $2 > newest.verification_seen_at)
-                        and not exists (
-                            select
-                            from submission other
-                            join attempt o on o.job_id = other.job_id
-                            where other.customer_id = newest.customer_id and other.job_id <> newest.job_id
-                                and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
-                                and not exists (
-                                    select from observation seen
-                                    where seen.customer_id = newest.customer_id and seen.purpose <> 'webhook'
-                                        and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                                        and seen.at < begun.at
-                                        and seen.at > o.ended_at + make_interval(
-                                            secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
-                                        )
-                                )
-                                and not exists (
-                                    select from observation settled
-                                    where settled.job_id = o.job_id
-                                        and settled.conclusion in ('not_applied', 'last_update')
-                                        and settled.at > o.ended_at
-                                )
-                        ) as is_its_end
-                    from newest
-                    cross join lateral (
-                        select max(a.begun_at) as at
-                        from attempt a
-                        where a.job_id = newest.job_id
-                            and (a.verdict in ('accepted', 'unknown') or a.late_verdict = 'accepted')
-                    ) begun
-                ), observed as (
-                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason)
-                    select job_id, customer_id, $2, 'webhook', $3, $4 from judged
-                    on conflict (customer_id, at, status) where purpose = 'webhook' do nothing
-                    returning job_id
-                ), told as (
-                    update submission s
-                    set verification_status = case when judged.is_its_end then $3 else s.verification_status end,
-                        failure_reason = case when judged.is_its_end then $4 else s.failure_reason end,
-                        verification_seen_at =
-                            case when judged.is_its_end then least($2, now()) else s.verification_seen_at end,
-                        verification_due_at = least(
+        // looks alone: another event may have been about another update, too. An event that we
+        // had already is no entry.
+        let noted = sqlx::query!(
+            r#"-- record_customer_event
+            with newest as (
+                select job_id, customer_id, state, verification_due_at, verification_seen_at, verification_status
+                from submission
+                where job_id = $1
+            ), judged as (
+                select
+                    newest.job_id, newest.customer_id,
+                    newest.verification_due_at is not null and $5
+                    and $2 >= begun.at + make_interval(secs => $6)
+                    and (newest.verification_seen_at is null or $2 > newest.verification_seen_at)
+                    and not exists (
+                        select
+                        from submission other
+                        join attempt o on o.job_id = other.job_id
+                        where other.customer_id = newest.customer_id and other.job_id <> newest.job_id
+                            and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
+                            and not exists (
+                                select from observation seen
+                                where seen.customer_id = newest.customer_id and seen.purpose <> 'webhook'
+                                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
+                                    and seen.at < begun.at
+                                    and seen.at > o.ended_at + make_interval(
+                                        secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
+                                    )
+                            )
+                            and not exists (
+                                select from observation settled
+                                where settled.job_id = o.job_id
+                                    and settled.conclusion in ('not_applied', 'last_update')
+                                    and settled.at > o.ended_at
+                            )
+                    ) as is_its_end,
+                    -- An end that is known already is looked at again only if this is another word.
+                    newest.state = 'accepted'
+                    and (newest.verification_due_at is not null or newest.verification_status is distinct from $3)
+                        as is_worth_a_look
+                from newest
+                cross join lateral (
+                    select max(a.begun_at) as at
+                    from attempt a
+                    where a.job_id = newest.job_id
+                        and (a.verdict in ('accepted', 'unknown') or a.late_verdict = 'accepted')
+                ) begun
+            ), observed as (
+                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry)
+                select job_id, customer_id, $2, 'webhook', $3, $4, $9 from judged
+                on conflict (customer_id, at, status) where purpose = 'webhook' do nothing
+                returning job_id
+            ), told as (
+                update submission s
+                set chain = $8, entries = $9,
+                    verification_status = case when judged.is_its_end then $3 else s.verification_status end,
+                    failure_reason = case when judged.is_its_end then $4 else s.failure_reason end,
+                    verification_seen_at =
+                        case when judged.is_its_end then least($2, now()) else s.verification_seen_at end,
+                    verification_due_at = case
+                        when judged.is_worth_a_look then least(
                             s.verification_due_at,
                             greatest(now(), s.ended_at + make_interval(secs => $7))
                         )
-                    from judged
-                    join observed on observed.job_id = judged.job_id
-                    where s.job_id = judged.job_id and s.state = 'accepted'
-                        -- An end that is known already is looked at again only if this is another word.
-                        and (s.verification_due_at is not null or s.verification_status is distinct from $3)
-                )
-                select
-                    judged.job_id as "job_id?", judged.is_its_end as "is_its_end?",
-                    exists (select from observed) as "is_new!"
-                from (values (true)) as one (row)
-                left join judged on true"#,
-                event.customer_id,
-                event.at,
-                event.status,
-                event.failure_reason,
-                is_final(&event.status),
-                self.limits.read_back_window.as_secs_f64(),
-                self.limits.verification_after.as_secs_f64(),
+                        else s.verification_due_at
+                    end
+                from judged
+                join observed on observed.job_id = judged.job_id
+                where s.job_id = judged.job_id
             )
-            .fetch_one(&self.pool),
+            select coalesce(judged.is_its_end, false) as "is_its_end!", exists (select from observed) as "is_new!"
+            from judged"#,
+            job_id,
+            event.at,
+            event.status,
+            event.failure_reason,
+            is_final(&event.status),
+            self.limits.read_back_window.as_secs_f64(),
+            self.limits.verification_after.as_secs_f64(),
+            &head.mac as &[u8],
+            head.entries,
         )
+        .fetch_one(tx)
         .await?;
-        Ok(match (noted.job_id, noted.is_its_end) {
-            (None, _) => EventNoted::UnknownCustomer,
-            (Some(_), _) if !noted.is_new => EventNoted::Known,
-            (Some(job_id), Some(true)) => EventNoted::Ended(job_id),
-            (Some(job_id), _) => EventNoted::Stored(job_id),
+        Ok(match (noted.is_new, noted.is_its_end) {
+            (false, _) => EventNoted::Known,
+            (true, true) => EventNoted::Ended(job_id),
+            (true, false) => EventNoted::Stored(job_id),
         })
     }
 

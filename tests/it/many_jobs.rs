@@ -9,11 +9,13 @@ use kyc_worker::domain::job::Job;
 use kyc_worker::domain::outcome::Outcome;
 use kyc_worker::domain::verdict::{Acceptance, Verdict};
 use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Executor as _, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::harness::world;
-use crate::one_customer::{job_asked, journal, take_slot};
+use crate::one_customer::{job_asked, journal, journal_with, take_slot};
 
 const JOBS: usize = 300;
 
@@ -138,5 +140,81 @@ fn of_two_jobs_with_one_id_in_a_batch_one_is_opened() {
         let known = opened.iter().filter(|opened| matches!(opened, Opened::Known)).count();
         assert_eq!((claimed, known), (1, 19));
         assert_eq!(world.count("select deliveries::bigint from submission").await, 20);
+    });
+}
+
+/// Lets every attempt that is closed wait for whoever holds the advisory lock 7: longer than a
+/// batch waits for a lock, if it looks for one.
+const HOLD_UP: &str = "create function hold_up() returns trigger language plpgsql as $$
+    begin
+        while not pg_try_advisory_xact_lock_shared(7) loop
+            perform pg_sleep(0.1);
+        end loop;
+        return null;
+    end $$";
+
+#[test]
+fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
+    world(async |world| {
+        let one_connection = PgPoolOptions::new().max_connections(1);
+        let pool = one_connection.connect(world.database_url()).await.expect("a connection");
+        let journal = Arc::new(journal_with(pool.clone(), "one"));
+        let claims = open_all(&journal, &jobs(3)).await;
+        // A transaction that is open has begun before this statement.
+        let is_outside = async || {
+            let row = pool.fetch_one("select now() = statement_timestamp()").await;
+            row.expect("the database answers").get::<bool, _>(0)
+        };
+        assert!(is_outside().await);
+
+        // An error: somebody holds a row.
+        let mut holding = world.pool.begin().await.expect("a transaction");
+        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[0].job_id);
+        hold.fetch_one(&mut *holding).await.expect("the row");
+        let held = tokio::spawn({
+            let (journal, claim) = (Arc::clone(&journal), claims[0]);
+            async move { settle(&journal, &claim, None).await }
+        });
+        let waits = "select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock' and query like '-- lock_head%'";
+        world.wait_for("it, alone", async || (world.count(waits).await == 1).then_some(())).await;
+        holding.rollback().await.expect("it rolls back");
+        held.await.expect("no panic").expect("it is ours, and its row is free");
+        assert!(is_outside().await);
+
+        // An end to patience: a server that says nothing.
+        for statement in [
+            HOLD_UP,
+            "create trigger hold_up after update on attempt for each row execute function hold_up()",
+        ] {
+            sqlx::query(statement).execute(&world.pool).await.expect("the database does it");
+        }
+        let mut silence = world.pool.begin().await.expect("a transaction");
+        sqlx::query("select pg_advisory_xact_lock(7)").execute(&mut *silence).await.expect("the lock");
+        let unanswered = tokio::spawn({
+            let (journal, claim) = (Arc::clone(&journal), claims[1]);
+            async move { settle(&journal, &claim, None).await }
+        });
+        let first: i32 = world
+            .wait_for("a batch that is held up", async || {
+                let held_up = "select pid from pg_stat_activity
+                    where datname = current_database() and wait_event = 'PgSleep'";
+                sqlx::query_scalar(held_up).fetch_optional(&world.pool).await.expect("the database answers")
+            })
+            .await;
+        world
+            .wait_for("another connection", async || {
+                let others = "select count(*) from pg_stat_activity
+                    where datname = current_database() and pid <> $1 and query like '-- lock_head%'";
+                let others: i64 =
+                    sqlx::query_scalar(others).bind(first).fetch_one(&world.pool).await.expect("an answer");
+                (others == 1).then_some(())
+            })
+            .await;
+        silence.rollback().await.expect("it rolls back");
+        unanswered.await.expect("no panic").expect("it was ours, and is written down once");
+        assert!(is_outside().await);
+        settle(&journal, &claims[2], None).await.expect("it is ours");
+        assert_eq!(world.count("select sum(entries)::bigint from submission").await, 3);
     });
 }

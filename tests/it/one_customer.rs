@@ -12,7 +12,7 @@ use kyc_worker::journal::seal::{Fingerprinter, Keyring};
 use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened, Turn};
 use rand::seq::SliceRandom as _;
 use serde_json::{Value, json};
-use sqlx::{Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction};
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -247,9 +247,13 @@ const LIMITS: Limits = Limits {
 };
 
 pub fn journal(world: &World, worker: &str) -> Journal {
+    journal_with(world.pool.clone(), worker)
+}
+
+pub fn journal_with(pool: PgPool, worker: &str) -> Journal {
     let keyring = Keyring::parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("a key");
     let fingerprinter = Fingerprinter::parse("ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=").expect("a key");
-    Journal::new(world.pool.clone(), worker.to_owned(), LIMITS, keyring, fingerprinter)
+    Journal::new(pool, worker.to_owned(), LIMITS, keyring, fingerprinter)
 }
 
 pub fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {
