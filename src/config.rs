@@ -510,9 +510,9 @@ pub struct KeySettings {
     #[arg(long, env = "PAYLOAD_KEY_FILE", value_name = "FILE", help_heading = "Keys")]
     pub payload_key_file: Option<PathBuf>,
 
-    /// Fingerprints of contents: base64 of 32 bytes or more; never rotate it (secret)
-    #[arg(long, env = "FINGERPRINT_KEY", value_name = "KEY", hide_env_values = true, help_heading = "Keys")]
-    pub fingerprint_key: Option<Secret>,
+    /// Fingerprints.
+    #[command(flatten)]
+    pub fingerprint: FingerprintSettings,
 
     /// How long the payload of a job that a person may send again is kept
     #[arg(
@@ -523,6 +523,14 @@ pub struct KeySettings {
         help_heading = "Keys"
     )]
     pub payload_retention: Duration,
+}
+
+/// The key that contents are fingerprinted with, and histories are chained with.
+#[derive(Args, Clone, Debug)]
+pub struct FingerprintSettings {
+    /// Fingerprints contents and chains histories: base64 of 32 bytes or more; never rotate it (secret)
+    #[arg(long, env = "FINGERPRINT_KEY", value_name = "KEY", hide_env_values = true, help_heading = "Keys")]
+    pub fingerprint_key: Option<Secret>,
 
     /// A file that holds FINGERPRINT_KEY
     #[arg(long, env = "FINGERPRINT_KEY_FILE", value_name = "FILE", help_heading = "Keys")]
@@ -823,7 +831,7 @@ impl RunSettings {
         let api_key = self.provider.api_key().map_err(&mut noted).ok();
         let api_secret = self.provider.api_secret().map_err(&mut noted).ok();
         let keyring = self.keys.keyring().map_err(&mut noted).ok();
-        let fingerprinter = self.keys.fingerprinter().map_err(&mut noted).ok();
+        let fingerprinter = self.keys.fingerprint.fingerprinter().map_err(&mut noted).ok();
         match (database_url, amqp_url, base_url, provider_ca, api_key, api_secret, keyring, fingerprinter) {
             (
                 Some(database_url),
@@ -1058,7 +1066,9 @@ impl KeySettings {
         let key = read_secret("PAYLOAD_KEY", self.payload_key.as_ref(), self.payload_key_file.as_ref())?;
         Keyring::parse(key.expose()).map_err(|fault| SettingFault::new("PAYLOAD_KEY", fault.to_string()))
     }
+}
 
+impl FingerprintSettings {
     /// What contents are fingerprinted with.
     ///
     /// # Errors

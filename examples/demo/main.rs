@@ -54,6 +54,7 @@ struct Arguments {
 
 const API_KEY: &str = "demo-key";
 const API_SECRET: &str = "demo-secret";
+const FINGERPRINT_KEY: &str = "ZGVtbyBmaW5nZXJwcmludCBrZXksIDMyIGJ5dGVzISE=";
 
 /// How long the provider is down at first, and how long it refuses our key later.
 const DOWN_TIME: Duration = Duration::from_secs(2);
@@ -154,7 +155,9 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
         dead_letters: broker.look_at_dead_letters(jobs.published.letters.len()).await?,
     };
     let evidence = reconcile::gather(&pool, &stage.admin_url(), jobs.published, at_broker).await?;
-    let checks = [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL)].concat();
+    let histories = reconcile::audit(&pool, FINGERPRINT_KEY).await?;
+    let checks =
+        [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL), vec![histories]].concat();
     Ok(conclude(&checks, &stage, elapsed))
 }
 
@@ -221,7 +224,7 @@ impl Stage {
             ("DOLLARPE_API_KEY", API_KEY),
             ("DOLLARPE_API_SECRET", API_SECRET),
             ("PAYLOAD_KEY", "ZGVtbyBwYXlsb2FkIGtleSwgMzIgYnl0ZXMgbG9uZyE="),
-            ("FINGERPRINT_KEY", "ZGVtbyBmaW5nZXJwcmludCBrZXksIDMyIGJ5dGVzISE="),
+            ("FINGERPRINT_KEY", FINGERPRINT_KEY),
             ("REQUEST_TIMEOUT", "3s"),
             ("SEND_WINDOW", "2s"),
             ("CLAIM_LEASE", "5s"),

@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::TryStreamExt as _;
+use kyc_worker::journal::audit::{Audit, Finding};
+use kyc_worker::journal::seal::Fingerprinter;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sqlx::{PgPool, Row as _};
@@ -183,6 +186,26 @@ pub async fn gather(
         submissions: read_submissions(pool).await?,
         attempts: read_attempts(pool).await?,
         dead_letter_rows: read_dead_letters(pool).await?,
+    })
+}
+
+/// Audits what the workers chained with this key: every history must verify.
+pub async fn audit(pool: &PgPool, fingerprint_key: &str) -> anyhow::Result<Check> {
+    let mut audit = Audit::begin(pool, Fingerprinter::parse(fingerprint_key)?).await?;
+    let (mut submissions, mut findings) = (0, Vec::new());
+    while let Some(page) = audit.next_page().await? {
+        submissions += page.submissions;
+        findings.extend(page.findings);
+    }
+    findings.extend(audit.orphans().try_collect::<Vec<_>>().await?);
+    let jobs: BTreeSet<Uuid> = findings.iter().map(|finding| finding.job_id).collect();
+    let expected = usize::try_from(submissions)?;
+    let tell = |Finding { job_id, place, what, .. }: &Finding| format!("{job_id} {place}: {what}");
+    Ok(Check {
+        name: "histories, each verified by its chain",
+        expected,
+        found: expected.saturating_sub(jobs.len()),
+        disagreeing: findings.iter().map(tell).collect(),
     })
 }
 

@@ -123,6 +123,7 @@ const TIMES: [(&str, &str); 12] = [
     ("VERIFICATION_POLL_AFTER", "15s"),
     ("VERIFICATION_READS_PER_SECOND", "200"),
 ];
+const FINGERPRINT_KEY: &str = "c3Rvcm0gZmluZ2VycHJpbnQga2V5LCAzMiBieXRlcyE=";
 const CLAIM_LEASE: Duration = Duration::from_millis(3500);
 const CUSTOMER_READ_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -344,7 +345,7 @@ impl Stage {
             ("DOLLARPE_API_KEY", "sandbox-key"),
             ("DOLLARPE_API_SECRET", "sandbox-secret"),
             ("PAYLOAD_KEY", "c3Rvcm0gcGF5bG9hZCBrZXksIDMyIGJ5dGVzIGxvbmc="),
-            ("FINGERPRINT_KEY", "c3Rvcm0gZmluZ2VycHJpbnQga2V5LCAzMiBieXRlcyE="),
+            ("FINGERPRINT_KEY", FINGERPRINT_KEY),
             ("RETRY_DELAY_MIN", "50ms"),
             ("RETRY_DELAY_MAX", "2s"),
             // No job is to run out of attempts here: it is the storm that costs them.

@@ -5,10 +5,10 @@ use std::fmt;
 
 use sqlx::PgPool;
 
-use crate::CUSTOMER_READ_INTERVAL;
 use crate::reconcile::{self, AtBroker, Check, Published};
 use crate::replicas::Replicas;
 use crate::weather::Weather;
+use crate::{CUSTOMER_READ_INTERVAL, FINGERPRINT_KEY};
 
 /// How many differing cases of one check are shown.
 const DISAGREEING_SHOWN: usize = 20;
@@ -47,6 +47,7 @@ pub async fn reach(
     deeds: Deeds,
 ) -> anyhow::Result<Verdict> {
     let evidence = reconcile::gather(pool, admin_url, published, at_broker).await?;
+    let histories = reconcile::audit(pool, FINGERPRINT_KEY).await?;
     let ends = sqlx::query_as(
         "select state, coalesce(case when state = 'accepted' then evidence else reason_code end, ''), count(*)
         from submission where state <> 'invalid' group by 1, 2 order by 3 desc",
@@ -75,7 +76,8 @@ pub async fn reach(
     }
     let (patches, updates) = evidence.seen();
     Ok(Verdict {
-        checks: [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL)].concat(),
+        checks: [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL), vec![histories]]
+            .concat(),
         jobs: ends.iter().map(|(_, _, count)| count).sum(),
         ends,
         faults,

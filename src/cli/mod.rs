@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
 mod assets;
+mod audit;
 mod budget;
 mod check;
 mod dead_letters;
@@ -31,8 +32,9 @@ use uuid::Uuid;
 
 use crate::app::{self, Mode};
 use crate::config::{
-    BrokerSettings, DatabaseSettings, EnvFile, JobSettings, LogSettings, Parsed, ProviderArgs,
-    ReadBackSettings, RunSettings, SettingFault, SettingSource, parse_all, parse_duration, setting_sources,
+    BrokerSettings, DatabaseSettings, EnvFile, FingerprintSettings, JobSettings, LogSettings, Parsed,
+    ProviderArgs, ReadBackSettings, RunSettings, SettingFault, SettingSource, parse_all, parse_duration,
+    setting_sources,
 };
 use crate::journal;
 use crate::journal::interventions::Signed;
@@ -124,6 +126,11 @@ pub enum Command {
         after_help = "Example:\n  kyc-worker export --since 2026-07-01 --until 2026-10-01 --format csv > q3.csv"
     )]
     Export(ExportArgs),
+    /// Verify that what the tables say of every job is what was written, and can have happened
+    #[command(
+        after_help = "Example:\n  kyc-worker audit\n  kyc-worker audit 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --json | jq .findings\n\nFinds attempts and observations that were changed, removed, added or moved, counts that do\nnot agree, rows without their submission, and histories that cannot be. Needs\nFINGERPRINT_KEY, and a role that may read the tables: the worker's. Nothing is written;\nreplicas may run.\n\nExit codes: 0 every history verifies, 1 something is wrong."
+    )]
+    Audit(AuditArgs),
     /// Remove what could tell who a customer is, and keep what happened
     #[command(
         after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of his is in motion. Exit code 1 also where dead letters that name him are still queued."
@@ -562,6 +569,23 @@ fn parse_time(text: &str) -> Result<time::OffsetDateTime, String> {
         .map_err(|_| "write a day, 2026-07-01, or a moment, 2026-07-01T12:00:00Z".to_owned())
 }
 
+/// What `audit` takes.
+#[derive(Args, Debug)]
+pub struct AuditArgs {
+    /// Only these jobs [default: all]
+    #[arg(value_name = "JOB_ID")]
+    pub job_ids: Vec<Uuid>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The key of the chains.
+    #[command(flatten)]
+    pub fingerprint: FingerprintSettings,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+}
+
 /// What `forget` takes.
 #[derive(Args, Debug)]
 pub struct ForgetArgs {
@@ -651,6 +675,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Resolve(args) => resolve::run(&args).await,
         Command::DeadLetters(command) => dead_letters::run(&command).await,
         Command::Export(args) => export::run(&args).await,
+        Command::Audit(args) => audit::run(&args).await,
         Command::Forget(args) => forget::run(&args).await,
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {

@@ -1,6 +1,7 @@
 //! What happened to every job, in Postgres: all SQL, and the sealing of payloads. Each
 //! function is one commit, and every write on a claim checks that the claim is still ours.
 
+pub mod audit;
 mod batch;
 pub mod budget;
 mod chain;
@@ -8,6 +9,7 @@ mod claim;
 pub mod dead_letters;
 pub mod export;
 pub mod forget;
+mod history;
 mod inspect;
 pub mod interventions;
 pub mod list;

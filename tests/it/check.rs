@@ -209,6 +209,7 @@ fn check_names_what_is_wrong_with_the_database() {
         let closed = [("DATABASE_URL", "postgres://kyc:canary@127.0.0.1:1/kyc")];
         blames(&world, &closed, &["127.0.0.1:1", "refused"], &["is it running"]).await;
 
+        world.is_tampered_with();
         execute("drop schema public cascade; create schema public").await;
         blames(&world, &[], &["DATABASE_URL: the database has no tables of ours"], &migrate).await;
     });

@@ -1,7 +1,5 @@
 //! Auditors get every job of a span, masked, however many there are.
 
-use std::process::Command;
-
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -63,15 +61,7 @@ fn an_export_of_many_jobs_needs_no_more_memory_than_one_of_few() {
             )
             .await;
         // All rows are three times what the process may have.
-        let mut limited = Command::new("sh");
-        limited.args(["-c", "ulimit -d 65536; exec \"$0\" export --since 2026-01-01 | wc -l"]);
-        limited.arg(env!("CARGO_BIN_EXE_kyc-worker"));
-        let settings = world.command();
-        limited.env_clear().envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        limited.env("PATH", "/usr/bin:/bin");
-        let output =
-            tokio::task::spawn_blocking(move || limited.output().expect("it runs")).await.expect("a task");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert_eq!(said.trim(), "200000", "{}", String::from_utf8_lossy(&output.stderr));
+        let said = world.run_in_64_mib("export --since 2026-01-01 | wc -l").await;
+        assert_eq!(said.trim(), "200000");
     });
 }

@@ -8,9 +8,12 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, TryStreamExt as _};
+use kyc_worker::journal::audit::{Audit, Finding};
+use kyc_worker::journal::seal::Fingerprinter;
 use kyc_worker::sandbox;
 use kyc_worker::sandbox::tls::{Authority, Front};
 use lapin::options::{
@@ -33,6 +36,9 @@ use crate::relay::Relay;
 
 /// The queue of jobs.
 pub const JOBS: &str = "kyc.document-updates";
+
+/// What the workers chain histories with.
+pub const FINGERPRINT_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 
 /// For a worker with more in its queue than it holds, which may be cut off from a service in the
 /// middle of it; patient enough that an attempt whose commit lost its answer can be looked into
@@ -88,6 +94,8 @@ pub struct World {
     channel: Channel,
     connection: Connection,
     dir: TempDir,
+    /// Whether histories were changed behind the worker's back.
+    is_tampered: AtomicBool,
 }
 
 /// Runs `test` in a world of its own and takes the world down after it, whatever happened.
@@ -124,7 +132,11 @@ where
         .expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World::new(admin_url, settings).await);
-        let result = AssertUnwindSafe(test(Arc::clone(&world))).catch_unwind().await;
+        let tested = async {
+            test(Arc::clone(&world)).await;
+            world.check_histories().await;
+        };
+        let result = AssertUnwindSafe(tested).catch_unwind().await;
         if result.is_err() {
             world.print_logs();
         }
@@ -189,7 +201,30 @@ impl World {
             channel,
             connection,
             dir,
+            is_tampered: AtomicBool::new(false),
         }
+    }
+
+    /// Checks that whatever a test did, every history verifies.
+    async fn check_histories(&self) {
+        // A cluster of the test's own may be gone.
+        if self.is_tampered.load(Ordering::Relaxed) || self.admin_url != admin_database_url() {
+            return;
+        }
+        let fingerprinter = Fingerprinter::parse(FINGERPRINT_KEY).expect("a key");
+        let mut audit = Audit::begin(&self.pool, fingerprinter).await.expect("the database answers");
+        let mut findings = Vec::new();
+        while let Some(page) = audit.next_page().await.expect("the database answers") {
+            findings.extend(page.findings);
+        }
+        let orphans: Vec<Finding> = audit.orphans().try_collect().await.expect("the database answers");
+        findings.extend(orphans);
+        assert!(findings.is_empty(), "histories that do not verify: {findings:#?}");
+    }
+
+    /// Says that histories are changed behind the worker's back, so that they cannot verify.
+    pub fn is_tampered_with(&self) {
+        self.is_tampered.store(true, Ordering::Relaxed);
     }
 
     async fn clean(&self) {
@@ -232,7 +267,7 @@ impl World {
             ("DOLLARPE_API_KEY", "sandbox-key"),
             ("DOLLARPE_API_SECRET", "sandbox-secret"),
             ("PAYLOAD_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
-            ("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="),
+            ("FINGERPRINT_KEY", FINGERPRINT_KEY),
             ("CONCURRENCY", "16"),
             ("PREFETCH", "48"),
             ("DATABASE_CONNECTIONS", "5"),
@@ -291,6 +326,20 @@ impl World {
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
+    /// Runs a command, and what the shell does with its output, with 64 MiB for its data.
+    pub async fn run_in_64_mib(&self, command: &str) -> String {
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -d 65536; \"$0\" {command}"), env!("CARGO_BIN_EXE_kyc-worker")]);
+        let settings = self.command();
+        limited.env_clear().envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.env("PATH", "/usr/bin:/bin");
+        let output =
+            tokio::task::spawn_blocking(move || limited.output().expect("it runs")).await.expect("a task");
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.stdout.is_empty(), "{command}: {complaint}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
     /// Runs a command with `--json` and returns what it says and whether it succeeded.
     pub async fn ask(&self, arguments: &[&str]) -> (Value, bool) {
         let output = self.run(&[arguments, &["--json"]].concat(), &[]).await;
@@ -314,6 +363,7 @@ impl World {
 
     /// Changes the database behind the worker's back.
     pub async fn tamper(&self, statement: &'static str) {
+        self.is_tampered_with();
         sqlx::query(statement).execute(&self.pool).await.expect("the database does it");
     }
 

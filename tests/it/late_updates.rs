@@ -63,6 +63,7 @@ fn a_look_that_is_written_down_twice_confirms_once() {
                 (world.count("select count(*) from observation").await == 1).then_some(())
             })
             .await;
+        world.is_tampered_with();
         // As a write does that is tried again because its answer was lost.
         sqlx::query(
             "insert into observation (job_id, customer_id, at, purpose, status, conclusion)

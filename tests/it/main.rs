@@ -8,6 +8,7 @@ mod own_services;
 mod relay;
 
 mod acceptance;
+mod audit;
 mod broker_connections;
 mod broker_outages;
 mod budget;

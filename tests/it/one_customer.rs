@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::harness::{Submission, World, job_body, job_of_link, sized, world};
+use crate::harness::{FINGERPRINT_KEY, Submission, World, job_body, job_of_link, sized, world};
 
 const JOBS_EACH: i64 = 10;
 
@@ -252,7 +252,7 @@ pub fn journal(world: &World, worker: &str) -> Journal {
 
 pub fn journal_with(pool: PgPool, worker: &str) -> Journal {
     let keyring = Keyring::parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("a key");
-    let fingerprinter = Fingerprinter::parse("ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=").expect("a key");
+    let fingerprinter = Fingerprinter::parse(FINGERPRINT_KEY).expect("a key");
     Journal::new(pool, worker.to_owned(), LIMITS, keyring, fingerprinter)
 }
 
@@ -278,6 +278,7 @@ async fn execute(tx: &mut Transaction<'static, Postgres>, statement: &'static st
 
 /// Takes the customer's slot for `job` in a transaction that stays open.
 pub async fn take_slot(world: &World, job: &Job) -> Transaction<'static, Postgres> {
+    world.is_tampered_with();
     let mut tx = world.pool.begin().await.expect("a transaction");
     let insert = "insert into submission (
             job_id, customer_id, requested_at, received_at, sealed_payload, state, attempts, claim_token,

@@ -208,6 +208,9 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
         check_clean("the tables", &everything_stored(&world).await);
         check_clean("a dump", &dump(&world));
         check_commands(&world, &settings, &[&jobs[..], &[held]].concat()).await;
+        // Chained with another key than other worlds' histories.
+        world.is_tampered_with();
+        assert!(world.run(&["audit"], &settings).await.status.success(), "every history verifies");
     });
 }
 
@@ -291,7 +294,9 @@ async fn check_commands(world: &World, settings: &[(&str, &str)], jobs: &[Uuid])
         check(&["show", "--json", &id], settings, b"").await;
     }
     for arguments in [
-        &["report"][..],
+        &["audit"][..],
+        &["audit", "--json"],
+        &["report"],
         &["report", "--json"],
         &["list"],
         &["list", "--json"],

@@ -106,6 +106,7 @@ async fn check_worker_role(world: &World) {
             signed[3],
         ],
         &["export", "--since", "2026-01-01"],
+        &["audit"],
         &["dead-letters", "list"],
         &["dead-letters", "requeue", "--all", signed[0], signed[1], signed[2], signed[3]],
     ] {

@@ -1,0 +1,120 @@
+//! `kyc-worker audit`: whether every history is what was written, and can have happened. What is
+//! found is printed as it is found, so that memory does not grow with it.
+
+use std::io::{BufWriter, StdoutLock, Write as _, stdout};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use futures_util::TryStreamExt as _;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::{AuditArgs, open_database};
+use crate::journal::audit::{Audit, Finding, Page};
+
+/// How many of the jobs that were named are examined at once.
+const JOBS_AT_ONCE: usize = 2_000;
+
+pub(super) async fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+    let fingerprinter = args.fingerprint.fingerprinter()?;
+    let pool = open_database(&args.database).await?;
+    let mut audit = Audit::begin(&pool, fingerprinter).await?;
+    let mut report = Report::new(args.json);
+    if args.job_ids.is_empty() {
+        audit_all(&mut audit, &mut report).await?;
+    } else {
+        for job_ids in args.job_ids.chunks(JOBS_AT_ONCE) {
+            report.add(audit.examine(job_ids).await?)?;
+        }
+    }
+    report.finish()
+}
+
+async fn audit_all(audit: &mut Audit, report: &mut Report) -> anyhow::Result<()> {
+    let count = u64::try_from(audit.count().await?).unwrap_or_default();
+    let progress = ProgressBar::new(count)
+        .with_style(ProgressStyle::with_template("{bar:40} {percent}% {human_pos} jobs, {eta} left")?);
+    while let Some(page) = audit.next_page().await.context("the audit is not whole")? {
+        progress.inc(page.submissions);
+        progress.suspend(|| report.add(page))?;
+    }
+    progress.finish_and_clear();
+    let mut orphans = audit.orphans();
+    while let Some(finding) = orphans.try_next().await.context("the audit is not whole")? {
+        report.tell(&finding)?;
+    }
+    Ok(())
+}
+
+/// What was found, on its way to standard output.
+struct Report {
+    out: BufWriter<StdoutLock<'static>>,
+    as_json: bool,
+    totals: Totals,
+}
+
+#[derive(Default, Serialize)]
+struct Totals {
+    submissions: u64,
+    entries: u64,
+    verified: u64,
+    broken: u64,
+    found: u64,
+}
+
+impl Totals {
+    /// One chain that verifies proves the key.
+    fn is_probably_another_key(&self) -> bool {
+        self.broken > 0 && self.verified == 0
+    }
+}
+
+impl Report {
+    fn new(as_json: bool) -> Self {
+        Self { out: BufWriter::new(stdout().lock()), as_json, totals: Totals::default() }
+    }
+
+    fn add(&mut self, page: Page) -> anyhow::Result<()> {
+        self.totals.submissions += page.submissions;
+        self.totals.entries += page.entries;
+        self.totals.verified += page.verified;
+        self.totals.broken += page.broken;
+        page.findings.iter().try_for_each(|finding| self.tell(finding))
+    }
+
+    fn tell(&mut self, finding: &Finding) -> anyhow::Result<()> {
+        let is_first = self.totals.found == 0;
+        self.totals.found += 1;
+        if self.as_json {
+            self.out.write_all(if is_first { b"{\"findings\": [\n" } else { b",\n" })?;
+            serde_json::to_writer(&mut self.out, finding)?;
+        } else {
+            let Finding { job_id, place, what, remedy } = finding;
+            writeln!(self.out, "{job_id}  {place}: {what}; {remedy}")?;
+        }
+        // Who watches sees each as it is found.
+        self.out.flush().context("cannot write what was found")
+    }
+
+    fn finish(mut self) -> anyhow::Result<ExitCode> {
+        let Totals { submissions, entries, found, .. } = self.totals;
+        if self.as_json {
+            self.out.write_all(if found == 0 { b"{\"findings\": [" } else { b"\n" })?;
+            let totals = serde_json::to_string(&self.totals)?;
+            writeln!(self.out, "], {}", totals.trim_start_matches('{'))?;
+        } else {
+            let [submissions, entries, found] = [submissions, entries, found].map(HumanCount);
+            let verdict = match found.0 {
+                0 => "every history verifies".to_owned(),
+                1 => "1 FINDING".to_owned(),
+                _ => format!("{found} FINDINGS"),
+            };
+            writeln!(self.out, "{submissions} submissions, {entries} entries: {verdict}")?;
+        }
+        self.out.flush().context("cannot write what was found")?;
+        if self.totals.is_probably_another_key() {
+            eprintln!("no chain verifies: FINGERPRINT_KEY is probably another than the worker's");
+        }
+        Ok(if found == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
