@@ -92,3 +92,35 @@ fn a_list_has_the_jobs_that_match() {
         assert!(world.say(&["list", "--reason", "none"]).await.contains("no job matches"));
     });
 }
+
+#[test]
+fn errors_by_the_hour_are_looked_up_by_the_time_that_is_asked_for() {
+    world(async |world| {
+        world
+            .tamper(
+                "insert into attempt (job_id, number, worker, begun_at, signed_at, ended_at, verdict, detail)
+                select gen_random_uuid(), 1, 'one', at, at, now(), verdict, detail
+                from (values
+                    (now(), 'accepted', null),
+                    (now() - interval '2 hours', 'unknown', 'server_error'),
+                    (now() - interval '2 hours', 'unknown', 'server_error'),
+                    (now() - interval '2 hours', 'throttled', null),
+                    (now() - interval '3 days', 'unknown', 'timed_out')
+                ) as made (at, verdict, detail)",
+            )
+            .await;
+        let lately = "select count(*) || ' ' || sum(attempts) || ' ' || sum(jobs) from provider_errors_hourly
+            where hour > now() - interval '1 day'";
+        let counted: String = sqlx::query_scalar(lately).fetch_one(&world.pool).await.expect("the view");
+        assert_eq!(counted, "2 3 3");
+        assert_eq!(world.count("select sum(attempts)::bigint from provider_errors_hourly").await, 4);
+
+        let mut tx = world.pool.begin().await.expect("a transaction");
+        // A table of five rows is read whole where that may be.
+        sqlx::query("set local enable_seqscan = off").execute(&mut *tx).await.expect("a setting");
+        let plan = format!("explain {lately}");
+        let plan: Vec<String> = sqlx::query_scalar(&plan).fetch_all(&mut *tx).await.expect("a plan");
+        let plan = plan.join("\n");
+        assert!(plan.contains("Index Cond: ((begun_at >= hours.hour)"), "{plan}");
+    });
+}
