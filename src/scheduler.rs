@@ -46,6 +46,13 @@ impl Patience {
     }
 }
 
+/// What the attempts' loop remembers from one turn to the next.
+struct Memory {
+    patience: Patience,
+    /// A question for attempts that got no answer: some may have been begun.
+    unanswered: Option<(Moment, Turn)>,
+}
+
 /// The scheduler of one worker.
 pub struct Scheduler {
     worker: Arc<Worker>,
@@ -105,12 +112,33 @@ impl Scheduler {
     }
 
     async fn begin_attempts(&self) {
-        let mut patience = Patience::MIN;
+        let mut memory = Memory { patience: Patience::MIN, unanswered: None };
         while self.worker.stopping.run_until_cancelled(self.due.notified()).await.is_some() {
-            if let Err(error) = self.begin_due(&mut patience).await {
+            let begun = async {
+                self.send_begun(&mut memory).await?;
+                self.begin_due(&mut memory).await
+            };
+            if let Err(error) = begun.await {
                 self.worker.note_journal_failure(&error);
             }
         }
+    }
+
+    /// Sends what was begun by a commit whose answer was lost. What is too late for that is closed
+    /// as not sent, which spends nothing; left alone, it would be taken for sent.
+    async fn send_begun(&self, memory: &mut Memory) -> Result<(), JournalError> {
+        let Some((t0, turn)) = memory.unanswered else { return Ok(()) };
+        let begun = self.worker.journal.find_begun(t0, turn).await?;
+        // Not asked again: from here on they are sent.
+        memory.unanswered = None;
+        for claimed in begun {
+            let acquiring = Arc::clone(&self.permits).acquire_owned();
+            let Some(Ok(permit)) = self.worker.stopping.run_until_cancelled(acquiring).await else {
+                return Ok(());
+            };
+            self.spawn_claimed(claimed, turn, permit, memory);
+        }
+        Ok(())
     }
 
     /// One look at everything that is due, but the attempts. Returns how long until the next
@@ -179,7 +207,7 @@ impl Scheduler {
 
     /// Begins the next attempts of the jobs that are due, as the breaker and the operator allow:
     /// as many at once as permits are free, but one trial at a time.
-    async fn begin_due(&self, patience: &mut Patience) -> Result<(), JournalError> {
+    async fn begin_due(&self, memory: &mut Memory) -> Result<(), JournalError> {
         let worker = &self.worker;
         loop {
             let acquiring = Arc::clone(&self.permits).acquire_owned();
@@ -191,17 +219,20 @@ impl Scheduler {
             }
             let turn = match worker.breaker.state() {
                 State::Closed { .. } => Turn::Any,
-                State::Wanting { since, .. } if since.elapsed() >= patience.0 => Turn::TrialOfAny,
+                State::Wanting { since, .. } if since.elapsed() >= memory.patience.0 => Turn::TrialOfAny,
                 State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
             let mut permits = vec![permit];
             if turn == Turn::Any {
-                *patience = Patience::MIN;
+                memory.patience = Patience::MIN;
                 let more = || Arc::clone(&self.permits).try_acquire_owned().ok();
                 permits.extend(std::iter::from_fn(more).take(ATTEMPTS_MAX - 1));
             }
-            let next = worker.journal.next_attempts(Moment::now(), turn, permits.len()).await?;
+            let t0 = Moment::now();
+            memory.unanswered = Some((t0, turn));
+            let next = worker.journal.next_attempts(t0, turn, permits.len()).await?;
+            memory.unanswered = None;
             let Some(next) = next else { continue };
             if next.is_empty() {
                 if turn != Turn::Any {
@@ -213,15 +244,9 @@ impl Scheduler {
             for next in next {
                 match next {
                     NextAttempt::Claimed(claimed) => {
-                        if turn != Turn::Any {
-                            worker.breaker.note(&Event::TrialBegun, &worker.intake);
-                        }
-                        if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
-                            *patience = patience.after_another();
-                        }
                         // There are as many as there may be attempts.
                         let Some(permit) = permits.pop() else { break };
-                        self.spawn(*claimed, permit);
+                        self.spawn_claimed(*claimed, turn, permit, memory);
                     }
                     NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
                     NextAttempt::SteppedAside(_, None) => {}
@@ -230,7 +255,19 @@ impl Scheduler {
         }
     }
 
-    fn spawn(&self, claimed: ClaimedJob, permit: OwnedSemaphorePermit) {
+    fn spawn_claimed(
+        &self,
+        claimed: ClaimedJob,
+        turn: Turn,
+        permit: OwnedSemaphorePermit,
+        memory: &mut Memory,
+    ) {
+        if turn != Turn::Any {
+            self.worker.breaker.note(&Event::TrialBegun, &self.worker.intake);
+        }
+        if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
+            memory.patience = memory.patience.after_another();
+        }
         let worker = Arc::clone(&self.worker);
         let ClaimedJob { claim, request, correlation_id } = claimed;
         let span =

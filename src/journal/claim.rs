@@ -115,6 +115,41 @@ impl Journal {
         }
     }
 
+    /// What an earlier [`Journal::next_attempts`] with this `t0` has begun, where its answer was
+    /// lost. To be asked once: whoever gets them sends them.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn find_begun(&self, t0: Moment, turn: Turn) -> Result<Vec<ClaimedJob>, JournalError> {
+        let begun = bounded(
+            sqlx::query_as!(
+                TakenSlot,
+                r#"-- find_begun
+                select
+                    s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
+                    s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
+                    s.content_hmac, s.correlation_id, a.begun_at, s.chain as "chain: [u8; 32]", s.entries,
+                    (
+                        select count(*) from attempt a
+                        where a.job_id = s.job_id and a.verdict = 'misconfigured'
+                    ) as "misconfigured!",
+                    (
+                        select count(*) from attempt a
+                        where a.job_id = s.job_id and a.verdict = 'unknown'
+                    ) as "unknown!"
+                from submission s
+                join attempt a on a.job_id = s.job_id and a.number = s.attempts
+                where s.state = 'submitting' and s.claimed_by = $1
+                    and a.worker = $1 and a.signed_at = $2 and a.ended_at is null"#,
+                self.worker,
+                OffsetDateTime::from(t0.wall),
+            )
+            .fetch_all(&self.pool),
+        )
+        .await?;
+        Ok(begun.into_iter().map(|slot| self.claimed(slot, t0, turn)).collect())
+    }
+
     async fn next_attempts_in(
         &self,
         tx: &mut PgTransaction<'_>,
