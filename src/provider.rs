@@ -121,7 +121,6 @@ impl Provider {
             .referer(false)
             .no_proxy()
             .connect_timeout(settings.send_window)
-            .read_timeout(settings.request_timeout)
             // Below the provider's keep-alive: a connection that it closes just as we write
             // would make an attempt's fate unknown.
             .pool_idle_timeout(Duration::from_secs(2))
@@ -170,7 +169,7 @@ impl Provider {
     pub fn sign(&self, request: &UpdateRequest, t0: Moment) -> SignedUpdate {
         let canonical = request.to_canonical(self.settings.profile);
         let headers = self.sign_text(&canonical, t0);
-        SignedUpdate { body: Bytes::from(canonical), headers }
+        SignedUpdate { body: canonical, headers }
     }
 
     /// `PATCH /kyc/update-document-info`, once. The body leaves only while the send
@@ -195,7 +194,6 @@ impl Provider {
         };
         match sent {
             Ok(Ok(response)) => Exchange::Answered(self.read_answer(response, deadline).await),
-            // The client's own read timeout is as long as ours, and may be first.
             Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
             Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
         }
@@ -279,7 +277,7 @@ impl Provider {
         }
     }
 
-    fn sign_text(&self, canonical: &str, t0: Moment) -> SignedHeaders {
+    fn sign_text(&self, canonical: impl AsRef<[u8]>, t0: Moment) -> SignedHeaders {
         let timestamp = t0.unix_seconds();
         let credentials = self.credentials();
         let signature = credentials.signer.sign(timestamp, canonical);

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+use bytes::Bytes;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use url::Url;
 use uuid::Uuid;
@@ -49,6 +50,9 @@ pub struct Job {
     pub correlation_id: Option<String>,
     /// What the provider is to be sent.
     pub request: UpdateRequest,
+    /// What a content fingerprint is computed over: the compact canonical text without the
+    /// links' queries and fragments, which change whenever a link is presigned.
+    pub fingerprint_text: String,
 }
 
 /// The provider's request body: its own fields and no others.
@@ -57,7 +61,8 @@ pub struct UpdateRequest {
     customer_id: Uuid,
     document_type: String,
     document_number_last4: String,
-    body: Json,
+    /// The compact canonical text: what is sealed, and what most providers' profile signs.
+    canonical: Bytes,
 }
 
 /// A delivery's body and those of its AMQP properties that a job is made of.
@@ -139,8 +144,9 @@ impl Job {
 
         match (job_id, requested_at) {
             (Some(id), Some(requested_at)) if check.faults.is_empty() => {
-                let request = UpdateRequest::from_body(json)
+                let request = UpdateRequest::from_body(&json)
                     .map_err(|fault| Invalid::new(job_id, customer_id, vec![fault]))?;
+                cut_links(&mut json);
                 Ok(Self {
                     id,
                     customer_id: request.customer_id,
@@ -148,6 +154,7 @@ impl Job {
                     expires_at,
                     correlation_id: envelope.correlation_id.and_then(label),
                     request,
+                    fingerprint_text: json.to_canonical(Profile::Compact),
                 })
             }
             _ => Err(Invalid::new(job_id, customer_id, check.faults)),
@@ -180,17 +187,17 @@ impl UpdateRequest {
     /// # Errors
     /// The first field that is missing or unreadable.
     pub fn from_sealed(text: &str) -> Result<Self, Fault> {
-        Self::from_body(Json::parse(text.as_bytes()).map_err(|mut faults| faults.swap_remove(0))?)
+        Self::from_body(&Json::parse(text.as_bytes()).map_err(|mut faults| faults.swap_remove(0))?)
     }
 
-    fn from_body(body: Json) -> Result<Self, Fault> {
+    fn from_body(body: &Json) -> Result<Self, Fault> {
         let text =
-            |pointer| text_at(&body, pointer).ok_or_else(|| Fault::new(pointer, "is not in the request"));
+            |pointer| text_at(body, pointer).ok_or_else(|| Fault::new(pointer, "is not in the request"));
         Ok(Self {
             customer_id: uuid(text("/customer_id")?).map_err(|reason| Fault::new("/customer_id", reason))?,
             document_type: text("/document_type")?.to_owned(),
             document_number_last4: last4(text(DOCUMENT_NUMBER)?),
-            body,
+            canonical: body.to_canonical(Profile::Compact).into(),
         })
     }
 
@@ -209,48 +216,53 @@ impl UpdateRequest {
         &self.document_number_last4
     }
 
-    /// Prints the text that is signed and sent.
-    pub fn to_canonical(&self, profile: Profile) -> String {
-        self.body.to_canonical(profile)
+    /// The text that is signed and sent, in UTF-8.
+    pub fn to_canonical(&self, profile: Profile) -> Bytes {
+        match profile {
+            Profile::Compact => self.canonical.clone(),
+            Profile::CompactUtf8 | Profile::Spaced => self.body().to_canonical(profile).into(),
+        }
     }
 
-    /// Prints what is sealed and stored, and read back by [`from_sealed`](Self::from_sealed).
-    pub fn to_sealable(&self) -> String {
-        self.to_canonical(Profile::Compact)
+    /// What is sealed and stored, and read back by [`from_sealed`](Self::from_sealed).
+    pub fn to_sealable(&self) -> &[u8] {
+        &self.canonical
+    }
+
+    fn body(&self) -> Json {
+        Json::read(&self.canonical).0
     }
 
     /// What the customer entered and nobody else may read: the address, the document's
     /// number, the links and the values of their queries, and every text of the additional
     /// data. The longest come first, so that none is hidden by a part of it.
-    pub fn private_texts(&self) -> Vec<&str> {
+    pub fn private_texts(&self) -> Vec<String> {
+        let body = self.body();
         let mut texts: Vec<&str> =
-            ["/full_address", DOCUMENT_NUMBER].into_iter().filter_map(|at| text_at(&self.body, at)).collect();
-        for link in [FRONT_LINK, BACK_LINK].into_iter().filter_map(|at| text_at(&self.body, at)) {
+            ["/full_address", DOCUMENT_NUMBER].into_iter().filter_map(|at| text_at(&body, at)).collect();
+        for link in [FRONT_LINK, BACK_LINK].into_iter().filter_map(|at| text_at(&body, at)) {
             texts.push(link);
             let query = link.split_once(['?', '#']).map_or("", |(_, query)| query);
             texts.extend(
                 query.split(['&', '#', ';']).map(|pair| pair.split_once('=').map_or(pair, |(_, it)| it)),
             );
         }
-        if let Some(additional) = value_at(&self.body, "/document_details/additional_data") {
+        if let Some(additional) = value_at(&body, "/document_details/additional_data") {
             collect_texts(additional, &mut texts);
         }
         texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        texts
+        texts.into_iter().map(str::to_owned).collect()
     }
+}
 
-    /// Prints what a content fingerprint is computed over: the compact canonical text
-    /// without the links' queries and fragments, which change whenever a link is presigned.
-    pub fn fingerprint_text(&self) -> String {
-        let mut body = self.body.clone();
-        if let Json::Object(fields) = &mut body {
-            for at in [FRONT_LINK, BACK_LINK] {
-                if let Some(Json::String(link)) = field(fields, at) {
-                    link.truncate(link.find(['?', '#']).unwrap_or(link.len()));
-                }
+/// Cuts off the links' queries and fragments.
+fn cut_links(body: &mut Json) {
+    if let Json::Object(fields) = body {
+        for at in [FRONT_LINK, BACK_LINK] {
+            if let Some(Json::String(link)) = field(fields, at) {
+                link.truncate(link.find(['?', '#']).unwrap_or(link.len()));
             }
         }
-        body.to_canonical(Profile::Compact)
     }
 }
 
@@ -610,6 +622,10 @@ mod tests {
         parse(envelope(body))
     }
 
+    fn compact(request: &UpdateRequest) -> String {
+        String::from_utf8(request.to_canonical(Profile::Compact).into()).unwrap()
+    }
+
     /// The example with the value at `pointer` set, or taken away.
     fn with(pointer: &str, value: impl Into<Option<Value>>) -> String {
         let mut body = example();
@@ -740,7 +756,7 @@ mod tests {
             check("/full_address", json!(address), fault);
         }
         let job = parse_text(&with("/full_address", json!(" a  b\n"))).unwrap();
-        let sent = job.request.to_canonical(Profile::Compact);
+        let sent = compact(&job.request);
         assert!(sent.contains(r#""full_address":"a  b""#), "{sent}");
     }
 
@@ -1033,7 +1049,7 @@ mod tests {
     fn a_link_presigned_anew_leaves_the_fingerprint_alone() {
         let fingerprint = |link: &str| {
             let body = with(FRONT_LINK, json!(link));
-            parse_text(&body).unwrap().request.fingerprint_text()
+            parse_text(&body).unwrap().fingerprint_text
         };
         let bare = fingerprint("https://h/a.jpg");
         assert_eq!(fingerprint("https://h/a.jpg?X-Amz-Date=1#b"), bare);
@@ -1064,7 +1080,7 @@ mod tests {
     #[test]
     fn debug_shows_ids_type_and_times_only() {
         let job = parse_text(&canary_body().to_string()).unwrap();
-        assert!(shows_a_canary(&job.request.to_canonical(Profile::Compact)));
+        assert!(shows_a_canary(&compact(&job.request)));
         let debug = format!("{job:?}");
         assert!(!shows_a_canary(&debug), "{debug}");
         for shown in [JOB_ID, CUSTOMER_ID, "PASSPORT", "2025-07-16"] {

@@ -35,19 +35,19 @@ impl Signer {
 
     /// Computes `X-SIGNATURE` for a body (`{}` where a request has none) and the
     /// `X-TIMESTAMP` sent with it, in Unix seconds.
-    pub fn sign(&self, timestamp: i64, canonical_body: &str) -> String {
+    pub fn sign(&self, timestamp: i64, canonical_body: impl AsRef<[u8]>) -> String {
         BASE64_STANDARD.encode(self.mac(timestamp, canonical_body).finalize().into_bytes())
     }
 
     /// Whether `signature` is ours for this timestamp and body, in constant time. How old
     /// a timestamp may be is the caller's to judge.
-    pub fn verify(&self, timestamp: i64, canonical_body: &str, signature: &str) -> bool {
+    pub fn verify(&self, timestamp: i64, canonical_body: impl AsRef<[u8]>, signature: &str) -> bool {
         BASE64_STANDARD
             .decode(signature)
             .is_ok_and(|signature| self.mac(timestamp, canonical_body).verify_slice(&signature).is_ok())
     }
 
-    fn mac(&self, timestamp: i64, canonical_body: &str) -> Hmac<Sha256> {
+    fn mac(&self, timestamp: i64, canonical_body: impl AsRef<[u8]>) -> Hmac<Sha256> {
         self.mac.clone().chain_update(timestamp.to_string()).chain_update("|").chain_update(canonical_body)
     }
 }
