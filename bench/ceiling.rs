@@ -21,7 +21,7 @@ use kyc_worker::provider::Provider;
 use kyc_worker::telemetry;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -67,7 +67,7 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
     });
     let handle = {
         let ceiling = Arc::clone(&ceiling);
-        move |delivery| submit(Arc::clone(&ceiling), delivery)
+        move |delivery, place| submit(Arc::clone(&ceiling), delivery, place)
     };
     tokio::spawn(take_in(receiver, permits, TaskTracker::new(), ceiling.stopping.clone(), handle));
     signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?.recv().await;
@@ -76,7 +76,7 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
 }
 
 /// Parses, signs, sends, and acks what was accepted; anything else is a failed benchmark.
-async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery) {
+async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery, _place: OwnedSemaphorePermit) {
     let Ok(job) = Job::parse(&envelope(&delivery), OffsetDateTime::now_utc(), &ceiling.rules) else {
         return delivery.dispose(Disposition::DeadLetter);
     };

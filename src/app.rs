@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -97,7 +97,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     });
     let intake = tokio::spawn({
         let (worker, permits) = (Arc::clone(&worker), Arc::clone(&permits));
-        let handle = move |delivery| handle(Arc::clone(&worker), delivery);
+        let handle = move |delivery, place| handle(Arc::clone(&worker), delivery, place);
         take_in(receiver, permits, jobs.clone(), stopping.clone(), handle)
     });
     let scheduler = Scheduler::new(
@@ -252,6 +252,7 @@ fn build_worker(
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
+        recordings: Semaphore::new(settings.work.concurrency as usize),
         parked: Notify::new(),
         stopping,
     })
@@ -284,7 +285,7 @@ pub async fn take_in<F>(
     permits: Arc<Semaphore>,
     jobs: TaskTracker,
     stopping: CancellationToken,
-    handle: impl Fn(Delivery) -> F,
+    handle: impl Fn(Delivery, OwnedSemaphorePermit) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -295,11 +296,7 @@ pub async fn take_in<F>(
         if !delivery.is_live() {
             continue;
         }
-        let handling = handle(delivery);
-        jobs.spawn(async move {
-            handling.await;
-            drop(permit);
-        });
+        jobs.spawn(handle(delivery, permit));
     }
 }
 
@@ -314,7 +311,7 @@ pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
 }
 
 /// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
-async fn handle(worker: Arc<Worker>, delivery: Delivery) {
+async fn handle(worker: Arc<Worker>, delivery: Delivery, place: OwnedSemaphorePermit) {
     let Some(received) = worker.receive(envelope(&delivery), delivery.is_redelivered).await else { return };
     let (redelivered, correlation_id) = (delivery.is_redelivered, delivery.correlation_id.clone());
     delivery.dispose(received.disposition);
@@ -326,7 +323,7 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
             correlation_id,
             redelivered
         );
-        worker.submit(claim, &request).instrument(span).await;
+        worker.submit(claim, &request, place).instrument(span).await;
     }
 }
 

@@ -38,10 +38,12 @@ pub mod tls;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 
-/// The runtime that everything runs on.
+/// The runtime that everything runs on: one thread. A replica's work is waiting and little else,
+/// and handing it from thread to thread costs a fifth of its CPU; who needs more cores starts
+/// more replicas. The broker's connection and the log have threads of their own.
 ///
 /// # Errors
 /// When the system gives no threads.
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

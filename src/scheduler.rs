@@ -276,10 +276,9 @@ impl Scheduler {
         self.tasks.spawn(
             async move {
                 match request {
-                    Ok(request) => worker.submit(claim, &request).await,
+                    Ok(request) => worker.submit(claim, &request, permit).await,
                     Err(error) => worker.give_back(claim, &error).await,
                 }
-                drop(permit);
             }
             .instrument(span),
         );

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::field::display;
@@ -54,6 +54,8 @@ pub struct Worker {
     pub baseline: Option<Duration>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
+    /// Places for results that wait to be written.
+    pub recordings: Semaphore,
     /// Wakes the scheduler when a job was parked.
     pub parked: Notify,
     /// Cancelled when the worker stops: from then on nothing is sent any more.
@@ -146,10 +148,16 @@ impl Worker {
     /// 3. Classify the result, and tell the breaker.
     /// 4. Decide what follows, and commit it with the result.
     ///
+    /// `place` is given back once the provider has answered: while one result is written the
+    /// next request is on its way. But only as many results may wait to be written as there are
+    /// places: a database that takes new jobs and no results must not spend more than that.
+    ///
     /// A bug that panics on the way leaves this job in doubt, and no other.
-    pub async fn submit(&self, mut claim: Claim, request: &UpdateRequest) {
+    pub async fn submit(&self, mut claim: Claim, request: &UpdateRequest, place: OwnedSemaphorePermit) {
         let begun = Instant::now();
         let attempted = unless_it_panics(self.attempt(&mut claim, request)).await;
+        let _recording = self.recordings.acquire().await;
+        drop(place);
         let result = attempted.unwrap_or_else(|Panicked| {
             error!("the worker failed in an attempt; this is a bug, report it");
             AttemptResult {
