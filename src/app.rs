@@ -242,7 +242,7 @@ fn build_worker(
             },
             checked.keyring,
             checked.fingerprinter,
-        ),
+        )?,
         provider: Provider::new(provider, signer)?,
         breaker: Breaker::new(settings.work.breaker_failures),
         rules: settings.jobs.rules(),

@@ -109,12 +109,12 @@ pub struct DatabaseSettings {
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", help_heading = "Database")]
     pub database_url_file: Option<PathBuf>,
 
-    /// How many connections a replica may hold
+    /// How many connections a replica may hold, two of them for what many jobs write at once
     #[arg(
         long,
         env = "DATABASE_CONNECTIONS",
         default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(1..=1000),
+        value_parser = clap::value_parser!(u32).range(3..=1000),
         help_heading = "Database"
     )]
     pub database_connections: u32,

@@ -26,20 +26,21 @@ mod upkeep;
 mod verification;
 mod writer;
 
+use std::io;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::debug;
 use uuid::Uuid;
 
-use self::batch::Batch;
+use self::batch::{BatchThread, Batches};
 pub use self::chain::Head;
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::inspect::inspect;
@@ -125,6 +126,10 @@ static DISTRUSTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
 /// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
 /// may hold for as long as the connection does.
 const READ_ONLY: &str = "25006";
+
+/// How many of a worker's connections are for batches: one for what is opened, one for what is
+/// closed.
+const WRITERS: u32 = 2;
 
 /// SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
@@ -239,63 +244,53 @@ pub struct Journal {
     fingerprinter: Fingerprinter,
     openings: Writer<Arc<NewRow>, Opened>,
     closings: Writer<Arc<Closing>, ()>,
+    _writing: BatchThread,
 }
 
 impl Journal {
-    /// A journal that writes under the name of `worker`. Must be called within a runtime:
-    /// what many jobs write at once is written by tasks of its own.
+    /// A journal that writes under the name of `worker`. Must be called within a runtime, where
+    /// what many jobs want written is gathered.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
     pub fn new(
         pool: PgPool,
         worker: String,
         limits: Limits,
         keyring: Keyring,
         fingerprinter: Fingerprinter,
-    ) -> Self {
-        let (opening, closing) = ((pool.clone(), worker.clone()), (pool.clone(), worker.clone()));
-        let chaining = fingerprinter.clone();
-        Self {
+    ) -> io::Result<Self> {
+        let writing = BatchThread::start()?;
+        let batches = || (writing.handle(), Arc::new(Batches::new(pool.connect_options())), worker.clone());
+        let (opening, closing) = (batches(), (batches(), fingerprinter.clone()));
+        Ok(Self {
             openings: Writer::start(move |rows: Vec<Arc<NewRow>>| {
-                let (pool, worker) = opening.clone();
-                async move { commit(&pool, async |tx, _| open_many(tx, &worker, &limits, &rows).await).await }
+                let (thread, batches, worker) = opening.clone();
+                let opened = thread.spawn(async move {
+                    batches.commit(async |tx, _| open_many(tx, &worker, &limits, &rows).await).await
+                });
+                // None, where that panicked: each goes alone.
+                opened.map(Result::unwrap_or_default)
             }),
             closings: Writer::start(move |closings: Vec<Arc<Closing>>| {
-                let ((pool, worker), chaining) = (closing.clone(), chaining.clone());
-                async move {
-                    commit(&pool, async |tx, now| {
-                        close_many(tx, &worker, &chaining, &limits, now, &closings).await
-                    })
-                    .await
-                }
+                let ((thread, batches, worker), fingerprinter) = closing.clone();
+                let closed = thread.spawn(async move {
+                    batches
+                        .commit(async |tx, now| {
+                            close_many(tx, &worker, &fingerprinter, &limits, now, &closings).await
+                        })
+                        .await
+                });
+                closed.map(Result::unwrap_or_default)
             }),
             pool,
             worker,
             limits,
             keyring,
             fingerprinter,
-        }
+            _writing: writing,
+        })
     }
-}
-
-/// Commits a batch; returns nothing if that failed, and its parts are retried alone, so that
-/// what one of them cannot have harms no other.
-async fn commit<R>(
-    pool: &PgPool,
-    write: impl AsyncFnOnce(&mut PgConnection, OffsetDateTime) -> sqlx::Result<Vec<Option<R>>>,
-) -> Vec<Option<R>> {
-    let written = bounded(async {
-        let (mut batch, now) = Batch::begin(pool).await?;
-        let written = write(batch.connection(), now).await?;
-        batch.commit().await?;
-        Ok(written)
-    })
-    .await;
-    written.unwrap_or_else(|error| {
-        debug!(
-            error = format!("{:#}", anyhow::Error::from(error)),
-            "a batch was not written, its jobs are written alone"
-        );
-        Vec::new()
-    })
 }
 
 /// One column of a batch, as Postgres' `unnest` takes it.
@@ -321,27 +316,24 @@ const LOOK_UP_BY_INDEX: [(&str, &str); 6] = [
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings, url, &[]).await
+    connect_with(settings.database_connections, url, &[]).await
 }
 
-/// Opens a pool of connections for a worker.
+/// Opens a pool of connections for a worker, and leaves those that batches are committed over to
+/// the journal.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings, url, &LOOK_UP_BY_INDEX).await
+    connect_with(settings.database_connections.saturating_sub(WRITERS), url, &LOOK_UP_BY_INDEX).await
 }
 
-async fn connect_with(
-    settings: &DatabaseSettings,
-    url: &Secret,
-    parameters: &[(&str, &str)],
-) -> anyhow::Result<PgPool> {
+async fn connect_with(connections: u32, url: &Secret, parameters: &[(&str, &str)]) -> anyhow::Result<PgPool> {
     let (options, place) = connect_options(url)?;
     let options = options.options(parameters.iter().copied());
     let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
-        .max_connections(settings.database_connections)
+        .max_connections(connections)
         .acquire_timeout(CONNECT_TIME_MAX)
         .test_before_acquire(false)
         .before_acquire(move |connection, about| {

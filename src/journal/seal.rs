@@ -6,7 +6,7 @@ use std::fmt;
 
 use aes_gcm::{
     Aes256Gcm, Nonce,
-    aead::{Aead, Generate, Payload},
+    aead::{Aead, Payload},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hmac::{Hmac, KeyInit, Mac};
@@ -100,7 +100,7 @@ impl Keyring {
     pub fn seal(&self, job_id: Uuid, plaintext: &[u8]) -> Vec<u8> {
         let Key { id, cipher } = &self.keys[0];
         let head = [&[VERSION, id.len() as u8], id.as_bytes()].concat();
-        let nonce = Nonce::generate();
+        let nonce = Nonce::from(rand::random::<[u8; 12]>());
         let payload = Payload { msg: plaintext, aad: &[&head, &job_id.as_bytes()[..]].concat() };
         // Unwrap safety: refuses only payloads of more than 64 GiB.
         #[expect(clippy::expect_used)]

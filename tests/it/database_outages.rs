@@ -93,7 +93,7 @@ fn a_database_that_resets_connections_is_connected_to_again() {
 async fn forget_connections(world: &World, sslmode: &str) {
     let (relay, database_url) = world.relay_to_database().await;
     let database_url = format!("{database_url}?sslmode={sslmode}");
-    let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "2")];
+    let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "3")];
     let (worker, jobs) = world.start_at_work(&settings).await;
     relay.freeze();
     world.check_nothing_lost_or_spent_twice(&jobs).await;

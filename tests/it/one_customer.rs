@@ -253,7 +253,7 @@ pub fn journal(world: &World, worker: &str) -> Journal {
 pub fn journal_with(pool: PgPool, worker: &str) -> Journal {
     let keyring = Keyring::parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("a key");
     let fingerprinter = Fingerprinter::parse(FINGERPRINT_KEY).expect("a key");
-    Journal::new(pool, worker.to_owned(), LIMITS, keyring, fingerprinter)
+    Journal::new(pool, worker.to_owned(), LIMITS, keyring, fingerprinter).expect("a thread")
 }
 
 pub fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {
