@@ -64,8 +64,11 @@ pub(super) async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> s
             (
                 select count(*)
                 from submission s
-                join attempt a on a.job_id = s.job_id
-                where s.customer_id = $1 and a.verdict in ('accepted', 'unknown')
+                -- A look-up for each, as in claim_read.
+                cross join lateral (
+                    select * from attempt a where a.job_id = s.job_id offset 0
+                ) spent
+                where s.customer_id = $1 and spent.verdict in ('accepted', 'unknown')
             ) as "here!",
             coalesce((select updates_elsewhere from customer where customer_id = $1), 0) as "elsewhere!""#,
         customer_id,

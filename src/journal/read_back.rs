@@ -62,6 +62,8 @@ impl Journal {
         // applied after it. For the same reason a word is no word before the attempt if another
         // update came after it. And a look whose commit was retried is written down twice, yet
         // confirms once. A webhook proves nothing here: it may be about another update.
+        // `offset 0` keeps the attempts a look-up for each job: of tables without statistics
+        // Postgres thinks that a customer has hundreds of jobs, and would read all attempts.
         let row = bounded(
             sqlx::query!(
                 r#"-- claim_read
@@ -91,7 +93,9 @@ impl Journal {
                     not exists (
                         select
                         from submission other
-                        join attempt o on o.job_id = other.job_id
+                        cross join lateral (
+                            select * from attempt a where a.job_id = other.job_id offset 0
+                        ) o
                         where other.customer_id = c.customer_id and other.job_id <> c.job_id
                             and o.verdict in ('accepted', 'unknown')
                             and not exists (
@@ -121,7 +125,9 @@ impl Journal {
                             and not exists (
                                 select
                                 from submission other
-                                join attempt o on o.job_id = other.job_id
+                                cross join lateral (
+                                    select * from attempt a where a.job_id = other.job_id offset 0
+                                ) o
                                 where other.customer_id = c.customer_id and other.job_id <> c.job_id
                                     and o.verdict in ('accepted', 'unknown')
                                     and seen.at <= o.ended_at + make_interval(
@@ -137,7 +143,9 @@ impl Journal {
                     (
                         select count(*)
                         from submission s
-                        join attempt spent on spent.job_id = s.job_id
+                        cross join lateral (
+                            select * from attempt a where a.job_id = s.job_id offset 0
+                        ) spent
                         where s.customer_id = c.customer_id and spent.verdict in ('accepted', 'unknown')
                     ) as "spent_here!",
                     coalesce(

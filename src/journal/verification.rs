@@ -326,7 +326,10 @@ impl Journal {
                     and not exists (
                         select
                         from submission other
-                        join attempt o on o.job_id = other.job_id
+                        -- A look-up for each, as in claim_read.
+                        cross join lateral (
+                            select * from attempt a where a.job_id = other.job_id offset 0
+                        ) o
                         where other.customer_id = newest.customer_id and other.job_id <> newest.job_id
                             and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
                             and not exists (
