@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short bench bench-quick test test-full services env sqlx check docs build
+.PHONY: help demo storm storm-short bench bench-quick bench-full bench-docs test test-full services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -14,11 +14,17 @@ storm: ## Kill replicas, broker and database for ten minutes, and reconcile ever
 storm-short: ## The same for a minute
 	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15 --review-percent-max 20
 
-bench: ## Measure the worker against the same without a database: latencies, replicas
-	@scripts/bench.sh --latency 0ms,50ms --replicas 1,2,4
+bench: ## Measure the worker: against the same without a database, latencies, replicas, retries, idle
+	@scripts/bench.sh
 
-bench-quick: ## The same in under a minute; prints their ratio
-	@scripts/bench.sh --runs 3
+bench-quick: ## Its throughput alone, in under a minute; ends with its ratio
+	@scripts/bench.sh --only throughput --runs 3
+
+bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; an hour, 10 GB
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows
+
+bench-docs: ## The same, and write the figures into docs/
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows --write-docs
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh
@@ -38,8 +44,9 @@ sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
 check: ## Check format, lints, docs, .sqlx and dependencies
 	@scripts/check.sh
 
-docs: ## Write settings and schemas into docs/ and .env.example anew
+docs: ## Write settings, schemas and figures into docs/ and .env.example anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
+	@UPDATE_DOCS=1 cargo test --locked --quiet --example bench documents
 
 build: ## Build the optimized worker and the simulated provider, man pages and completions
 	@cargo build --locked --release --bins

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, bail, ensure};
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::meter::{Cpu, peak_memory_mb};
-use crate::stage::{Contender, Program, Provider, Stage};
+use crate::figures::{CpuMicros, Latency, Memory, MemorySample, Run, tenths};
+use crate::meter::{Cpu, memory_mb, peak_memory_mb};
+use crate::stage::{Contender, Counted, Program, Provider, Stage};
 
 /// How often the provider is asked how far it is.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
@@ -16,124 +17,187 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 /// How long nothing may happen before a run has failed.
 const STANDSTILL_MAX: Duration = Duration::from_secs(30);
 
+/// How long a run may take in all.
+const RUN_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// How often a long run's memory is read.
+const MEMORY_SAMPLES: usize = 10;
+
 /// What is to be drained, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Course {
+pub struct Course<'a> {
     pub contender: Contender,
     pub replicas: usize,
     pub jobs: usize,
-}
-
-/// What it took.
-#[derive(Clone, Debug, Serialize)]
-pub struct Figures {
-    pub jobs_per_second: f64,
-    /// CPU time a job, in µs.
-    pub cpu_us: CpuMicros,
-    /// The replicas' together, in MB.
-    pub peak_memory_mb: f64,
-    /// From receipt to outcome, in ms; of the worker alone.
-    pub latency_ms: Option<Latency>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct CpuMicros {
-    pub programs: f64,
-    pub broker: f64,
-    pub postgres: f64,
-    pub provider: f64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Latency {
-    pub p50: f64,
-    pub p99: f64,
+    pub failing_percent: f64,
+    /// The worker's settings that are not the usual ones.
+    pub settings: &'a [(&'a str, &'a str)],
 }
 
 /// Fills the queue, starts the replicas, and measures from the first update that the provider
-/// has applied to the last, and to the last outcome committed where there are any.
+/// has answered to the last outcome committed, where there are any. Where updates fail, the
+/// rate is that of first answers: what failed is read back for seconds before it is sent again.
 pub async fn drain(
     stage: &Stage,
     provider: &Provider,
     pool: &PgPool,
-    course: Course,
-) -> anyhow::Result<Figures> {
-    let outcomes = count_outcomes(pool, course.contender).await?;
+    course: Course<'_>,
+) -> anyhow::Result<Run> {
+    timeout(RUN_TIME_MAX, drain_unbounded(stage, provider, pool, course)).await.with_context(|| {
+        format!("a run of the {} took longer than {RUN_TIME_MAX:?}", course.contender.name())
+    })?
+}
+
+async fn drain_unbounded(
+    stage: &Stage,
+    provider: &Provider,
+    pool: &PgPool,
+    course: Course<'_>,
+) -> anyhow::Result<Run> {
     stage.fill_queue(course.jobs).await?;
-    let applied_before = provider.counted().await?.applied;
-    let mut programs = Vec::new();
-    for replica in 1..=course.replicas {
-        let name = format!("{}-{replica}", course.contender.name().replace(' ', "-"));
-        programs.push(stage.start(course.contender, &name, provider)?);
-    }
+    let before = provider.counted().await?;
+    let since: OffsetDateTime = sqlx::query_scalar("select clock_timestamp()").fetch_one(pool).await?;
+    let wal = wal_bytes(pool).await?;
+    let started = Instant::now();
+    let mut programs = start(stage, provider, course)?;
     let pids: Vec<u32> = programs.iter().map(Program::id).collect();
+    let jobs = course.jobs as u64;
 
-    let begun_with = watch(provider, &mut programs, applied_before + 1).await?;
+    let first = watch(provider, &mut programs, |now| now.answered() > before.answered()).await?;
     let (begun, cpu) = (Instant::now(), Cpu::read(&pids, provider.program.id()));
-    let all = applied_before + course.jobs as u64;
-    watch(provider, &mut programs, all).await?;
-    let applied_at = Instant::now();
-    // The ceiling writes none down.
-    let expected = if course.contender == Contender::Ceiling { 0 } else { course.jobs as i64 };
-    while count_outcomes(pool, course.contender).await? - outcomes < expected {
-        ensure!(applied_at.elapsed() < STANDSTILL_MAX, "outcomes are missing; see the programs' logs");
-        sleep(WATCH_INTERVAL).await;
-    }
-    let (elapsed, cpu) = (begun.elapsed(), Cpu::read(&pids, provider.program.id()).since(cpu));
+    watch(provider, &mut programs, |now| now.answered() - before.answered() >= jobs).await?;
+    let answered_after = begun.elapsed();
+    watch(provider, &mut programs, |now| now.applied - before.applied >= jobs).await?;
+    wait_for_outcomes(pool, course.contender, since, jobs).await?;
+    let ended_after = begun.elapsed();
+    let cpu = Cpu::read(&pids, provider.program.id()).since(cpu);
 
-    let measured = (all - begun_with) as f64;
-    let per_job = |time: Duration| time.as_secs_f64() * 1e6 / measured;
-    let figures = Figures {
-        jobs_per_second: measured / elapsed.as_secs_f64(),
+    let wal = wal_bytes(pool).await? - wal;
+    let measured = (jobs - (first.answered() - before.answered())) as f64;
+    let per_job = |time: Duration| tenths(time.as_secs_f64() * 1e6 / measured);
+    let elapsed = if course.failing_percent > 0.0 { answered_after } else { ended_after };
+    let run = Run {
+        jobs_per_second: (measured / elapsed.as_secs_f64()).round(),
         cpu_us: CpuMicros {
             programs: per_job(cpu.programs),
             broker: per_job(cpu.broker),
             postgres: per_job(cpu.postgres),
             provider: per_job(cpu.provider),
         },
-        peak_memory_mb: pids.iter().map(|pid| peak_memory_mb(*pid)).sum(),
-        latency_ms: latency(pool, course.contender, course.jobs).await?,
+        wal_bytes: (wal / jobs as f64).round(),
+        peak_memory_mb: tenths(pids.iter().map(|pid| peak_memory_mb(*pid)).sum()),
+        latency_ms: latency(pool, course.contender, since).await?,
+        start_up_ms: begun.duration_since(started).as_millis() as f64,
+        settled_after_s: tenths((ended_after - answered_after).as_secs_f64()),
     };
-    let applied = provider.counted().await?.applied;
-    ensure!(applied == all, "{} updates were applied for {} jobs", applied - applied_before, course.jobs);
+    let applied = provider.counted().await?.applied - before.applied;
+    ensure!(applied == jobs, "{applied} updates were applied for {jobs} jobs");
     for program in programs {
         program.stop().await?;
     }
-    Ok(figures)
+    Ok(run)
 }
 
-/// Waits until the provider has applied as many updates; returns how many it has.
-async fn watch(provider: &Provider, programs: &mut [Program], applied: u64) -> anyhow::Result<u64> {
+/// Drains many jobs with one worker, and reads its memory on the way.
+pub async fn drain_long(stage: &Stage, provider: &Provider, jobs: usize) -> anyhow::Result<Memory> {
+    timeout(RUN_TIME_MAX, stage.fill_queue(jobs)).await.context("the broker is too slow")??;
+    let course =
+        Course { contender: Contender::Worker, replicas: 1, jobs, failing_percent: 0.0, settings: &[] };
+    let mut programs = start(stage, provider, course)?;
+    let pid = programs.first().map(Program::id).context("no worker was started")?;
+    watch(provider, &mut programs, |now| now.applied > 0).await?;
+    let begun = Instant::now();
+    let mut samples = Vec::with_capacity(MEMORY_SAMPLES);
+    for sample in 1..=MEMORY_SAMPLES {
+        let jobs = (jobs * sample / MEMORY_SAMPLES) as u64;
+        let watching = watch(provider, &mut programs, |now| now.applied >= jobs);
+        timeout(RUN_TIME_MAX, watching).await.context("a long run is too slow")??;
+        let memory_mb = tenths(memory_mb(pid));
+        eprintln!("{jobs} jobs: {memory_mb} MB");
+        samples.push(MemorySample { jobs, memory_mb });
+    }
+    let jobs_per_second = (jobs as f64 / begun.elapsed().as_secs_f64()).round();
+    for program in programs {
+        program.stop().await?;
+    }
+    Ok(Memory { jobs, jobs_per_second, samples })
+}
+
+fn start(stage: &Stage, provider: &Provider, course: Course<'_>) -> anyhow::Result<Vec<Program>> {
+    let start = |replica| {
+        let name = format!("{}-{replica}", course.contender.name().replace([' ', '.'], "-"));
+        stage.start(course.contender, &name, provider, course.settings)
+    };
+    (1..=course.replicas).map(start).collect()
+}
+
+/// Waits until the provider has counted as much; returns what it has.
+async fn watch(
+    provider: &Provider,
+    programs: &mut [Program],
+    is_enough: impl Fn(Counted) -> bool,
+) -> anyhow::Result<Counted> {
     let mut last = (0, Instant::now());
     loop {
-        let now = provider.counted().await?.applied;
-        if now >= applied {
+        let now = provider.counted().await?;
+        if is_enough(now) {
             return Ok(now);
         }
-        if now != last.0 {
-            last = (now, Instant::now());
+        if now.answered() != last.0 {
+            last = (now.answered(), Instant::now());
         }
         if last.1.elapsed() > STANDSTILL_MAX {
-            bail!("nothing happens any more after {now} updates; see the programs' logs");
+            bail!("nothing happens any more after {} answers; see the programs' logs", now.answered());
         }
         programs.iter_mut().try_for_each(Program::check_alive)?;
         sleep(WATCH_INTERVAL).await;
     }
 }
 
-/// Outcomes committed by a contender.
-async fn count_outcomes(pool: &PgPool, contender: Contender) -> anyhow::Result<i64> {
-    let query = match contender {
-        // Those still open are few, and cheap to count.
-        Contender::Worker => {
-            "select count(*) - count(*) filter (where state in ('submitting', 'waiting', 'unknown')) from submission"
-        }
-        Contender::Ceiling => return Ok(0),
+/// Waits for what a contender writes down, and compares it with what was to be done. The
+/// ceiling writes nothing.
+async fn wait_for_outcomes(
+    pool: &PgPool,
+    contender: Contender,
+    since: OffsetDateTime,
+    jobs: u64,
+) -> anyhow::Result<()> {
+    let (open, accepted) = match contender {
+        Contender::Ceiling => return Ok(()),
+        // By small indexes, however many rows there are: those that end later are no part of it.
+        Contender::Worker => (
+            "select (select count(*) from submission where state = 'submitting')
+                + (
+                    select count(*) from submission
+                    where state in ('waiting', 'unknown') and due_at < now() + interval '1 hour'
+                )",
+            "select count(*) from submission where received_at >= $1 and state = 'accepted'",
+        ),
+        Contender::Node | Contender::Naive => (
+            "select (select count(*) from peer.intent) - (select count(*) from peer.outcome)",
+            "select count(*) from peer.outcome where ended_at >= $1 and state = 'accepted'",
+        ),
     };
-    Ok(sqlx::query_scalar(query).fetch_one(pool).await?)
+    let begun = Instant::now();
+    while sqlx::query_scalar::<_, i64>(open).fetch_one(pool).await? > 0 {
+        ensure!(begun.elapsed() < STANDSTILL_MAX, "outcomes are missing; see the programs' logs");
+        sleep(WATCH_INTERVAL).await;
+    }
+    let accepted: i64 = sqlx::query_scalar(accepted).bind(since).fetch_one(pool).await?;
+    ensure!(u64::try_from(accepted) == Ok(jobs), "{accepted} jobs of {jobs} are accepted in the tables");
+    Ok(())
 }
 
-async fn latency(pool: &PgPool, contender: Contender, jobs: usize) -> anyhow::Result<Option<Latency>> {
+/// How much the server has ever written to its log.
+async fn wal_bytes(pool: &PgPool) -> sqlx::Result<f64> {
+    sqlx::query_scalar("select (pg_current_wal_insert_lsn() - '0/0')::float8").fetch_one(pool).await
+}
+
+async fn latency(
+    pool: &PgPool,
+    contender: Contender,
+    since: OffsetDateTime,
+) -> anyhow::Result<Option<Latency>> {
     if contender != Contender::Worker {
         return Ok(None);
     }
@@ -141,10 +205,11 @@ async fn latency(pool: &PgPool, contender: Contender, jobs: usize) -> anyhow::Re
         "select
             percentile_cont(0.5) within group (order by extract(epoch from ended_at - received_at)) * 1000,
             percentile_cont(0.99) within group (order by extract(epoch from ended_at - received_at)) * 1000
-        from (select ended_at, received_at from submission order by received_at desc limit $1) recent",
+        from submission
+        where received_at >= $1 and ended_at is not null",
     )
-    .bind(jobs as i64)
+    .bind(since)
     .fetch_one(pool)
     .await?;
-    Ok(Some(Latency { p50, p99 }))
+    Ok(Some(Latency { p50: tenths(p50), p99: tenths(p99) }))
 }

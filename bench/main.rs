@@ -1,49 +1,74 @@
-//! Measures the worker against the ceiling, in turn, and prints what it saw. The machine
-//! drifts, so only figures of one run compare: read the ratios.
+//! Measures the worker: against the ceiling and against peers, with latency, replicas, retries
+//! and rows by the million, and prints what it saw. The machine drifts, so only figures of one
+//! table compare, whose lines ran in turn: read the ratios.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where it speaks")]
 
+#[path = "../examples/demo/database.rs"]
+mod database;
+mod document;
 mod drain;
+mod figures;
+mod machine;
 mod meter;
+mod parts;
+mod plans;
+mod plot;
+mod rows;
 mod stage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
-use sqlx::PgPool;
 use url::Url;
 
-use crate::drain::{Course, Figures, drain};
+use crate::figures::Report;
+use crate::machine::Machine;
+use crate::parts::{Bench, Part};
 use crate::stage::{Contender, Stage};
 
-/// Measures the worker against the ceiling: the same consume, parse, sign, send and ack,
-/// without a database
+/// Measures the worker against the ceiling (the same consume, parse, sign, send and ack, without
+/// a database) and against peers
 #[derive(Parser)]
-#[command(
-    after_help = "Example:\n  make bench\n  scripts/bench.sh --latency 50ms --jobs 10000 --replicas 1 --runs 3"
-)]
+#[command(after_help = "Examples:\n  make bench\n  scripts/bench.sh --only latency --latency 50ms --runs 3")]
 struct Arguments {
+    /// Which parts, comma separated
+    #[arg(long, value_delimiter = ',', default_value = "throughput,latency,replicas,retries,idle")]
+    only: Vec<Part>,
     /// How many jobs a run drains
     #[arg(long, default_value_t = 20_000)]
     jobs: usize,
-    /// How often each is run, in turn
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
+    /// How often each is run, in turn [default: 5; of latency, retries and rows 3]
+    #[arg(long)]
+    runs: Option<usize>,
     /// How many requests a replica has in flight
     #[arg(long, default_value_t = 256)]
     concurrency: usize,
     /// How many deliveries a replica holds
     #[arg(long, default_value_t = 1024)]
     prefetch: usize,
-    /// How long the provider takes for a request; each is measured by itself, comma separated
-    #[arg(long, default_value = "0ms", value_delimiter = ',')]
+    /// Part latency: how long the provider takes for a request, comma separated
+    #[arg(long, default_value = "50ms,300ms", value_delimiter = ',')]
     latency: Vec<humantime::Duration>,
-    /// How many workers share the queue; each is measured beside the others, comma separated
-    #[arg(long, default_value = "1", value_delimiter = ',')]
+    /// Part replicas: how many workers share the queue, comma separated
+    #[arg(long, default_value = "1,2,4", value_delimiter = ',')]
     replicas: Vec<usize>,
+    /// Part retries: the percentage of updates that fail, comma separated
+    #[arg(long, default_value = "1,10", value_delimiter = ',')]
+    retries: Vec<f64>,
+    /// Part rows: how many ended jobs the tables hold, comma separated, growing
+    #[arg(long, default_value = "0,1000000,10000000", value_delimiter = ',')]
+    rows: Vec<u64>,
+    /// Part memory: how many jobs one worker drains
+    #[arg(long, default_value_t = 1_000_000)]
+    memory_jobs: usize,
+    /// Writes the figures to this file; parts in it that do not run stay
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Writes the figures to docs/performance.json, and from there into the documents
+    #[arg(long, conflicts_with = "json")]
+    write_docs: bool,
     /// Postgres
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     database_url: Url,
@@ -53,16 +78,13 @@ struct Arguments {
     /// Where the programs' logs go
     #[arg(long, default_value = "target/bench")]
     logs: PathBuf,
+    /// Where the Node.js peer is, with its libraries
+    #[arg(long, default_value = "target/bench/node")]
+    node_peer: PathBuf,
 }
 
-/// One line of the table: what ran, and what each run of it saw.
-struct Line {
-    contender: Contender,
-    replicas: usize,
-    runs: Vec<Figures>,
-}
-
-#[tokio::main]
+// One thread: what is measured needs the cores.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match bench(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -84,96 +106,51 @@ async fn bench(arguments: Arguments) -> anyhow::Result<()> {
         logs: logs.clone(),
         concurrency: arguments.concurrency,
         prefetch: arguments.prefetch,
+        node_peer: arguments.node_peer.clone(),
     };
-    let pool = stage.recreate_database().await?;
-    let mut ratio = None;
-    for latency in &arguments.latency {
-        let lines = measure(&stage, &pool, &arguments, *latency).await?;
-        println!(
-            "\nthe provider takes {latency}; {} jobs a run, {} runs in turn, medians",
-            arguments.jobs, arguments.runs
-        );
-        println!("{}", table(&lines));
-        ratio = ratio.or_else(|| Some(lines.get(1)?.rate() / lines.first()?.rate()));
+    let admin = database::connect(&database::url_of(&arguments.database_url, "postgres")).await?;
+    let machine = Machine::look(&admin, &arguments.amqp_url).await?;
+    println!("{machine}");
+    let written = Path::new("docs/performance.json");
+    let file = arguments.json.as_deref().or_else(|| arguments.write_docs.then_some(written));
+    let mut report = match file {
+        Some(file) => Report::read_or_new(file, machine)?,
+        None => Report::new(machine),
+    };
+    let measured = measure(&Bench { stage: &stage, arguments: &arguments }, &mut report, file).await;
+    stage.clear().await?;
+    measured?;
+    if arguments.write_docs {
+        document::write(Path::new("."), &report)?;
     }
-    if let Some(ratio) = ratio {
+    // The last line: scripts look for it.
+    let throughput = report.throughput.as_ref().filter(|_| arguments.only.contains(&Part::Throughput));
+    if let Some(ratio) = throughput.and_then(|table| {
+        Some(table.line_of(Contender::Worker)?.rate() / table.line_of(Contender::Ceiling)?.rate())
+    }) {
         println!("\nratio {ratio:.2}");
     }
     Ok(())
 }
 
-/// Runs the ceiling and the workers in turn, so that all meet the machine's moods.
-async fn measure(
-    stage: &Stage,
-    pool: &PgPool,
-    arguments: &Arguments,
-    latency: humantime::Duration,
-) -> anyhow::Result<Vec<Line>> {
-    let line = |contender, replicas| Line { contender, replicas, runs: Vec::new() };
-    let workers = arguments.replicas.iter().map(|replicas| line(Contender::Worker, *replicas));
-    let mut lines: Vec<Line> = [line(Contender::Ceiling, 1)].into_iter().chain(workers).collect();
-    for run in 1..=arguments.runs {
-        for Line { contender, replicas, runs } in &mut lines {
-            let provider = stage.start_provider(latency.into()).await?;
-            let course = Course { contender: *contender, replicas: *replicas, jobs: arguments.jobs };
-            let figures = drain(stage, &provider, pool, course).await?;
-            provider.program.stop().await?;
-            let rate = figures.jobs_per_second;
-            eprintln!("run {run}: {} x {replicas}, latency {latency}: {rate:.0} jobs/s", contender.name());
-            runs.push(figures);
+/// Measures the parts in their order, prints each, and writes down what there is after each.
+async fn measure(bench: &Bench<'_>, report: &mut Report, file: Option<&Path>) -> anyhow::Result<()> {
+    for part in &bench.arguments.only {
+        eprintln!("\n{}:", format!("{part:?}").to_lowercase());
+        match part {
+            Part::Throughput => report.throughput = Some(bench.throughput().await?),
+            Part::Latency => report.latency = Some(bench.latency().await?),
+            Part::Replicas => report.replicas = Some(bench.replicas().await?),
+            Part::Retries => report.retries = Some(bench.retries().await?),
+            Part::Idle => report.idle = Some(bench.idle().await?),
+            Part::Peers => report.peers = Some(bench.peers().await?),
+            Part::Rows => report.rows = Some(bench.rows().await?),
+            Part::Memory => report.memory = Some(bench.memory().await?),
+        }
+        println!("\n{}", document::part(report, *part, document::Form::Terminal));
+        if let Some(file) = file {
+            report.write(file)?;
         }
     }
-    Ok(lines)
-}
-
-impl Line {
-    fn median(&self, of: impl Fn(&Figures) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.runs.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or_default()
-    }
-
-    fn rate(&self) -> f64 {
-        self.median(|figures| figures.jobs_per_second)
-    }
-}
-
-fn table(lines: &[Line]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header([
-        "",
-        "replicas",
-        "jobs/s",
-        "of the ceiling",
-        "CPU µs",
-        "broker µs",
-        "Postgres µs",
-        "provider µs",
-        "peak MB",
-        "p50 ms",
-        "p99 ms",
-    ]);
-    let ceiling = lines.first().map_or(0.0, Line::rate);
-    for line in lines {
-        let latency = |of: fn(&drain::Latency) -> f64| match line.contender {
-            Contender::Ceiling => String::new(),
-            Contender::Worker => {
-                format!("{:.0}", line.median(|figures| figures.latency_ms.as_ref().map_or(0.0, of)))
-            }
-        };
-        table.add_row([
-            line.contender.name().to_owned(),
-            line.replicas.to_string(),
-            format!("{:.0}", line.rate()),
-            format!("{:.0} %", 100.0 * line.rate() / ceiling),
-            format!("{:.0}", line.median(|figures| figures.cpu_us.programs)),
-            format!("{:.0}", line.median(|figures| figures.cpu_us.broker)),
-            format!("{:.0}", line.median(|figures| figures.cpu_us.postgres)),
-            format!("{:.0}", line.median(|figures| figures.cpu_us.provider)),
-            format!("{:.0}", line.median(|figures| figures.peak_memory_mb)),
-            latency(|latency| latency.p50),
-            latency(|latency| latency.p99),
-        ]);
-    }
-    table
+    Ok(())
 }

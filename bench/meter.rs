@@ -40,10 +40,15 @@ impl Cpu {
 
 /// The most memory that a process ever held, in MB.
 pub fn peak_memory_mb(pid: u32) -> f64 {
-    memory_mb(pid, "VmHWM:")
+    status_mb(pid, "VmHWM:")
 }
 
-fn memory_mb(pid: u32, field: &str) -> f64 {
+/// The memory that a process holds, in MB.
+pub fn memory_mb(pid: u32) -> f64 {
+    status_mb(pid, "VmRSS:")
+}
+
+fn status_mb(pid: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
     let kilobytes: f64 =

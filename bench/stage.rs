@@ -12,14 +12,16 @@ use kyc_worker::broker::{Broker, Publisher};
 use kyc_worker::config::{BrokerSettings, Secret};
 use lapin::options::QueueDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use url::Url;
 use uuid::Uuid;
+
+use crate::database;
 
 const DATABASE: &str = "kyc_bench";
 const EXCHANGE: &str = "kyc-bench";
@@ -30,6 +32,9 @@ const DEAD_LETTER_TTL: &str = "1h";
 
 /// How long a program may take to say its first word.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How long the provider's admin interface may take.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How many confirmations are waited for at once.
 const CONFIRMS_MAX: usize = 1000;
@@ -48,15 +53,22 @@ pub struct Stage {
     pub logs: PathBuf,
     pub concurrency: usize,
     pub prefetch: usize,
+    /// Where scripts/bench.sh has put the Node.js peer with its libraries.
+    pub node_peer: PathBuf,
 }
 
 /// What drains the queue.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Contender {
     /// `kyc-worker run`.
     Worker,
     /// The same without a database.
     Ceiling,
+    /// As one would write it in Node.js.
+    Node,
+    /// As one would write it in Rust: a task a message, a commit a statement.
+    Naive,
 }
 
 impl Contender {
@@ -64,6 +76,8 @@ impl Contender {
         match self {
             Self::Worker => "worker",
             Self::Ceiling => "ceiling",
+            Self::Node => "Node.js peer",
+            Self::Naive => "naive Rust",
         }
     }
 }
@@ -105,15 +119,36 @@ pub struct Provider {
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 pub struct Counted {
     pub applied: u64,
+    /// Failed on purpose.
+    pub not_applied: u64,
+}
+
+impl Counted {
+    pub fn answered(self) -> u64 {
+        self.applied + self.not_applied
+    }
 }
 
 impl Provider {
     pub async fn counted(&self) -> anyhow::Result<Counted> {
         let url = self.admin("oracle/summary");
-        let answer = self.http.get(url).send().await?.error_for_status()?;
+        let answer = self.http.get(url).timeout(ANSWER_TIME_MAX).send().await?.error_for_status()?;
         #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
         let counted = answer.json().await?;
         Ok(counted)
+    }
+
+    /// Answers 500 to this share of the updates, and applies none of them; but only to a
+    /// customer's first, or a resend could be refused as his last.
+    pub async fn fail(&self, percent: f64) -> anyhow::Result<()> {
+        let rule = json!({
+            "match": { "method": "PATCH", "share": percent / 100.0 },
+            "first_per_customer": 1,
+            "fault": { "apply": "never", "answer": { "kind": "respond", "status": 500 } },
+        });
+        let request = self.http.post(self.admin("rules")).timeout(ANSWER_TIME_MAX).json(&rule);
+        request.send().await?.error_for_status().context("the sandbox refuses a rule")?;
+        Ok(())
     }
 
     fn admin(&self, path: &str) -> String {
@@ -141,31 +176,26 @@ impl Stage {
         Ok(Provider { program: Program { child }, base_url, http })
     }
 
-    /// Makes the database anew, with all migrations.
+    /// Makes the database anew, with all migrations, and the peers' two tables.
     pub async fn recreate_database(&self) -> anyhow::Result<PgPool> {
-        let mut url = self.database_url.clone();
-        // There on every server; the database of the URL may not be.
-        url.set_path("postgres");
-        let admin = connect(&url).await?;
-        sqlx::query("drop database if exists kyc_bench with (force)").execute(&admin).await?;
-        sqlx::query("create database kyc_bench")
-            .execute(&admin)
-            .await
-            .context("DATABASE_URL: its user must be allowed to create databases")?;
-        admin.close().await;
-        let pool = connect(&self.bench_database_url()).await?;
+        database::recreate(&self.database_url, DATABASE).await?;
+        let pool = database::connect(&self.bench_database_url()).await?;
         kyc_worker::journal::migrate(&pool).await?;
+        sqlx::raw_sql(include_str!("peers/tables.sql")).execute(&pool).await?;
         Ok(pool)
     }
 
-    fn bench_database_url(&self) -> Url {
-        let mut url = self.database_url.clone();
-        url.set_path(DATABASE);
-        url
+    /// Leaves nothing behind.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        database::drop_if_there(&self.database_url, DATABASE).await?.close().await;
+        self.delete_queues().await
     }
 
-    /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
-    pub async fn fill_queue(&self, jobs: usize) -> anyhow::Result<()> {
+    pub fn bench_database_url(&self) -> Url {
+        database::url_of(&self.database_url, DATABASE)
+    }
+
+    async fn delete_queues(&self) -> anyhow::Result<()> {
         let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default())
             .await
             .context("AMQP_URL: cannot use RabbitMQ; `make services` starts one")?;
@@ -173,8 +203,12 @@ impl Stage {
         for queue in [QUEUE, DEAD_LETTER_QUEUE] {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
         }
-        connection.close(200, "done".into()).await?;
+        Ok(connection.close(200, "done".into()).await?)
+    }
 
+    /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
+    pub async fn fill_queue(&self, jobs: usize) -> anyhow::Result<()> {
+        self.delete_queues().await?;
         let arguments = [
             ["--exchange", EXCHANGE],
             ["--queue", QUEUE],
@@ -202,8 +236,15 @@ impl Stage {
         publisher.close().await
     }
 
-    /// Starts a program that drains the queue. `name` names its log.
-    pub fn start(&self, contender: Contender, name: &str, provider: &Provider) -> anyhow::Result<Program> {
+    /// Starts a program that drains the queue. `name` names its log; `settings` are those of
+    /// the worker that are not the usual ones.
+    pub fn start(
+        &self,
+        contender: Contender,
+        name: &str,
+        provider: &Provider,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Program> {
         let mut command = match contender {
             Contender::Worker => {
                 let mut command = Command::new(program("kyc-worker")?);
@@ -211,6 +252,12 @@ impl Stage {
                 command
             }
             Contender::Ceiling => Command::new(program("examples/ceiling")?),
+            Contender::Naive => Command::new(program("examples/naive")?),
+            Contender::Node => {
+                let mut command = Command::new("node");
+                command.arg(self.node_peer.join("worker.mjs"));
+                command
+            }
         };
         command
             .env("DATABASE_URL", self.bench_database_url().as_str())
@@ -227,10 +274,10 @@ impl Stage {
             .env("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=")
             .env("CONCURRENCY", self.concurrency.to_string())
             .env("PREFETCH", self.prefetch.to_string())
-            .env("NOT_APPLIED_STATUSES", "503")
             .env("WORKER_NAME", name)
             .env("LOG_FORMAT", "json")
             .env("RUST_LOG", "info")
+            .envs(settings.iter().copied())
             .stdout(self.log(name)?)
             .stderr(self.log(&format!("{name}.err"))?)
             .kill_on_drop(true);
@@ -238,8 +285,13 @@ impl Stage {
         Ok(Program { child })
     }
 
+    /// Where a program's log is.
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
     fn log(&self, name: &str) -> anyhow::Result<File> {
-        let path = self.logs.join(format!("{name}.log"));
+        let path = self.log_path(name);
         File::create(&path).with_context(|| format!("cannot write {}", path.display()))
     }
 }
@@ -250,16 +302,6 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
     // Beside the folder of the examples.
     let folder = this.parent().and_then(Path::parent).context("this program has no folder")?;
     Ok(folder.join(name))
-}
-
-async fn connect(url: &Url) -> anyhow::Result<PgPool> {
-    let place = format!("{}:{}", url.host_str().unwrap_or("localhost"), url.port().unwrap_or(5432));
-    PgPoolOptions::new()
-        .max_connections(2)
-        .acquire_timeout(Duration::from_secs(5))
-        .connect(url.as_str())
-        .await
-        .with_context(|| format!("DATABASE_URL: cannot use Postgres at {place}; `make services` starts one"))
 }
 
 /// A job of about 600 bytes, as a company would publish it.

@@ -3,6 +3,7 @@
 //! `make demo` runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
+mod database;
 mod jobs;
 mod process;
 mod reconcile;
@@ -113,7 +114,7 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     let story = Story::begin();
     let jobs = jobs::make(arguments.messages);
 
-    services::recreate_database(&arguments.database_url).await?;
+    database::recreate(&arguments.database_url, DATABASE).await?;
     let broker = Broker::connect(&arguments.amqp_url).await?;
     broker.delete_queues().await?;
     let migrate = stage.kyc_worker(&["migrate"]);
@@ -124,7 +125,7 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     let enqueue = stage.kyc_worker(&["enqueue", "--no-validate", "jobs.jsonl"]);
     Process::start(enqueue, "kyc-worker enqueue")?.succeed().await?;
 
-    let pool = services::connect(&services::demo_database_url(&arguments.database_url)).await?;
+    let pool = database::connect(&database::url_of(&arguments.database_url, DATABASE)).await?;
     let workers = stage.start_workers()?;
     story.tell("started worker-1 and worker-2, though the provider is down");
     let mut watch = Watch::new(story, pool.clone(), jobs.published.jobs.len(), workers);
@@ -186,7 +187,7 @@ impl Stage {
         Ok(Self {
             programs: programs.to_owned(),
             directory: arguments.directory.clone(),
-            database_url: services::demo_database_url(&arguments.database_url),
+            database_url: database::url_of(&arguments.database_url, DATABASE),
             amqp_url: arguments.amqp_url.clone(),
             provider_port: port,
         })

@@ -7,9 +7,7 @@ use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::{Value, json};
-use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::time::{Instant, sleep};
-use url::Url;
 use uuid::Uuid;
 
 use crate::jobs::{self, digest};
@@ -22,38 +20,6 @@ pub const DEAD_LETTER_QUEUE: &str = "kyc-demo.dead-letters";
 
 /// How long the broker may take to move a rejected message to the dead-letter queue.
 const DEAD_LETTERS_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The same server, the demo's database.
-pub fn demo_database_url(database_url: &Url) -> Url {
-    let mut url = database_url.clone();
-    url.set_path(DATABASE);
-    url
-}
-
-/// Makes the demo's database anew.
-pub async fn recreate_database(database_url: &Url) -> anyhow::Result<()> {
-    let mut url = database_url.clone();
-    // There on every server; the database of the URL may not be.
-    url.set_path("postgres");
-    let pool = connect(&url).await?;
-    sqlx::query("drop database if exists kyc_demo with (force)").execute(&pool).await?;
-    sqlx::query("create database kyc_demo")
-        .execute(&pool)
-        .await
-        .context("DATABASE_URL: its user must be allowed to create databases")?;
-    pool.close().await;
-    Ok(())
-}
-
-pub async fn connect(url: &Url) -> anyhow::Result<PgPool> {
-    let place = format!("{}:{}", url.host_str().unwrap_or("localhost"), url.port().unwrap_or(5432));
-    PgPoolOptions::new()
-        .max_connections(2)
-        .acquire_timeout(Duration::from_secs(5))
-        .connect(url.as_str())
-        .await
-        .with_context(|| format!("DATABASE_URL: cannot use Postgres at {place}; `make services` starts one"))
-}
 
 /// The broker as the demo looks at it.
 pub struct Broker {
