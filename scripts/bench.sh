@@ -22,8 +22,9 @@ fi
 cargo build --locked --quiet --profile "$profile" --bins --example bench --example ceiling --example naive
 
 if [[ " $* " == *peers* ]]; then
-    command -v node >/dev/null && command -v npm >/dev/null ||
+    if ! { command -v node && command -v npm; } >/dev/null; then
         fail "part peers needs Node.js 20 or later with npm (Debian: apt-get install npm), or leave it out with --only"
+    fi
     peer=target/bench/node
     mkdir -p "$peer"
     cp bench/peers/node/package.json bench/peers/node/package-lock.json bench/peers/node/worker.mjs "$peer/"
