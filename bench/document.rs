@@ -58,7 +58,8 @@ const SETTLED: Column =
 
 const THROUGHPUT: [Column; 11] =
     [WHO, RATE, RANGE, OF_CEILING, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, PROVIDER_CPU, MEMORY, P50, P99];
-const LATENCY: [Column; 8] = [WHO, RATE, POSSIBLE, OF_CEILING, PROGRAM_CPU, MEMORY, P50, P99];
+const LATENCY: [Column; 10] =
+    [WHO, RATE, POSSIBLE, OF_CEILING, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, MEMORY, P50, P99];
 const WORKERS: [Column; 8] = [REPLICAS, RATE, OF_FIRST, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, MEMORY, P99];
 const RETRIES: [Column; 8] = [FAILING, RATE, OF_FIRST, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, P50, SETTLED];
 const PEERS: [Column; 9] =
@@ -115,8 +116,9 @@ fn grid(table: &Table, columns: &[Column], form: Form) -> String {
     let lines = table.lines.iter().map(|line| columns.iter().map(|(_, cell)| cell(line, table)).collect());
     let runs = table.lines.first().map_or(0, |line| line.runs.len());
     format!(
-        "{}\n\nMedians of {runs} runs in turn, {} jobs each; {} in flight and {} deliveries held, of each replica.",
+        "{}\n\n{}, {} jobs each; {} in flight and {} deliveries held, of each replica.",
         draw(&header, lines, form),
+        if runs == 1 { "One run of each".to_owned() } else { format!("Medians of {runs} runs in turn") },
         HumanCount(table.jobs as u64),
         table.concurrency,
         table.prefetch,
@@ -304,46 +306,53 @@ fn cpu(line: &Line) -> CpuMicros {
     }
 }
 
+/// The cost of a job at a rate: as it was measured at the next higher one. Where jobs come
+/// slowly, fewer share a commit, and each costs more.
+fn worker_at(report: &Report, rate: f64) -> Option<&Line> {
+    let fastest = report.throughput.as_ref()?.line_of(Contender::Worker)?;
+    let slower = report.latency.iter().flatten().filter_map(|table| table.line_of(Contender::Worker));
+    let enough = slower.filter(|line| line.rate() >= rate && line.rate() < fastest.rate());
+    Some(enough.min_by(|one, other| one.rate().total_cmp(&other.rate())).unwrap_or(fastest))
+}
+
 /// What a load costs, from the measured cost of a job.
 fn arithmetic(report: &Report, jobs_a_day: impl Iterator<Item = f64>) -> Option<String> {
-    let table = report.throughput.as_ref()?;
-    let worker = table.line_of(Contender::Worker)?;
-    let (cpu, wal) = (cpu(worker), worker.median(|run| run.wal_bytes));
     let disk = report.rows.as_ref().and_then(bytes_a_job)?;
     let header = [
         "jobs a day",
         "jobs/s at the peak",
         "in flight",
+        "CPU µs a job",
         "workers' cores",
         "broker's",
         "Postgres'",
         "WAL MB/s",
         "disk GB a year",
     ];
-    let lines = jobs_a_day.map(|jobs| {
+    let lines = jobs_a_day.filter_map(|jobs| {
         let peak = jobs / SECONDS_A_DAY * PEAK;
+        let worker = worker_at(report, peak)?;
+        let (cpu, wal) = (cpu(worker), worker.median(|run| run.wal_bytes));
         let cores = |micros: f64| format!("{:.2}", peak * micros / 1e6);
-        vec![
+        Some(vec![
             whole(jobs),
             format!("{peak:.1}"),
-            whole(peak * PROVIDER_SECONDS),
+            whole((peak * PROVIDER_SECONDS).ceil()),
+            whole(cpu.paid()),
             cores(cpu.programs),
             cores(cpu.broker),
             cores(cpu.postgres),
             format!("{:.2}", peak * wal / 1e6),
             format!("{:.1}", jobs * 365.0 * disk / 1e9),
-        ]
+        ])
     });
     Some(format!(
-        "{}\n\nA job costs the worker {} µs of CPU, the broker {} and Postgres {}, {} bytes of the database's log, and \
-         {} bytes for ever. The peak is {PEAK:.0} times the mean; the provider takes {:.0} ms.",
+        "{}\n\nThe peak is {PEAK:.0} times the mean; the provider takes {:.0} ms; a job leaves {} bytes for ever. Its CPU \
+         is what was measured at the next higher rate: where jobs come slowly, fewer share a commit, and each \
+         costs more.",
         draw(&header.map(str::to_owned), lines, Form::Markdown),
-        whole(cpu.programs),
-        whole(cpu.broker),
-        whole(cpu.postgres),
-        whole(wal),
-        whole(disk),
         PROVIDER_SECONDS * 1000.0,
+        whole(disk),
     ))
 }
 
@@ -351,7 +360,7 @@ fn arithmetic(report: &Report, jobs_a_day: impl Iterator<Item = f64>) -> Option<
 fn walls(report: &Report) -> Option<String> {
     let table = report.throughput.as_ref()?;
     let cpu = cpu(table.line_of(Contender::Worker)?);
-    let header = ["", "µs a job", "jobs/s a core", "jobs a day at the peak's rate, a core"];
+    let header = ["", "µs a job", "jobs/s a core", "jobs a day a core, at a peak of three times the mean"];
     let line = |who: &str, micros: f64| {
         vec![
             who.to_owned(),
