@@ -124,7 +124,7 @@ fn check_signature(notice: &Notice<'_>, body: &Json, signer: &Signer) -> Result<
     let timestamp = notice.timestamp.and_then(|text| text.trim().parse().ok());
     let timestamp = timestamp.ok_or(Refusal::Forged("X-TIMESTAMP: is missing, or no number of seconds"))?;
     let signature = notice.signature.ok_or(Refusal::Forged("X-SIGNATURE: is missing"))?;
-    match signer.verify(timestamp, &body.to_canonical(Profile::Compact), signature.trim()) {
+    match signer.verify(timestamp, body.to_canonical(Profile::Compact), signature.trim()) {
         true => Ok(timestamp),
         false => Err(Refusal::Forged("X-SIGNATURE: is not the provider's, for this body and X-TIMESTAMP")),
     }

@@ -48,8 +48,8 @@ impl Sandbox {
     fn signed(&self, method: &str, path: &str, body: &str) -> String {
         let json = Json::parse(if body.is_empty() { "{}" } else { body }.as_bytes()).unwrap();
         let timestamp = super::State::new(Settings::default()).unix_seconds();
-        let signature = Signer::new("sandbox-key", &self.api_secret)
-            .sign(timestamp, &json.to_canonical(Profile::Compact));
+        let signature =
+            Signer::new("sandbox-key", &self.api_secret).sign(timestamp, json.to_canonical(Profile::Compact));
         format!(
             "{method} {path} HTTP/1.1\r\nhost: sandbox\r\nconnection: close\r\n\
              x-api-key: sandbox-key\r\nx-timestamp: {timestamp}\r\nx-signature: {signature}\r\n\

@@ -44,7 +44,7 @@ impl Webhook {
     fn properties(&self) -> BasicProperties {
         let signature = match Json::parse(&self.body) {
             Ok(json) => Signer::new("sandbox-key", self.secret)
-                .sign(self.signed_at, &json.to_canonical(Profile::Compact)),
+                .sign(self.signed_at, json.to_canonical(Profile::Compact)),
             Err(_) => "unsigned".to_owned(),
         };
         let mut headers = FieldTable::default();
