@@ -90,26 +90,33 @@ fn connections_lost_again_and_again_under_load_spend_nothing_twice() {
     });
 }
 
+/// Starts a worker that waits for longer than an answer can be held back, before it sends, before
+/// another may take over, and before it looks.
+async fn start_patient(world: &World, database_url: &str) -> WorkerProcess {
+    let worker = world.start_worker_with(&[
+        ("DATABASE_URL", database_url),
+        ("SEND_WINDOW", "20s"),
+        ("CLAIM_LEASE", "25s"),
+        ("READ_BACK_WINDOW", "60s"),
+        ("READ_BACK_DEADLINE", "60s"),
+    ]);
+    world.wait_for_consumers(1).await;
+    worker
+}
+
 #[test]
 fn a_commit_whose_answer_is_lost_is_found_again() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, database_url) = world.relay_to_database().await;
-        let mut worker = world.start_worker_with(&[
-            ("DATABASE_URL", &database_url),
-            ("SEND_WINDOW", "20s"),
-            ("CLAIM_LEASE", "25s"),
-            ("READ_BACK_WINDOW", "60s"),
-            ("READ_BACK_DEADLINE", "60s"),
-        ]);
-        world.wait_for_consumers(1).await;
+        let mut worker = start_patient(&world, &database_url).await;
         // Long enough to see the row before the worker hears that it is committed.
         relay.delay(Duration::from_millis(300));
         let job_id = world.publish_job().await;
         world.wait_for_state(job_id, &["submitting"]).await;
         relay.reset();
         relay.resume();
-        world.wait_for_log(&worker, "intake paused").await;
+        world.wait_for_log(&worker, "a batch was not written").await;
         check_done_once(&world, &[job_id]).await;
         let job = world.submission(job_id).await.expect("it is known");
         assert_eq!((job.attempts, job.deliveries), (1, 1), "the claim was found to be its own");
@@ -122,14 +129,7 @@ fn an_attempt_whose_begin_lost_its_answer_is_sent_and_is_in_no_doubt() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, database_url) = world.relay_to_database().await;
-        let mut worker = world.start_worker_with(&[
-            ("DATABASE_URL", &database_url),
-            ("SEND_WINDOW", "20s"),
-            ("CLAIM_LEASE", "25s"),
-            ("READ_BACK_WINDOW", "60s"),
-            ("READ_BACK_DEADLINE", "60s"),
-        ]);
-        world.wait_for_consumers(1).await;
+        let mut worker = start_patient(&world, &database_url).await;
         let job_id = Uuid::new_v4();
         let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
         world.break_job_once(job_id, json!({ "apply": "never", "answer": answer })).await;
