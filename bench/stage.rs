@@ -191,8 +191,14 @@ impl Stage {
         self.delete_queues().await
     }
 
+    /// On this machine nothing is encrypted, the broker's and the provider's words neither.
     pub fn bench_database_url(&self) -> Url {
-        database::url_of(&self.database_url, DATABASE)
+        let mut url = database::url_of(&self.database_url, DATABASE);
+        let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if is_local && !url.query_pairs().any(|(name, _)| name == "sslmode") {
+            url.query_pairs_mut().append_pair("sslmode", "disable");
+        }
+        url
     }
 
     async fn delete_queues(&self) -> anyhow::Result<()> {

@@ -46,6 +46,17 @@ impl Patience {
     }
 }
 
+/// When what need not be done at every wake was last done.
+#[derive(Default)]
+struct Chores {
+    tidied_at: Option<Instant>,
+    swept_at: Option<Instant>,
+}
+
+fn is_due(done_at: Option<Instant>, interval: Duration) -> bool {
+    done_at.is_none_or(|done_at| done_at.elapsed() >= interval)
+}
+
 /// What the attempts' loop remembers from one turn to the next.
 struct Memory {
     patience: Patience,
@@ -88,12 +99,12 @@ impl Scheduler {
     }
 
     async fn tend(&self) {
-        let mut swept_at = None;
+        let mut done = Chores::default();
         loop {
             self.worker.liveness.scheduler.turn();
             self.due.notify_one();
             let begun = Instant::now();
-            let pause = match self.round(&mut swept_at).await {
+            let pause = match self.round(&mut done).await {
                 Ok(pause) => {
                     self.worker.intake.resume_by_work(Reason::Database, begun);
                     pause
@@ -143,22 +154,17 @@ impl Scheduler {
 
     /// One look at everything that is due, but the attempts. Returns how long until the next
     /// is worth it.
-    async fn round(&self, swept_at: &mut Option<Instant>) -> Result<Duration, JournalError> {
+    async fn round(&self, done: &mut Chores) -> Result<Duration, JournalError> {
         let journal = &self.worker.journal;
-        for taken in journal.take_over(BATCH).await? {
-            warn!(
-                job_id = %taken.job_id, attempt = taken.attempt,
-                claimed_by = taken.claimed_by, "a worker vanished in an attempt, its customer will be read back"
-            );
-        }
-        for job_id in journal.expire(BATCH).await? {
-            info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
+        if is_due(done.tidied_at, self.poll) {
+            self.tidy_up().await?;
+            done.tidied_at = Some(Instant::now());
         }
         self.begin_looks().await?;
         journal.postpone_busy(BATCH).await?;
-        if swept_at.is_none_or(|swept_at| swept_at.elapsed() >= SWEEP_INTERVAL) {
+        if is_due(done.swept_at, SWEEP_INTERVAL) {
             // A full batch may not have been all.
-            *swept_at = self.sweep().await?.then(Instant::now);
+            done.swept_at = self.sweep().await?.then(Instant::now);
         }
         // What is due and waits for a permit is no reason to hurry.
         let may_begin = self.worker.breaker.is_closed()
@@ -169,6 +175,20 @@ impl Scheduler {
             Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
             None => self.poll,
         })
+    }
+
+    /// Takes over what was left behind, and ends what waited for too long.
+    async fn tidy_up(&self) -> Result<(), JournalError> {
+        for taken in self.worker.journal.take_over(BATCH).await? {
+            warn!(
+                job_id = %taken.job_id, attempt = taken.attempt,
+                claimed_by = taken.claimed_by, "a worker vanished in an attempt, its customer will be read back"
+            );
+        }
+        for job_id in self.worker.journal.expire(BATCH).await? {
+            info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
+        }
+        Ok(())
     }
 
     /// Removes what has been kept for long enough. Returns whether that was all.

@@ -242,6 +242,8 @@ impl Worker {
         };
         match (recorded, next) {
             (None, _) => Box::pin(self.record_late(claim, &result.verdict)).await,
+            // The attempt's own line says it.
+            (Some(()), Next::End(Outcome::Accepted(_))) => debug!("acceptance recorded"),
             (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Next::Wait(_) | Next::ReadBack) => self.parked.notify_one(),
         }

@@ -111,8 +111,9 @@ fn a_reader_who_was_slow_gets_the_lines_that_waited_for_him() {
         worker.stop().await;
         let text = reading.await.expect("a task").expect("text");
         for job_id in jobs {
-            let ended = |line: &&str| line.contains(&job_id.to_string()) && line.contains("submission ended");
-            assert_eq!(text.lines().filter(ended).count(), 1, "{job_id}");
+            let attempted =
+                |line: &&str| line.contains(&job_id.to_string()) && line.contains("submission attempted");
+            assert_eq!(text.lines().filter(attempted).count(), 1, "{job_id}");
         }
         assert!(text.lines().last().expect("a line").contains("stopped"), "the last line comes out too");
     });
