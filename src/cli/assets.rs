@@ -1,17 +1,35 @@
 //! `kyc-worker completions` and `kyc-worker man`: what a package puts beside the binary.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use clap_complete::Shell;
 
-pub(super) fn complete(shell: Shell) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(shell, &mut super::command(), "kyc-worker", &mut std::io::stdout());
+/// Print a shell's completions
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker completions bash > /etc/bash_completion.d/kyc-worker")]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+/// Write the man pages
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker man /usr/local/share/man/man1")]
+pub(super) struct ManArgs {
+    /// Where to
+    directory: PathBuf,
+}
+
+pub(super) fn complete(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+    clap_complete::generate(args.shell, &mut super::command(), "kyc-worker", &mut std::io::stdout());
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn write_manual(directory: &Path) -> anyhow::Result<ExitCode> {
+pub(super) fn write_manual(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    let directory = &args.directory;
     std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(super::command(), directory))
         .with_context(|| format!("cannot write to {}", directory.display()))?;

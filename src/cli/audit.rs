@@ -5,12 +5,33 @@ use std::io::{BufWriter, StdoutLock, Write as _, stdout};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use futures_util::TryStreamExt as _;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use uuid::Uuid;
 
-use super::{AuditArgs, open_database};
+use super::open_database;
+use crate::config::{DatabaseSettings, FingerprintSettings};
 use crate::journal::audit::{Audit, Finding, Page};
+
+/// Verify that what the tables say of every job is what was written, and can have happened
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker audit\n  kyc-worker audit 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --json | jq .findings\n\nFinds attempts and observations that were changed, removed, added or moved, counts that do\nnot agree, rows without their submission, and histories that cannot be. Needs\nFINGERPRINT_KEY, and a role that may read the tables: the worker's. Nothing is written;\nreplicas may run.\n\nExit codes: 0 every history verifies, 1 something is wrong."
+)]
+pub(super) struct AuditArgs {
+    /// Only these jobs [default: all]
+    #[arg(value_name = "JOB_ID")]
+    job_ids: Vec<Uuid>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    fingerprint: FingerprintSettings,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 /// How many of the jobs that were named are examined at once.
 const JOBS_AT_ONCE: usize = 2_000;

@@ -2,11 +2,49 @@
 
 use std::process::ExitCode;
 
-use super::BudgetSetArgs;
+use clap::{Args, Subcommand};
+use uuid::Uuid;
+
+use super::open_database;
+use super::signed::SignedArgs;
+use crate::config::DatabaseSettings;
 use crate::journal::budget::{customer_story, set_budget};
 
-pub(super) async fn set(args: &BudgetSetArgs) -> anyhow::Result<ExitCode> {
-    let pool = super::open_database(&args.database).await?;
+/// Tell the worker what it cannot know of a customer's updates
+#[derive(Debug, Subcommand)]
+pub(super) enum BudgetCommand {
+    Set(SetArgs),
+}
+
+/// Record how many of a customer's updates were spent elsewhere
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker budget set --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --used 1 --by ana --note 'updated by hand in the dashboard'"
+)]
+pub(super) struct SetArgs {
+    /// The customer
+    #[arg(long, value_name = "ID")]
+    customer: Uuid,
+    /// How many updates were spent elsewhere, in all
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    used: u32,
+    #[command(flatten)]
+    signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+pub(super) async fn run(command: &BudgetCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        BudgetCommand::Set(args) => set(args).await,
+    }
+}
+
+async fn set(args: &SetArgs) -> anyhow::Result<ExitCode> {
+    let pool = open_database(&args.database).await?;
     set_budget(&pool, args.customer, i32::try_from(args.used)?, args.signed.signed()).await?;
     let story = customer_story(&pool, args.customer).await?;
     if args.json {

@@ -4,9 +4,9 @@
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use clap::Args;
 use serde::Serialize;
 
-use super::CheckArgs;
 use crate::app;
 use crate::breaker::CLOCK_SKEW_MAX;
 use crate::broker::Broker;
@@ -15,6 +15,19 @@ use crate::domain::signature::Signer;
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
+
+/// Look at settings, broker, database and provider; say what is wrong and what to do
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
+)]
+pub(super) struct CheckArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: RunSettings,
+}
 
 /// What was found, by what was looked at.
 #[derive(Serialize)]

@@ -2,17 +2,85 @@
 
 use std::process::ExitCode;
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{
-    DeadLettersCommand, DeadLettersList, DeadLettersRequeue, DeadLettersShow, age_text, open_database, print,
-    table, time_text,
-};
+use super::signed::SignedArgs;
+use super::{age_text, open_database, print, table, time_text};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
 use crate::broker::{Broker, Publisher};
-use crate::config::BrokerSettings;
+use crate::config::{BrokerSettings, DatabaseSettings};
 use crate::journal::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
+
+/// Look at dead letters, and have them delivered again
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLettersCommand {
+    List(ListArgs),
+    Show(ShowArgs),
+    Requeue(RequeueArgs),
+}
+
+/// List what is in the dead-letter queue, and why
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker dead-letters list")]
+pub(super) struct ListArgs {
+    /// How many at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// Show one dead letter
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker dead-letters show 1f2e3d4c5b6a")]
+pub(super) struct ShowArgs {
+    /// The dead letter, as `list` names it
+    id: String,
+    /// Print the body too: it holds what the customer entered
+    #[arg(long)]
+    body: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// Publish dead letters again where they came from, and remove them once that is confirmed
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker dead-letters requeue 1f2e3d4c5b6a --by ana --note 'the contract allows it now'\n  kyc-worker dead-letters requeue --reason worker_failed --by ana --note 'fixed in 1.2.3'"
+)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "reason", "all"]))]
+pub(super) struct RequeueArgs {
+    /// The dead letters, as `list` names them
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// All with this reason: invalid, conflict, worker_failed, delivery_limit, …
+    #[arg(long, value_name = "CODE")]
+    reason: Option<String>,
+    /// All
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
 
 /// What is known of a dead letter, without what the customer entered.
 #[derive(Serialize)]
@@ -55,7 +123,7 @@ async fn know(pool: &sqlx::PgPool, letter: &DeadLetter) -> anyhow::Result<Known>
     })
 }
 
-async fn list(args: &DeadLettersList) -> anyhow::Result<ExitCode> {
+async fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
     let mut known = Vec::new();
@@ -93,7 +161,7 @@ struct Shown {
     body: Option<String>,
 }
 
-async fn show(args: &DeadLettersShow) -> anyhow::Result<ExitCode> {
+async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
     let mut shown = None;
@@ -136,7 +204,7 @@ struct Requeued {
     left: usize,
 }
 
-async fn requeue(args: &DeadLettersRequeue) -> anyhow::Result<ExitCode> {
+async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let broker = broker(&args.broker)?;
     let publisher = Publisher::open(&broker).await?;

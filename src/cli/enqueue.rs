@@ -1,11 +1,12 @@
 //! `kyc-worker enqueue`: publishes jobs from JSON lines.
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use time::OffsetDateTime;
@@ -13,9 +14,27 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
 use uuid::Uuid;
 
-use super::EnqueueArgs;
 use crate::broker::{Broker, Publisher};
+use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::{Envelope, Job};
+
+/// Publish jobs, one JSON object a line, and wait for the broker's confirmations
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
+)]
+pub(super) struct EnqueueArgs {
+    /// A file of JSON lines; - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Publish lines as they are, valid or not
+    #[arg(long)]
+    no_validate: bool,
+    #[command(flatten)]
+    broker: BrokerSettings,
+    #[command(flatten)]
+    jobs: JobSettings,
+}
 
 /// How many messages may await their confirmation at once.
 const UNCONFIRMED_MAX: usize = 1024;

@@ -4,13 +4,54 @@ use std::io::{BufWriter, Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize as _;
-use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
 
-use super::{ExportArgs, ExportFormat, open_database};
+use super::open_database;
+use crate::config::DatabaseSettings;
 use crate::journal::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
+
+/// Write jobs to standard output for auditors, masked
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker export --since 2026-07-01 --until 2026-10-01 --format csv > q3.csv"
+)]
+pub(super) struct ExportArgs {
+    /// Jobs received from then on, such as 2026-07-01 or 2026-07-01T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: OffsetDateTime,
+    /// Jobs received before then [default: now]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    until: Option<OffsetDateTime>,
+    /// How they are written
+    #[arg(long, default_value = "jsonl")]
+    format: ExportFormat,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// How exported jobs are written.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum ExportFormat {
+    /// A line of column names, then one line a job
+    Csv,
+    /// One JSON object a line
+    Jsonl,
+}
+
+/// A day in UTC, or a moment as RFC 3339 writes it.
+fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
+    let day = format_description!("[year]-[month]-[day]");
+    Date::parse(text, day)
+        .map(|date| date.midnight().assume_utc())
+        .or_else(|_| OffsetDateTime::parse(text, &Rfc3339))
+        .map_err(|_| "write a day, 2026-07-01, or a moment, 2026-07-01T12:00:00Z".to_owned())
+}
 
 pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;

@@ -3,14 +3,36 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{ForgetArgs, open_database, print};
+use super::signed::SignedArgs;
+use super::{open_database, print};
 use crate::broker::Broker;
 use crate::broker::dead_letters::DeadLetters;
-use crate::config::BrokerSettings;
+use crate::config::{BrokerSettings, DatabaseSettings};
 use crate::journal::forget::{Forgotten, forget};
+
+/// Remove what could tell who a customer is, and keep what happened
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of his is in motion. Exit code 1 also where dead letters that name him are still queued."
+)]
+pub(super) struct ForgetArgs {
+    /// The customer
+    #[arg(long, value_name = "ID")]
+    customer: Uuid,
+    #[command(flatten)]
+    signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
 
 #[derive(Serialize)]
 struct Answer {

@@ -3,11 +3,31 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use serde::Serialize;
 
-use super::{HealthArgs, open_database, print};
-use crate::config::{SettingFault, host_name};
+use super::{open_database, print};
+use crate::config::{DatabaseSettings, SettingFault, host_name};
 use crate::journal::replicas::{WorkerView, workers};
+
+/// Tell a probe whether this replica works, by the row that it keeps
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  WORKER_NAME=worker-1 kyc-worker health --ready\n\nWithout --ready, a database that is away is no fault of the replica's.\n\nExit codes: 0 healthy, 1 not."
+)]
+pub(super) struct HealthArgs {
+    /// Ask whether it takes jobs, and not only whether it is alive
+    #[arg(long)]
+    ready: bool,
+    /// The replica's name [default: the latest of this host]
+    #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
+    worker_name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 /// What a probe learns.
 #[derive(Serialize)]

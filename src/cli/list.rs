@@ -1,11 +1,46 @@
 //! `kyc-worker list`: jobs by state, reason, customer and time.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use clap::Args;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::{ListArgs, age_text, open_database, print, table};
+use super::{age_text, open_database, print, table};
+use crate::config::{DatabaseSettings, parse_duration};
 use crate::journal::list::{Filter, ListedJob, list};
+
+/// List jobs by state, reason, customer and time
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker list --state needs_review\n  kyc-worker list --reason update_limit_exceeded --since 7d --json | jq -r '.[].job_id'"
+)]
+pub(super) struct ListArgs {
+    /// Only jobs in this state
+    #[arg(long, value_parser = [
+        "submitting", "waiting", "unknown", "accepted", "rejected", "invalid", "superseded", "duplicate",
+        "exhausted", "needs_review",
+    ])]
+    state: Option<String>,
+    /// Only jobs with this reason code
+    #[arg(long, value_name = "CODE")]
+    reason: Option<String>,
+    /// Only jobs of this customer
+    #[arg(long, value_name = "ID")]
+    customer: Option<Uuid>,
+    /// Only jobs received within the last 1h, 7d, …
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    since: Option<Duration>,
+    /// How many at most, those received last first
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;

@@ -2,11 +2,46 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use serde::Serialize;
 
-use super::{PauseArgs, ResumeArgs, open_database, print, time_text};
+use super::signed::{SignedArgs, parse_text};
+use super::{open_database, print, time_text};
+use crate::config::DatabaseSettings;
 use crate::journal::interventions::{Pause, current_pause, pause as pause_work, resume as resume_work};
 use crate::journal::replicas::workers;
+
+/// Pause all the work, on every replica: nothing new is begun, what is in flight finishes
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s. Looks at customers whose fate is unknown go on: they spend nothing."
+)]
+pub(super) struct PauseArgs {
+    #[command(flatten)]
+    signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// End the pause
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker resume --by ana --note 'maintenance is over'")]
+pub(super) struct ResumeArgs {
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    by: Option<String>,
+    /// Why; kept for ever
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    note: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 /// What a pause, or its end, came to.
 #[derive(Serialize)]

@@ -3,10 +3,69 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
 use serde::Serialize;
+use uuid::Uuid;
 
-use super::{ReplayArgs, open_database, print};
+use super::signed::parse_text;
+use super::{open_database, print};
+use crate::config::{DatabaseSettings, ReadBackSettings};
+use crate::journal::interventions::Signed;
 use crate::journal::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
+
+/// Send ended jobs again; says what that would do, and does it with --yes
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker replay --state exhausted --reason attempts\n  kyc-worker replay --state exhausted --reason attempts --rate 5 --yes --by ana --note 'the provider is mended'\n\nRefuses jobs that may have been applied, and customers whose updates are spent."
+)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["job_ids", "state", "reason"]))]
+pub(super) struct ReplayArgs {
+    /// The jobs
+    #[arg(value_name = "JOB_ID", conflicts_with_all = ["state", "reason"])]
+    job_ids: Vec<Uuid>,
+    /// In place of jobs: all that ended so
+    #[arg(long, value_parser = ["exhausted", "needs_review"])]
+    state: Option<String>,
+    /// In place of jobs: all that ended for this reason
+    #[arg(long, value_name = "CODE")]
+    reason: Option<String>,
+    /// How many jobs at most, those asked for first before the others
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// How many of them become due in a second
+    #[arg(long, default_value_t = 10.0, value_parser = parse_rate)]
+    rate: f64,
+    /// Do it; without this, only say what would be done
+    #[arg(long, requires = "by", requires = "note")]
+    yes: bool,
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    by: Option<String>,
+    /// Why; kept for ever, so no personal data
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    note: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    /// What a customer may spend.
+    #[command(flatten)]
+    read_back: ReadBackSettings,
+}
+
+impl ReplayArgs {
+    fn signed(&self) -> Option<Signed<'_>> {
+        Some(Signed { by: self.by.as_deref()?, note: self.note.as_deref()? })
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if (0.001..=1000.0).contains(&rate) => Ok(rate),
+        _ => Err("must be a number from 0.001 to 1000".to_owned()),
+    }
+}
 
 #[derive(Serialize)]
 struct Report {

@@ -3,16 +3,37 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::Args;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{ReportArgs, open_database, print, table, time_text};
+use super::{open_database, print, table, time_text};
 use crate::broker::Broker;
-use crate::config::BrokerSettings;
+use crate::config::{BrokerSettings, DatabaseSettings, ReadBackSettings, parse_duration};
 use crate::journal::interventions::Pause;
 use crate::journal::replicas::WorkerView;
 use crate::journal::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
 use crate::journal::story::AttemptView;
+
+/// Show where the work stands: who works, what came and went, what is open and what went wrong
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  kyc-worker report --since 1h\n  kyc-worker report --json | jq .states")]
+pub(super) struct ReportArgs {
+    /// How far back what came and went is counted
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_duration)]
+    since: Duration,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Asked how many dead letters there are.
+    #[command(flatten)]
+    broker: BrokerSettings,
+    /// What a customer may spend.
+    #[command(flatten)]
+    read_back: ReadBackSettings,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 /// A report does not wait longer for a broker that is away.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(3);

@@ -2,8 +2,33 @@
 
 use std::process::ExitCode;
 
-use super::{ResolveArgs, open_database, print};
-use crate::journal::resolve::{Resolved, resolve};
+use clap::Args;
+use uuid::Uuid;
+
+use super::signed::SignedArgs;
+use super::{open_database, print};
+use crate::config::DatabaseSettings;
+use crate::journal::resolve::{Finding, Resolved, resolve};
+
+/// Settle a job in needs_review with what a person found out; sends nothing
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker resolve 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --as accepted --by ana --note 'seen in the dashboard'"
+)]
+pub(super) struct ResolveArgs {
+    /// The job
+    job_id: Uuid,
+    /// What was found out
+    #[arg(long = "as", value_name = "FINDING")]
+    finding: Finding,
+    #[command(flatten)]
+    signed: SignedArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
 
 pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;

@@ -2,13 +2,28 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::SchemaArgs;
 use crate::broker;
-use crate::config::BrokerSettings;
+use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::Rules;
 use crate::domain::schema::{example, job_schema};
+
+/// Print the message contract: a job's JSON Schema, or an AsyncAPI document of the queues
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker schema > job.schema.json\n  kyc-worker schema --asyncapi > asyncapi.json"
+)]
+pub(super) struct SchemaArgs {
+    /// Print an AsyncAPI document of exchange, queues and messages
+    #[arg(long)]
+    asyncapi: bool,
+    #[command(flatten)]
+    broker: BrokerSettings,
+    #[command(flatten)]
+    jobs: JobSettings,
+}
 
 pub(super) fn run(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
     let rules = args.jobs.rules();

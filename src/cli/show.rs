@@ -2,16 +2,37 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{ShowArgs, print, time_text};
+use super::{open_database, print, table, time_text};
+use crate::config::DatabaseSettings;
 use crate::journal::budget::{CustomerStory, customer_story};
 use crate::journal::interventions::InterventionView;
 use crate::journal::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
 
+/// Show what happened to one job, or where a customer's updates went
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11\n  kyc-worker show --customer 4e6f1b20-a73c-11ec-b909-0242ac120002"
+)]
+pub(super) struct ShowArgs {
+    /// The job
+    #[arg(required_unless_present = "customer", conflicts_with = "customer")]
+    job_id: Option<Uuid>,
+    /// A customer in place of a job: his updates and his jobs
+    #[arg(long, value_name = "ID")]
+    customer: Option<Uuid>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
 pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let pool = super::open_database(&args.database).await?;
+    let pool = open_database(&args.database).await?;
     match (args.job_id, args.customer) {
         (_, Some(customer_id)) => {
             let story = customer_story(&pool, customer_id).await?;
@@ -53,7 +74,7 @@ fn print_customer(story: &CustomerStory) {
     if story.jobs.is_empty() {
         return;
     }
-    let mut jobs = super::table(["job", "state", "reason", "spent"]);
+    let mut jobs = table(["job", "state", "reason", "spent"]);
     for job in &story.jobs {
         let SubmissionView { state, reason_code, verification_status, .. } = &job.submission;
         jobs.add_row([

@@ -1,17 +1,37 @@
 //! `kyc-worker sign`: shows what is signed for a body, to compare with another's.
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use clap::Args;
 use serde_json::json;
 
-use super::SignArgs;
 use crate::clock::Moment;
+use crate::config::ProviderArgs;
 use crate::domain::canonical_json::Json;
 use crate::domain::job::OUR_FIELDS;
 use crate::domain::signature::Signer;
+
+/// Show what is signed for a request's body: canonical text, message and headers
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker sign job.json\n  echo '{}' | kyc-worker sign - --timestamp 1752670745 --dollarpe-signing-profile spaced\n\nNothing is sent. The body is shown as it is, personal data and all; the key is not."
+)]
+pub(super) struct SignArgs {
+    /// A file with a job or a request's body; - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// Seconds since 1970, in place of now
+    #[arg(long, value_name = "SECONDS")]
+    timestamp: Option<i64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    provider: ProviderArgs,
+}
 
 /// In the place of the API key.
 const MASK: &str = "***";

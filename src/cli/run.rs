@@ -1,0 +1,46 @@
+//! `kyc-worker run`: checks the settings, starts the log, and works.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::refuse;
+use crate::app::{self, Mode};
+use crate::config::{LogSettings, RunSettings, SettingFault};
+use crate::telemetry;
+
+/// Work: consume jobs, submit them, record what happened
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  kyc-worker run --migrate\n\nExit codes: 0 stopped or drained, 1 failed, 2 wrong settings."
+)]
+pub(super) struct RunArgs {
+    /// Stop with exit code 0 when the queue is empty and nothing is in motion
+    #[arg(long)]
+    drain: bool,
+    /// Bring the database's schema up to date before starting
+    #[arg(long)]
+    migrate: bool,
+    #[command(flatten)]
+    settings: RunSettings,
+    #[command(flatten)]
+    log: LogSettings,
+}
+
+/// Works, unless there are `faults` or more are found.
+pub(super) async fn run(args: RunArgs, mut faults: Vec<SettingFault>) -> anyhow::Result<ExitCode> {
+    let checked = match args.settings.check() {
+        Ok(checked) if faults.is_empty() => checked,
+        checked => {
+            faults.extend(checked.err().unwrap_or_default());
+            return Ok(refuse(&faults));
+        }
+    };
+    let _last_lines = match telemetry::start(args.log.log_format, &args.log.rust_log) {
+        Ok(last_lines) => last_lines,
+        Err(error) => return Ok(refuse(&[SettingFault::new("RUST_LOG", format!("{error:#}"))])),
+    };
+    let mode = Mode { drain: args.drain, migrate: args.migrate };
+    app::run(args.settings, checked, mode).await?;
+    Ok(ExitCode::SUCCESS)
+}

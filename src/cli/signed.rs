@@ -1,0 +1,31 @@
+//! What is done by hand is signed.
+
+use clap::Args;
+
+use crate::journal::interventions::Signed;
+
+/// Who does something by hand, and why. Kept for ever.
+#[derive(Args, Debug)]
+pub(super) struct SignedArgs {
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    by: String,
+    /// Why; kept for ever, so no personal data
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    note: String,
+}
+
+impl SignedArgs {
+    pub fn signed(&self) -> Signed<'_> {
+        Signed { by: &self.by, note: &self.note }
+    }
+}
+
+/// A text that says something, on one line.
+pub(super) fn parse_text(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    match text.is_empty() || text.len() > 500 || text.chars().any(char::is_control) {
+        true => Err("must have 1 to 500 bytes and no control characters".to_owned()),
+        false => Ok(text.to_owned()),
+    }
+}
