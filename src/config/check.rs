@@ -1,0 +1,442 @@
+//! What the settings amount to: each checked alone, and those that must fit together.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use url::{Host, Url};
+
+use super::{
+    BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings, Secret,
+    SettingFault,
+};
+use crate::domain::signature::Signer;
+use crate::journal::seal::{Fingerprinter, Keyring};
+
+/// What the settings amount to once they are known to be sound.
+pub struct Checked {
+    /// Where Postgres is.
+    pub database_url: Secret,
+    /// Where RabbitMQ is.
+    pub amqp_url: Secret,
+    /// Where the provider is.
+    pub base_url: Url,
+    /// Certificate authorities to trust there, in PEM.
+    pub provider_ca: Option<Vec<u8>>,
+    /// Our name there.
+    pub api_key: Secret,
+    /// What our signatures are made with.
+    pub api_secret: Secret,
+    /// Seals and opens payloads.
+    pub keyring: Keyring,
+    /// Fingerprints contents.
+    pub fingerprinter: Fingerprinter,
+    /// This replica's name.
+    pub worker_name: String,
+}
+
+impl RunSettings {
+    /// Checks every setting alone and those that must fit together.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn check(&self) -> Result<Checked, Vec<SettingFault>> {
+        let mut faults = Faults::default();
+        self.check_durations(&mut faults);
+        self.check_lease(&mut faults);
+        self.check_names(&mut faults);
+        self.check_rest(&mut faults);
+        faults.keep(self.broker.certificates());
+        let read = (
+            faults.keep(self.database.url()),
+            faults.keep(self.broker.url()),
+            faults.keep(self.provider.base_url()),
+            faults.keep(self.provider.authorities()),
+            faults.keep(self.provider.api_key()),
+            faults.keep(self.provider.api_secret()),
+            faults.keep(self.keys.keyring()),
+            faults.keep(self.keys.fingerprint.fingerprinter()),
+        );
+        match read {
+            (
+                Some(database_url),
+                Some(amqp_url),
+                Some(base_url),
+                Some(provider_ca),
+                Some(api_key),
+                Some(api_secret),
+                Some(keyring),
+                Some(fingerprinter),
+            ) if faults.0.is_empty() => Ok(Checked {
+                database_url,
+                amqp_url,
+                base_url,
+                provider_ca,
+                api_key,
+                api_secret,
+                keyring,
+                fingerprinter,
+                worker_name: self.work.worker_name.clone().unwrap_or_else(default_worker_name),
+            }),
+            _ => Err(faults.0),
+        }
+    }
+
+    /// Durations that must be some time, and of two the one that must not be the longer.
+    fn check_durations(&self, faults: &mut Faults) {
+        let Self { broker, provider, read_back, verification, keys, work, .. } = self;
+        for (setting, duration) in [
+            ("REQUEST_TIMEOUT", provider.request_timeout),
+            ("READ_TIMEOUT", provider.read_timeout),
+            ("SEND_WINDOW", provider.send_window),
+            ("READ_BACK_AFTER", read_back.read_back_after),
+            ("READ_BACK_WINDOW", read_back.read_back_window),
+            ("PAYLOAD_RETENTION", keys.payload_retention),
+            ("CLAIM_LEASE", work.claim_lease),
+            ("SCHEDULER_POLL", work.scheduler_poll),
+            ("RETRY_DELAY_MIN", work.retry_delay_min),
+            ("BREAKER_PROBE_INTERVAL", work.breaker_probe_interval),
+            ("DEAD_LETTER_TTL", broker.dead_letter_ttl),
+        ] {
+            faults.require(duration >= Duration::from_millis(1), setting, "must be at least 1ms");
+        }
+        let poll_after = ("VERIFICATION_POLL_AFTER", verification.verification_poll_after);
+        let poll_max = ("VERIFICATION_POLL_MAX", verification.verification_poll_max);
+        let deadline = ("VERIFICATION_DEADLINE", verification.verification_deadline);
+        let give_up = ("VERIFICATION_GIVE_UP", verification.verification_give_up);
+        let window = ("READ_BACK_WINDOW", read_back.read_back_window);
+        let lease = ("CLAIM_LEASE", work.claim_lease);
+        for ((shorter, short), (longer, long), why) in [
+            (("READ_TIMEOUT", provider.read_timeout), lease, ""),
+            (("SCHEDULER_POLL", work.scheduler_poll), lease, ""),
+            (window, ("READ_BACK_DEADLINE", read_back.read_back_deadline), ""),
+            (window, poll_after, ": no verification ends sooner"),
+            (
+                ("CUSTOMER_READ_INTERVAL", read_back.customer_read_interval),
+                poll_after,
+                ", or looks at verifications would only wait for each other",
+            ),
+            (poll_after, poll_max, ""),
+            (poll_max, deadline, ""),
+            (deadline, give_up, ""),
+            (("RETRY_DELAY_MIN", work.retry_delay_min), ("RETRY_DELAY_MAX", work.retry_delay_max), ""),
+            (
+                ("DEAD_LETTER_TTL", broker.dead_letter_ttl),
+                ("DEAD_LETTER_RETENTION", work.dead_letter_retention),
+                ", or letters would lie there that no row explains",
+            ),
+        ] {
+            let reason = format!("{shorter} must be at most {longer}{why}");
+            faults.require(short <= long, &format!("{shorter}, {longer}"), &reason);
+        }
+    }
+
+    /// What must be over by the time that a claim's lease is, or that looks tell nothing more.
+    fn check_lease(&self, faults: &mut Faults) {
+        let (work, timing) = (&self.work, self.timing());
+        faults.require(
+            self.provider.send_window + self.provider.request_timeout <= work.claim_lease,
+            "SEND_WINDOW, REQUEST_TIMEOUT, CLAIM_LEASE",
+            "SEND_WINDOW + REQUEST_TIMEOUT must be at most CLAIM_LEASE, \
+             or a replica could send after another took the job over",
+        );
+        faults.require(
+            work.claim_lease + timing.after + timing.read_time_max <= timing.safe_window(),
+            "CLAIM_LEASE, READ_BACK_AFTER, SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
+            "CLAIM_LEASE + READ_BACK_AFTER + SCHEDULER_POLL + READ_TIMEOUT must be at most 11/12 of \
+             READ_BACK_WINDOW, or no look could tell what became of a vanished replica's attempt",
+        );
+    }
+
+    /// The names of exchanges, queues and this replica.
+    fn check_names(&self, faults: &mut Faults) {
+        let broker = &self.broker;
+        for (setting, name) in [
+            ("EXCHANGE", &broker.exchange),
+            ("QUEUE", &broker.queue),
+            ("ROUTING_KEY", &broker.routing_key),
+            ("DEAD_LETTER_EXCHANGE", &broker.dead_letter_exchange),
+            ("DEAD_LETTER_QUEUE", &broker.dead_letter_queue),
+            ("CUSTOMER_EVENTS_QUEUE", &broker.customer_events_queue),
+            ("CUSTOMER_EVENTS_ROUTING_KEY", &broker.customer_events_routing_key),
+        ] {
+            faults.require((1..=255).contains(&name.len()), setting, "must have 1 to 255 bytes");
+        }
+        faults.require(
+            broker.queue != broker.customer_events_queue
+                && broker.dead_letter_queue != broker.customer_events_queue
+                && broker.routing_key != broker.customer_events_routing_key,
+            "CUSTOMER_EVENTS_QUEUE, CUSTOMER_EVENTS_ROUTING_KEY",
+            "must be others than those of jobs and dead letters",
+        );
+        if let Some(name) = &self.work.worker_name {
+            let is_name = (1..=100).contains(&name.len()) && !name.chars().any(char::is_control);
+            faults.require(is_name, "WORKER_NAME", "must have 1 to 100 bytes and no control characters");
+        }
+    }
+
+    /// What is neither a duration nor a name.
+    fn check_rest(&self, faults: &mut Faults) {
+        faults.require(
+            u32::from(self.work.prefetch) >= self.work.concurrency,
+            "PREFETCH, CONCURRENCY",
+            "PREFETCH must be at least CONCURRENCY, or replicas would idle",
+        );
+        let types = &self.jobs.document_types;
+        faults.require(
+            !types.is_empty() && types.iter().all(|name| !name.trim().is_empty()),
+            "DOCUMENT_TYPES",
+            "must name at least one type, and no empty one",
+        );
+        for status in &self.provider.not_applied_statuses {
+            // A status that says "applied", or "not us", is never a licence to send again.
+            faults.require(
+                *status == 408 || *status == 499 || (500..=599).contains(status),
+                "NOT_APPLIED_STATUSES",
+                "may hold 408, 499 and 500 to 599 only",
+            );
+        }
+    }
+}
+
+/// What is wrong, as far as it was looked at.
+#[derive(Default)]
+struct Faults(Vec<SettingFault>);
+
+impl Faults {
+    fn require(&mut self, holds: bool, setting: &str, reason: &str) {
+        if !holds {
+            self.0.push(SettingFault::new(setting, reason));
+        }
+    }
+
+    /// What was read; a fault is noted.
+    fn keep<T>(&mut self, read: Result<T, SettingFault>) -> Option<T> {
+        read.map_err(|fault| self.0.push(fault)).ok()
+    }
+}
+
+impl DatabaseSettings {
+    /// Where Postgres is.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be a Postgres URL.
+    pub fn url(&self) -> Result<Secret, SettingFault> {
+        let url = read_secret("DATABASE_URL", self.database_url.as_ref(), self.database_url_file.as_ref())?;
+        check_scheme("DATABASE_URL", &url, &["postgres", "postgresql"])?;
+        Ok(url)
+    }
+}
+
+impl BrokerSettings {
+    /// Where RabbitMQ is.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be an AMQP URL.
+    pub fn url(&self) -> Result<Secret, SettingFault> {
+        let url = read_secret("AMQP_URL", self.amqp_url.as_ref(), self.amqp_url_file.as_ref())?;
+        check_scheme("AMQP_URL", &url, &["amqp", "amqps"])?;
+        Ok(url)
+    }
+
+    /// Reads the certificates for amqps, afresh for every connection: they are rotated.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no PEM, or the client's certificate lacks its key.
+    pub fn certificates(&self) -> Result<BrokerCertificates, SettingFault> {
+        let authorities = self.amqp_ca_file.as_ref();
+        let authorities =
+            authorities.map(|path| read_pem("AMQP_CA_FILE", path, "CERTIFICATE")).transpose()?;
+        let identity = match (&self.amqp_cert_file, &self.amqp_key_file) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(ClientIdentity {
+                certificate: read_pem("AMQP_CERT_FILE", certificate, "CERTIFICATE")?,
+                key: read_pem("AMQP_KEY_FILE", key, "PRIVATE KEY")?,
+            }),
+            _ => {
+                let reason = "a client certificate and its key go together; set both or neither";
+                return Err(SettingFault::new("AMQP_CERT_FILE, AMQP_KEY_FILE", reason));
+            }
+        };
+        Ok(BrokerCertificates { authorities, identity })
+    }
+}
+
+/// What TLS to the broker needs beside the platform's store, in PEM.
+#[derive(Default)]
+pub struct BrokerCertificates {
+    /// Certificate authorities to trust.
+    pub authorities: Option<Vec<u8>>,
+    /// Who we are.
+    pub identity: Option<ClientIdentity>,
+}
+
+/// A client's certificate and its key, in PEM.
+pub struct ClientIdentity {
+    /// The certificate and those that lead to its authority.
+    pub certificate: Vec<u8>,
+    /// Its key.
+    pub key: Vec<u8>,
+}
+
+impl ProviderArgs {
+    /// Certificate authorities to trust, in PEM.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn authorities(&self) -> Result<Option<Vec<u8>>, SettingFault> {
+        let path = self.dollarpe_ca_file.as_ref();
+        path.map(|path| read_pem("DOLLARPE_CA_FILE", path, "CERTIFICATE")).transpose()
+    }
+
+    /// Our name at the provider.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be read.
+    pub fn api_key(&self) -> Result<Secret, SettingFault> {
+        let file = self.dollarpe_api_key_file.as_ref();
+        read_secret("DOLLARPE_API_KEY", self.dollarpe_api_key.as_ref(), file)
+    }
+
+    /// What our signatures are made with.
+    ///
+    /// # Errors
+    /// When it is not given, or cannot be read.
+    pub fn api_secret(&self) -> Result<Secret, SettingFault> {
+        let file = self.dollarpe_api_secret_file.as_ref();
+        read_secret("DOLLARPE_API_SECRET", self.dollarpe_api_secret.as_ref(), file)
+    }
+
+    /// Reads credentials that are given as files again: they may have been rotated. `None`
+    /// where none is a file.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn reread_credentials(&self) -> Result<Option<Signer>, SettingFault> {
+        if self.dollarpe_api_key_file.is_none() && self.dollarpe_api_secret_file.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Signer::new(self.api_key()?.expose(), self.api_secret()?.expose())))
+    }
+
+    /// Where the provider is.
+    ///
+    /// # Errors
+    /// When it is no URL, or one that a signature may not be sent to.
+    pub fn base_url(&self) -> Result<Url, SettingFault> {
+        let fault = |reason: &str| SettingFault::new("DOLLARPE_BASE_URL", reason);
+        let url = Url::parse(&self.dollarpe_base_url).map_err(|error| fault(&error.to_string()))?;
+        let is_loopback = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost",
+            Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
+            Some(Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
+            None => return Err(fault("has no host; give https://host/path")),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if is_loopback => {}
+            _ => return Err(fault("must be https; http is for this machine only")),
+        }
+        if !url.username().is_empty()
+            || url.password().is_some()
+            || url.query().is_some()
+            || url.fragment().is_some()
+        {
+            return Err(fault("must have no user, password, query or fragment"));
+        }
+        Ok(url)
+    }
+}
+
+impl KeySettings {
+    /// What payloads are sealed with.
+    ///
+    /// # Errors
+    /// When it is not given, or no key.
+    pub fn keyring(&self) -> Result<Keyring, SettingFault> {
+        let key = read_secret("PAYLOAD_KEY", self.payload_key.as_ref(), self.payload_key_file.as_ref())?;
+        Keyring::parse(key.expose()).map_err(|fault| SettingFault::new("PAYLOAD_KEY", fault.to_string()))
+    }
+}
+
+impl FingerprintSettings {
+    /// What contents are fingerprinted with.
+    ///
+    /// # Errors
+    /// When it is not given, or no key.
+    pub fn fingerprinter(&self) -> Result<Fingerprinter, SettingFault> {
+        let key = read_secret(
+            "FINGERPRINT_KEY",
+            self.fingerprint_key.as_ref(),
+            self.fingerprint_key_file.as_ref(),
+        )?;
+        Fingerprinter::parse(key.expose())
+            .map_err(|fault| SettingFault::new("FINGERPRINT_KEY", fault.to_string()))
+    }
+}
+
+/// A secret from its variable or from the file that the variable `…_FILE` names.
+pub(super) fn read_secret(
+    setting: &str,
+    given: Option<&Secret>,
+    file: Option<&PathBuf>,
+) -> Result<Secret, SettingFault> {
+    let fault = |reason: String| SettingFault::new(setting, reason);
+    let secret = match (given, file) {
+        (Some(_), Some(_)) => {
+            return Err(fault(format!("is given twice; keep {setting} or {setting}_FILE")));
+        }
+        (Some(secret), None) => secret.clone(),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                fault(format!("cannot read {} ({setting}_FILE): {error}", path.display()))
+            })?;
+            Secret(text.trim_end_matches(['\r', '\n']).to_owned())
+        }
+        (None, None) => return Err(fault(format!("is not set; set {setting} or {setting}_FILE"))),
+    };
+    match secret.expose().trim().is_empty() {
+        true => Err(fault("is empty".to_owned())),
+        false => Ok(secret),
+    }
+}
+
+/// A file that holds at least one PEM block of a kind.
+fn read_pem(setting: &str, path: &Path, kind: &str) -> Result<Vec<u8>, SettingFault> {
+    let fault = |reason: String| SettingFault::new(setting, reason);
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| fault(format!("cannot read {}: {error}", path.display())))?;
+    let is_kind = |line: &str| line.starts_with("-----BEGIN ") && line.contains(kind);
+    match text.lines().any(is_kind) {
+        true => Ok(text.into_bytes()),
+        false => Err(fault(format!("{} holds no PEM {kind}", path.display()))),
+    }
+}
+
+/// Checks a URL that holds a password, without showing it.
+fn check_scheme(setting: &str, url: &Secret, schemes: &[&str]) -> Result<(), SettingFault> {
+    let is_sound = Url::parse(url.expose()).is_ok_and(|url| schemes.contains(&url.scheme()));
+    match is_sound {
+        true => Ok(()),
+        false => Err(SettingFault::new(
+            setting,
+            format!(
+                "must be a URL that starts with {}://; special characters in a password are written %XX",
+                schemes[0]
+            ),
+        )),
+    }
+}
+
+/// The host's name, with which a replica's begins that was given none.
+pub fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => "worker".to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+fn default_worker_name() -> String {
+    format!("{}-{}", host_name(), std::process::id())
+}

@@ -1,0 +1,504 @@
+//! Every setting: its variable, its flag, its default and what people are told of it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Secret;
+use crate::domain::canonical_json::Profile;
+use crate::domain::job::Rules;
+use crate::domain::read_back::{Timing, UnverifiedMeans};
+use crate::domain::retry::RetrySchedule;
+use crate::domain::verification::Tracking;
+use crate::telemetry::LogFormat;
+
+/// Logs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs")]
+pub struct LogSettings {
+    /// How log lines are written [default: text on a terminal, else json]
+    #[arg(long, env = "LOG_FORMAT", value_name = "json|text")]
+    pub log_format: Option<LogFormat>,
+
+    /// Which events are logged: a level, or directives such as kyc_worker=debug
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    pub rust_log: String,
+}
+
+/// Postgres.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseSettings {
+    /// Postgres, postgres://user:password@host:port/database?sslmode=verify-full (secret)
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<Secret>,
+
+    /// A file that holds DATABASE_URL
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
+    pub database_url_file: Option<PathBuf>,
+
+    /// How many connections a replica may hold, two of them for what many jobs write at once
+    #[arg(
+        long,
+        env = "DATABASE_CONNECTIONS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(3..=1000)
+    )]
+    pub database_connections: u32,
+}
+
+/// RabbitMQ: where it is, and the names of its exchanges and queues.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Broker")]
+pub struct BrokerSettings {
+    /// RabbitMQ, amqp://user:password@host:port/vhost, or amqps:// (secret)
+    #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
+    pub amqp_url: Option<Secret>,
+
+    /// A file that holds AMQP_URL
+    #[arg(long, env = "AMQP_URL_FILE", value_name = "FILE")]
+    pub amqp_url_file: Option<PathBuf>,
+
+    /// A PEM file of certificate authorities to trust for amqps, beside the platform's
+    #[arg(long, env = "AMQP_CA_FILE", value_name = "FILE")]
+    pub amqp_ca_file: Option<PathBuf>,
+
+    /// A PEM file with our client certificate for amqps, and AMQP_KEY_FILE with its key
+    #[arg(long, env = "AMQP_CERT_FILE", value_name = "FILE")]
+    pub amqp_cert_file: Option<PathBuf>,
+
+    /// A PEM file with the key of AMQP_CERT_FILE
+    #[arg(long, env = "AMQP_KEY_FILE", value_name = "FILE")]
+    pub amqp_key_file: Option<PathBuf>,
+
+    /// The direct exchange that jobs are published to
+    #[arg(long, env = "EXCHANGE", default_value = "kyc")]
+    pub exchange: String,
+
+    /// The queue that jobs wait in
+    #[arg(long, env = "QUEUE", default_value = "kyc.document-updates")]
+    pub queue: String,
+
+    /// The routing key that binds the queue to the exchange
+    #[arg(long, env = "ROUTING_KEY", default_value = "document-update")]
+    pub routing_key: String,
+
+    /// The exchange that dead letters pass
+    #[arg(long, env = "DEAD_LETTER_EXCHANGE", default_value = "kyc.dlx")]
+    pub dead_letter_exchange: String,
+
+    /// The queue that keeps what cannot become a job
+    #[arg(long, env = "DEAD_LETTER_QUEUE", default_value = "kyc.dead-letters")]
+    pub dead_letter_queue: String,
+
+    /// How long the broker keeps a dead letter
+    #[arg(long, env = "DEAD_LETTER_TTL", default_value = "30d", value_parser = parse_duration)]
+    pub dead_letter_ttl: Duration,
+
+    /// Whether to take the provider's webhooks from a queue, into which a gateway puts them
+    #[arg(
+        long,
+        env = "CUSTOMER_EVENTS",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub customer_events: bool,
+
+    /// The queue that the provider's webhooks wait in
+    #[arg(long, env = "CUSTOMER_EVENTS_QUEUE", default_value = "kyc.customer-events")]
+    pub customer_events_queue: String,
+
+    /// The routing key that binds that queue to the exchange
+    #[arg(long, env = "CUSTOMER_EVENTS_ROUTING_KEY", default_value = "customer-event")]
+    pub customer_events_routing_key: String,
+
+    /// Declare the exchanges and queues, or verify that they exist
+    #[arg(long, env = "TOPOLOGY", default_value = "declare", value_name = "declare|verify")]
+    pub topology: TopologyMode,
+}
+
+/// The provider: where it is, our credentials there, and how long it may take.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Provider")]
+pub struct ProviderArgs {
+    /// The API's base URL, https unless on this machine
+    #[arg(
+        long,
+        env = "DOLLARPE_BASE_URL",
+        value_name = "URL",
+        default_value = "https://sandbox.dollarpe.xyz/cms/api/v1"
+    )]
+    pub dollarpe_base_url: String,
+
+    /// A PEM file of certificate authorities to trust for the API, beside the platform's
+    #[arg(long, env = "DOLLARPE_CA_FILE", value_name = "FILE")]
+    pub dollarpe_ca_file: Option<PathBuf>,
+
+    /// The API key of that environment (secret)
+    #[arg(long, env = "DOLLARPE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub dollarpe_api_key: Option<Secret>,
+
+    /// A file that holds DOLLARPE_API_KEY
+    #[arg(long, env = "DOLLARPE_API_KEY_FILE", value_name = "FILE")]
+    pub dollarpe_api_key_file: Option<PathBuf>,
+
+    /// The API secret of that environment (secret)
+    #[arg(long, env = "DOLLARPE_API_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub dollarpe_api_secret: Option<Secret>,
+
+    /// A file that holds DOLLARPE_API_SECRET
+    #[arg(long, env = "DOLLARPE_API_SECRET_FILE", value_name = "FILE")]
+    pub dollarpe_api_secret_file: Option<PathBuf>,
+
+    /// The canonical form of a request that is signed and sent
+    #[arg(
+        long,
+        env = "DOLLARPE_SIGNING_PROFILE",
+        default_value = "compact",
+        value_name = "compact|compact-utf8|spaced"
+    )]
+    pub dollarpe_signing_profile: Profile,
+
+    /// From a request's start to the last byte of its answer
+    #[arg(long, env = "REQUEST_TIMEOUT", default_value = "15s", value_parser = parse_duration)]
+    pub request_timeout: Duration,
+
+    /// From the start of a look at a customer to the last byte of its answer
+    #[arg(long, env = "READ_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
+    pub read_timeout: Duration,
+
+    /// From a claim to the first byte of its request; past it, nothing is sent
+    #[arg(long, env = "SEND_WINDOW", default_value = "5s", value_parser = parse_duration)]
+    pub send_window: Duration,
+
+    /// HTTP statuses that surely applied nothing, comma separated, such as a gateway's 503
+    #[arg(long, env = "NOT_APPLIED_STATUSES", value_delimiter = ',', value_name = "STATUS,…")]
+    pub not_applied_statuses: Vec<u16>,
+}
+
+/// How an attempt of unknown fate is looked into, and what a customer may spend.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Read-back")]
+pub struct ReadBackSettings {
+    /// From the end of an attempt of unknown fate to the first look at its customer
+    #[arg(long, env = "READ_BACK_AFTER", default_value = "15s", value_parser = parse_duration)]
+    pub read_back_after: Duration,
+
+    /// The shortest verification there is: a look inside it shows an update that was applied
+    #[arg(long, env = "READ_BACK_WINDOW", default_value = "60s", value_parser = parse_duration)]
+    pub read_back_window: Duration,
+
+    /// How many looks must agree that an update was not applied before it is sent again
+    #[arg(
+        long,
+        env = "READ_BACK_CONFIRMATIONS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u32).range(1..=10)
+    )]
+    pub read_back_confirmations: u32,
+
+    /// From the end of an attempt of unknown fate to when a person is asked
+    #[arg(long, env = "READ_BACK_DEADLINE", default_value = "2h", value_parser = parse_duration)]
+    pub read_back_deadline: Duration,
+
+    /// What UNVERIFIED after an attempt of unknown fate means
+    #[arg(
+        long,
+        env = "READ_BACK_UNVERIFIED",
+        default_value = "inconclusive",
+        value_name = "inconclusive|not-applied"
+    )]
+    pub read_back_unverified: UnverifiedMeans,
+
+    /// Look at every customer before the first attempt, as evidence
+    #[arg(
+        long,
+        env = "BASELINE_READ",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub baseline_read: bool,
+
+    /// The shortest time between two looks at a customer that settle nothing
+    #[arg(long, env = "CUSTOMER_READ_INTERVAL", default_value = "60s", value_parser = parse_duration)]
+    pub customer_read_interval: Duration,
+
+    /// How many updates the provider allows a customer, ever; a resend never takes the last
+    #[arg(
+        long,
+        env = "CUSTOMER_UPDATE_LIMIT",
+        default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
+    pub customer_update_limit: u32,
+}
+
+/// How the verifications of accepted updates are followed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Verification")]
+pub struct VerificationSettings {
+    /// From an acceptance to the first look at its verification, and between two at least
+    #[arg(long, env = "VERIFICATION_POLL_AFTER", default_value = "60s", value_parser = parse_duration)]
+    pub verification_poll_after: Duration,
+
+    /// The longest time between two looks at a verification; four times that once it is overdue
+    #[arg(long, env = "VERIFICATION_POLL_MAX", default_value = "15m", value_parser = parse_duration)]
+    pub verification_poll_max: Duration,
+
+    /// From an acceptance to when its verification is overdue, and an error is logged
+    #[arg(long, env = "VERIFICATION_DEADLINE", default_value = "6h", value_parser = parse_duration)]
+    pub verification_deadline: Duration,
+
+    /// From an acceptance to when its verification is not looked at any more
+    #[arg(long, env = "VERIFICATION_GIVE_UP", default_value = "7d", value_parser = parse_duration)]
+    pub verification_give_up: Duration,
+
+    /// How many looks at verifications all replicas together begin a second
+    #[arg(
+        long,
+        env = "VERIFICATION_READS_PER_SECOND",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
+    pub verification_reads_per_second: u32,
+
+    /// How far a webhook's X-TIMESTAMP may be from when it was published, either way
+    #[arg(long, env = "CUSTOMER_EVENT_AGE_MAX", default_value = "5m", value_parser = parse_duration)]
+    pub customer_event_age_max: Duration,
+}
+
+/// Which jobs are valid.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Jobs")]
+pub struct JobSettings {
+    /// Document types that a job may name, comma separated
+    #[arg(
+        long,
+        env = "DOCUMENT_TYPES",
+        value_delimiter = ',',
+        default_value = "AADHAAR,PASSPORT,VOTER_ID,DRIVING_LICENSE",
+        value_name = "TYPE,…"
+    )]
+    pub document_types: Vec<String>,
+
+    /// Whether document links may be http
+    #[arg(
+        long,
+        env = "ALLOW_HTTP_LINKS",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub allow_http_links: bool,
+
+    /// Whether document links may end without .jpg, .jpeg, .png or .pdf
+    #[arg(
+        long,
+        env = "ALLOW_EXTENSIONLESS_LINKS",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub allow_extensionless_links: bool,
+}
+
+/// Keys for what is stored.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Keys")]
+pub struct KeySettings {
+    /// Seals payloads at rest: base64 of 32 bytes, or id:base64,… to rotate; the first seals, all open (secret)
+    #[arg(long, env = "PAYLOAD_KEY", value_name = "KEY", hide_env_values = true)]
+    pub payload_key: Option<Secret>,
+
+    /// A file that holds PAYLOAD_KEY
+    #[arg(long, env = "PAYLOAD_KEY_FILE", value_name = "FILE")]
+    pub payload_key_file: Option<PathBuf>,
+
+    /// Fingerprints.
+    #[command(flatten)]
+    pub fingerprint: FingerprintSettings,
+
+    /// How long the payload of a job that a person may send again is kept
+    #[arg(long, env = "PAYLOAD_RETENTION", default_value = "30d", value_parser = parse_duration)]
+    pub payload_retention: Duration,
+}
+
+/// The key that contents are fingerprinted with, and histories are chained with.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Keys")]
+pub struct FingerprintSettings {
+    /// Fingerprints contents and chains histories: base64 of 32 bytes or more; never rotate it (secret)
+    #[arg(long, env = "FINGERPRINT_KEY", value_name = "KEY", hide_env_values = true)]
+    pub fingerprint_key: Option<Secret>,
+
+    /// A file that holds FINGERPRINT_KEY
+    #[arg(long, env = "FINGERPRINT_KEY_FILE", value_name = "FILE")]
+    pub fingerprint_key_file: Option<PathBuf>,
+}
+
+/// How much is done at once, and when it is done again.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Work")]
+pub struct WorkSettings {
+    /// How many jobs a replica works on at once
+    #[arg(
+        long,
+        env = "CONCURRENCY",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=4096)
+    )]
+    pub concurrency: u32,
+
+    /// How many deliveries a replica holds unacknowledged; two to four times CONCURRENCY is fastest
+    #[arg(long, env = "PREFETCH", default_value_t = 192, value_parser = clap::value_parser!(u16).range(1..))]
+    pub prefetch: u16,
+
+    /// How long a claim on a job lasts; a replica that vanished is replaced after it
+    #[arg(long, env = "CLAIM_LEASE", default_value = "25s", value_parser = parse_duration)]
+    pub claim_lease: Duration,
+
+    /// How often the database is asked for jobs that are due
+    #[arg(long, env = "SCHEDULER_POLL", default_value = "1s", value_parser = parse_duration)]
+    pub scheduler_poll: Duration,
+
+    /// The first delay before a retry; each next one is twice as long
+    #[arg(long, env = "RETRY_DELAY_MIN", default_value = "500ms", value_parser = parse_duration)]
+    pub retry_delay_min: Duration,
+
+    /// The longest delay before a retry, and the longest Retry-After that is honoured
+    #[arg(long, env = "RETRY_DELAY_MAX", default_value = "1h", value_parser = parse_duration)]
+    pub retry_delay_max: Duration,
+
+    /// How many attempts may be answered, throttled or not sent before a job is exhausted
+    #[arg(
+        long,
+        env = "RETRY_MAX_ATTEMPTS",
+        default_value_t = 36,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
+    pub retry_max_attempts: u32,
+
+    /// How many attempts in a row must fail before the worker stops taking jobs and probes
+    #[arg(
+        long,
+        env = "BREAKER_FAILURES",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub breaker_failures: u32,
+
+    /// How often a provider that is down is probed
+    #[arg(long, env = "BREAKER_PROBE_INTERVAL", default_value = "5s", value_parser = parse_duration)]
+    pub breaker_probe_interval: Duration,
+
+    /// How long the row of a dead-lettered delivery is kept; at least DEAD_LETTER_TTL
+    #[arg(long, env = "DEAD_LETTER_RETENTION", default_value = "90d", value_parser = parse_duration)]
+    pub dead_letter_retention: Duration,
+
+    /// How long requests in flight may take to finish after SIGTERM or SIGINT
+    #[arg(long, env = "SHUTDOWN_GRACE", default_value = "25s", value_parser = parse_duration)]
+    pub shutdown_grace: Duration,
+
+    /// This replica's name in rows and logs [default: the host's name and the process id]
+    #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
+    pub worker_name: Option<String>,
+}
+
+/// Every setting of `kyc-worker run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunSettings {
+    /// Postgres.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+    /// The provider.
+    #[command(flatten)]
+    pub provider: ProviderArgs,
+    /// How an attempt of unknown fate is looked into.
+    #[command(flatten)]
+    pub read_back: ReadBackSettings,
+    /// How the verifications of accepted updates are followed.
+    #[command(flatten)]
+    pub verification: VerificationSettings,
+    /// Which jobs are valid.
+    #[command(flatten)]
+    pub jobs: JobSettings,
+    /// Keys for what is stored.
+    #[command(flatten)]
+    pub keys: KeySettings,
+    /// How much at once, and when again.
+    #[command(flatten)]
+    pub work: WorkSettings,
+}
+
+/// Whether the worker declares its exchanges and queues or expects to find them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum TopologyMode {
+    /// Declare them.
+    Declare,
+    /// Check that they exist; for brokers that operators manage.
+    Verify,
+}
+
+impl JobSettings {
+    /// The rules that jobs are parsed by.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            document_types: self.document_types.clone(),
+            allow_http_links: self.allow_http_links,
+            allow_extensionless_links: self.allow_extensionless_links,
+        }
+    }
+}
+
+impl VerificationSettings {
+    /// When customers in verification are looked at.
+    pub fn tracking(&self) -> Tracking {
+        Tracking {
+            poll_after: self.verification_poll_after,
+            poll_max: self.verification_poll_max,
+            deadline: self.verification_deadline,
+            give_up: self.verification_give_up,
+        }
+    }
+}
+
+impl WorkSettings {
+    /// The schedule of retries.
+    pub fn retry_schedule(&self) -> RetrySchedule {
+        RetrySchedule {
+            delay_min: self.retry_delay_min,
+            delay_max: self.retry_delay_max,
+            attempts_max: self.retry_max_attempts,
+        }
+    }
+}
+
+impl RunSettings {
+    /// When looks at customers prove something.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            after: self.read_back.read_back_after,
+            window: self.read_back.read_back_window,
+            confirmations: self.read_back.read_back_confirmations,
+            deadline: self.read_back.read_back_deadline,
+            read_time_max: self.work.scheduler_poll + self.provider.read_timeout,
+            unverified: self.read_back.read_back_unverified,
+        }
+    }
+}
+
+/// A duration as people write it: `500ms`, `30s`, `2h`, `30d`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2h"))
+}
