@@ -10,7 +10,9 @@ use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
-use super::{Broker, CONSUMER_TAG, arguments, dead_letter_arguments, text, work_arguments};
+use super::Broker;
+use super::session::CONSUMER_TAG;
+use super::topology::{arguments, dead_letter_arguments, text, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;
 

@@ -1,0 +1,309 @@
+//! One session with the broker: hands out deliveries, and tells the broker what became of them.
+
+use std::fmt;
+use std::pin::{Pin, pin};
+
+use anyhow::{Context as _, bail};
+use futures_util::StreamExt as _;
+use futures_util::future::OptionFuture;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
+};
+use lapin::protocol::AMQPErrorKind;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection, Consumer};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::acks::{Outstanding, Word};
+use super::topology::set_up_topology;
+use super::{Broker, refusal};
+use crate::domain::outcome::Disposition;
+use crate::liveness::Loop;
+
+/// How many dispositions are gathered for one ack at most.
+const ACK_BATCH_MAX: usize = 512;
+
+/// How long an ack waits for an older delivery, so that one can do for both.
+const ACK_AGE_MAX: Duration = Duration::from_millis(50);
+
+pub(super) const CONSUMER_TAG: &str = "kyc-worker";
+
+/// A queue to take deliveries from.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The setting that names the queue, for errors.
+    pub setting: &'static str,
+    /// The queue.
+    pub queue: String,
+    /// How many deliveries may be undisposed.
+    pub prefetch: u16,
+}
+
+/// One handing-over by the broker.
+pub struct Delivery {
+    /// The message's body.
+    pub body: Vec<u8>,
+    /// The AMQP `message_id`.
+    pub message_id: Option<String>,
+    /// The AMQP `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// The AMQP `timestamp`, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// False means surely new; true is only a hint.
+    pub is_redelivered: bool,
+    headers: Option<FieldTable>,
+    tag: u64,
+    dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
+}
+
+impl Delivery {
+    /// A header's text, or its number; the header's name in any case.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let headers = self.headers.as_ref()?.inner();
+        let found = headers.iter().find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
+        match found?.1 {
+            AMQPValue::LongString(text) => Some(text.to_string()),
+            AMQPValue::ShortString(text) => Some(text.to_string()),
+            AMQPValue::LongLongInt(number) => Some(number.to_string()),
+            AMQPValue::LongInt(number) => Some(number.to_string()),
+            AMQPValue::LongUInt(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Whether the session that it came from still stands, so that disposing of it counts.
+    pub fn is_live(&self) -> bool {
+        !self.dispositions.is_closed()
+    }
+
+    /// Tells the broker what became of the delivery. If its session is gone, the broker
+    /// will hand it over again, and the row that it then meets makes that harmless.
+    pub fn dispose(self, disposition: Disposition) {
+        if self.dispositions.send((self.tag, disposition)).is_err() {
+            debug!("a delivery's session was gone before its ack");
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// A session that had all it needs broke off: with the network or the broker, or for a delivery
+/// that was held for longer than its patience (RabbitMQ, "Delivery Acknowledgement Timeout").
+#[derive(Debug, thiserror::Error)]
+#[error("the session broke off; what it had handed over comes again")]
+struct BrokenOff(#[source] lapin::Error);
+
+/// Whether the broker is there and refuses what a session needs, so that waiting alone mends
+/// nothing. What ends a session that has all it needs is over with the next one.
+pub(super) fn needs_person(error: &anyhow::Error) -> bool {
+    !error.is::<BrokenOff>() && matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
+}
+
+/// One connection, one channel, one consumer. Any error ends it.
+pub(super) struct Session {
+    connection: Connection,
+    channel: Channel,
+    subscription: Subscription,
+}
+
+impl Session {
+    pub async fn open(broker: &Broker, subscription: &Subscription) -> anyhow::Result<Self> {
+        let connection = broker.connect().await?;
+        let channel = connection.create_channel().await?;
+        set_up_topology(&channel, &broker.settings).await?;
+        channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await?;
+        Ok(Self { connection, channel, subscription: subscription.clone() })
+    }
+
+    pub async fn run(
+        self,
+        deliveries: &mpsc::Sender<Delivery>,
+        intake: &mut watch::Receiver<bool>,
+        turns: &Loop,
+        stopping: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (dispositions, mut disposed) = mpsc::unbounded_channel();
+        // Dropped when the worker stops: then `disposed` ends with the last delivery.
+        let mut dispositions = Some(dispositions);
+        let mut consumer = pin!(None::<Consumer>);
+        let mut is_consuming = false;
+        let (mut acks, words) = Acks::new();
+        // Beside the loop: an ack crosses to lapin's own thread and back.
+        let mut telling = pin!(tell(&self.channel, words));
+        let mut batch = Vec::new();
+        let mut pulse = interval(Duration::from_secs(1));
+        pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            turns.turn();
+            let wants_intake = *intake.borrow_and_update() && !stopping.is_cancelled();
+            if wants_intake && consumer.is_none() {
+                consumer.set(Some(self.start_consumer().await?));
+                is_consuming = true;
+            } else if !wants_intake && is_consuming {
+                // What was handed over already still arrives, then the stream ends.
+                self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default()).await?;
+                is_consuming = false;
+            }
+            if stopping.is_cancelled() {
+                // Whatever is still in the consumer's buffer goes back to the queue when we close.
+                consumer.set(None);
+                dispositions = None;
+            }
+            tokio::select! {
+                delivery = next(consumer.as_mut()) => match delivery {
+                    Some(delivery) => {
+                        if let Some(dispositions) = &dispositions {
+                            let delivery = delivery.map_err(BrokenOff)?;
+                            acks.outstanding.hand_out(delivery.delivery_tag);
+                            hand_over(delivery, dispositions, deliveries, stopping).await;
+                        }
+                    }
+                    None if is_consuming => bail!("the broker ended the consumer; was the queue deleted?"),
+                    None => consumer.set(None),
+                },
+                count = disposed.recv_many(&mut batch, ACK_BATCH_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    acks.dispose(batch.drain(..));
+                }
+                () = acks.wait_for_rest() => acks.tell_rest(),
+                told = &mut telling => told?,
+                changed = intake.changed() => changed.context("nobody steers the intake any more")?,
+                () = stopping.cancelled(), if dispositions.is_some() => {}
+                _ = pulse.tick() => {
+                    if !self.connection.status().connected() || !self.channel.status().connected() {
+                        bail!("the connection is gone");
+                    }
+                }
+            }
+        }
+        acks.tell_rest();
+        drop(acks);
+        telling.await?;
+        if let Err(error) = self.connection.close(200, "worker stops".into()).await {
+            debug!(%error, "the connection did not close cleanly");
+        }
+        Ok(())
+    }
+
+    async fn start_consumer(&self) -> anyhow::Result<Consumer> {
+        let Subscription { setting, queue, .. } = &self.subscription;
+        self.channel
+            .basic_consume(
+                queue.as_str().into(),
+                CONSUMER_TAG.into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .with_context(|| format!("{setting}: cannot consume from {queue}"))
+    }
+}
+
+/// What the broker is told of a session's deliveries.
+struct Acks {
+    outstanding: Outstanding,
+    words: mpsc::UnboundedSender<Word>,
+    /// When those behind the oldest have waited long enough for it.
+    rest_at: Option<Instant>,
+}
+
+impl Acks {
+    fn new() -> (Self, mpsc::UnboundedReceiver<Word>) {
+        let (words, heard) = mpsc::unbounded_channel();
+        (Self { outstanding: Outstanding::default(), words, rest_at: None }, heard)
+    }
+
+    fn dispose(&mut self, disposed: impl Iterator<Item = (u64, Disposition)>) {
+        for (tag, disposition) in disposed {
+            let word = self.outstanding.dispose(tag, disposition);
+            self.tell(word);
+        }
+        let word = self.outstanding.ack_oldest();
+        self.tell(word);
+        let waits = self.outstanding.has_rest();
+        self.rest_at = waits.then(|| self.rest_at.unwrap_or_else(|| Instant::now() + ACK_AGE_MAX));
+    }
+
+    async fn wait_for_rest(&self) {
+        match self.rest_at {
+            Some(rest_at) => sleep_until(rest_at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn tell_rest(&mut self) {
+        let rest = self.outstanding.ack_rest();
+        self.tell(rest);
+        self.rest_at = None;
+    }
+
+    fn tell(&self, words: impl IntoIterator<Item = Word>) {
+        for word in words {
+            // Nobody hears it when the session has failed, and then everything comes again.
+            let _lost_with_the_session = self.words.send(word);
+        }
+    }
+}
+
+/// Tells the broker in order: an ack for many that came after a later one would be of deliveries
+/// that it does not know any more, and close the channel.
+async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> anyhow::Result<()> {
+    while let Some(word) = words.recv().await {
+        let told = match word {
+            Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+            Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions::default()).await,
+            Word::DeadLetter(tag) => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
+        };
+        told.context("a delivery could not be acked")?;
+    }
+    Ok(())
+}
+
+/// The next delivery; waits for ever while there is no consumer.
+async fn next(consumer: Pin<&mut Option<Consumer>>) -> Option<lapin::Result<lapin::message::Delivery>> {
+    match OptionFuture::from(consumer.as_pin_mut().map(|mut consumer| async move { consumer.next().await }))
+        .await
+    {
+        Some(delivery) => delivery,
+        None => std::future::pending().await,
+    }
+}
+
+async fn hand_over(
+    delivery: lapin::message::Delivery,
+    dispositions: &mpsc::UnboundedSender<(u64, Disposition)>,
+    deliveries: &mpsc::Sender<Delivery>,
+    stopping: &CancellationToken,
+) {
+    let properties = &delivery.properties;
+    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+    let delivery = Delivery {
+        message_id: text(properties.message_id()),
+        correlation_id: text(properties.correlation_id()),
+        timestamp: *properties.timestamp(),
+        is_redelivered: delivery.redelivered,
+        headers: properties.headers().clone(),
+        tag: delivery.delivery_tag,
+        dispositions: dispositions.clone(),
+        body: delivery.data,
+    };
+    // It waits only behind deliveries of a session that was lost. What is dropped here goes
+    // back to the queue with the session.
+    tokio::select! {
+        sent = deliveries.send(delivery) => {
+            if sent.is_err() {
+                debug!("a delivery came after the worker had stopped taking them");
+            }
+        }
+        () = stopping.cancelled() => {}
+    }
+}
