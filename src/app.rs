@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,7 +22,7 @@ use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
 use crate::heartbeat::Heartbeat;
 use crate::intake::Intake;
-use crate::journal::{self, Journal, Limits, Pace};
+use crate::journal::{self, Journal, JournalError, Limits, Pace};
 use crate::liveness::Liveness;
 use crate::provider::{Provider, ProviderSettings};
 use crate::scheduler::Scheduler;
@@ -68,8 +69,6 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let name = checked.worker_name.clone();
     let broker = Broker::new(&settings.broker, &checked.amqp_url, &format!("kyc-worker {name}"))?;
     let worker = Arc::new(build_worker(&settings, checked, pool, stopping.clone())?);
-    let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
-    let jobs = TaskTracker::new();
     info!(
         worker = name,
         version = env!("CARGO_PKG_VERSION"),
@@ -77,84 +76,122 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         prefetch = settings.work.prefetch,
         "worker started"
     );
-
-    // Before anything is taken: the work may be paused.
-    let heartbeat = Heartbeat::new(Arc::clone(&worker), jobs.clone());
-    heartbeat.beat().await;
-    let leaving = CancellationToken::new();
-    let mut heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
-
-    let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
-    let mut session = tokio::spawn({
-        let (broker, intake, stopping) = (broker.clone(), worker.intake.subscribe(), stopping.clone());
-        let subscription = Subscription {
-            setting: "QUEUE",
-            queue: settings.broker.queue.clone(),
-            prefetch: settings.work.prefetch,
-        };
-        let liveness = worker.liveness.session.clone();
-        async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
-    });
-    let intake = tokio::spawn({
-        let (worker, permits) = (Arc::clone(&worker), Arc::clone(&permits));
-        let handle = move |delivery, place| handle(Arc::clone(&worker), delivery, place);
-        take_in(receiver, permits, jobs.clone(), stopping.clone(), handle)
-    });
-    let scheduler = Scheduler::new(
-        Arc::clone(&worker),
-        Arc::clone(&permits),
-        jobs.clone(),
-        settings.work.scheduler_poll,
-        settings.keys.payload_retention,
-        settings.work.dead_letter_retention,
-    );
-    let scheduler = tokio::spawn(scheduler.run());
-    let mut tracker =
-        tokio::spawn(track_verifications(settings.clone(), broker.clone(), Arc::clone(&worker)));
-    let prober = tokio::spawn({
-        let (worker, provider) = (Arc::clone(&worker), settings.provider.clone());
-        let interval = settings.work.breaker_probe_interval;
-        async move {
-            let Worker { breaker, intake, stopping, .. } = &*worker;
-            breaker.watch(&worker.provider, &provider, interval, intake, stopping).await;
-        }
-    });
+    let mut running = Running::start(&settings, &broker, &worker).await;
     if mode.drain {
-        tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), jobs.clone()));
+        tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), running.jobs.clone()));
     }
-
-    // A task that ends before it is told to has panicked; without it the worker would only look alive.
-    let died = tokio::select! {
-        () = stopping.cancelled() => None,
-        _ = &mut session => Some("broker session"),
-        _ = intake => Some("intake"),
-        _ = scheduler => Some("scheduler"),
-        _ = prober => Some("prober"),
-        _ = &mut tracker => Some("tracker"),
-        _ = &mut heartbeat => Some("heartbeat"),
-    };
-    let died = died.filter(|_| !stopping.is_cancelled());
+    let died = running.until(&stopping).await;
     stopping.cancel();
-    stop(&jobs, settings.work.shutdown_grace, &hurry).await;
-    // The last acks are on their way. What they do not reach is handed over again, and known.
-    if !session.is_finished() && timeout(LAST_ACKS_TIMEOUT, session).await.is_err() {
-        info!("the broker did not take the last acks");
-    }
-    if !tracker.is_finished() && timeout(LAST_LOOKS_TIMEOUT, tracker).await.is_err() {
-        info!("the last looks at verifications were not recorded; another replica will look again");
-    }
-    leaving.cancel();
-    if !heartbeat.is_finished() && !matches!(timeout(LEAVE_TIMEOUT, heartbeat).await, Ok(Ok(Ok(())))) {
-        info!("the database did not let this replica go; its row is swept within the hour");
-    }
+    running.stop(settings.work.shutdown_grace, &hurry).await;
     match died {
         Some(task) => anyhow::bail!("the {task} task died; see the log for its panic"),
         None => Ok(()),
     }
 }
 
+/// A worker at work.
+struct Running {
+    /// What is done with deliveries and due jobs.
+    jobs: TaskTracker,
+    session: JoinHandle<()>,
+    intake: JoinHandle<()>,
+    scheduler: JoinHandle<()>,
+    tracker: JoinHandle<()>,
+    prober: JoinHandle<()>,
+    heartbeat: JoinHandle<Result<(), JournalError>>,
+    /// Ends the heartbeat, once all else has ended.
+    leaving: CancellationToken,
+}
+
+impl Running {
+    /// Starts every task.
+    async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> Self {
+        let jobs = TaskTracker::new();
+        // Before anything is taken: the work may be paused.
+        let heartbeat = Heartbeat::new(Arc::clone(worker), jobs.clone());
+        heartbeat.beat().await;
+        let leaving = CancellationToken::new();
+        let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
+
+        let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
+        let session = tokio::spawn({
+            let subscription = Subscription {
+                setting: "QUEUE",
+                queue: settings.broker.queue.clone(),
+                prefetch: settings.work.prefetch,
+            };
+            let (broker, intake) = (broker.clone(), worker.intake.subscribe());
+            let (liveness, stopping) = (worker.liveness.session.clone(), worker.stopping.clone());
+            async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
+        });
+        let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
+        let intake = tokio::spawn({
+            let worker = Arc::clone(worker);
+            let stopping = worker.stopping.clone();
+            let handle = move |delivery, place| handle(Arc::clone(&worker), delivery, place);
+            take_in(receiver, Arc::clone(&permits), jobs.clone(), stopping, handle)
+        });
+        let scheduler = Scheduler::new(
+            Arc::clone(worker),
+            permits,
+            jobs.clone(),
+            settings.work.scheduler_poll,
+            settings.keys.payload_retention,
+            settings.work.dead_letter_retention,
+        );
+        let tracking = track_verifications(settings.clone(), broker.clone(), Arc::clone(worker));
+        let probing = probe_provider(settings.clone(), Arc::clone(worker));
+        Self {
+            jobs,
+            session,
+            intake,
+            scheduler: tokio::spawn(scheduler.run()),
+            tracker: tokio::spawn(tracking),
+            prober: tokio::spawn(probing),
+            heartbeat,
+            leaving,
+        }
+    }
+
+    /// Waits until the worker is told to stop, or a task ends before that and is named: it has
+    /// panicked, and without it the worker would only look alive.
+    async fn until(&mut self, stopping: &CancellationToken) -> Option<&'static str> {
+        let died = tokio::select! {
+            () = stopping.cancelled() => None,
+            _ = &mut self.session => Some("broker session"),
+            _ = &mut self.intake => Some("intake"),
+            _ = &mut self.scheduler => Some("scheduler"),
+            _ = &mut self.prober => Some("prober"),
+            _ = &mut self.tracker => Some("tracker"),
+            _ = &mut self.heartbeat => Some("heartbeat"),
+        };
+        died.filter(|_| !stopping.is_cancelled())
+    }
+
+    /// Waits for what must end well, in order, and for nothing too long.
+    ///
+    /// 1. Requests in flight finish and are recorded, within `grace` or until `hurry`.
+    /// 2. The last acks are on their way. What they do not reach is handed over again, and known.
+    /// 3. Looks that were answered are recorded.
+    /// 4. The replica's row goes.
+    async fn stop(self, grace: Duration, hurry: &CancellationToken) {
+        finish_jobs(&self.jobs, grace, hurry).await;
+        if !self.session.is_finished() && timeout(LAST_ACKS_TIMEOUT, self.session).await.is_err() {
+            info!("the broker did not take the last acks");
+        }
+        if !self.tracker.is_finished() && timeout(LAST_LOOKS_TIMEOUT, self.tracker).await.is_err() {
+            info!("the last looks at verifications were not recorded; another replica will look again");
+        }
+        self.leaving.cancel();
+        let heartbeat = self.heartbeat;
+        if !heartbeat.is_finished() && !matches!(timeout(LEAVE_TIMEOUT, heartbeat).await, Ok(Ok(Ok(())))) {
+            info!("the database did not let this replica go; its row is swept within the hour");
+        }
+    }
+}
+
 /// Waits for requests in flight to finish and be recorded.
-async fn stop(jobs: &TaskTracker, grace: Duration, hurry: &CancellationToken) {
+async fn finish_jobs(jobs: &TaskTracker, grace: Duration, hurry: &CancellationToken) {
     jobs.close();
     info!(in_flight = jobs.len(), "stopping: finishing requests in flight");
     tokio::select! {
@@ -276,6 +313,12 @@ async fn track_verifications(settings: RunSettings, broker: Broker, worker: Arc<
         }
     };
     tokio::join!(tracker.run(), webhooks);
+}
+
+/// Probes the provider while the breaker is open, until the worker stops.
+async fn probe_provider(settings: RunSettings, worker: Arc<Worker>) {
+    let Worker { breaker, provider, intake, stopping, .. } = &*worker;
+    breaker.watch(provider, &settings.provider, settings.work.breaker_probe_interval, intake, stopping).await;
 }
 
 /// Takes deliveries as permits come free, so that the backlog stays in the queue, and handles
