@@ -4,6 +4,7 @@
 pub mod audit;
 mod batch;
 pub mod budget;
+mod by_hand;
 mod chain;
 mod claim;
 pub mod dead_letters;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use sqlx::{PgConnection, PgPool};
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::budget::spent;
+use super::by_hand::{LockedJob, lock_job};
 use super::claim::{Contender, look};
 use super::interventions::{Deed, Signed, record};
 use crate::domain::precedence::Ruling;
@@ -109,19 +109,6 @@ impl Serialize for Refusal {
     }
 }
 
-struct Row {
-    customer_id: Option<Uuid>,
-    state: String,
-    reason_code: Option<String>,
-    requested_at: Option<OffsetDateTime>,
-    received_at: OffsetDateTime,
-    content_hmac: Option<Vec<u8>>,
-    has_payload: bool,
-    is_expired: bool,
-    is_resend: bool,
-    is_accepted_late: bool,
-}
-
 /// The ended jobs that `selection` means, those asked for first before the others.
 ///
 /// # Errors
@@ -154,7 +141,7 @@ pub async fn replay(
     intent: Intent<'_>,
 ) -> sqlx::Result<Replay> {
     let mut tx = pool.begin().await?;
-    let Some(row) = lock(&mut tx, job_id).await? else {
+    let Some(row) = lock_job(&mut tx, job_id).await? else {
         let refusal = Some(Refusal::NotKnown);
         return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
     };
@@ -170,7 +157,7 @@ pub async fn replay(
         Some(refusal) => Some(refusal),
         None => refusal_of_customer(&mut tx, job_id, &row, budget, rules.read_back_window).await?,
     };
-    let was = describe(&row.state, row.reason_code.as_deref());
+    let was = row.describe();
     if let (None, Intent::Replay { signed, delay }) = (&refusal, intent) {
         park_again(&mut tx, job_id, delay).await?;
         let detail = format!("was {was}");
@@ -187,39 +174,8 @@ pub async fn replay(
     Ok(Replay { job_id, customer_id: row.customer_id, was: Some(was), updates_left, refusal })
 }
 
-/// A state with its reason, as people read it.
-pub(super) fn describe(state: &str, reason_code: Option<&str>) -> String {
-    match reason_code {
-        Some(reason_code) => format!("{state} ({reason_code})"),
-        None => state.to_owned(),
-    }
-}
-
-async fn lock(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<Row>> {
-    sqlx::query_as!(
-        Row,
-        r#"-- lock_for_replay
-        select
-            customer_id, state, reason_code, requested_at, received_at, content_hmac,
-            sealed_payload is not null as "has_payload!",
-            coalesce(expires_at <= now(), false) as "is_expired!",
-            exists (
-                select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
-            ) as "is_resend!",
-            exists (
-                select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
-            ) as "is_accepted_late!"
-        from submission s
-        where job_id = $1
-        for update"#,
-        job_id,
-    )
-    .fetch_optional(tx)
-    .await
-}
-
 /// Why the job's own row forbids it.
-fn refusal_of_row(row: &Row) -> Option<Refusal> {
+fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
     match row.state.as_str() {
         "submitting" | "waiting" | "unknown" => return Some(Refusal::InMotion),
         "exhausted" | "needs_review" => {}
@@ -241,7 +197,7 @@ fn refusal_of_row(row: &Row) -> Option<Refusal> {
 async fn refusal_of_customer(
     tx: &mut PgConnection,
     job_id: Uuid,
-    row: &Row,
+    row: &LockedJob,
     budget: Option<Budget>,
     read_back_window: Duration,
 ) -> sqlx::Result<Option<Refusal>> {
@@ -251,7 +207,7 @@ async fn refusal_of_customer(
     if budget.left() == 0 {
         return Ok(Some(Refusal::BudgetSpent));
     }
-    if row.is_resend && !budget.allows_resend() {
+    if row.is_in_doubt && !budget.allows_resend() {
         return Ok(Some(Refusal::LastUpdate));
     }
     let contender = Contender {
@@ -260,7 +216,7 @@ async fn refusal_of_customer(
         requested_at: row.requested_at.unwrap_or(row.received_at),
         received_at: row.received_at,
         content_hmac: row.content_hmac.clone(),
-        is_resend: row.is_resend,
+        is_resend: row.is_in_doubt,
     };
     Ok(look(tx, &[contender], read_back_window).await?.into_iter().find_map(refusal_of_ruling))
 }

@@ -4,8 +4,8 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+use super::by_hand::lock_job;
 use super::interventions::{Deed, Signed, record};
-use super::replay::describe;
 
 /// What a person has found out of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -103,25 +103,8 @@ pub async fn resolve(
     signed: Signed<'_>,
 ) -> Result<Resolved, ResolveError> {
     let mut tx = pool.begin().await?;
-    let row = sqlx::query!(
-        r#"-- lock_for_resolve
-        select
-            s.customer_id, s.state, s.reason_code,
-            exists (
-                select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
-            ) as "is_in_doubt!",
-            exists (
-                select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
-            ) as "is_accepted_late!"
-        from submission s
-        where s.job_id = $1
-        for update of s"#,
-        job_id,
-    )
-    .fetch_optional(&mut *tx)
-    .await?
-    .ok_or(ResolveError::NotKnown(job_id))?;
-    let was = describe(&row.state, row.reason_code.as_deref());
+    let row = lock_job(&mut tx, job_id).await?.ok_or(ResolveError::NotKnown(job_id))?;
+    let was = row.describe();
     if row.state != "needs_review" {
         return Err(ResolveError::NotInReview { job_id, is: was });
     }
