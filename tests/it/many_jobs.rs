@@ -9,8 +9,7 @@ use kyc_worker::domain::job::Job;
 use kyc_worker::domain::outcome::Outcome;
 use kyc_worker::domain::verdict::{Acceptance, Verdict};
 use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened};
-use sqlx::postgres::PgPoolOptions;
-use sqlx::{Executor as _, Row as _};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -156,16 +155,19 @@ const HOLD_UP: &str = "create function hold_up() returns trigger language plpgsq
 #[test]
 fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
     world(async |world| {
+        let options: PgConnectOptions = world.database_url().parse().expect("a URL");
         let one_connection = PgPoolOptions::new().max_connections(1);
-        let pool = one_connection.connect(world.database_url()).await.expect("a connection");
-        let journal = Arc::new(journal_with(pool.clone(), "one"));
+        let pool = one_connection.connect_with(options.application_name("the journal's"));
+        let journal = Arc::new(journal_with(pool.await.expect("a connection"), "one"));
         let claims = open_all(&journal, &jobs(3)).await;
-        // A transaction that is open has begun before this statement.
-        let is_outside = async || {
-            let row = pool.fetch_one("select now() = statement_timestamp()").await;
-            row.expect("the database answers").get::<bool, _>(0)
+        let wait_for_no_transaction = async || {
+            let inside = "select count(*) from pg_stat_activity
+                where datname = current_database() and application_name = 'the journal''s'
+                    and state like 'idle in transaction%'";
+            let none = async || (world.count(inside).await == 0).then_some(());
+            world.wait_for("no connection left in a transaction", none).await;
         };
-        assert!(is_outside().await);
+        wait_for_no_transaction().await;
 
         // An error: somebody holds a row.
         let mut holding = world.pool.begin().await.expect("a transaction");
@@ -180,7 +182,7 @@ fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
         world.wait_for("it, alone", async || (world.count(waits).await == 1).then_some(())).await;
         holding.rollback().await.expect("it rolls back");
         held.await.expect("no panic").expect("it is ours, and its row is free");
-        assert!(is_outside().await);
+        wait_for_no_transaction().await;
 
         // An end to patience: a server that says nothing.
         for statement in [
@@ -213,7 +215,7 @@ fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
             .await;
         silence.rollback().await.expect("it rolls back");
         unanswered.await.expect("no panic").expect("it was ours, and is written down once");
-        assert!(is_outside().await);
+        wait_for_no_transaction().await;
         settle(&journal, &claims[2], None).await.expect("it is ours");
         assert_eq!(world.count("select sum(entries)::bigint from submission").await, 3);
     });
