@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanCount;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use url::Url;
 use uuid::Uuid;
@@ -73,7 +72,7 @@ async fn main() -> ExitCode {
     // Whatever is dropped with `demo` stops its programs.
     let done = tokio::select! {
         done = demo(&arguments) => done,
-        stopped = stop_signal() => stopped,
+        stopped = process::stop_signal() => stopped,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -83,16 +82,6 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-async fn stop_signal() -> anyhow::Result<bool> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    bail!("stopped, and all its programs with it")
 }
 
 /// The demo, in order. Returns whether all records agree.

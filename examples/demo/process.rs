@@ -6,7 +6,19 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
+
+/// Waits until somebody wants all of it stopped, which is an error of whatever runs.
+pub async fn stop_signal() -> anyhow::Result<bool> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    bail!("stopped, and all its programs with it")
+}
 
 /// A program under way. Dropping it kills it.
 pub struct Process {

@@ -19,14 +19,13 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kyc_worker::sandbox;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sqlx::PgPool;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -144,7 +143,7 @@ async fn main() -> ExitCode {
     // Whatever is dropped with `storm` stops its programs and removes its services.
     let done = tokio::select! {
         done = storm(&arguments, seed) => done,
-        stopped = stop_signal() => stopped,
+        stopped = process::stop_signal() => stopped,
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -155,16 +154,6 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-async fn stop_signal() -> anyhow::Result<bool> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    bail!("stopped, and all its programs with it")
 }
 
 impl Arguments {

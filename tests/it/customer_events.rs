@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, job_body, world, world_with};
+use crate::harness::{WorkerProcess, World, world, world_with};
 use crate::verification::{scaled_with, world_that_verifies_in};
 
 const ROUTING_KEY: &str = "customer-event";
@@ -94,6 +94,15 @@ impl World {
         .await;
     }
 
+    /// Starts a worker that has had a job accepted, whose verification may have ended.
+    async fn start_with_one_that_may_have_ended(&self, customer_id: Uuid) -> (WorkerProcess, Uuid) {
+        let (job_id, _) = self.publish_job_for(customer_id).await;
+        let worker = self.start_worker_with_events();
+        self.wait_for_state(job_id, &["accepted"]).await;
+        self.wait_until_it_may_have_ended(job_id).await;
+        (worker, job_id)
+    }
+
     /// Has every look at a customer fail, so that what is known comes from webhooks.
     async fn blind(&self, customer_id: Uuid) {
         let is_read = json!({ "method": "GET", "customer_id": customer_id });
@@ -126,10 +135,7 @@ fn an_event_ends_a_verification_and_a_look_confirms_it() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         world.blind(customer_id).await;
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        let worker = world.start_worker_with_events();
-        world.wait_for_state(job_id, &["accepted"]).await;
-        world.wait_until_it_may_have_ended(job_id).await;
+        let (worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
 
         world.publish_webhook(&Webhook::of(customer_id, "FAILED")).await;
         world.wait_for_log(&worker, "verification ended, says a customer event").await;
@@ -231,10 +237,7 @@ fn an_unknown_word_is_stored_and_ends_nothing() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        let _worker = world.start_worker_with_events();
-        world.wait_for_state(job_id, &["accepted"]).await;
-        world.wait_until_it_may_have_ended(job_id).await;
+        let (_worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
         world.publish_webhook(&Webhook::of(customer_id, "ON_HOLD")).await;
         world.wait_for_event(job_id).await;
         assert_eq!(pairs(&world.words(job_id).await), [("webhook", "ON_HOLD")]);
@@ -283,10 +286,7 @@ fn an_event_that_waited_out_an_outage_in_the_queue_is_still_good() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        let _worker = world.start_worker_with_events();
-        world.wait_for_state(job_id, &["accepted"]).await;
-        world.wait_until_it_may_have_ended(job_id).await;
+        let (_worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
         // Signed and published two hours ago.
         let then = OffsetDateTime::now_utc().unix_timestamp() - 7200;
         let webhook =
@@ -340,17 +340,14 @@ fn an_event_clears_no_update_of_suspicion() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         world.blind(customer_id).await;
-        let (first, _) = world.publish_job_for(customer_id).await;
-        let worker = world.start_worker_with_events();
-        world.wait_for_state(first, &["accepted"]).await;
-        world.wait_until_it_may_have_ended(first).await;
+        let (worker, _) = world.start_with_one_that_may_have_ended(customer_id).await;
         world.publish_webhook(&Webhook::of(customer_id, "FAILED")).await;
         world.wait_for_log(&worker, "verification ended, says a customer event").await;
 
         // The customer reads PROCESSING, for all we know still because of the first.
         let second = Uuid::new_v4();
         world.break_job(second, json!({ "apply": "never", "answer": { "kind": "reset" } })).await;
-        world.publish(Some(second), job_body(customer_id, second).to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, second).await;
         world.wait_for_state(second, &["unknown"]).await;
         world.clear_rules().await;
         world.set_customer(customer_id, json!({ "status": "PROCESSING" })).await;

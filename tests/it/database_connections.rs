@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, job_body, world};
+use crate::harness::{WorkerProcess, World, world};
 use crate::relay::Relay;
 
 async fn check_done_once(world: &World, jobs: &[Uuid]) {
@@ -133,7 +133,7 @@ fn an_attempt_whose_begin_lost_its_answer_is_sent_and_is_in_no_doubt() {
         let job_id = Uuid::new_v4();
         let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
         world.break_job_once(job_id, json!({ "apply": "never", "answer": answer })).await;
-        world.publish(Some(job_id), job_body(Uuid::new_v4(), job_id).to_string().as_bytes()).await;
+        world.publish_job_named(Uuid::new_v4(), job_id).await;
         world.wait_for_state(job_id, &["waiting"]).await;
         // Long enough to see the row before the worker hears that it is committed.
         relay.delay(Duration::from_millis(300));

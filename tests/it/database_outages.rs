@@ -283,8 +283,7 @@ fn a_row_that_is_locked_holds_up_nothing_for_good() {
         let worker = world.start_worker_with(&NARROW);
         let slow = Uuid::new_v4();
         world.break_job_once(slow, json!({ "delay_after_ms": 1000 })).await;
-        let body = crate::harness::job_body(Uuid::new_v4(), slow);
-        world.publish(Some(slow), body.to_string().as_bytes()).await;
+        world.publish_job_named(Uuid::new_v4(), slow).await;
         world.wait_for_state(slow, &["submitting"]).await;
         let mut lock = world.pool.begin().await.expect("a transaction");
         sqlx::query("select from submission where job_id = $1 for update")
@@ -307,8 +306,7 @@ fn a_row_that_is_locked_holds_up_nothing_for_good() {
 async fn lose_database_in_request(world: &World, relay: &Relay, worker: &WorkerProcess) -> Uuid {
     let job_id = Uuid::new_v4();
     world.break_job_once(job_id, json!({ "delay_after_ms": 1000 })).await;
-    let body = crate::harness::job_body(Uuid::new_v4(), job_id);
-    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    world.publish_job_named(Uuid::new_v4(), job_id).await;
     world
         .wait_for("the request at the provider", async || {
             (world.count_patches(job_id).await == 1).then_some(())

@@ -51,8 +51,7 @@ fn check_killed_at(point: &str, fault: Option<Value>, ending: &Ending) {
         if let Some(fault) = fault {
             world.break_job_once(job_id, fault).await;
         }
-        let body = crate::harness::job_body(Uuid::new_v4(), job_id);
-        world.publish(Some(job_id), body.to_string().as_bytes()).await;
+        world.publish_job_named(Uuid::new_v4(), job_id).await;
         assert_eq!(dying.exit().await.signal(), Some(9), "killed at {point}");
         relay.cut();
 
@@ -274,8 +273,7 @@ async fn panicked_at(world: &World, point: &str, fault: Option<Value>) -> (Worke
     if let Some(fault) = fault {
         world.break_job_once(job_id, fault).await;
     }
-    let body = crate::harness::job_body(Uuid::new_v4(), job_id);
-    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    world.publish_job_named(Uuid::new_v4(), job_id).await;
     world.wait_for_log(&worker, &format!("failpoint {point}")).await;
     let others = world.publish_jobs(3).await;
     for other in &others {

@@ -23,7 +23,7 @@ fn a_customer_is_forgotten_and_his_history_stays() {
         let waiting = Uuid::new_v4();
         let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
         world.break_job(waiting, json!({ "apply": "never", "answer": answer })).await;
-        world.publish(Some(waiting), job_body(customer_id, waiting).to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, waiting).await;
         world.wait_for_state(waiting, &["waiting"]).await;
         world
             .wait_for("two dead letters", async || {

@@ -503,9 +503,14 @@ impl World {
     /// Publishes a valid job for a customer; returns its id and its body.
     pub async fn publish_job_for(&self, customer_id: Uuid) -> (Uuid, Value) {
         let job_id = Uuid::new_v4();
+        (job_id, self.publish_job_named(customer_id, job_id).await)
+    }
+
+    /// Publishes a valid job under an id that something waits for; returns its body.
+    pub async fn publish_job_named(&self, customer_id: Uuid, job_id: Uuid) -> Value {
         let body = job_body(customer_id, job_id);
         self.publish(Some(job_id), body.to_string().as_bytes()).await;
-        (job_id, body)
+        body
     }
 
     /// Publishes a valid job that the customer asked for so many seconds ago.

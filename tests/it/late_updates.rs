@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{World, job_body, world};
+use crate::harness::{World, world};
 
 const ERROR: &str = "internal error";
 
@@ -12,8 +12,7 @@ async fn publish_broken(world: &World, customer_id: Uuid, apply: Value) -> Uuid 
     let job_id = Uuid::new_v4();
     let answer = json!({ "kind": "respond", "status": 500, "body": ERROR });
     world.break_job_once(job_id, json!({ "apply": apply, "answer": answer })).await;
-    let body = job_body(customer_id, job_id);
-    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    world.publish_job_named(customer_id, job_id).await;
     job_id
 }
 

@@ -158,7 +158,7 @@ fn where_the_newest_is_rejected_the_next_newest_goes() {
         let fault =
             json!({ "apply": "never", "answer": { "kind": "respond", "status": 400, "body": refusal } });
         world.break_job(newest, fault).await;
-        world.publish(Some(newest), job_body(customer_id, newest).to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, newest).await;
         let oldest = world.publish_job_asked(customer_id, 50).await;
 
         for (job_id, state, patches) in [

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{JOBS, WorkerProcess, World, job_body, world};
+use crate::harness::{JOBS, WorkerProcess, World, world};
 
 fn start(world: &World, name: &str) -> WorkerProcess {
     world.start_worker_with(&[("WORKER_NAME", name)])
@@ -19,7 +19,7 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         let customer_id = Uuid::new_v4();
         let doubtful = Uuid::new_v4();
         world.break_job_once(doubtful, json!({ "answer": { "kind": "hang" } })).await;
-        world.publish(Some(doubtful), job_body(customer_id, doubtful).to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, doubtful).await;
         world.wait_for_state(doubtful, &["submitting", "unknown"]).await;
         let (behind, _) = world.publish_job_for(customer_id).await;
         world.wait_for_state(behind, &["waiting"]).await;

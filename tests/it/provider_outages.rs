@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, job_body, world};
+use crate::harness::{WorkerProcess, World, world};
 
 /// Small enough that a backlog stays in the queue while the intake pauses.
 const NARROW: [(&str, &str); 3] = [("CONCURRENCY", "2"), ("PREFETCH", "4"), ("BREAKER_FAILURES", "3")];
@@ -242,7 +242,7 @@ fn a_status_that_nobody_knows_is_kept_as_it_was_written() {
         world
             .break_job(job_id, json!({ "answer": { "kind": "respond", "status": 200, "body": body } }))
             .await;
-        world.publish(Some(job_id), job_body(customer_id, job_id).to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, job_id).await;
         let _worker = world.start_worker();
         let job = world.wait_for_state(job_id, &["accepted"]).await;
         assert_eq!(job.verification_status.as_deref(), Some("ON_HOLD"));

@@ -6,19 +6,24 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::harness::{job_body, world};
+use crate::harness::{WorkerProcess, World, job_body, world};
+use crate::relay::Relay;
+
+/// Starts a worker whose provider refuses connections, whatever its breaker thinks of that.
+async fn start_unreachable(world: &World, settings: &[(&str, &str)]) -> (Relay, WorkerProcess) {
+    world.declare_topology().await;
+    let (relay, base_url) = world.relay_to_provider().await;
+    relay.refuse().await;
+    let unreachable = [("DOLLARPE_BASE_URL", base_url.as_str()), ("BREAKER_FAILURES", "1000")];
+    let worker = world.start_worker_with(&[&unreachable, settings].concat());
+    (relay, worker)
+}
 
 #[test]
 fn a_job_that_cannot_be_sent_is_exhausted_after_its_last_attempt() {
     world(async |world| {
-        world.declare_topology().await;
-        let (relay, base_url) = world.relay_to_provider().await;
-        relay.refuse().await;
-        let _worker = world.start_worker_with(&[
-            ("DOLLARPE_BASE_URL", &base_url),
-            ("RETRY_MAX_ATTEMPTS", "3"),
-            ("BREAKER_FAILURES", "1000"),
-        ]);
+        let settings = [("RETRY_MAX_ATTEMPTS", "3")];
+        let (relay, _worker) = start_unreachable(&world, &settings).await;
         let job_id = world.publish_job().await;
         let job = world.wait_for_state(job_id, &["exhausted"]).await;
         assert_eq!(job.reason_code.as_deref(), Some("attempts"));
@@ -39,15 +44,8 @@ fn a_job_that_cannot_be_sent_is_exhausted_after_its_last_attempt() {
 #[test]
 fn delays_between_attempts_grow() {
     world(async |world| {
-        world.declare_topology().await;
-        let (relay, base_url) = world.relay_to_provider().await;
-        relay.refuse().await;
-        let _worker = world.start_worker_with(&[
-            ("DOLLARPE_BASE_URL", &base_url),
-            ("RETRY_MAX_ATTEMPTS", "5"),
-            ("RETRY_DELAY_MIN", "100ms"),
-            ("BREAKER_FAILURES", "1000"),
-        ]);
+        let settings = [("RETRY_MAX_ATTEMPTS", "5"), ("RETRY_DELAY_MIN", "100ms")];
+        let (_relay, _worker) = start_unreachable(&world, &settings).await;
         let job_id = world.publish_job().await;
         world.wait_for_state(job_id, &["exhausted"]).await;
         let gaps: Vec<f64> = sqlx::query_scalar(
@@ -123,15 +121,8 @@ fn jobs_of_one_customer_are_never_at_the_provider_at_once() {
 #[test]
 fn a_parked_job_is_taken_up_by_another_replica() {
     world(async |world| {
-        world.declare_topology().await;
-        let (relay, base_url) = world.relay_to_provider().await;
-        relay.refuse().await;
-        let mut dying = world.start_worker_with(&[
-            ("DOLLARPE_BASE_URL", &base_url),
-            ("RETRY_DELAY_MIN", "2s"),
-            ("BREAKER_FAILURES", "1000"),
-            ("WORKER_NAME", "first"),
-        ]);
+        let settings = [("RETRY_DELAY_MIN", "2s"), ("WORKER_NAME", "first")];
+        let (_relay, mut dying) = start_unreachable(&world, &settings).await;
         let job_id = world.publish_job().await;
         let parked = world.wait_for_state(job_id, &["waiting"]).await;
         assert_eq!(parked.waiting_for.as_deref(), Some("retry"));

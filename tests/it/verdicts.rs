@@ -195,7 +195,7 @@ fn every_answer_has_its_verdict_its_end_and_its_patches() {
             let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
             let matched = json!({ "method": "PATCH", "link_contains": job_id });
             world.add_rule(json!({ "match": matched, "first": first, "fault": fault })).await;
-            world.publish(Some(job_id), job_body(customer_id, job_id).to_string().as_bytes()).await;
+            world.publish_job_named(customer_id, job_id).await;
             published.push((what, job_id, expected));
         }
         let _worker = world.start_worker_with(&[

@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::Row as _;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::harness::{World, world, world_with};
+use crate::harness::{WorkerProcess, World, world, world_with};
 use kyc_worker::sandbox;
 
 /// The shortest time between two looks at a customer, scaled down.
@@ -98,6 +98,22 @@ impl World {
                 assert!(apart >= APART, "{customer_id} was read again after {apart}: {reads:?}");
             }
         }
+    }
+
+    /// Makes the provider answer the first look at a customer with a fault.
+    async fn break_first_look(&self, customer_id: Uuid, fault: Value) {
+        let is_read = json!({ "method": "GET", "customer_id": customer_id });
+        self.add_rule(json!({ "match": is_read, "first": 1, "fault": fault })).await;
+    }
+
+    /// Starts a worker in the middle of a look, at a customer whose job it had accepted, that the
+    /// provider does not answer.
+    async fn start_in_a_look(&self, customer_id: Uuid) -> (WorkerProcess, Uuid) {
+        self.break_first_look(customer_id, json!({ "answer": { "kind": "hang" } })).await;
+        let (job_id, _) = self.publish_job_for(customer_id).await;
+        let worker = self.start_worker_with(&SCALED);
+        self.wait_for("a look", async || (self.count_reads(customer_id).await == 1).then_some(())).await;
+        (worker, job_id)
     }
 
     /// Lets time pass for a job in verification: as if it had been accepted so long ago, its
@@ -200,8 +216,7 @@ fn each_change_is_an_observation_and_the_same_word_again_is_none() {
             .await;
         let body = json!({ "status": true, "data": { "id": customer_id, "status": "ON_HOLD" } });
         let on_hold = json!({ "answer": { "kind": "respond", "status": 200, "body": body } });
-        let is_read = json!({ "method": "GET", "customer_id": customer_id });
-        world.add_rule(json!({ "match": is_read, "first": 1, "fault": on_hold })).await;
+        world.break_first_look(customer_id, on_hold).await;
         let (job_id, _) = world.publish_job_for(customer_id).await;
         let _worker = world.start_worker_with(&SCALED);
 
@@ -229,8 +244,7 @@ fn an_end_that_was_seen_clears_the_next_update_of_suspicion() {
 
         let second = Uuid::new_v4();
         world.break_job(second, json!({ "answer": { "kind": "reset" } })).await;
-        let body = crate::harness::job_body(customer_id, second);
-        world.publish(Some(second), body.to_string().as_bytes()).await;
+        world.publish_job_named(customer_id, second).await;
         world.wait_for_applied(second).await;
         assert_eq!(world.count_patches(second).await, 1);
     });
@@ -261,12 +275,7 @@ fn a_look_that_vanished_with_its_replica_is_made_by_another() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let is_read = json!({ "method": "GET", "customer_id": customer_id });
-        let hang = json!({ "answer": { "kind": "hang" } });
-        world.add_rule(json!({ "match": is_read, "first": 1, "fault": hang })).await;
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        let mut killed = world.start_worker_with(&SCALED);
-        world.wait_for("a look", async || (world.count_reads(customer_id).await == 1).then_some(())).await;
+        let (mut killed, job_id) = world.start_in_a_look(customer_id).await;
         killed.kill();
 
         let _worker = world.start_worker_with(&SCALED);
@@ -303,12 +312,7 @@ fn a_worker_that_stops_does_not_wait_for_a_look() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let is_read = json!({ "method": "GET", "customer_id": customer_id });
-        let hang = json!({ "answer": { "kind": "hang" } });
-        world.add_rule(json!({ "match": is_read, "first": 1, "fault": hang })).await;
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        let mut worker = world.start_worker_with(&SCALED);
-        world.wait_for("a look", async || (world.count_reads(customer_id).await == 1).then_some(())).await;
+        let (mut worker, job_id) = world.start_in_a_look(customer_id).await;
         worker.stop().await;
         assert!(!worker.log().contains("were not recorded"), "{}", worker.log());
         assert!(world.verification(job_id).await.is_tracked);
@@ -348,8 +352,7 @@ fn a_provider_that_asks_a_look_to_wait_is_left_alone() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         let throttled = json!({ "kind": "respond", "status": 429, "headers": { "Retry-After": "1" }, "body": "slow down" });
-        let is_read = json!({ "method": "GET", "customer_id": customer_id });
-        world.add_rule(json!({ "match": is_read, "first": 1, "fault": { "answer": throttled } })).await;
+        world.break_first_look(customer_id, json!({ "answer": throttled })).await;
         let (job_id, _) = world.publish_job_for(customer_id).await;
         let worker = world.start_worker_with(&SCALED);
         world.wait_for_log(&worker, "the provider asks everybody to wait").await;
