@@ -9,9 +9,9 @@ use futures_util::future::OptionFuture;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
 };
-use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Connection, Consumer, ErrorKind, Event};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -94,11 +94,31 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A session that had all it needs broke off: with the network or the broker, or for a delivery
-/// that was held for longer than its patience (RabbitMQ, "Delivery Acknowledgement Timeout").
+/// Why a session that had all it needs ended. The next one has it again.
 #[derive(Debug, thiserror::Error)]
-#[error("the session broke off; what it had handed over comes again")]
-struct BrokenOff(#[source] lapin::Error);
+enum BrokenOff {
+    /// With the network or the broker.
+    #[error("the session broke off; what it had handed over comes again")]
+    Lost(#[source] lapin::Error),
+    /// RabbitMQ, "Delivery Acknowledgement Timeout".
+    #[error(
+        "a delivery waited longer for its ack than the broker's consumer_timeout; what was handed over comes again; see what holds it up with `kyc-worker report`, or set a longer consumer_timeout at the broker"
+    )]
+    HeldTooLong(#[source] lapin::Error),
+}
+
+impl From<lapin::Error> for BrokenOff {
+    fn from(error: lapin::Error) -> Self {
+        let is_timeout = match error.kind() {
+            ErrorKind::ProtocolError(refusal) => {
+                *refusal.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+                    && refusal.get_message().as_str().contains("timed out")
+            }
+            _ => false,
+        };
+        if is_timeout { Self::HeldTooLong(error) } else { Self::Lost(error) }
+    }
+}
 
 /// Whether the broker is there and refuses what a session needs, so that waiting alone mends
 /// nothing. What ends a session that has all it needs is over with the next one.
@@ -138,6 +158,8 @@ impl Session {
         // Beside the loop: an ack crosses to lapin's own thread and back.
         let mut telling = pin!(tell(&self.channel, words));
         let mut batch = Vec::new();
+        // They tell why the channel was closed, where no consumer is left to be told.
+        let mut events = pin!(self.connection.events_listener());
         let mut pulse = interval(Duration::from_secs(1));
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -148,7 +170,8 @@ impl Session {
                 is_consuming = true;
             } else if !wants_intake && is_consuming {
                 // What was handed over already still arrives, then the stream ends.
-                self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default()).await?;
+                let cancelled = self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
+                cancelled.await.map_err(BrokenOff::from)?;
                 is_consuming = false;
             }
             if stopping.is_cancelled() {
@@ -160,7 +183,7 @@ impl Session {
                 delivery = next(consumer.as_mut()) => match delivery {
                     Some(delivery) => {
                         if let Some(dispositions) = &dispositions {
-                            let delivery = delivery.map_err(BrokenOff)?;
+                            let delivery = delivery.map_err(BrokenOff::from)?;
                             acks.outstanding.hand_out(delivery.delivery_tag);
                             hand_over(delivery, dispositions, deliveries, stopping).await;
                         }
@@ -178,6 +201,7 @@ impl Session {
                 told = &mut telling => told?,
                 changed = intake.changed() => changed.context("nobody steers the intake any more")?,
                 () = stopping.cancelled(), if dispositions.is_some() => {}
+                Some(Event::Error(error)) = events.next() => return Err(BrokenOff::from(error).into()),
                 _ = pulse.tick() => {
                     if !self.connection.status().connected() || !self.channel.status().connected() {
                         bail!("the connection is gone");
@@ -256,14 +280,14 @@ impl Acks {
 
 /// Tells the broker in order: an ack for many that came after a later one would be of deliveries
 /// that it does not know any more, and close the channel.
-async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> anyhow::Result<()> {
+async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> Result<(), BrokenOff> {
     while let Some(word) = words.recv().await {
         let told = match word {
             Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
             Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions::default()).await,
             Word::DeadLetter(tag) => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
         };
-        told.context("a delivery could not be acked")?;
+        told?;
     }
     Ok(())
 }
