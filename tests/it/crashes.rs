@@ -162,8 +162,7 @@ fn a_worker_that_sleeps_past_its_lease_in_a_request_overwrites_nothing() {
     world(async |world| {
         world.declare_topology().await;
         let mut sleeper = world.start_worker();
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "delay_after_ms": 300 })).await;
+        let job_id = world.publish_broken_job(json!({ "delay_after_ms": 300 })).await;
         world
             .wait_for("the request at the provider", async || {
                 (world.count_patches(job_id).await == 1).then_some(())

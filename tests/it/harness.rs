@@ -513,6 +513,14 @@ impl World {
         body
     }
 
+    /// Publishes a valid job whose every PATCH meets a fault, which is there before the job is.
+    pub async fn publish_broken_job(&self, fault: Value) -> Uuid {
+        let job_id = Uuid::new_v4();
+        self.break_job(job_id, fault).await;
+        self.publish_job_named(Uuid::new_v4(), job_id).await;
+        job_id
+    }
+
     /// Publishes a valid job that the customer asked for so many seconds ago.
     pub async fn publish_job_asked(&self, customer_id: Uuid, seconds_ago: i64) -> Uuid {
         let job_id = Uuid::new_v4();

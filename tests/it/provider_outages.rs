@@ -213,8 +213,7 @@ fn an_answer_without_end_is_bounded_in_memory_and_time() {
         let mut jobs = Vec::new();
         for answer in answers {
             for _ in 0..4 {
-                let job_id = world.publish_job().await;
-                world.break_job(job_id, json!({ "answer": answer })).await;
+                let job_id = world.publish_broken_job(json!({ "answer": answer })).await;
                 jobs.push(job_id);
             }
         }

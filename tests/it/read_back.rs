@@ -69,8 +69,7 @@ fn an_update_that_was_applied_with_its_answer_lost_is_never_sent_again() {
         ];
         let mut jobs = Vec::new();
         for fault in faults {
-            let job_id = world.publish_job().await;
-            world.break_job(job_id, fault.clone()).await;
+            let job_id = world.publish_broken_job(fault.clone()).await;
             jobs.push((job_id, fault));
         }
         let _workers = [(); 2].map(|()| world.start_worker_with(&[CALM]));
@@ -359,10 +358,8 @@ fn looks_that_come_back_too_late_prove_only_that_an_update_was_applied() {
     world(async |world| {
         world.declare_topology().await;
         world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": crash() } })).await;
-        let applied = world.publish_job().await;
-        world.break_job(applied, json!({ "answer": crash() })).await;
-        let not_applied_job = world.publish_job().await;
-        world.break_job(not_applied_job, not_applied()).await;
+        let applied = world.publish_broken_job(json!({ "answer": crash() })).await;
+        let not_applied_job = world.publish_broken_job(not_applied()).await;
         let _worker = world.start_worker_with(&[CALM]);
         let is_late = "select count(*) from attempt where begun_at < now() - interval '6 s'";
         world.wait_for("the window's end", async || (world.count(is_late).await == 2).then_some(())).await;

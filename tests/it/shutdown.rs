@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -23,6 +23,15 @@ async fn ends_within(worker: &mut WorkerProcess, grace: Duration) {
 async fn stops(worker: &mut WorkerProcess) {
     worker.signal("TERM");
     ends_within(worker, Duration::from_secs(5)).await;
+}
+
+/// A worker in the middle of a request that meets a fault.
+async fn start_in_a_request(world: &World, settings: &[(&str, &str)], fault: Value) -> (WorkerProcess, Uuid) {
+    world.declare_topology().await;
+    let worker = world.start_worker_with(settings);
+    let job_id = world.publish_broken_job(fault).await;
+    wait_for_patch(world, job_id).await;
+    (worker, job_id)
 }
 
 async fn wait_for_patch(world: &World, job_id: Uuid) {
@@ -54,11 +63,8 @@ fn an_idle_worker_stops() {
 #[test]
 fn a_request_in_flight_is_finished_and_recorded() {
     world(async |world| {
-        world.declare_topology().await;
-        let mut worker = world.start_worker();
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "delay_after_ms": 1500 })).await;
-        wait_for_patch(&world, job_id).await;
+        let fault = json!({ "delay_after_ms": 1500 });
+        let (mut worker, job_id) = start_in_a_request(&world, &[], fault).await;
         stops(&mut worker).await;
         let job = world.submission(job_id).await.expect("it is known");
         assert_eq!(job.state, "accepted", "recorded before the end");
@@ -179,11 +185,8 @@ fn a_delivery_whose_row_cannot_be_committed_goes_back_to_the_queue() {
 #[test]
 fn an_answer_that_cannot_be_recorded_yet_is_held_until_it_can() {
     world(async |world| {
-        world.declare_topology().await;
-        let mut worker = world.start_worker();
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "delay_after_ms": 700 })).await;
-        wait_for_patch(&world, job_id).await;
+        let fault = json!({ "delay_after_ms": 700 });
+        let (mut worker, job_id) = start_in_a_request(&world, &[], fault).await;
         let lock = world.lock_table("submission").await;
         worker.signal("TERM");
         world.wait_for_log(&worker, "submission attempted").await;
@@ -198,16 +201,14 @@ fn an_answer_that_cannot_be_recorded_yet_is_held_until_it_can() {
 #[test]
 fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
     world(async |world| {
-        world.declare_topology().await;
-        let mut worker = world.start_worker_with(&[
+        let settings = [
             ("SHUTDOWN_GRACE", "300ms"),
             ("REQUEST_TIMEOUT", "8s"),
             ("CLAIM_LEASE", "10s"),
             ("READ_BACK_WINDOW", "15s"),
-        ]);
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
-        wait_for_patch(&world, job_id).await;
+        ];
+        let hangs = json!({ "answer": { "kind": "hang" } });
+        let (mut worker, job_id) = start_in_a_request(&world, &settings, hangs).await;
         worker.signal("TERM");
         ends_within(&mut worker, Duration::from_millis(300)).await;
         assert!(worker.log().contains("SHUTDOWN_GRACE is over"));
@@ -221,17 +222,15 @@ fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
 #[test]
 fn a_second_signal_ends_the_waiting() {
     world(async |world| {
-        world.declare_topology().await;
-        let mut worker = world.start_worker_with(&[
+        let settings = [
             ("SHUTDOWN_GRACE", "5m"),
             ("REQUEST_TIMEOUT", "50s"),
             ("CLAIM_LEASE", "51s"),
             ("READ_BACK_WINDOW", "60s"),
             ("READ_BACK_DEADLINE", "60s"),
-        ]);
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
-        wait_for_patch(&world, job_id).await;
+        ];
+        let hangs = json!({ "answer": { "kind": "hang" } });
+        let (mut worker, job_id) = start_in_a_request(&world, &settings, hangs).await;
         worker.signal("TERM");
         world.wait_for_log(&worker, "finishing requests in flight").await;
         worker.signal("INT");

@@ -264,8 +264,8 @@ fn what_the_provider_itself_refuses_ends_rejected_with_its_reason() {
 fn a_job_that_alone_is_refused_goes_to_a_person_and_the_others_go_on() {
     world(async |world| {
         world.declare_topology().await;
-        let alone = world.publish_job().await;
-        world.break_job(alone, not_applied(403, json!("<html>blocked by a firewall</html>"))).await;
+        let alone =
+            world.publish_broken_job(not_applied(403, json!("<html>blocked by a firewall</html>"))).await;
         let others = world.publish_jobs(10).await;
         let _worker = world.start_worker();
         let job = world.wait_for_state(alone, ENDED).await;

@@ -445,8 +445,7 @@ fn all_replicas_together_keep_to_the_rate() {
 fn what_was_accepted_by_a_look_is_tracked_like_any_other() {
     world_with(world_that_verifies_in(4000), async |world| {
         world.declare_topology().await;
-        let job_id = world.publish_job().await;
-        world.break_job(job_id, json!({ "answer": { "kind": "reset" } })).await;
+        let job_id = world.publish_broken_job(json!({ "answer": { "kind": "reset" } })).await;
         let _worker = world.start_worker_with(&SCALED);
         world.wait_for_applied(job_id).await;
         let ended = world.wait_for_end_of_verification(job_id).await;
