@@ -36,15 +36,19 @@ fn a_connection_that_the_operator_closes_is_opened_again() {
 }
 
 #[test]
-fn a_connection_that_is_reset_or_cut_is_opened_again() {
+fn a_connection_that_is_reset_or_cut_again_and_again_is_opened_again() {
     world(async |world| {
         let (relay, amqp_url) = world.relay_to_broker().await;
         let (worker, jobs) = world.start_at_work(&[("AMQP_URL", &amqp_url)]).await;
-        relay.reset();
-        world.wait_for_logs(&worker, OPENED, 2).await;
-        world.wait_for_accepted(60).await;
-        relay.cut();
-        world.wait_for_logs(&worker, OPENED, 3).await;
+        for (sessions, accepted) in [(2, 60), (3, 100), (4, 140)] {
+            if sessions == 3 {
+                relay.cut()
+            } else {
+                relay.reset()
+            }
+            world.wait_for_logs(&worker, OPENED, sessions).await;
+            world.wait_for_accepted(accepted).await;
+        }
         check_each_done_once(&world, &jobs).await;
         world.wait_for_no_delivery().await;
     });

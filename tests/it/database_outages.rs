@@ -54,6 +54,25 @@ fn a_database_that_is_down_at_start_is_waited_for_with_every_job_in_its_queue() 
 }
 
 #[test]
+fn nothing_is_sent_while_the_database_is_away() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, database_url) = world.relay_to_database().await;
+        let mut worker = world.start_worker_with(&[("DATABASE_URL", &database_url)]);
+        world.wait_for_consumers(1).await;
+        relay.refuse().await;
+        relay.reset();
+        let jobs = world.publish_jobs(20).await;
+        world.wait_for_log(&worker, PAUSED).await;
+        assert!(world.oracle("patches").await.is_empty(), "no PATCH without a committed claim");
+        relay.accept().await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        world.check_all_acked([&mut worker]).await;
+    });
+}
+
+#[test]
 fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
@@ -73,12 +92,16 @@ fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
 }
 
 #[test]
-fn a_database_that_resets_connections_is_connected_to_again() {
+fn connections_that_are_reset_or_cut_again_and_again_are_made_again() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
         let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
-        for accepted in [40, 80, 120] {
-            relay.reset();
+        for accepted in [40, 80, 120, 160] {
+            if accepted % 80 == 0 {
+                relay.cut()
+            } else {
+                relay.reset()
+            }
             world.wait_for_accepted(accepted).await;
         }
         world.check_nothing_lost_or_spent_twice(&jobs).await;
