@@ -63,7 +63,7 @@ fn an_idle_worker_stops() {
 #[test]
 fn a_request_in_flight_is_finished_and_recorded() {
     world(async |world| {
-        let fault = json!({ "delay_after_ms": 1500 });
+        let fault = json!({ "delay_after_ms": 1000 });
         let (mut worker, job_id) = start_in_a_request(&world, &[], fault).await;
         stops(&mut worker).await;
         let job = world.submission(job_id).await.expect("it is known");
@@ -99,7 +99,7 @@ fn a_worker_whose_broker_is_away_stops_and_keeps_what_it_learned() {
         let mut worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
         world.wait_for_consumers(1).await;
         relay.stall_to_target();
-        world.set_provider(json!({ "latency_ms": 1500 })).await;
+        world.set_provider(json!({ "latency_ms": 1000 })).await;
         let job_id = world.publish_job().await;
         wait_for_patch(&world, job_id).await;
         relay.refuse().await;
