@@ -1,5 +1,5 @@
-//! Where batches are committed: by a thread and over connections of their own, so that a batch
-//! waits for the database and not for its turn among the jobs.
+//! What many jobs write at once, and where that is committed: by a thread and over a connection of
+//! its own, so that a batch waits for the database and not for its turn among the jobs.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,11 +11,30 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::{CONNECT_TIME_MAX, IDLE_TIME_MIN, PING_TIME_MAX, bounded};
+use super::open::{NewRow, Opened, open_many};
+use super::seal::Fingerprinter;
+use super::settle::{Closing, close_many};
+use super::{CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
 /// for that. A row that somebody holds keeps a batch for no longer than this.
 const BEGIN: &str = "begin; set local lock_timeout = '250ms'; select now()";
+
+/// What a job has written with others.
+pub(super) enum Change {
+    /// It is opened.
+    Open(Arc<NewRow>),
+    /// Its attempt is closed.
+    Close(Arc<Closing>),
+}
+
+/// What became of that.
+pub(super) enum Written {
+    /// It was opened.
+    Opened(Opened),
+    /// Its attempt was closed.
+    Closed,
+}
 
 /// The thread, and what spawns on it.
 pub(super) struct BatchThread {
@@ -26,6 +45,9 @@ pub(super) struct BatchThread {
 /// Commits one batch after the other.
 pub(super) struct Batches {
     options: Arc<PgConnectOptions>,
+    worker: String,
+    limits: Limits,
+    fingerprinter: Fingerprinter,
     /// The connection, and when it was last of use. Taken out for a batch and put back once that
     /// is committed: one on which anything else happened is never used again.
     kept: Mutex<Option<(PgConnection, Instant)>>,
@@ -60,22 +82,23 @@ impl Drop for BatchThread {
 }
 
 impl Batches {
-    /// Over a connection of its own, which is made when it is needed.
-    pub fn new(options: Arc<PgConnectOptions>) -> Self {
-        Self { options, kept: Mutex::new(None) }
+    /// Over a connection of their own, which is made when it is needed.
+    pub fn new(
+        options: Arc<PgConnectOptions>,
+        worker: String,
+        limits: Limits,
+        fingerprinter: Fingerprinter,
+    ) -> Self {
+        Self { options, worker, limits, fingerprinter, kept: Mutex::new(None) }
     }
 
-    /// Commits a batch. `write` gets the transaction's time, which is its `now()`. Returns nothing
-    /// if that failed, and the batch's parts are retried alone, so that what one of them cannot
-    /// have harms no other.
-    pub async fn commit<R>(
-        &self,
-        write: impl AsyncFnOnce(&mut PgConnection, OffsetDateTime) -> sqlx::Result<Vec<Option<R>>>,
-    ) -> Vec<Option<R>> {
+    /// Commits a batch. Returns nothing if that failed, and the batch's parts are retried alone,
+    /// so that what one of them cannot have harms no other.
+    pub async fn commit(&self, changes: &[Change]) -> Vec<Option<Written>> {
         let written = bounded(async {
             let mut connection = self.connection().await?;
             let now = connection.fetch_one(BEGIN).await?.try_get(0)?;
-            let written = write(&mut connection, now).await?;
+            let written = self.write(&mut connection, now, changes).await?;
             connection.execute("commit").await?;
             *self.kept() = Some((connection, Instant::now()));
             Ok(written)
@@ -88,6 +111,31 @@ impl Batches {
             );
             Vec::new()
         })
+    }
+
+    /// What is opened first, as that may wait for another replica's batch: whoever waits holds
+    /// nothing yet that the other's openings wait for, and closing waits for no batch.
+    async fn write(
+        &self,
+        tx: &mut PgConnection,
+        now: OffsetDateTime,
+        changes: &[Change],
+    ) -> sqlx::Result<Vec<Option<Written>>> {
+        let (mut rows, mut closings) = (Vec::new(), Vec::new());
+        for change in changes {
+            match change {
+                Change::Open(row) => rows.push(Arc::clone(row)),
+                Change::Close(closing) => closings.push(Arc::clone(closing)),
+            }
+        }
+        let opened = open_many(tx, &self.worker, &self.limits, &rows).await?;
+        let closed = close_many(tx, &self.worker, &self.fingerprinter, &self.limits, now, &closings).await?;
+        let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
+        let written = changes.iter().map(|change| match change {
+            Change::Open(_) => opened.next().flatten().map(Written::Opened),
+            Change::Close(_) => closed.next().flatten().map(|()| Written::Closed),
+        });
+        Ok(written.collect())
     }
 
     async fn connection(&self) -> sqlx::Result<PgConnection> {

@@ -41,16 +41,14 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use self::batch::{BatchThread, Batches};
+use self::batch::{BatchThread, Batches, Change, Written};
 pub use self::chain::Head;
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::inspect::inspect;
 pub use self::open::{Admission, DeadLetter, Opened};
-use self::open::{NewRow, open_many};
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
-use self::settle::{Closing, close_many};
 pub use self::upkeep::TakenOver;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};
 use self::writer::Writer;
@@ -128,9 +126,8 @@ static DISTRUSTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
 /// may hold for as long as the connection does.
 const READ_ONLY: &str = "25006";
 
-/// How many of a worker's connections are for batches: one for what is opened, one for what is
-/// closed.
-const WRITERS: u32 = 2;
+/// How many of a worker's connections are for batches.
+const FOR_BATCHES: u32 = 1;
 
 /// SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
@@ -243,8 +240,7 @@ pub struct Journal {
     limits: Limits,
     keyring: Keyring,
     fingerprinter: Fingerprinter,
-    openings: Writer<Arc<NewRow>, Opened>,
-    closings: Writer<Arc<Closing>, ()>,
+    batches: Writer<Change, Written>,
     _writing: BatchThread,
 }
 
@@ -262,27 +258,15 @@ impl Journal {
         fingerprinter: Fingerprinter,
     ) -> io::Result<Self> {
         let writing = BatchThread::start()?;
-        let batches = || (writing.handle(), Arc::new(Batches::new(pool.connect_options())), worker.clone());
-        let (opening, closing) = (batches(), (batches(), fingerprinter.clone()));
+        let thread = writing.handle();
+        let batches = Batches::new(pool.connect_options(), worker.clone(), limits, fingerprinter.clone());
+        let batches = Arc::new(batches);
         Ok(Self {
-            openings: Writer::start(move |rows: Vec<Arc<NewRow>>| {
-                let (thread, batches, worker) = opening.clone();
-                let opened = thread.spawn(async move {
-                    batches.commit(async |tx, _| open_many(tx, &worker, &limits, &rows).await).await
-                });
-                // None, where that panicked: each goes alone.
-                opened.map(Result::unwrap_or_default)
-            }),
-            closings: Writer::start(move |closings: Vec<Arc<Closing>>| {
-                let ((thread, batches, worker), fingerprinter) = closing.clone();
-                let closed = thread.spawn(async move {
-                    batches
-                        .commit(async |tx, now| {
-                            close_many(tx, &worker, &fingerprinter, &limits, now, &closings).await
-                        })
-                        .await
-                });
-                closed.map(Result::unwrap_or_default)
+            batches: Writer::start(move |changes: Vec<Change>| {
+                let batches = Arc::clone(&batches);
+                let written = thread.spawn(async move { batches.commit(&changes).await });
+                // Nothing, where that panicked: each goes alone.
+                written.map(Result::unwrap_or_default)
             }),
             pool,
             worker,
@@ -320,13 +304,13 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
     connect_with(settings.database_connections, url, &[]).await
 }
 
-/// Opens a pool of connections for a worker, and leaves those that batches are committed over to
+/// Opens a pool of connections for a worker, and leaves the one that batches are committed over to
 /// the journal.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings.database_connections.saturating_sub(WRITERS), url, &LOOK_UP_BY_INDEX).await
+    connect_with(settings.database_connections.saturating_sub(FOR_BATCHES), url, &LOOK_UP_BY_INDEX).await
 }
 
 async fn connect_with(connections: u32, url: &Secret, parameters: &[(&str, &str)]) -> anyhow::Result<PgPool> {

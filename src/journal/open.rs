@@ -8,6 +8,7 @@ use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::batch::{Change, Written};
 use super::chain::Head;
 use super::claim::{Beginning, Contender, begin_attempts, look};
 use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, Limits, bounded, column};
@@ -93,7 +94,7 @@ impl Journal {
     ) -> Result<Opened, JournalError> {
         let row = Arc::new(self.row(job, received_at, admission));
         if row.t0.is_some()
-            && let Some(opened) = self.openings.write(Arc::clone(&row)).await
+            && let Some(Written::Opened(opened)) = self.batches.write(Change::Open(Arc::clone(&row))).await
         {
             return Ok(opened);
         }
@@ -295,6 +296,9 @@ pub(super) async fn open_many(
     limits: &Limits,
     rows: &[Arc<NewRow>],
 ) -> sqlx::Result<Vec<Option<Opened>>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
     // Of two with one job_id the second goes alone, and is compared with the first.
     let mut job_ids = HashSet::with_capacity(rows.len());
     let distinct: Vec<&NewRow> =

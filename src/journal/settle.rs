@@ -9,6 +9,7 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::batch::Change;
 use super::chain::{Entry, Head, Subject};
 use super::seal::Fingerprinter;
 use super::{Claim, Journal, JournalError, Limits, bounded, column};
@@ -103,7 +104,7 @@ impl Journal {
     /// Writes it down with many others, or else alone.
     async fn close(&self, closing: Closing) -> Result<(), JournalError> {
         let closing = Arc::new(closing);
-        if self.closings.write(Arc::clone(&closing)).await.is_some() {
+        if self.batches.write(Change::Close(Arc::clone(&closing))).await.is_some() {
             return Ok(());
         }
         // Rare, and large: not to be carried about by every job.
@@ -295,6 +296,9 @@ pub(super) async fn close_many(
     now: OffsetDateTime,
     closings: &[Arc<Closing>],
 ) -> sqlx::Result<Vec<Option<()>>> {
+    if closings.is_empty() {
+        return Ok(Vec::new());
+    }
     let closings: Vec<&Closing> = closings.iter().map(Arc::as_ref).collect();
     let heads = column(&closings, |c| c.head_after(fingerprinter, worker, now));
     let closed: HashSet<Uuid> = sqlx::query_scalar!(
