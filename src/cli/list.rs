@@ -11,6 +11,13 @@ use super::{age_text, open_database, print, table};
 use crate::config::{DatabaseSettings, parse_duration};
 use crate::journal::list::{Filter, ListedJob, list};
 
+/// How far back jobs are looked for where that is not said: a search through years would take
+/// longer than any statement may.
+const SINCE: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// States that jobs do not stay in, so that few are in them, however many there ever were.
+const OPEN: [&str; 4] = ["submitting", "waiting", "unknown", "needs_review"];
+
 /// List jobs by state, reason, customer and time
 #[derive(Args, Debug)]
 #[command(
@@ -29,7 +36,8 @@ pub(super) struct ListArgs {
     /// Only jobs of this customer
     #[arg(long, value_name = "ID")]
     customer: Option<Uuid>,
-    /// Only jobs received within the last 1h, 7d, …
+    /// Only jobs received within the last 1h, 7d, … [default: 30d; of a customer, or of a state
+    /// that is not an end or waits for a person, all]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     since: Option<Duration>,
     /// How many at most, those received last first
@@ -44,11 +52,13 @@ pub(super) struct ListArgs {
 
 pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
+    let is_open = args.state.as_deref().is_some_and(|state| OPEN.contains(&state));
+    let since = args.since.or((args.customer.is_none() && !is_open).then_some(SINCE));
     let filter = Filter {
         state: args.state.as_deref(),
         reason_code: args.reason.as_deref(),
         customer_id: args.customer,
-        since: args.since.map(|since| OffsetDateTime::now_utc() - since),
+        since: since.map(|since| OffsetDateTime::now_utc() - since),
         limit: i64::from(args.limit),
     };
     let jobs = list(&pool, &filter).await?;

@@ -52,7 +52,10 @@ pub struct Span {
 pub async fn count_jobs(connection: &mut PgConnection, span: Span) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"-- count_exported
-        select count(*) as "count!" from submission where received_at >= $1 and received_at < $2"#,
+        select count(*) as "count!"
+        from submission
+        where received_at >= $1 and received_at < $2
+            and (ended_at >= $1 or state = 'submitting' or state in ('waiting', 'unknown'))"#,
         span.since,
         span.until,
     )
@@ -86,6 +89,8 @@ pub fn jobs(connection: &mut PgConnection, span: Span) -> BoxStream<'_, sqlx::Re
             (select count(*) from intervention i where i.job_id = s.job_id) as "interventions!"
         from submission s
         where s.received_at >= $1 and s.received_at < $2
+            -- What was received since has ended since, or is in motion: each has its index.
+            and (s.ended_at >= $1 or s.state = 'submitting' or s.state in ('waiting', 'unknown'))
         order by s.received_at, s.job_id"#,
         span.since,
         span.until,

@@ -2,8 +2,13 @@
 
 use serde::Serialize;
 use sqlx::PgPool;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
+
+/// How far back is looked first, and how many times as far then: the jobs of an hour are read in
+/// milliseconds, and most lists need no older ones.
+const LOOK_BACK_MIN: Duration = Duration::HOUR;
+const LOOK_BACK_GROWTH: i32 = 4;
 
 /// What to list.
 #[derive(Clone, Debug)]
@@ -14,7 +19,8 @@ pub struct Filter<'a> {
     pub reason_code: Option<&'a str>,
     /// Only jobs of this customer.
     pub customer_id: Option<Uuid>,
-    /// Only jobs received since.
+    /// Only jobs received since. Without it, jobs of any age: to be asked of a customer, or of
+    /// a state that jobs do not stay in.
     pub since: Option<OffsetDateTime>,
     /// How many at most.
     pub limit: i64,
@@ -38,26 +44,54 @@ pub struct ListedJob {
     pub verification_status: Option<String>,
 }
 
-/// The jobs that match, those received last first.
+/// The jobs that match, those received last first. Reads no more than it has to go back.
 ///
 /// # Errors
 /// When the database fails.
 pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> sqlx::Result<Vec<ListedJob>> {
+    let Some(since) = filter.since else { return list_since(pool, filter, None).await };
+    let now = OffsetDateTime::now_utc();
+    let mut look_back = LOOK_BACK_MIN;
+    loop {
+        let from = since.max(now.saturating_sub(look_back));
+        let jobs = list_since(pool, filter, Some(from)).await?;
+        // As many as were asked for, none older belongs among them.
+        if from == since || i64::try_from(jobs.len()) == Ok(filter.limit) {
+            return Ok(jobs);
+        }
+        look_back *= LOOK_BACK_GROWTH;
+    }
+}
+
+async fn list_since(
+    pool: &PgPool,
+    filter: &Filter<'_>,
+    since: Option<OffsetDateTime>,
+) -> sqlx::Result<Vec<ListedJob>> {
     sqlx::query_as!(
         ListedJob,
-        "-- list
+        r#"-- list
+        -- What was received since has ended since, or is in motion.
+        with candidate as (
+            select * from submission
+            where ended_at is not null and ($4::timestamptz is null or ended_at >= $4)
+            union all
+            select * from submission where state = 'submitting'
+            union all
+            select * from submission where state in ('waiting', 'unknown')
+        )
         select
-            job_id, customer_id, state, waiting_for, reason_code, reason, received_at, ended_at, attempts,
-            verification_status
-        from submission
+            job_id as "job_id!", customer_id, state as "state!", waiting_for, reason_code, reason,
+            received_at as "received_at!", ended_at, attempts as "attempts!", verification_status
+        from candidate
         where ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
             and ($3::uuid is null or customer_id = $3) and ($4::timestamptz is null or received_at >= $4)
         order by received_at desc, job_id
-        limit $5",
+        limit $5"#,
         filter.state,
         filter.reason_code,
         filter.customer_id,
-        filter.since,
+        since,
         filter.limit,
     )
     .fetch_all(pool)

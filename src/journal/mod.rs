@@ -296,12 +296,16 @@ const LOOK_UP_BY_INDEX: [(&str, &str); 6] = [
     ("max_parallel_workers_per_gather", "0"),
 ];
 
+/// What people ask spans a day of a table that only grows. Where its statistics are older than
+/// that day, Postgres would read the years before it, too.
+const READ_BY_INDEX: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
+
 /// Opens a pool of connections for a command that people wait for.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings.database_connections, url, &[]).await
+    connect_with(settings.database_connections, url, &READ_BY_INDEX).await
 }
 
 /// Opens a pool of connections for a worker, and leaves the one that batches are committed over to

@@ -116,9 +116,10 @@ impl Serialize for Refusal {
 pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "-- find_ended
+        -- Of whom the payload is gone, nothing can be sent again: those that remain are few.
         select job_id
         from submission
-        where state in ('exhausted', 'needs_review')
+        where state in ('exhausted', 'needs_review') and sealed_payload is not null
             and ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
         order by requested_at, received_at, job_id
         limit $3",

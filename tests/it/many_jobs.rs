@@ -27,11 +27,11 @@ async fn open(journal: &Journal, job: &Job) -> Claim {
     }
 }
 
-async fn open_all(journal: &Journal, jobs: &[Job]) -> Vec<Claim> {
+pub async fn open_all(journal: &Journal, jobs: &[Job]) -> Vec<Claim> {
     join_all(jobs.iter().map(|job| open(journal, job))).await
 }
 
-async fn settle(journal: &Journal, claim: &Claim, said: Option<&str>) -> Result<(), JournalError> {
+pub async fn settle(journal: &Journal, claim: &Claim, said: Option<&str>) -> Result<(), JournalError> {
     let acceptance = Acceptance { reference: None, verification_status: Some("PROCESSING".to_owned()) };
     let result = AttemptResult {
         verdict: Verdict::Accepted(acceptance.clone()),
@@ -43,7 +43,7 @@ async fn settle(journal: &Journal, claim: &Claim, said: Option<&str>) -> Result<
     journal.settle(claim, &result, &Outcome::Accepted(acceptance)).await
 }
 
-fn jobs(count: usize) -> Vec<Job> {
+pub fn jobs(count: usize) -> Vec<Job> {
     (0..count).map(|_| job_asked(Uuid::new_v4(), 0)).collect()
 }
 

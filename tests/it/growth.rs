@@ -1,0 +1,125 @@
+//! What a statement reads does not grow with the tables, also where these were never analyzed.
+
+use futures_util::future::join_all;
+use kyc_worker::config::{DatabaseSettings, Secret};
+use kyc_worker::journal::{Journal, connect_to_work};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::harness::{World, world};
+use crate::many_jobs::{jobs, open_all, settle};
+use crate::one_customer::journal_with;
+
+/// Jobs that ended long ago, each with an attempt and a customer of its own; in tables that
+/// nothing analyzes.
+async fn make_history(world: &World) {
+    for table in ["submission", "attempt", "customer"] {
+        let unattended = format!("alter table {table} set (autovacuum_enabled = false)");
+        sqlx::query(&unattended).execute(&world.pool).await.expect("a setting");
+    }
+    world
+        .tamper(
+            "with made as (
+                insert into submission (job_id, customer_id, state, attempts, requested_at, received_at, ended_at)
+                select gen_random_uuid(), gen_random_uuid(), 'accepted', 1, at, at, at
+                from generate_series(1, 4000) nth, lateral (select now() - interval '1 year' + nth * interval '1 min' as at) as dated
+                returning *
+            ), tried as (
+                insert into attempt (job_id, number, worker, begun_at, signed_at, ended_at, verdict)
+                select job_id, 1, 'one', ended_at, ended_at, ended_at, 'accepted' from made
+            )
+            insert into customer (customer_id, last_read_at) select customer_id, ended_at from made",
+        )
+        .await;
+}
+
+/// A journal over connections like a worker's.
+async fn worker_journal(world: &World) -> Journal {
+    let settings = DatabaseSettings { database_url: None, database_url_file: None, database_connections: 4 };
+    let pool = connect_to_work(&settings, &Secret::from(world.database_url())).await;
+    journal_with(pool.expect("the database is there"), "one")
+}
+
+/// How many rows of a table were read. Connections tell what they read when they end at the
+/// latest.
+async fn rows_read(world: &World, table: &str) -> i64 {
+    let connected = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'kyc-worker'";
+    world
+        .wait_for("an end of the connections", async || (world.count(connected).await == 0).then_some(()))
+        .await;
+    let read = "select (seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint
+        from pg_stat_user_tables where relname = $1";
+    let read = async || {
+        let rows: i64 = sqlx::query_scalar(read).bind(table).fetch_one(&world.pool).await.expect("a count");
+        (rows > 0).then_some(rows)
+    };
+    world.wait_for("a count of what was read", read).await
+}
+
+#[test]
+fn a_look_reads_the_attempts_of_its_customer_alone() {
+    world(async |world| {
+        make_history(&world).await;
+        world
+            .tamper(
+                "with doubtful as (
+                    insert into submission (
+                        job_id, customer_id, state, attempts, requested_at, received_at, due_at, sealed_payload
+                    )
+                    values (gen_random_uuid(), gen_random_uuid(), 'unknown', 1, now(), now(), now(), 'sealed')
+                    returning job_id
+                )
+                insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
+                select job_id, 1, 'one', now(), now(), 'unknown' from doubtful",
+            )
+            .await;
+        let journal = worker_journal(&world).await;
+        journal.claim_read().await.expect("the database answers").expect("it is due");
+        drop(journal);
+        let read = rows_read(&world, "attempt").await;
+        assert!(read < 100, "{read} attempts were read for one look");
+    });
+}
+
+#[test]
+fn a_batch_of_results_reads_its_own_jobs_alone() {
+    world(async |world| {
+        make_history(&world).await;
+        let journal = worker_journal(&world).await;
+        let claims = open_all(&journal, &jobs(300)).await;
+        join_all(claims.iter().map(async |claim| settle(&journal, claim, None).await.expect("it is ours")))
+            .await;
+        drop(journal);
+        let read = rows_read(&world, "submission").await;
+        assert!(read < 300 * 20, "{read} submissions were read for 300 jobs");
+    });
+}
+
+#[test]
+fn people_who_ask_of_a_day_read_no_more_than_that_day() {
+    world(async |world| {
+        make_history(&world).await;
+        world
+            .tamper(
+                "insert into submission (job_id, customer_id, state, attempts, requested_at, received_at, ended_at)
+                select gen_random_uuid(), gen_random_uuid(), 'accepted', 1, now(), now(), now()
+                from generate_series(1, 20)",
+            )
+            .await;
+        let yesterday = OffsetDateTime::now_utc().date() - time::Duration::DAY;
+        for question in [
+            &["report"][..],
+            &["list"],
+            &["list", "--reason", "refused"],
+            &["list", "--state", "needs_review"],
+            &["list", "--customer", &Uuid::new_v4().to_string()],
+            &["replay", "--state", "exhausted"],
+            &["export", "--since", &yesterday.to_string()],
+        ] {
+            world.say(question).await;
+        }
+        let read = rows_read(&world, "submission").await;
+        assert!(read < 2_000, "{read} submissions were read for questions about 20");
+    });
+}
