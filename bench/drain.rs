@@ -68,9 +68,10 @@ async fn drain_unbounded(
     watch(provider, &mut programs, |now| now.answered() - before.answered() >= jobs).await?;
     let answered_after = begun.elapsed();
     watch(provider, &mut programs, |now| now.applied - before.applied >= jobs).await?;
-    wait_for_outcomes(pool, course.contender, since, jobs).await?;
+    wait_for_outcomes(pool, course.contender).await?;
     let ended_after = begun.elapsed();
     let cpu = Cpu::read(&pids, provider.program.id()).since(cpu);
+    check_outcomes(pool, course.contender, since, jobs).await?;
 
     let wal = wal_bytes(pool).await? - wal;
     let measured = (jobs - (first.answered() - before.answered())) as f64;
@@ -154,35 +155,45 @@ async fn watch(
     }
 }
 
-/// Waits for what a contender writes down, and compares it with what was to be done. The
-/// ceiling writes nothing.
-async fn wait_for_outcomes(
-    pool: &PgPool,
-    contender: Contender,
-    since: OffsetDateTime,
-    jobs: u64,
-) -> anyhow::Result<()> {
-    let (open, accepted) = match contender {
+/// Waits for what a contender writes down. The ceiling writes nothing.
+async fn wait_for_outcomes(pool: &PgPool, contender: Contender) -> anyhow::Result<()> {
+    let open = match contender {
         Contender::Ceiling => return Ok(()),
         // By small indexes, however many rows there are: those that end later are no part of it.
-        Contender::Worker => (
+        Contender::Worker => {
             "select (select count(*) from submission where state = 'submitting')
                 + (
                     select count(*) from submission
                     where state in ('waiting', 'unknown') and due_at < now() + interval '1 hour'
-                )",
-            "select count(*) from submission where received_at >= $1 and state = 'accepted'",
-        ),
-        Contender::Node | Contender::Naive => (
-            "select (select count(*) from peer.intent) - (select count(*) from peer.outcome)",
-            "select count(*) from peer.outcome where ended_at >= $1 and state = 'accepted'",
-        ),
+                )"
+        }
+        Contender::Node | Contender::Naive => {
+            "select (select count(*) from peer.intent) - (select count(*) from peer.outcome)"
+        }
     };
     let begun = Instant::now();
     while sqlx::query_scalar::<_, i64>(open).fetch_one(pool).await? > 0 {
         ensure!(begun.elapsed() < STANDSTILL_MAX, "outcomes are missing; see the programs' logs");
         sleep(WATCH_INTERVAL).await;
     }
+    Ok(())
+}
+
+/// Compares what a contender wrote down with what was to be done. Once all is measured: it reads
+/// every row of the run.
+async fn check_outcomes(
+    pool: &PgPool,
+    contender: Contender,
+    since: OffsetDateTime,
+    jobs: u64,
+) -> anyhow::Result<()> {
+    let accepted = match contender {
+        Contender::Ceiling => return Ok(()),
+        Contender::Worker => "select count(*) from submission where ended_at >= $1 and state = 'accepted'",
+        Contender::Node | Contender::Naive => {
+            "select count(*) from peer.outcome where ended_at >= $1 and state = 'accepted'"
+        }
+    };
     let accepted: i64 = sqlx::query_scalar(accepted).bind(since).fetch_one(pool).await?;
     ensure!(u64::try_from(accepted) == Ok(jobs), "{accepted} jobs of {jobs} are accepted in the tables");
     Ok(())
@@ -206,7 +217,7 @@ async fn latency(
             percentile_cont(0.5) within group (order by extract(epoch from ended_at - received_at)) * 1000,
             percentile_cont(0.99) within group (order by extract(epoch from ended_at - received_at)) * 1000
         from submission
-        where received_at >= $1 and ended_at is not null",
+        where ended_at >= $1",
     )
     .bind(since)
     .fetch_one(pool)

@@ -9,7 +9,7 @@ use url::Url;
 use crate::figures::{Statement, tenths};
 
 /// Tables that grow with every job.
-const GROWING: [&str; 3] = ["attempt", "observation", "submission"];
+const GROWING: [&str; 4] = ["attempt", "customer", "observation", "submission"];
 
 /// No statement of the worker's has to read so many rows in one place: a batch has 512 jobs.
 const ROWS_READ_MAX: u64 = 10_000;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kyc_worker::journal::{budget, list, report, story};
+use kyc_worker::config::{DatabaseSettings, Secret};
+use kyc_worker::journal::{self, budget, list, report, story};
 use sqlx::PgPool;
-use sqlx::postgres::PgPoolOptions;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use tracing_subscriber::fmt::MakeWriter;
@@ -26,30 +26,23 @@ use crate::stage::Contender;
 const CHUNK: u64 = 100_000;
 const CHUNK_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// How long the indexes may take.
-const REBUILD_TIME_MAX: Duration = Duration::from_secs(900);
+/// How long an index, or a table's vacuum, may take.
+const STEP_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// Rows that are inserted from now on are in no index. Of a database of our own, by a superuser.
 const LEAVE_INDEXES: &str = "
     update pg_index set indisready = false
-    where indrelid in ('submission'::regclass, 'attempt'::regclass, 'observation'::regclass)";
+    from unnest($1::text[]) as filled
+    where indrelid = filled::regclass";
 
-/// They are again, once built anew: as full as those that grew with random keys.
-const BUILD_INDEXES: &str = "
+/// They are again, once built anew.
+const KEEP_INDEXES: &str = "
     update pg_index set indisready = true
-    where indrelid in ('submission'::regclass, 'attempt'::regclass, 'observation'::regclass);
-    do $$ declare name text; begin
-        for name in
-            select indexrelid::regclass::text
-            from pg_index
-            join pg_class on pg_class.oid = indexrelid
-            join pg_am on pg_am.oid = relam
-            where amname = 'btree'
-                and indrelid in ('submission'::regclass, 'attempt'::regclass, 'observation'::regclass)
-        loop
-            execute format('alter index %s set (fillfactor = 70)', name);
-        end loop;
-    end $$";
+    from unnest($1::text[]) as filled
+    where indrelid = filled::regclass
+    returning
+        indexrelid::regclass::text,
+        (select amname = 'btree' from pg_class join pg_am on pg_am.oid = relam where pg_class.oid = indexrelid)";
 
 /// How often each size is measured, where that is not said.
 const RUNS: usize = 3;
@@ -103,6 +96,13 @@ const OBSERVATIONS: &str = "
     from made
     where not is_rejected";
 
+/// Customers whose verification was looked at.
+const CUSTOMERS: &str = "
+    insert into customer (customer_id, last_read_at)
+    select md5('customer ' || n * 2 / 3)::uuid, at + interval '2 min'
+    from made
+    where n % 3 <> 0";
+
 /// One every three seconds: ten million are most of a year.
 const MADE: &str = "
     with made as (
@@ -132,17 +132,17 @@ impl Bench<'_> {
         let (mut rows, mut sizes) = (0, Vec::new());
         for wanted in &self.arguments.rows {
             ensure!(rows <= *wanted, "--rows: must grow from one to the next");
-            fill(
-                &pool,
-                &[ENDED_JOBS, ATTEMPTS, OBSERVATIONS].map(|sql| format!("{MADE}{sql}")),
-                rows,
-                *wanted,
-            )
-            .await?;
+            let history = [
+                ("submission", ENDED_JOBS),
+                ("attempt", ATTEMPTS),
+                ("observation", OBSERVATIONS),
+                ("customer", CUSTOMERS),
+            ];
+            fill(&pool, &history.map(|(table, sql)| (table, format!("{MADE}{sql}"))), rows, *wanted).await?;
             rows = *wanted;
             sizes.push(self.size(&pool, rows).await?);
         }
-        fill(&pool, &[PARKED_JOBS.to_owned()], 0, PARKED).await?;
+        fill(&pool, &[("submission", PARKED_JOBS.to_owned())], 0, PARKED).await?;
         let lines = vec![Line::new(Contender::Worker)];
         let with_parked = self.measure(&pool, Duration::ZERO, RUNS, lines).await?;
         let idle_with_parked = self.watch_idle(&pool).await?;
@@ -193,15 +193,15 @@ impl Bench<'_> {
     }
 }
 
-/// Makes rows up to a number, by all statements at once.
-async fn fill(pool: &PgPool, statements: &[String], from: u64, to: u64) -> anyhow::Result<()> {
-    let style = "{bar:40} {human_pos} of {human_len} rows, {eta} left";
-    let rows = (to - from) * statements.len() as u64;
-    let bar = ProgressBar::with_draw_target(Some(rows), ProgressDrawTarget::stderr())
-        .with_style(ProgressStyle::with_template(style)?);
+/// Makes rows up to a number, in all tables at once, and leaves them as they are at rest: indexed,
+/// vacuumed, and on disk, so that what is measured then pays for nothing of it.
+async fn fill(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) -> anyhow::Result<()> {
+    let names: Vec<&str> = tables.iter().map(|(table, _)| *table).collect();
+    let rows = (to - from) * tables.len() as u64;
+    let bar = bar(rows, "{bar:40} {human_pos} of {human_len} rows, {eta} left")?;
     // Row by row, random keys cost ten times as much as the rows.
-    sqlx::raw_sql(LEAVE_INDEXES).execute(pool).await?;
-    let fills = statements.iter().map(async |statement| {
+    sqlx::query(LEAVE_INDEXES).bind(&names).execute(pool).await?;
+    let fills = tables.iter().map(async |(_, statement)| {
         let mut connection = pool.acquire().await?;
         // If it is lost, so is the benchmark.
         sqlx::query("set synchronous_commit = off").execute(&mut *connection).await?;
@@ -218,23 +218,55 @@ async fn fill(pool: &PgPool, statements: &[String], from: u64, to: u64) -> anyho
     });
     futures_util::future::try_join_all(fills).await?;
     bar.finish_and_clear();
-    // As autovacuum leaves them.
-    let rebuilding = async {
-        sqlx::raw_sql(BUILD_INDEXES).execute(pool).await?;
-        for table in ["submission", "attempt", "observation"] {
-            sqlx::query(&format!("reindex table {table}")).execute(pool).await?;
+    come_to_rest(pool, &names).await
+}
+
+/// Builds the indexes, as full as those that grew with random keys, then vacuums as autovacuum
+/// does, then writes everything out.
+async fn come_to_rest(pool: &PgPool, tables: &[&str]) -> anyhow::Result<()> {
+    let mut connection = pool.acquire().await?;
+    let indexes: Vec<(String, bool)> =
+        sqlx::query_as(KEEP_INDEXES).bind(tables).fetch_all(&mut *connection).await?;
+    let mut steps = Vec::new();
+    for (index, is_btree) in indexes {
+        let fill = format!("alter index {index} set (fillfactor = 70)");
+        let sql = [is_btree.then_some(fill), Some(format!("reindex index {index}"))];
+        steps.push((format!("building {index}"), sql.into_iter().flatten().collect()));
+    }
+    for table in tables {
+        steps.push((format!("vacuuming {table}"), vec![format!("vacuum (analyze) {table}")]));
+    }
+    steps.push(("writing it to disk".to_owned(), vec!["checkpoint".to_owned()]));
+
+    let bar = bar(steps.len() as u64, "{bar:40} step {pos} of {len}, for {elapsed}: {msg}")?;
+    bar.enable_steady_tick(Duration::from_secs(1));
+    // What is sorted fits.
+    sqlx::query("set maintenance_work_mem = '1GB'").execute(&mut *connection).await?;
+    for (name, statements) in steps {
+        bar.set_message(name.clone());
+        for statement in statements {
+            let step = sqlx::query(&statement).execute(&mut *connection);
+            timeout(STEP_TIME_MAX, step)
+                .await
+                .with_context(|| format!("the database is too slow: {name}"))??;
         }
-        sqlx::query("vacuum (analyze)").execute(pool).await
-    };
-    timeout(REBUILD_TIME_MAX, rebuilding).await.context("the database is too slow to build indexes")??;
+        bar.inc(1);
+    }
+    sqlx::query("reset maintenance_work_mem").execute(&mut *connection).await?;
+    bar.finish_and_clear();
     Ok(())
+}
+
+fn bar(len: u64, style: &str) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template(style)?;
+    Ok(ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr()).with_style(style))
 }
 
 async fn relations(pool: &PgPool) -> anyhow::Result<Vec<Relation>> {
     let relations: Vec<(String, f64, i64, i64)> = sqlx::query_as(
         "select relname::text, reltuples::float8, pg_table_size(oid), pg_indexes_size(oid)
         from pg_class
-        where relname in ('submission', 'attempt', 'observation') and relkind = 'r'
+        where relname in ('submission', 'attempt', 'observation', 'customer') and relkind = 'r'
         order by relname",
     )
     .fetch_all(pool)
@@ -252,7 +284,9 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(log.clone()).finish();
     let guard = tracing::subscriber::set_default(subscriber);
-    let explained = PgPoolOptions::new().max_connections(1).connect(url.as_str()).await?;
+    // As they connect.
+    let settings = DatabaseSettings { database_url: None, database_url_file: None, database_connections: 1 };
+    let explained = journal::connect(&settings, &Secret::from(url.as_str())).await?;
     report::report(&explained, Duration::from_secs(24 * 3600), 3).await?;
     story::job_story(&explained, job_id).await?;
     budget::customer_story(&explained, customer_id).await?;
