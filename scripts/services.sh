@@ -86,7 +86,8 @@ start_debian_rabbitmq() {
         # Not with systemd's help: it is missing in containers.
         rabbitmq-server -detached >>target/services.log 2>&1 || true
     fi
-    rabbitmqctl -q await_startup --timeout 60 >>target/services.log 2>&1 ||
+    # Until its node is known, it cannot be waited for: that fails at once.
+    wait_until 60 rabbitmqctl -q await_startup --timeout 60 >>target/services.log 2>&1 ||
         fail "RabbitMQ was started but does not come up; see /var/log/rabbitmq and target/services.log"
 }
 
