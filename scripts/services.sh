@@ -160,9 +160,9 @@ main() {
     fi
     mv target/services.env.new target/services.env
     chmod 600 target/services.env
-    # Under sudo, for whoever goes on without it.
-    if [[ -n ${SUDO_UID-} ]]; then
-        chown "$SUDO_UID:${SUDO_GID-}" target target/services.env target/services.log
+    # For whoever goes on without being root: who called sudo, or whose checkout it is.
+    if [[ $EUID -eq 0 ]]; then
+        chown "${SUDO_UID:-$(stat -c %u .)}:${SUDO_GID:-$(stat -c %g .)}" target target/services.env target/services.log
     fi
 }
 
