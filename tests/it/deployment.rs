@@ -160,13 +160,14 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     const SECRETS: &str = "/run/secrets/kyc-worker/";
     let manifests = manifests();
     let documents = read("docs/deployment.md");
-    let (mut variables, mut graces) = (Vec::new(), Vec::new());
+    let (mut variables, mut graces, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
     for manifest in &manifests {
         let [mut args, mut commands, mut env] = [Vec::new(), Vec::new(), Vec::new()];
         all(manifest, "args", &mut args);
         all(manifest, "command", &mut commands);
         all(manifest, "env", &mut env);
         all(manifest, "terminationGracePeriodSeconds", &mut graces);
+        all(manifest, "secretName", &mut secrets);
         args.iter().for_each(|args| understands(&texts(args)));
         for command in commands {
             let command = texts(command);
@@ -180,6 +181,11 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
                 assert!(documents.contains(&format!("`{secret}`")), "docs/deployment.md: {secret}");
             }
         }
+    }
+    let secrets: BTreeSet<&str> = secrets.into_iter().map(|name| name.as_str().expect("a name")).collect();
+    assert_eq!(secrets.len(), 2, "the migration's is its own: {secrets:?}");
+    for secret in secrets {
+        assert!(documents.contains(&format!("create secret generic {secret} ")), "docs/deployment.md: {secret}");
     }
     let file = read("deploy/kubernetes/settings.env");
     let lines = file.lines().filter(|line| !line.starts_with('#'));
