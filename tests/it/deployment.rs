@@ -207,6 +207,35 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     assert_eq!(tag, env!("CARGO_PKG_VERSION"));
 }
 
+#[test]
+fn the_workflow_tries_compose_with_commands_services_and_files_that_exist() {
+    let workflow = &yaml(".github/workflows/ci.yml")[0];
+    let steps = workflow["jobs"]["image"]["steps"].as_array().expect("steps");
+    let compose = &yaml("compose.yaml")[0];
+    let mut count = 0;
+    for line in steps.iter().filter_map(|step| step["run"].as_str()).flat_map(str::lines) {
+        if let Some(rest) = line.split("docker compose ").nth(1) {
+            let words = shlex::split(rest.trim_end_matches("; }")).expect("a command line");
+            assert_eq!(words[0], "--profile");
+            let of_profile = |service: &Value| service["profiles"][0] == words[1];
+            let services = compose["services"].as_object().expect("services");
+            assert!(services.values().any(of_profile), "no profile {}", words[1]);
+            if words[2] == "run" {
+                let service = &words[words.len() - 2];
+                assert!(services.contains_key(service), "no service {service}");
+            }
+        }
+        let Some(line) = line.strip_prefix("worker ") else { continue };
+        if let Some((_, file)) = line.split_once('<') {
+            assert!(path(file).exists(), "{file}");
+        }
+        let line = line.split(['<', '|']).next().expect("a first part");
+        understands(&shlex::split(line).expect("a command line"));
+        count += 1;
+    }
+    assert!(count >= 4, "only {count} command lines were found");
+}
+
 /// The documents that people read.
 fn documents() -> Vec<String> {
     let mut names: Vec<String> =
