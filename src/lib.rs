@@ -10,6 +10,10 @@
 //! and [`heartbeat`] keep it going, [`tracker`] and [`customer_events`] follow what was
 //! accepted; [`app`] puts it together; [`config`], [`telemetry`] and [`cli`] face the operator.
 
+// Where the reader of a pipe has gone, as `head` does, std's panics; this one goes on.
+#[macro_use(println)]
+extern crate anstream;
+
 pub mod worker;
 
 pub mod domain;

@@ -24,7 +24,9 @@ pub(super) struct ManArgs {
 }
 
 pub(super) fn complete(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
-    clap_complete::generate(args.shell, &mut super::command(), "kyc-worker", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(), "kyc-worker", &mut script);
+    println!("{}", String::from_utf8(script)?.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -58,9 +58,9 @@ pub(super) async fn run(
     } else {
         areas.iter().for_each(print);
         match wrong {
-            0 => anstream::println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
-            1 => anstream::println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
-            more => anstream::println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
+            0 => println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
+            1 => println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
+            more => println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
         }
     }
     Ok(ExitCode::from(u8::from(wrong > 0)))
@@ -109,7 +109,7 @@ fn unchecked(error: &anyhow::Error) -> Finding {
 }
 
 fn print(area: &Area) {
-    anstream::println!("{}{}{0:#}", Style::new().bold(), area.area);
+    println!("{}{}{0:#}", Style::new().bold(), area.area);
     print_sources(&area.settings);
     for Finding { grade, what, remedy } in &area.findings {
         let name = match grade {
@@ -117,7 +117,7 @@ fn print(area: &Area) {
             Grade::Note => "note",
             Grade::Wrong => "wrong",
         };
-        anstream::println!("  {}{name:<6}{0:#} {what}", paint(*grade));
+        println!("  {}{name:<6}{0:#} {what}", paint(*grade));
         if let Some(remedy) = remedy {
             println!("         -> {remedy}");
         }

@@ -3,6 +3,7 @@
 use std::io::Read as _;
 
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::harness::{JOBS, world};
 
@@ -93,6 +94,31 @@ fn a_worker_whose_stdout_nobody_reads_works_on_and_ends_well() {
         reader.read_to_end(&mut lines).expect("what fitted in");
         // It holds sixteen pages, some of which a write has not filled.
         assert!(lines.len() > 32 * 1024, "the pipe was full: {} bytes", lines.len());
+    });
+}
+
+#[test]
+fn a_command_whose_reader_has_gone_ends_as_it_would_have() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customer = Uuid::new_v4().to_string();
+        for arguments in [
+            &["report"][..],
+            &["report", "--json"],
+            &["list"],
+            &["check"],
+            &["check", "--json"],
+            &["pause", "--by", "ana", "--note", "why"],
+            &["budget", "set", "--customer", &customer, "--used", "1", "--by", "ana", "--note", "why"],
+            &["schema"],
+            &["completions", "bash"],
+        ] {
+            let (reader, writer) = std::io::pipe().expect("a pipe");
+            drop(reader);
+            let output = world.command().args(arguments).stdout(writer).output().expect("it runs");
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), &*complaint), (Some(0), ""), "{arguments:?}");
+        }
     });
 }
 
