@@ -114,8 +114,10 @@ async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, fo
         Err(error) => Some(error),
     };
     if let Some(Refusal::NotPermitted(said)) = asked.map(Refusal::from) {
-        let remedy = format!("let the user read it: rabbitmqctl set_permissions ({said})");
-        return vec![Finding::wrong(format!("{setting}: this user may not consume from {queue}"), remedy)];
+        return vec![Finding::wrong(
+            format!("{setting}: this user may not consume from {queue}: {said}"),
+            "let him: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"",
+        )];
     }
     let (ready, consumers) = (found.message_count(), found.consumer_count());
     vec![Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))]
@@ -202,7 +204,7 @@ impl Refusal {
             ),
             Self::NotPermitted(said) => Finding::wrong(
                 format!("{setting}: this user may not declare {name}: {said}"),
-                "let him: rabbitmqctl set_permissions; or declare it at the broker and set TOPOLOGY=verify",
+                "let him: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; or declare it at the broker and set TOPOLOGY=verify",
             ),
             Self::DeclaredOtherwise(said) if declares => Finding::wrong(
                 format!("{setting}: {name} is declared otherwise: {said}"),

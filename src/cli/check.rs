@@ -19,7 +19,7 @@ use crate::provider::Provider;
 /// Look at settings, broker, database and provider; say what is wrong and what to do
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
+    after_help = "Example:\n  kyc-worker check\n  kyc-worker check --json | jq '.[].findings[] | select(.grade == \"wrong\")'\n\nNothing is changed: the provider is asked about a customer who does not exist.\n\nExit codes: 0 nothing is wrong, 1 something is."
 )]
 pub(super) struct CheckArgs {
     /// Print JSON

@@ -138,9 +138,8 @@ fn check_names_what_is_wrong_at_the_broker() {
         blames(&world, &[("AMQP_URL", nowhere.as_str())], &[at, "nowhere"], &remedy).await;
 
         let unread = world.allow_user("^nothing$").await;
-        let what = ["QUEUE: this user may not consume from kyc.document-updates"];
-        let remedy = ["set_permissions", "access to queue"];
-        blames(&world, &[("AMQP_URL", &unread)], &what, &remedy).await;
+        let what = ["QUEUE: this user may not consume from kyc.document-updates", "access to queue"];
+        blames(&world, &[("AMQP_URL", &unread)], &what, &["set_permissions", "Least privilege"]).await;
 
         let unconfigured = world
             .allow_user_to(json!({ "configure": "^kyc$|^kyc[.]d(lx|ead)", "write": ".*", "read": ".*" }))
