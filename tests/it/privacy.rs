@@ -5,7 +5,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, job_body, world};
+use crate::harness::{WorkerProcess, World, job_body, world_on};
+use crate::own_services::{Disk, OwnPostgres};
 
 const ADDRESS: &str = "Canarystrasse 77b, Élysée-Süd";
 const NUMBER: &str = "CANARYNR123456789X";
@@ -171,7 +172,9 @@ fn check_clean(place: &str, text: &str) {
 
 #[test]
 fn no_canary_is_found_in_logs_outputs_and_tables() {
-    world(async |world| {
+    // It takes every password.
+    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "api_key": API_KEY, "api_secret": API_SECRET })).await;
         let amqp_url = world.make_broker_user(AMQP_PASSWORD).await;
