@@ -41,9 +41,11 @@ struct Area {
 pub(super) async fn run(
     args: &CheckArgs,
     faults: Vec<SettingFault>,
-    sources: Vec<SettingSource>,
+    mut sources: Vec<SettingSource>,
 ) -> anyhow::Result<ExitCode> {
     let settings = &args.settings;
+    // What stands in for a value that is none came from nowhere.
+    sources.retain(|source| faults.iter().all(|fault| fault.setting != source.variable));
     let settings_area =
         Area { area: "settings", findings: check_settings(settings, faults), settings: sources };
     let (broker, database, provider) =
