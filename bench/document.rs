@@ -12,7 +12,7 @@ use indicatif::HumanCount;
 use crate::figures::{CpuMicros, Latency, Line, Report, Rows, Size, Statement, Table};
 use crate::parts::Part;
 use crate::plot::{Bar, bars};
-use crate::stage::Contender;
+use crate::stage::{Contender, JobIds};
 
 const END: &str = "<!-- end of figures -->";
 
@@ -138,25 +138,37 @@ fn draw(header: &[String], lines: impl Iterator<Item = Vec<String>>, form: Form)
 fn growth(rows: &Rows, form: Form) -> String {
     let header = [
         "ended jobs in the tables",
+        "job ids",
         "jobs/s",
         "of the ceiling",
         "CPU µs a job",
         "of it Postgres",
-        "to the first",
+        "log KB a job",
+        "CPU to the first",
     ];
-    let first = rows.sizes.first().map_or(0.0, paid_at);
-    let lines = rows.sizes.iter().filter_map(|size| {
-        let worker = size.table.line_of(Contender::Worker)?;
+    let line = |size: &Size, job_ids: JobIds| {
+        let worker = size.table.worker_with(job_ids)?;
         Some(vec![
             HumanCount(size.rows).to_string(),
+            job_ids.name().to_owned(),
             whole(worker.rate()),
             of(worker, size.table.line_of(Contender::Ceiling)),
-            whole(paid_at(size)),
+            whole(worker.paid()),
             whole(worker.median(|run| run.cpu_us.postgres)),
-            percent(paid_at(size) / first),
+            format!("{:.1}", worker.median(|run| run.wal_bytes) / 1024.0),
+            percent(grown(rows, size, job_ids)?),
         ])
-    });
+    };
+    let lines = [JobIds::Random, JobIds::Growing]
+        .into_iter()
+        .flat_map(|job_ids| rows.sizes.iter().filter_map(move |size| line(size, job_ids)));
     draw(&header.map(str::to_owned), lines, form)
+}
+
+/// CPU a job beside that many rows, to that beside none.
+fn grown(rows: &Rows, size: &Size, job_ids: JobIds) -> Option<f64> {
+    let first = rows.sizes.first()?.table.worker_with(job_ids)?;
+    Some(size.table.worker_with(job_ids)?.paid() / first.paid())
 }
 
 fn start_up(rows: &Rows) -> String {
@@ -229,10 +241,6 @@ fn code(text: &str, form: Form) -> String {
     if form == Form::Markdown { format!("`{text}`") } else { text.to_owned() }
 }
 
-fn paid_at(size: &Size) -> f64 {
-    size.table.line_of(Contender::Worker).map_or(0.0, |line| line.median(|run| run.cpu_us.paid()))
-}
-
 fn of(line: &Line, other: Option<&Line>) -> String {
     other.map(|other| percent(line.rate() / other.rate())).unwrap_or_default()
 }
@@ -285,12 +293,15 @@ fn summary(report: &Report) -> Option<String> {
         ));
     }
     if let Some(rows) = &report.rows
-        && let (Some(first), Some(last)) = (rows.sizes.first(), rows.sizes.last())
+        && let Some(last) = rows.sizes.last()
+        && let [Some(random), Some(growing)] =
+            [JobIds::Random, JobIds::Growing].map(|job_ids| grown(rows, last, job_ids))
     {
         lines.push(format!(
-            "**{} of the CPU a job** beside {} ended jobs, to empty tables.",
-            percent(paid_at(last) / paid_at(first)),
-            HumanCount(last.rows)
+            "**{} of the CPU a job** beside {} ended jobs, to empty tables; {} where job ids are random.",
+            percent(growing),
+            HumanCount(last.rows),
+            percent(random),
         ));
     }
     lines.push(format!("{}.", report.machine));
@@ -417,12 +428,18 @@ fn plots(report: &Report) -> Vec<(&'static str, String)> {
         plots.push(("docs/img/replicas.svg", rates("Jobs a second, on one machine", table, &label, "1 ")));
     }
     if let Some(rows) = &report.rows {
-        let bar = |size: &Size| Bar {
-            label: format!("beside {} jobs", HumanCount(size.rows)),
-            value: paid_at(size),
-            text: format!("{} µs a job", whole(paid_at(size))),
+        let bar = |size: &Size, job_ids: JobIds| {
+            let paid = size.table.worker_with(job_ids)?.paid();
+            Some(Bar {
+                label: format!("{} jobs, {} ids", HumanCount(size.rows), job_ids.name()),
+                value: paid,
+                text: format!("{} µs a job", whole(paid)),
+            })
         };
-        let lines: Vec<Bar> = rows.sizes.iter().map(bar).collect();
+        let lines: Vec<Bar> = [JobIds::Random, JobIds::Growing]
+            .into_iter()
+            .flat_map(|job_ids| rows.sizes.iter().filter_map(move |size| bar(size, job_ids)))
+            .collect();
         plots.push(("docs/img/rows.svg", bars("CPU of worker, broker and Postgres", &lines, |_| true)));
     }
     if let Some(memory) = &report.memory {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::figures::{CpuMicros, Latency, Memory, MemorySample, Run, tenths};
 use crate::meter::{Cpu, memory_mb, peak_memory_mb};
-use crate::stage::{Contender, Counted, Program, Provider, Stage};
+use crate::stage::{Contender, Counted, JobIds, Program, Provider, Stage};
 
 /// How often the provider is asked how far it is.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
@@ -28,6 +28,7 @@ const MEMORY_SAMPLES: usize = 10;
 pub struct Course<'a> {
     pub contender: Contender,
     pub replicas: usize,
+    pub job_ids: JobIds,
     pub jobs: usize,
     pub failing_percent: f64,
     /// The worker's settings that are not the usual ones.
@@ -54,7 +55,7 @@ async fn drain_unbounded(
     pool: &PgPool,
     course: Course<'_>,
 ) -> anyhow::Result<Run> {
-    stage.fill_queue(course.jobs).await?;
+    stage.fill_queue(course.jobs, course.job_ids).await?;
     let before = provider.counted().await?;
     let since: OffsetDateTime = sqlx::query_scalar("select clock_timestamp()").fetch_one(pool).await?;
     let wal = wal_bytes(pool).await?;
@@ -101,9 +102,17 @@ async fn drain_unbounded(
 
 /// Drains many jobs with one worker, and reads its memory on the way.
 pub async fn drain_long(stage: &Stage, provider: &Provider, jobs: usize) -> anyhow::Result<Memory> {
-    timeout(RUN_TIME_MAX, stage.fill_queue(jobs)).await.context("the broker is too slow")??;
-    let course =
-        Course { contender: Contender::Worker, replicas: 1, jobs, failing_percent: 0.0, settings: &[] };
+    timeout(RUN_TIME_MAX, stage.fill_queue(jobs, JobIds::Random))
+        .await
+        .context("the broker is too slow")??;
+    let course = Course {
+        contender: Contender::Worker,
+        replicas: 1,
+        job_ids: JobIds::Random,
+        jobs,
+        failing_percent: 0.0,
+        settings: &[],
+    };
     let mut programs = start(stage, provider, course)?;
     let pid = programs.first().map(Program::id).context("no worker was started")?;
     watch(provider, &mut programs, |now| now.applied > 0).await?;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
-use crate::stage::Contender;
+use crate::stage::{Contender, JobIds};
 
 /// Every part that was measured on one machine with one build.
 #[derive(Debug, Deserialize, Serialize)]
@@ -39,6 +39,7 @@ pub struct Table {
 pub struct Line {
     pub contender: Contender,
     pub replicas: usize,
+    pub job_ids: JobIds,
     /// The share of updates that were answered with a 500 and not applied.
     pub failing_percent: f64,
     pub runs: Vec<Run>,
@@ -204,11 +205,20 @@ impl Table {
     pub fn line_of(&self, contender: Contender) -> Option<&Line> {
         self.lines.iter().find(|line| line.contender == contender)
     }
+
+    pub fn worker_with(&self, job_ids: JobIds) -> Option<&Line> {
+        self.lines.iter().find(|line| line.contender == Contender::Worker && line.job_ids == job_ids)
+    }
 }
 
 impl Line {
     pub fn new(contender: Contender) -> Self {
-        Self { contender, replicas: 1, failing_percent: 0.0, runs: Vec::new() }
+        Self { contender, replicas: 1, job_ids: JobIds::Random, failing_percent: 0.0, runs: Vec::new() }
+    }
+
+    /// CPU time a job that the reader pays for, in µs.
+    pub fn paid(&self) -> f64 {
+        self.median(|run| run.cpu_us.paid())
     }
 
     pub fn median(&self, of: impl Fn(&Run) -> f64) -> f64 {

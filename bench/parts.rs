@@ -11,7 +11,7 @@ use crate::Arguments;
 use crate::drain::{Course, drain, drain_long};
 use crate::figures::{Idle, Line, Memory, Table, tenths};
 use crate::meter::{Cpu, memory_mb};
-use crate::stage::{Contender, Provider, Stage};
+use crate::stage::{Contender, JobIds, Provider, Stage};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Part {
@@ -126,6 +126,7 @@ impl Bench<'_> {
                 let course = Course {
                     contender: line.contender,
                     replicas: line.replicas,
+                    job_ids: line.job_ids,
                     jobs: self.arguments.jobs,
                     failing_percent: line.failing_percent,
                     settings: if line.failing_percent > 0.0 { &SCALED } else { &[] },
@@ -136,9 +137,10 @@ impl Bench<'_> {
                 let seen = drain(self.stage, &provider, pool, course).await?;
                 provider.program.stop().await?;
                 eprintln!(
-                    "run {run} of {runs}: {} x {}{}{}: {:.0} jobs/s",
+                    "run {run} of {runs}: {} x {}{}{}{}: {:.0} jobs/s",
                     line.contender.name(),
                     line.replicas,
+                    if line.job_ids == JobIds::Growing { ", job ids that grow" } else { "" },
                     if latency.is_zero() { String::new() } else { format!(", provider {latency:?}") },
                     if line.failing_percent > 0.0 {
                         format!(", {} % fail", line.failing_percent)
@@ -161,7 +163,7 @@ impl Bench<'_> {
 
     /// Starts a worker on an empty queue, and watches it do nothing.
     pub async fn watch_idle(&self, pool: &PgPool) -> anyhow::Result<Idle> {
-        self.stage.fill_queue(0).await?;
+        self.stage.fill_queue(0, JobIds::Random).await?;
         let provider = self.stage.start_provider(Duration::ZERO).await?;
         let without = self.watch_cpu(&[], &provider).await;
         let mut worker = self.stage.start(Contender::Worker, "idle", &provider, &[])?;

@@ -20,7 +20,7 @@ use crate::drain::{Course, drain};
 use crate::figures::{Line, Relation, Rows, Size, Statement};
 use crate::parts::{Bench, SCALED};
 use crate::plans;
-use crate::stage::Contender;
+use crate::stage::{Contender, JobIds};
 
 /// How many rows are made with one statement, and how long that may take.
 const CHUNK: u64 = 100_000;
@@ -151,8 +151,10 @@ impl Bench<'_> {
 
     async fn size(&self, pool: &PgPool, rows: u64) -> anyhow::Result<Size> {
         let relations = relations(pool).await?;
-        let lines = [Contender::Ceiling, Contender::Worker].map(Line::new);
-        let table = self.measure(pool, Duration::ZERO, RUNS, lines.into()).await?;
+        let worker = Line::new(Contender::Worker);
+        let growing = Line { job_ids: JobIds::Growing, ..worker.clone() };
+        let lines = vec![Line::new(Contender::Ceiling), worker, growing];
+        let table = self.measure(pool, Duration::ZERO, RUNS, lines).await?;
         let url = plans::explained(&self.stage.bench_database_url());
         let statements = self.explain_worker(pool, &url).await?;
         let commands = explain_commands(pool, &url).await?;
@@ -178,6 +180,7 @@ impl Bench<'_> {
         let course = Course {
             contender: Contender::Worker,
             replicas: 1,
+            job_ids: JobIds::Random,
             jobs: self.arguments.jobs,
             failing_percent: FAILING_PERCENT,
             settings: &settings,

@@ -57,6 +57,32 @@ pub struct Stage {
     pub node_peer: PathBuf,
 }
 
+/// The job ids that publishers make.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobIds {
+    /// UUIDs of version 4.
+    Random,
+    /// UUIDs of version 7, which begin with the time.
+    Growing,
+}
+
+impl JobIds {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Growing => "growing",
+        }
+    }
+
+    fn next(self) -> Uuid {
+        match self {
+            Self::Random => Uuid::new_v4(),
+            Self::Growing => Uuid::now_v7(),
+        }
+    }
+}
+
 /// What drains the queue.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -213,7 +239,7 @@ impl Stage {
     }
 
     /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
-    pub async fn fill_queue(&self, jobs: usize) -> anyhow::Result<()> {
+    pub async fn fill_queue(&self, jobs: usize, job_ids: JobIds) -> anyhow::Result<()> {
         self.delete_queues().await?;
         let arguments = [
             ["--exchange", EXCHANGE],
@@ -228,8 +254,8 @@ impl Stage {
         let publisher = Publisher::open(&broker).await?;
         let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
         for number in 0..jobs {
-            let (job_id, body) = job(number);
-            confirms.push(publisher.publish(&job_id.to_string(), body.as_bytes()).await?);
+            let job_id = job_ids.next().to_string();
+            confirms.push(publisher.publish(&job_id, job(number).as_bytes()).await?);
             if confirms.len() == CONFIRMS_MAX {
                 for confirm in confirms.drain(..) {
                     confirm.await?;
@@ -311,8 +337,8 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A job of about 600 bytes, as a company would publish it.
-fn job(number: usize) -> (Uuid, String) {
-    let (job_id, customer_id) = (Uuid::new_v4(), Uuid::new_v4());
+fn job(number: usize) -> String {
+    let customer_id = Uuid::new_v4();
     let link = |side: &str| {
         format!("https://documents.example.com/kyc/{customer_id}/{side}.jpg?signature=0b1c9a7d3e5f")
     };
@@ -327,7 +353,7 @@ fn job(number: usize) -> (Uuid, String) {
             "additional_data": { "file_number": "BN1061234567819", "issued_at": "Bengaluru" },
         },
     });
-    (job_id, body.to_string())
+    body.to_string()
 }
 
 #[cfg(test)]
@@ -336,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_job_has_about_six_hundred_bytes() {
-        let (_, body) = job(12_345);
+        let body = job(12_345);
         assert!((550..=650).contains(&body.len()), "{}", body.len());
     }
 }

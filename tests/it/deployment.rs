@@ -185,7 +185,10 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     let secrets: BTreeSet<&str> = secrets.into_iter().map(|name| name.as_str().expect("a name")).collect();
     assert_eq!(secrets.len(), 2, "the migration's is its own: {secrets:?}");
     for secret in secrets {
-        assert!(documents.contains(&format!("create secret generic {secret} ")), "docs/deployment.md: {secret}");
+        assert!(
+            documents.contains(&format!("create secret generic {secret} ")),
+            "docs/deployment.md: {secret}"
+        );
     }
     let file = read("deploy/kubernetes/settings.env");
     let lines = file.lines().filter(|line| !line.starts_with('#'));
