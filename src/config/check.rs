@@ -325,7 +325,8 @@ impl ProviderArgs {
     /// When it is no URL, or one that a signature may not be sent to.
     pub fn base_url(&self) -> Result<Url, SettingFault> {
         let fault = |reason: &str| SettingFault::new("DOLLARPE_BASE_URL", reason);
-        let url = Url::parse(&self.dollarpe_base_url).map_err(|error| fault(&error.to_string()))?;
+        let url = Url::parse(&self.dollarpe_base_url)
+            .map_err(|error| fault(&format!("must be a URL, https://host/path: {error}")))?;
         let is_loopback = match url.host() {
             Some(Host::Domain(name)) => name == "localhost",
             Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
