@@ -20,7 +20,7 @@ bench: ## Measure the worker: against the same without a database, latencies, re
 bench-quick: ## Its throughput alone, in under a minute; ends with its ratio
 	@scripts/bench.sh --only throughput --runs 3
 
-bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; an hour, 20 GB of disk
+bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; half an hour, 20 GB of disk
 	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows
 
 bench-docs: ## The same, and write the figures into docs/
