@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::signed::{SignedArgs, parse_text};
+use super::signed::{MaybeSignedArgs, SignedArgs};
 use super::{open_database, print, time_text};
 use crate::config::DatabaseSettings;
 use crate::journal::interventions::{Pause, current_pause, pause as pause_work, resume as resume_work};
@@ -30,12 +30,8 @@ pub(super) struct PauseArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  kyc-worker resume --by ana --note 'maintenance is over'")]
 pub(super) struct ResumeArgs {
-    /// Who does this; kept for ever
-    #[arg(long, value_name = "NAME", value_parser = parse_text)]
-    by: Option<String>,
-    /// Why; kept for ever
-    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
-    note: Option<String>,
+    #[command(flatten)]
+    signed: MaybeSignedArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,7 +65,7 @@ pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) async fn resume(args: &ResumeArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
-    let before = resume_work(&pool, args.by.as_deref(), args.note.as_deref()).await?;
+    let before = resume_work(&pool, args.signed.by.as_deref(), args.signed.note.as_deref()).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
     print(args.json, &answer, |answer| match &answer.before {
         Some(Pause { at, by, note }) => println!(

@@ -7,10 +7,9 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::signed::parse_text;
+use super::signed::MaybeSignedArgs;
 use super::{open_database, print};
 use crate::config::{DatabaseSettings, ReadBackSettings};
-use crate::journal::interventions::Signed;
 use crate::journal::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
 
 /// Send ended jobs again; says what that would do, and does it with --yes
@@ -38,12 +37,8 @@ pub(super) struct ReplayArgs {
     /// Do it; without this, only say what would be done
     #[arg(long, requires = "by", requires = "note")]
     yes: bool,
-    /// Who does this; kept for ever
-    #[arg(long, value_name = "NAME", value_parser = parse_text)]
-    by: Option<String>,
-    /// Why; kept for ever, so no personal data
-    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
-    note: Option<String>,
+    #[command(flatten)]
+    signed: MaybeSignedArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -52,12 +47,6 @@ pub(super) struct ReplayArgs {
     /// What a customer may spend.
     #[command(flatten)]
     read_back: ReadBackSettings,
-}
-
-impl ReplayArgs {
-    fn signed(&self) -> Option<Signed<'_>> {
-        Some(Signed { by: self.by.as_deref()?, note: self.note.as_deref()? })
-    }
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
@@ -98,7 +87,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let mut replayed = 0_u32;
     for job_id in job_ids {
         let delay = Duration::from_secs_f64(f64::from(replayed) / args.rate);
-        let intent = match args.signed() {
+        let intent = match args.signed.signed() {
             Some(signed) if args.yes => Intent::Replay { signed, delay },
             _ => Intent::DryRun,
         };

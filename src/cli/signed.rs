@@ -21,8 +21,25 @@ impl SignedArgs {
     }
 }
 
+/// The same, where it need not be said.
+#[derive(Args, Debug)]
+pub(super) struct MaybeSignedArgs {
+    /// Who does this; kept for ever
+    #[arg(long, value_name = "NAME", value_parser = parse_text)]
+    pub by: Option<String>,
+    /// Why; kept for ever, so no personal data
+    #[arg(long, value_name = "TEXT", value_parser = parse_text)]
+    pub note: Option<String>,
+}
+
+impl MaybeSignedArgs {
+    pub fn signed(&self) -> Option<Signed<'_>> {
+        Some(Signed { by: self.by.as_deref()?, note: self.note.as_deref()? })
+    }
+}
+
 /// A text that says something, on one line.
-pub(super) fn parse_text(text: &str) -> Result<String, String> {
+fn parse_text(text: &str) -> Result<String, String> {
     let text = text.trim();
     match text.is_empty() || text.len() > 500 || text.chars().any(char::is_control) {
         true => Err("must have 1 to 500 bytes and no control characters".to_owned()),
