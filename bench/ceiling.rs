@@ -17,11 +17,12 @@ use kyc_worker::domain::signature::Signer;
 use kyc_worker::domain::verdict::{Verdict, classify};
 use kyc_worker::intake::Intake;
 use kyc_worker::liveness::SessionLoop;
+use kyc_worker::places::{Place, Places};
 use kyc_worker::provider::Provider;
 use kyc_worker::telemetry;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,7 +54,7 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
         rules: settings.jobs.rules(),
         stopping: CancellationToken::new(),
     });
-    let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
+    let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
     let subscription = Subscription {
         setting: "QUEUE",
         queue: settings.broker.queue.clone(),
@@ -69,18 +70,19 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
         let ceiling = Arc::clone(&ceiling);
         move |delivery, place| submit(Arc::clone(&ceiling), delivery, place)
     };
-    tokio::spawn(take_in(receiver, permits, TaskTracker::new(), ceiling.stopping.clone(), handle));
+    tokio::spawn(take_in(receiver, places, TaskTracker::new(), ceiling.stopping.clone(), handle));
     signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?.recv().await;
     ceiling.stopping.cancel();
     Ok(())
 }
 
 /// Parses, signs, sends, and acks what was accepted; anything else is a failed benchmark.
-async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery, _place: OwnedSemaphorePermit) {
+async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery, mut place: Place) {
     let Ok(job) = Job::parse(&envelope(&delivery), OffsetDateTime::now_utc(), &ceiling.rules) else {
         return delivery.dispose(Disposition::DeadLetter);
     };
     let t0 = Moment::now();
+    place.begin_request(t0.monotonic).await;
     let update = ceiling.provider.sign(&job.request, t0);
     let exchange = ceiling.provider.update(update, t0, &ceiling.stopping).await;
     match classify(&exchange, &[], SystemTime::now()) {

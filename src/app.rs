@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::heartbeat::Heartbeat;
 use crate::intake::Intake;
 use crate::journal::{self, Journal, JournalError, Limits, Pace};
 use crate::liveness::Liveness;
+use crate::places::{Place, Places};
 use crate::provider::{Provider, ProviderSettings};
 use crate::scheduler::Scheduler;
 use crate::tracker::Tracker;
@@ -124,16 +125,16 @@ impl Running {
             let (liveness, stopping) = (worker.liveness.session.clone(), worker.stopping.clone());
             async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
         });
-        let permits = Arc::new(Semaphore::new(settings.work.concurrency as usize));
+        let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
         let intake = tokio::spawn({
             let worker = Arc::clone(worker);
             let stopping = worker.stopping.clone();
             let handle = move |delivery, place| handle(Arc::clone(&worker), delivery, place);
-            take_in(receiver, Arc::clone(&permits), jobs.clone(), stopping, handle)
+            take_in(receiver, Arc::clone(&places), jobs.clone(), stopping, handle)
         });
         let scheduler = Scheduler::new(
             Arc::clone(worker),
-            permits,
+            places,
             jobs.clone(),
             settings.work.scheduler_poll,
             settings.keys.payload_retention,
@@ -321,25 +322,24 @@ async fn probe_provider(settings: RunSettings, worker: Arc<Worker>) {
     breaker.watch(provider, &settings.provider, settings.work.breaker_probe_interval, intake, stopping).await;
 }
 
-/// Takes deliveries as permits come free, so that the backlog stays in the queue, and handles
+/// Takes deliveries as places come free, so that the backlog stays in the queue, and handles
 /// each in a task of its own among `jobs`.
 pub async fn take_in<F>(
     mut deliveries: mpsc::Receiver<Delivery>,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     jobs: TaskTracker,
     stopping: CancellationToken,
-    handle: impl Fn(Delivery, OwnedSemaphorePermit) -> F,
+    handle: impl Fn(Delivery, Place) -> F,
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
     while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
-        let permit = stopping.run_until_cancelled(Arc::clone(&permits).acquire_owned()).await;
-        let Some(Ok(permit)) = permit else { return };
+        let Some(place) = stopping.run_until_cancelled(places.take()).await else { return };
         // A lost session's deliveries come again with the next.
         if !delivery.is_live() {
             continue;
         }
-        jobs.spawn(handle(delivery, permit));
+        jobs.spawn(handle(delivery, place));
     }
 }
 
@@ -354,7 +354,7 @@ pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
 }
 
 /// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
-async fn handle(worker: Arc<Worker>, delivery: Delivery, place: OwnedSemaphorePermit) {
+async fn handle(worker: Arc<Worker>, delivery: Delivery, place: Place) {
     let Some(received) = worker.receive(envelope(&delivery), delivery.is_redelivered).await else { return };
     let (redelivered, correlation_id) = (delivery.is_redelivered, delivery.correlation_id.clone());
     delivery.dispose(received.disposition);

@@ -148,9 +148,9 @@ fn judge(verdict: &Verdict) -> Judgement {
         Verdict::Accepted(_) | Verdict::Rejected(_) | Verdict::Throttled { .. } => Judgement::Good,
         Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
         Verdict::Misconfigured(cause) => Judgement::Refusal(*cause),
-        Verdict::NotSent(NotSent::WindowClosed | NotSent::Shutdown | NotSent::PayloadUnreadable) => {
-            Judgement::Nothing
-        }
+        Verdict::NotSent(
+            NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown | NotSent::PayloadUnreadable,
+        ) => Judgement::Nothing,
     }
 }
 

@@ -66,6 +66,11 @@ impl Intake {
         self.is_open.subscribe()
     }
 
+    /// Whether the intake is paused for nothing.
+    pub fn is_open(&self) -> bool {
+        *self.is_open.borrow()
+    }
+
     /// Whether the intake is paused for `reason`.
     pub fn is_paused_for(&self, reason: Reason) -> bool {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&reason)

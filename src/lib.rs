@@ -27,6 +27,7 @@ pub mod customer_events;
 pub mod heartbeat;
 pub mod intake;
 pub mod liveness;
+pub mod places;
 pub mod scheduler;
 pub mod tracker;
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, info, info_span, warn};
@@ -13,6 +13,7 @@ use crate::breaker::{Event, State};
 use crate::clock::Moment;
 use crate::intake::Reason;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Turn};
+use crate::places::{Place, Places};
 use crate::worker::{Worker, log_outcome};
 
 /// How many rows one statement of upkeep touches at most.
@@ -67,7 +68,7 @@ struct Memory {
 /// The scheduler of one worker.
 pub struct Scheduler {
     worker: Arc<Worker>,
-    permits: Arc<Semaphore>,
+    places: Arc<Places>,
     looks: Arc<Semaphore>,
     tasks: TaskTracker,
     poll: Duration,
@@ -78,10 +79,10 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler that shares `permits` with the intake and looks every `poll` at least.
+    /// A scheduler that shares `places` with the intake and looks every `poll` at least.
     pub fn new(
         worker: Arc<Worker>,
-        permits: Arc<Semaphore>,
+        places: Arc<Places>,
         tasks: TaskTracker,
         poll: Duration,
         payload_retention: Duration,
@@ -89,10 +90,10 @@ impl Scheduler {
     ) -> Self {
         let looks = Arc::new(Semaphore::new(LOOKS_MAX));
         let due = Notify::new();
-        Self { worker, permits, looks, tasks, poll, payload_retention, dead_letter_retention, due }
+        Self { worker, places, looks, tasks, poll, payload_retention, dead_letter_retention, due }
     }
 
-    /// Runs until the worker stops. Attempts wait for permits, in a loop of their own: a look
+    /// Runs until the worker stops. Attempts wait for places, in a loop of their own: a look
     /// that waited with them could miss the window in which it proves something.
     pub async fn run(self) {
         tokio::join!(self.tend(), self.begin_attempts());
@@ -143,11 +144,9 @@ impl Scheduler {
         // Not asked again: from here on they are sent.
         memory.unanswered = None;
         for claimed in begun {
-            let acquiring = Arc::clone(&self.permits).acquire_owned();
-            let Some(Ok(permit)) = self.worker.stopping.run_until_cancelled(acquiring).await else {
-                return Ok(());
-            };
-            self.spawn_claimed(claimed, turn, permit, memory);
+            let taking = self.places.take();
+            let Some(place) = self.worker.stopping.run_until_cancelled(taking).await else { return Ok(()) };
+            self.spawn_claimed(claimed, turn, place, memory);
         }
         Ok(())
     }
@@ -166,10 +165,10 @@ impl Scheduler {
             // A full batch may not have been all.
             done.swept_at = self.sweep().await?.then(Instant::now);
         }
-        // What is due and waits for a permit is no reason to hurry.
+        // What is due and waits for a place is no reason to hurry.
         let may_begin = self.worker.breaker.is_closed()
             && !self.worker.intake.is_paused_for(Reason::Operator)
-            && self.permits.available_permits() > 0;
+            && self.places.try_take().is_some();
         let next_due = journal.next_due().await?;
         Ok(match next_due.filter(|_| may_begin) {
             Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
@@ -226,12 +225,11 @@ impl Scheduler {
     }
 
     /// Begins the next attempts of the jobs that are due, as the breaker and the operator allow:
-    /// as many at once as permits are free, but one trial at a time.
+    /// as many at once as places are free, but one trial at a time.
     async fn begin_due(&self, memory: &mut Memory) -> Result<(), JournalError> {
         let worker = &self.worker;
         loop {
-            let acquiring = Arc::clone(&self.permits).acquire_owned();
-            let Some(Ok(permit)) = worker.stopping.run_until_cancelled(acquiring).await else {
+            let Some(place) = worker.stopping.run_until_cancelled(self.places.take()).await else {
                 return Ok(());
             };
             if worker.intake.is_paused_for(Reason::Operator) {
@@ -243,15 +241,14 @@ impl Scheduler {
                 State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
-            let mut permits = vec![permit];
+            let mut places = vec![place];
             if turn == Turn::Any {
                 memory.patience = Patience::MIN;
-                let more = || Arc::clone(&self.permits).try_acquire_owned().ok();
-                permits.extend(std::iter::from_fn(more).take(ATTEMPTS_MAX - 1));
+                places.extend(std::iter::from_fn(|| self.places.try_take()).take(ATTEMPTS_MAX - 1));
             }
             let t0 = Moment::now();
             memory.unanswered = Some((t0, turn));
-            let next = worker.journal.next_attempts(t0, turn, permits.len()).await?;
+            let next = worker.journal.next_attempts(t0, turn, places.len()).await?;
             memory.unanswered = None;
             let Some(next) = next else { continue };
             if next.is_empty() {
@@ -265,8 +262,8 @@ impl Scheduler {
                 match next {
                     NextAttempt::Claimed(claimed) => {
                         // There are as many as there may be attempts.
-                        let Some(permit) = permits.pop() else { break };
-                        self.spawn_claimed(*claimed, turn, permit, memory);
+                        let Some(place) = places.pop() else { break };
+                        self.spawn_claimed(*claimed, turn, place, memory);
                     }
                     NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
                     NextAttempt::SteppedAside(_, None) => {}
@@ -275,13 +272,7 @@ impl Scheduler {
         }
     }
 
-    fn spawn_claimed(
-        &self,
-        claimed: ClaimedJob,
-        turn: Turn,
-        permit: OwnedSemaphorePermit,
-        memory: &mut Memory,
-    ) {
+    fn spawn_claimed(&self, claimed: ClaimedJob, turn: Turn, place: Place, memory: &mut Memory) {
         if turn != Turn::Any {
             self.worker.breaker.note(&Event::TrialBegun, &self.worker.intake);
         }
@@ -296,7 +287,7 @@ impl Scheduler {
         self.tasks.spawn(
             async move {
                 match request {
-                    Ok(request) => worker.submit(claim, &request, permit).await,
+                    Ok(request) => worker.submit(claim, &request, place).await,
                     Err(error) => worker.give_back(claim, &error).await,
                 }
             }

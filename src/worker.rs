@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use time::OffsetDateTime;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::field::display;
@@ -27,6 +27,7 @@ use crate::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
 };
 use crate::liveness::Liveness;
+use crate::places::Place;
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
@@ -54,7 +55,7 @@ pub struct Worker {
     pub baseline: Option<Duration>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
-    /// Places for results that wait to be written.
+    /// How many results may wait to be written.
     pub recordings: Semaphore,
     /// Wakes the scheduler when a job was parked.
     pub parked: Notify,
@@ -143,21 +144,20 @@ impl Worker {
     /// Makes the attempt that `claim` stands for, and records what came of it. The same
     /// for a job just opened and for one that waited.
     ///
-    /// 1. Sign, afresh: the provider refuses a stale timestamp.
-    /// 2. Send, once, through the gate.
-    /// 3. Classify the result, and tell the breaker.
-    /// 4. Decide what follows, and commit it with the result.
+    /// 1. Wait until one request more may be in flight: the job may have been opened ahead.
+    /// 2. Sign, afresh: the provider refuses a stale timestamp.
+    /// 3. Send, once, through the gate.
+    /// 4. Classify the result, tell the breaker, and decide what follows.
+    /// 5. Commit that with the result.
     ///
     /// `place` is given back once the provider has answered: while one result is written the
     /// next request is on its way. But only as many results may wait to be written as there are
     /// places: a database that takes new jobs and no results must not spend more than that.
     ///
     /// A bug that panics on the way leaves this job in doubt, and no other.
-    pub async fn submit(&self, mut claim: Claim, request: &UpdateRequest, place: OwnedSemaphorePermit) {
+    pub async fn submit(&self, mut claim: Claim, request: &UpdateRequest, mut place: Place) {
         let begun = Instant::now();
-        let attempted = unless_it_panics(self.attempt(&mut claim, request)).await;
-        let _recording = self.recordings.acquire().await;
-        drop(place);
+        let attempted = unless_it_panics(self.attempt(&mut claim, request, &mut place)).await;
         let result = attempted.unwrap_or_else(|Panicked| {
             error!("the worker failed in an attempt; this is a bug, report it");
             AttemptResult {
@@ -165,13 +165,20 @@ impl Worker {
                 ..AttemptResult::of(Verdict::Unknown(Phase::ConnectionLost), begun.elapsed())
             }
         });
-        if let Err(Panicked) = unless_it_panics(self.conclude(&claim, result)).await {
+        // Before the place is anybody's: an outage may have shown.
+        let next = self.decide(&claim, &result);
+        let _recording = self.recordings.acquire().await;
+        drop(place);
+        if let Err(Panicked) = unless_it_panics(self.record(&claim, result, next)).await {
             error!("the worker failed on an attempt's result; this is a bug, report it");
         }
     }
 
-    async fn attempt(&self, claim: &mut Claim, request: &UpdateRequest) -> AttemptResult {
+    async fn attempt(&self, claim: &mut Claim, request: &UpdateRequest, place: &mut Place) -> AttemptResult {
         failpoint::reach("claimed");
+        if let Err(cause) = self.begin_request(claim, place).await {
+            return AttemptResult::of(Verdict::NotSent(cause), Duration::ZERO);
+        }
         if let Some(apart) = self.baseline.filter(|_| claim.attempt == 1) {
             Box::pin(self.look_before(claim, apart)).await;
         }
@@ -179,6 +186,7 @@ impl Worker {
         let update = self.provider.sign(request, claim.t0);
         failpoint::reach("signed");
         let exchange = self.provider.update(update, claim.t0, &self.stopping).await;
+        place.note_answer(begun.elapsed());
         let verdict = classify(&exchange, &self.not_applied_statuses, SystemTime::now());
         failpoint::reach("answered");
         let (http_status, provider_message) = match &exchange {
@@ -192,6 +200,17 @@ impl Worker {
             Exchange::NotSent(_) | Exchange::Lost(_) => (None, None),
         };
         AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
+    }
+
+    /// Waits until a request may be in flight from this place. Whoever was overtaken meanwhile by
+    /// what pauses the intake, as an outage does, is not sent into it.
+    async fn begin_request(&self, claim: &Claim, place: &mut Place) -> Result<(), NotSent> {
+        let beginning = place.begin_request(claim.t0.monotonic);
+        match self.stopping.run_until_cancelled(beginning).await {
+            Some(true) if self.intake.is_open() || claim.history.is_trial => Ok(()),
+            Some(_) => Err(NotSent::HeldBack),
+            None => Err(NotSent::Shutdown),
+        }
     }
 
     /// Looks at a customer before his first attempt, and keeps the reading as evidence.
@@ -214,13 +233,15 @@ impl Worker {
             error = format!("{error:#}"),
             "PAYLOAD_KEY: cannot open a stored payload; add the key it was sealed with"
         );
-        let verdict = Verdict::NotSent(NotSent::PayloadUnreadable);
-        self.conclude(&claim, AttemptResult::of(verdict, Duration::ZERO)).await;
+        let result = AttemptResult::of(Verdict::NotSent(NotSent::PayloadUnreadable), Duration::ZERO);
+        let next = self.decide(&claim, &result);
+        self.record(&claim, result, next).await;
     }
 
-    async fn conclude(&self, claim: &Claim, result: AttemptResult) {
-        let next = next(&result.verdict, claim.history, &self.schedule, rand::random());
+    /// Tells the breaker and the log what an attempt came to, and decides what follows.
+    fn decide(&self, claim: &Claim, result: &AttemptResult) -> Next {
         self.tell_breaker(claim, &result.verdict);
+        let next = next(&result.verdict, claim.history, &self.schedule, rand::random());
         let retry_in = match &next {
             Next::Wait(wait) => Some(wait.delay),
             Next::ReadBack => Some(self.timing.after),
@@ -235,6 +256,10 @@ impl Worker {
             retry_in_ms = retry_in.map(millis),
             "submission attempted"
         );
+        next
+    }
+
+    async fn record(&self, claim: &Claim, result: AttemptResult, next: Next) {
         let recorded = match &next {
             Next::End(outcome) => self.persist_result(|| self.journal.settle(claim, &result, outcome)).await,
             Next::Wait(wait) => self.persist_result(|| self.journal.park(claim, &result, wait)).await,

@@ -230,7 +230,7 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
             Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob))
         }
         // Due at once, so that the next trial finds it; until then the breaker holds it back.
-        Verdict::Misconfigured(_) => {
+        Verdict::Misconfigured(_) | Verdict::NotSent(NotSent::HeldBack) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: false })
         }
         // Never sent again before a look has shown that it was not applied.
@@ -306,6 +306,7 @@ mod tests {
         check(Verdict::NotSent(NotSent::Connect), first, wait(WaitingFor::Retry, 500, true));
         check(Verdict::NotSent(NotSent::WindowClosed), first, wait(WaitingFor::Retry, 500, true));
         check(Verdict::NotSent(NotSent::Shutdown), first, wait(WaitingFor::Retry, 0, false));
+        check(Verdict::NotSent(NotSent::HeldBack), first, wait(WaitingFor::Provider, 0, false));
         let retry_after = Some(Duration::from_secs(7));
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);

@@ -45,6 +45,9 @@ pub enum NotSent {
     Connect,
     /// The send window closed before the connection was ready.
     WindowClosed,
+    /// Opened ahead, it found no place among the requests in flight before its window closed, or
+    /// the intake paused.
+    HeldBack,
     /// The worker is stopping.
     Shutdown,
     /// No key opens the stored payload.
@@ -156,6 +159,7 @@ impl NotSent {
         match self {
             Self::Connect => "connect_failed",
             Self::WindowClosed => "send_window_closed",
+            Self::HeldBack => "held_back",
             Self::Shutdown => "shutdown",
             Self::PayloadUnreadable => "payload_unreadable",
         }

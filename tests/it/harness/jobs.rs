@@ -159,9 +159,12 @@ impl World {
         })
     }
 
+    /// A job's attempts, in order, but those that were held back: any pause can add one.
     pub async fn attempts(&self, job_id: Uuid) -> Vec<Attempt> {
         let rows = sqlx::query(
-            "select number, verdict, detail, http_status, provider_message from attempt where job_id = $1 order by number",
+            "select number, verdict, detail, http_status, provider_message from attempt
+            where job_id = $1 and detail is distinct from 'held_back'
+            order by number",
         )
         .bind(job_id)
         .fetch_all(&self.pool)
