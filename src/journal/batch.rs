@@ -17,8 +17,11 @@ use super::settle::{Closing, close_many};
 use super::{CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
-/// for that. A row that somebody holds keeps a batch for no longer than this.
-const BEGIN: &str = "begin; set local lock_timeout = '250ms'; select now()";
+/// for that.
+const BEGIN: &str = "begin; select now()";
+
+/// A row that somebody holds keeps a batch for no longer than this.
+const LOCK_TIMEOUT: &str = "250ms";
 
 /// What a job has written with others.
 pub(super) enum Change {
@@ -44,7 +47,7 @@ pub(super) struct BatchThread {
 
 /// Commits one batch after the other.
 pub(super) struct Batches {
-    options: Arc<PgConnectOptions>,
+    options: PgConnectOptions,
     worker: String,
     limits: Limits,
     fingerprinter: Fingerprinter,
@@ -84,11 +87,12 @@ impl Drop for BatchThread {
 impl Batches {
     /// Over a connection of their own, which is made when it is needed.
     pub fn new(
-        options: Arc<PgConnectOptions>,
+        options: &PgConnectOptions,
         worker: String,
         limits: Limits,
         fingerprinter: Fingerprinter,
     ) -> Self {
+        let options = options.clone().options([("lock_timeout", LOCK_TIMEOUT)]);
         Self { options, worker, limits, fingerprinter, kept: Mutex::new(None) }
     }
 

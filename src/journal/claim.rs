@@ -440,22 +440,35 @@ impl Contender {
 
     /// Releasing a claim wakes the customer's other jobs, as ending does.
     async fn wake_others(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        sqlx::query!(
-            "-- wake_others
-            with waiters as (
-                select job_id
-                from submission
-                where customer_id = $1 and job_id <> $2 and state = 'waiting' and waiting_for = 'customer'
-                for update skip locked
-            )
-            update submission s set due_at = now() from waiters where s.job_id = waiters.job_id",
-            self.customer_id,
-            self.job_id,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
+        wake_waiters(tx, &[self.customer_id], Some(self.job_id)).await
     }
+}
+
+/// Makes those due now that wait for one of these customers, but one job.
+pub(super) async fn wake_waiters(
+    tx: &mut PgConnection,
+    customers: &[Uuid],
+    but: Option<Uuid>,
+) -> sqlx::Result<()> {
+    if customers.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "-- wake_waiters
+        with waiters as (
+            select w.job_id
+            from unnest($1::uuid[]) as released (customer_id)
+            join submission w on w.customer_id = released.customer_id
+            where w.state = 'waiting' and w.waiting_for = 'customer' and w.job_id is distinct from $2
+            for update of w skip locked
+        )
+        update submission s set due_at = now() from waiters where s.job_id = waiters.job_id",
+        customers,
+        but,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Writes down that attempts begin. Their first bytes may leave once this is committed.

@@ -259,7 +259,7 @@ impl Journal {
     ) -> io::Result<Self> {
         let writing = BatchThread::start()?;
         let thread = writing.handle();
-        let batches = Batches::new(pool.connect_options(), worker.clone(), limits, fingerprinter.clone());
+        let batches = Batches::new(&pool.connect_options(), worker.clone(), limits, fingerprinter.clone());
         let batches = Arc::new(batches);
         Ok(Self {
             batches: Writer::start(move |changes: Vec<Change>| {

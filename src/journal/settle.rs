@@ -1,7 +1,7 @@
 //! What an attempt came to is written down, in one commit with what follows from it.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +11,11 @@ use uuid::Uuid;
 
 use super::batch::Change;
 use super::chain::{Entry, Head, Subject};
+use super::claim::wake_waiters;
 use super::seal::Fingerprinter;
 use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::domain::outcome::{Outcome, Wait};
-use crate::domain::verdict::{Acceptance, Verdict};
+use crate::domain::verdict::{Acceptance, Rejection, Verdict};
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -285,7 +286,8 @@ impl Closing {
 }
 
 /// Closes attempts, adds their results to the histories and moves their submissions on; whoever
-/// releases a slot wakes the customer's waiters. `None` for those whose claim is gone, or to
+/// releases a slot wakes the customer's waiters. Those are few, and so are customers at their
+/// limit: statements of their own, which a batch without any is spared. `None` for those whose claim is gone, or to
 /// whose history something was added since it was made: their results go with other MACs. `now`
 /// is the transaction's time, which the rows get as `now()`.
 pub(super) async fn close_many(
@@ -301,7 +303,7 @@ pub(super) async fn close_many(
     }
     let closings: Vec<&Closing> = closings.iter().map(Arc::as_ref).collect();
     let heads = column(&closings, |c| c.head_after(fingerprinter, worker, now));
-    let closed: HashSet<Uuid> = sqlx::query_scalar!(
+    let closed = sqlx::query!(
         r#"-- close_attempts
         with closing as (
             select *
@@ -339,21 +341,16 @@ pub(super) async fn close_many(
                 provider_message = c.provider_message, error = c.error, duration_ms = c.duration_ms
             from moved_on c
             where a.job_id = c.job_id and a.number = c.number and a.ended_at is null
-            returning a.job_id
-        ), limited as (
-            insert into customer (customer_id, limit_reached_at)
-            select customer_id, now() from moved_on where reason_code = 'update_limit_exceeded'
-            on conflict (customer_id) do update set limit_reached_at = now()
-        ), waiters as (
-            select w.job_id
-            from moved_on
-            join submission w on w.customer_id = moved_on.customer_id
-            where moved_on.state <> 'unknown' and w.state = 'waiting' and w.waiting_for = 'customer'
-            for update of w skip locked
-        ), woken as (
-            update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
+            returning a.job_id, c.customer_id, c.state
         )
-        select job_id from closed"#,
+        select
+            job_id,
+            state <> 'unknown' and exists (
+                select from submission w
+                where w.customer_id = closed.customer_id
+                    and w.state = 'waiting' and w.waiting_for = 'customer'
+            ) as "has_waiters!"
+        from closed"#,
         &column(&closings, |c| c.claim.job_id),
         &column(&closings, |c| c.claim.token),
         &column(&closings, |c| c.claim.attempt),
@@ -378,11 +375,38 @@ pub(super) async fn close_many(
         &heads.iter().map(|head| head.entries).collect::<Vec<_>>(),
         &heads.iter().map(|head| head.mac).collect::<Vec<_>>() as &[[u8; 32]],
     )
-    .fetch_all(tx)
-    .await?
-    .into_iter()
-    .collect();
-    Ok(column(&closings, |c| closed.contains(&c.claim.job_id).then_some(())))
+    .fetch_all(&mut *tx)
+    .await?;
+    let closed: HashMap<Uuid, bool> = closed.into_iter().map(|row| (row.job_id, row.has_waiters)).collect();
+    let customers_of = |is_meant: &dyn Fn(&Closing, bool) -> bool| -> Vec<Uuid> {
+        let closed = closings.iter().filter_map(|c| Some((c, *closed.get(&c.claim.job_id)?)));
+        closed
+            .filter(|(c, has_waiters)| is_meant(c, *has_waiters))
+            .map(|(c, _)| c.claim.customer_id)
+            .collect()
+    };
+    wake_waiters(tx, &customers_of(&|_, has_waiters| has_waiters), None).await?;
+    let is_limited = |c: &Closing, _| c.reason_code == Some(Rejection::UpdateLimitExceeded.code());
+    note_limits(tx, &customers_of(&is_limited)).await?;
+    Ok(column(&closings, |c| closed.get(&c.claim.job_id).map(|_| ())))
+}
+
+/// The provider has just said of these customers that their updates are used up.
+async fn note_limits(tx: &mut PgConnection, customers: &[Uuid]) -> sqlx::Result<()> {
+    if customers.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        "-- note_limits
+        insert into customer (customer_id, limit_reached_at)
+        select distinct customer_id, now() from unnest($1::uuid[]) as limited (customer_id)
+        order by customer_id
+        on conflict (customer_id) do update set limit_reached_at = now()",
+        customers,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 fn millis(duration: Duration) -> i32 {
