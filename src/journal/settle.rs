@@ -334,7 +334,9 @@ pub(super) async fn close_many(
             -- of claims, and compare each closing with all that are claimed.
             where s.job_id = c.job_id and s.state = (select 'submitting') and s.claim_token = c.token
                 and s.entries = c.entry - 1
-            returning s.customer_id, c.*
+            returning
+                s.job_id, s.customer_id, c.number, c.entry, c.verdict, c.detail, c.http_status,
+                c.provider_message, c.error, c.duration_ms, c.state
         ), closed as (
             update attempt a
             set ended_at = now(), entry = c.entry, verdict = c.verdict, detail = c.detail, http_status = c.http_status,

@@ -1,12 +1,25 @@
 //! Many jobs, one commit: what concurrent jobs want written gathers while the last batch
-//! commits, and goes with the next. There is no timer, so an idle journal writes at once.
-//! Knows nothing of what it writes.
+//! commits, and goes with the next. A busy journal waits a little for more, an idle one writes at
+//! once. Knows nothing of what it writes.
+
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::error;
 
 /// How many jobs share a commit at most, and how many more may wait for the next.
 const BATCH_MAX: usize = 512;
+
+/// A commit, and what is said before and after it, has a cost of its own. More jobs than these need
+/// not be waited for to share it.
+const BATCH_WORTH: usize = 128;
+
+/// A smaller batch waits for more if so many have gathered during the last one's commit.
+const BUSY_MIN: usize = 8;
+
+/// How long it waits at most.
+const TOP_UP_TIME_MAX: Duration = Duration::from_millis(5);
 
 /// One task that writes batches, one after the other.
 pub(super) struct Writer<T, R> {
@@ -27,7 +40,7 @@ where
         let (waiting, mut gathered) = mpsc::channel::<(T, oneshot::Sender<Option<R>>)>(BATCH_MAX);
         tokio::spawn(async move {
             let mut batch = Vec::with_capacity(BATCH_MAX);
-            while gathered.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            while gather(&mut gathered, &mut batch).await {
                 let (elements, replies): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
                 for (reply, result) in replies.into_iter().zip(write(elements).await) {
                     // Who stopped waiting has stopped altogether.
@@ -50,10 +63,24 @@ where
     }
 }
 
+/// Waits for a batch; `false` if there will be none any more.
+async fn gather<T>(gathered: &mut mpsc::Receiver<T>, batch: &mut Vec<T>) -> bool {
+    gathered.recv_many(batch, BATCH_MAX).await;
+    let topping_up = async {
+        while (BUSY_MIN..BATCH_WORTH).contains(&batch.len())
+            && gathered.recv_many(batch, BATCH_MAX - batch.len()).await > 0
+        {}
+    };
+    // What has come by then is the batch.
+    let _is_late = timeout(TOP_UP_TIME_MAX, topping_up).await;
+    !batch.is_empty()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt as _;
     use tokio::sync::Notify;
 
     use super::*;
@@ -88,6 +115,27 @@ mod tests {
         for (n, element) in rest.into_iter().enumerate() {
             assert_eq!(element.await.expect("it ends"), Some((n + 1, 10)), "each its own, in one commit");
         }
+    }
+
+    #[tokio::test]
+    async fn a_busy_journal_waits_a_little_for_more_and_an_idle_one_does_not() {
+        let (sender, mut gathered) = mpsc::channel(BATCH_MAX);
+        let mut batch = Vec::new();
+        for (size, waits) in [(1, false), (BUSY_MIN, true), (BATCH_WORTH, false), (BATCH_MAX, false)] {
+            for element in 0..size {
+                sender.send(element).await.expect("there is room");
+            }
+            let is_there = gather(&mut gathered, &mut batch).now_or_never();
+            assert_eq!(is_there, (!waits).then_some(true), "{size}");
+            if waits {
+                sender.send(size).await.expect("there is room");
+                assert!(gather(&mut gathered, &mut batch).await);
+                assert_eq!(batch.last(), Some(&size));
+            }
+            batch.clear();
+        }
+        drop(sender);
+        assert!(!gather(&mut gathered, &mut batch).await);
     }
 
     #[tokio::test]
