@@ -347,7 +347,7 @@ pub struct FingerprintSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Work")]
 pub struct WorkSettings {
-    /// How many requests a replica has in flight at once; a quarter more jobs are opened ahead of them
+    /// How many requests a replica has in flight at once; half as many more jobs are opened ahead of them
     #[arg(
         long,
         env = "CONCURRENCY",

@@ -24,7 +24,7 @@ async fn waits_until_mended(
         assert!(worker.log().contains(setting), "{}", worker.log());
     }
     world.wait_for_consumers(0).await;
-    assert!(world.count_ready("kyc.document-updates").await >= 20 - 6 * replicas as u32, "a backlog stays");
+    assert!(world.count_ready("kyc.document-updates").await >= 20 - 8 * replicas as u32, "a backlog stays");
     world
         .wait_for("everything begun to be parked", async || {
             let begun =
