@@ -1,6 +1,6 @@
 -- Postgres reads each check and each trigger's condition from its text anew for every statement that
--- writes the table, which for a batch of a few jobs costs as much as writing them. The same rules in
--- fewer words: what a row must have goes by whether it has ended, and then by its state.
+-- writes the table, which tells where a batch has few jobs. The same rules in fewer words: what a row
+-- must have goes by whether it has ended, and then by its state.
 
 alter table submission
     drop constraint submission_state_known,
