@@ -213,16 +213,7 @@ impl Journal {
                     verification_due_at = now() + make_interval(secs => $7)
                 from told
                 where s.job_id = told.job_id and told.ends
-                returning s.job_id, s.customer_id
-            ), waiters as (
-                select w.job_id
-                from submission w
-                join accepted on accepted.customer_id = w.customer_id
-                where w.state = 'waiting' and w.waiting_for = 'customer'
-                    and w.job_id <> accepted.job_id
-                for update of w skip locked
-            ), woken as (
-                update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
+                returning s.job_id
             )
             select count(*) as "accepted!" from accepted"#,
             claim.job_id,
@@ -235,9 +226,13 @@ impl Journal {
             head.entries,
             &head.mac as &[u8],
         )
-        .fetch_one(tx)
-        .await?;
-        Ok(has_ended == 1)
+        .fetch_one(&mut *tx)
+        .await?
+            == 1;
+        if has_ended {
+            wake_waiters(tx, &[claim.customer_id], Some(claim.job_id)).await?;
+        }
+        Ok(has_ended)
     }
 }
 
