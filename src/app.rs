@@ -339,7 +339,8 @@ pub async fn take_in<F>(
         if !delivery.is_live() {
             continue;
         }
-        jobs.spawn(handle(delivery, place));
+        // Boxed: to spawn a future, and to drop it, copies it whole a dozen times.
+        jobs.spawn(Box::pin(handle(delivery, place)));
     }
 }
 
