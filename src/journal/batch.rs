@@ -3,15 +3,15 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
-use time::OffsetDateTime;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::open::{NewRow, Opened, open_many};
+use super::open::{NewRow, Opened, Slots, open_many};
 use super::seal::Fingerprinter;
 use super::settle::{Closing, close_many};
 use super::{CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
@@ -22,6 +22,10 @@ const BEGIN: &str = "begin; select now()";
 
 /// A row that somebody holds keeps a batch for no longer than this.
 const LOCK_TIMEOUT: &str = "250ms";
+
+/// For so long after one of them was taken, `job_id`s and slots are no longer expected to be free:
+/// a batch that expects them in vain is written twice.
+const CAUTION_TIME: Duration = Duration::from_secs(10);
 
 /// What a job has written with others.
 pub(super) enum Change {
@@ -54,6 +58,8 @@ pub(super) struct Batches {
     /// The connection, and when it was last of use. Taken out for a batch and put back once that
     /// is committed: one on which anything else happened is never used again.
     kept: Mutex<Option<(PgConnection, Instant)>>,
+    /// When a `job_id` or a slot was last found to be taken.
+    taken_at: Mutex<Option<Instant>>,
 }
 
 impl BatchThread {
@@ -93,7 +99,7 @@ impl Batches {
         fingerprinter: Fingerprinter,
     ) -> Self {
         let options = options.clone().options([("lock_timeout", LOCK_TIMEOUT)]);
-        Self { options, worker, limits, fingerprinter, kept: Mutex::new(None) }
+        Self { options, worker, limits, fingerprinter, kept: Mutex::new(None), taken_at: Mutex::new(None) }
     }
 
     /// Commits a batch. Returns nothing if that failed, and the batch's parts are retried alone,
@@ -101,10 +107,15 @@ impl Batches {
     pub async fn commit(&self, changes: &[Change]) -> Vec<Option<Written>> {
         let written = bounded(async {
             let mut connection = self.connection().await?;
-            let now = connection.fetch_one(BEGIN).await?.try_get(0)?;
-            let written = self.write(&mut connection, now, changes).await?;
-            connection.execute("commit").await?;
-            *self.kept() = Some((connection, Instant::now()));
+            let written = match self.write(&mut connection, self.slots(), changes).await {
+                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                    *lock(&self.taken_at) = Some(Instant::now());
+                    connection.execute("rollback").await?;
+                    self.write(&mut connection, Slots::MaybeTaken, changes).await?
+                }
+                written => written?,
+            };
+            *lock(&self.kept) = Some((connection, Instant::now()));
             Ok(written)
         })
         .await;
@@ -122,7 +133,7 @@ impl Batches {
     async fn write(
         &self,
         tx: &mut PgConnection,
-        now: OffsetDateTime,
+        slots: Slots,
         changes: &[Change],
     ) -> sqlx::Result<Vec<Option<Written>>> {
         let (mut rows, mut closings) = (Vec::new(), Vec::new());
@@ -132,8 +143,10 @@ impl Batches {
                 Change::Close(closing) => closings.push(Arc::clone(closing)),
             }
         }
-        let opened = open_many(tx, &self.worker, &self.limits, &rows).await?;
+        let now = tx.fetch_one(BEGIN).await?.try_get(0)?;
+        let opened = open_many(tx, &self.worker, &self.limits, slots, &rows).await?;
         let closed = close_many(tx, &self.worker, &self.fingerprinter, &self.limits, now, &closings).await?;
+        tx.execute("commit").await?;
         let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
         let written = changes.iter().map(|change| match change {
             Change::Open(_) => opened.next().flatten().map(Written::Opened),
@@ -142,8 +155,13 @@ impl Batches {
         Ok(written.collect())
     }
 
+    fn slots(&self) -> Slots {
+        let is_cautious = lock(&self.taken_at).is_some_and(|at| at.elapsed() < CAUTION_TIME);
+        if is_cautious { Slots::MaybeTaken } else { Slots::Free }
+    }
+
     async fn connection(&self) -> sqlx::Result<PgConnection> {
-        let kept = self.kept().take();
+        let kept = lock(&self.kept).take();
         if let Some((mut connection, used_at)) = kept
             && (used_at.elapsed() < IDLE_TIME_MIN
                 || matches!(timeout(PING_TIME_MAX, connection.ping()).await, Ok(Ok(()))))
@@ -155,8 +173,8 @@ impl Batches {
             Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
         }
     }
+}
 
-    fn kept(&self) -> MutexGuard<'_, Option<(PgConnection, Instant)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

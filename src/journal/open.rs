@@ -49,6 +49,22 @@ struct Found {
     begun_at: Option<OffsetDateTime>,
 }
 
+/// A job that was let in and claimed.
+struct Inserted {
+    job_id: Uuid,
+    begun_at: OffsetDateTime,
+}
+
+/// What is expected of the `job_id`s and the customers' slots of new jobs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Slots {
+    /// None is taken. If one is, nothing is written: a unique violation.
+    Free,
+    /// Some may be taken, and nothing is written of those. Postgres looks each of them up before
+    /// it inserts, holds a lock of its own while it does, and logs that it did.
+    MaybeTaken,
+}
+
 /// A job as its row will have it.
 pub(super) struct NewRow {
     job_id: Uuid,
@@ -136,10 +152,11 @@ impl Journal {
     ) -> sqlx::Result<Opened> {
         loop {
             if row.t0.is_some()
-                && let Some(opened) = open_many(tx, &self.worker, &self.limits, std::slice::from_ref(row))
-                    .await?
-                    .pop()
-                    .flatten()
+                && let Some(opened) =
+                    open_many(tx, &self.worker, &self.limits, Slots::MaybeTaken, &[Arc::clone(row)])
+                        .await?
+                        .pop()
+                        .flatten()
             {
                 return Ok(opened);
             }
@@ -286,7 +303,7 @@ impl NewRow {
 }
 
 /// Claims jobs and begins their first attempts. `None` for those whose `job_id`, or whose
-/// customer's slot, is taken: nothing is written of them.
+/// customer's slot, is taken, be it by another of them: nothing is written of them.
 ///
 /// The slots first: the unique index decides between replicas. Then the look, in a statement
 /// of its own, whose snapshot is newer than the slots.
@@ -294,16 +311,21 @@ pub(super) async fn open_many(
     tx: &mut PgConnection,
     worker: &str,
     limits: &Limits,
+    slots: Slots,
     rows: &[Arc<NewRow>],
 ) -> sqlx::Result<Vec<Option<Opened>>> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    // Of two with one job_id the second goes alone, and is compared with the first.
-    let mut job_ids = HashSet::with_capacity(rows.len());
-    let distinct: Vec<&NewRow> =
-        rows.iter().map(Arc::as_ref).filter(|row| job_ids.insert(row.job_id)).collect();
-    let claimed = insert_claimed(tx, worker, limits, &distinct).await?;
+    // Of two with one job_id, or one customer, the second goes alone, and is compared with the first.
+    let (mut job_ids, mut customers) =
+        (HashSet::with_capacity(rows.len()), HashSet::with_capacity(rows.len()));
+    let distinct: Vec<&NewRow> = rows
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|row| job_ids.insert(row.job_id) && customers.insert(row.customer_id))
+        .collect();
+    let claimed = insert_claimed(tx, worker, limits, slots, &distinct).await?;
     let claimed: Vec<(&NewRow, OffsetDateTime)> =
         distinct.into_iter().filter_map(|row| Some((row, *claimed.get(&row.job_id)?))).collect();
     let contenders: Vec<Contender> = claimed.iter().map(|(row, _)| row.contender()).collect();
@@ -334,38 +356,51 @@ async fn insert_claimed(
     tx: &mut PgConnection,
     worker: &str,
     limits: &Limits,
+    slots: Slots,
     rows: &[&NewRow],
 ) -> sqlx::Result<HashMap<Uuid, OffsetDateTime>> {
-    let inserted = sqlx::query!(
-        r#"-- insert_claimed
-        insert into submission (
-            job_id, customer_id, document_type, document_number_last4, content_hmac,
-            requested_at, received_at, expires_at, correlation_id, sealed_payload,
-            state, attempts, claim_token, claimed_by, claimed_until
-        )
-        select new.*, 'submitting', 1, 1, $11, now() + make_interval(secs => $12)
-        from unnest(
-            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
-            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[]
-        ) as new (job_id, customer_id)
-        order by new.customer_id, new.job_id
-        on conflict do nothing
-        returning job_id, now() as "begun_at!""#,
-        &column(rows, |row| row.job_id),
-        &column(rows, |row| row.customer_id),
-        &column(rows, |row| row.document_type.as_str()) as &[&str],
-        &column(rows, |row| row.document_number_last4.as_str()) as &[&str],
-        &column(rows, |row| &row.content_hmac[..]) as &[&[u8]],
-        &column(rows, |row| row.requested_at),
-        &column(rows, |row| row.received_at),
-        &column(rows, |row| row.expires_at) as &[Option<OffsetDateTime>],
-        &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
-        &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
-        worker,
-        limits.claim_lease.as_secs_f64(),
-    )
-    .fetch_all(tx)
-    .await?;
+    // One statement, but for what it does where something is taken.
+    macro_rules! insert_claimed {
+        ($name:literal, $on_conflict:literal) => {
+            sqlx::query_as!(
+                Inserted,
+                $name
+                    + r#"
+                    insert into submission (
+                        job_id, customer_id, document_type, document_number_last4, content_hmac,
+                        requested_at, received_at, expires_at, correlation_id, sealed_payload,
+                        state, attempts, claim_token, claimed_by, claimed_until
+                    )
+                    select new.*, 'submitting', 1, 1, $11, now() + make_interval(secs => $12)
+                    from unnest(
+                        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
+                        $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[]
+                    ) as new (job_id, customer_id)
+                    order by new.customer_id, new.job_id
+                    "#
+                    + $on_conflict
+                    + r#" returning job_id, now() as "begun_at!""#,
+                &column(rows, |row| row.job_id),
+                &column(rows, |row| row.customer_id),
+                &column(rows, |row| row.document_type.as_str()) as &[&str],
+                &column(rows, |row| row.document_number_last4.as_str()) as &[&str],
+                &column(rows, |row| &row.content_hmac[..]) as &[&[u8]],
+                &column(rows, |row| row.requested_at),
+                &column(rows, |row| row.received_at),
+                &column(rows, |row| row.expires_at) as &[Option<OffsetDateTime>],
+                &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
+                &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
+                worker,
+                limits.claim_lease.as_secs_f64(),
+            )
+            .fetch_all(tx)
+            .await?
+        };
+    }
+    let inserted = match slots {
+        Slots::Free => insert_claimed!("-- insert_claimed", ""),
+        Slots::MaybeTaken => insert_claimed!("-- insert_claimed_if_free", "on conflict do nothing"),
+    };
     Ok(inserted.into_iter().map(|row| (row.job_id, row.begun_at)).collect())
 }
 

@@ -64,6 +64,29 @@ fn jobs_that_come_together_share_their_commits() {
 }
 
 #[test]
+fn what_is_taken_already_keeps_the_others_from_sharing_no_commit() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let known = job_asked(Uuid::new_v4(), 0);
+        open(&journal, &known).await;
+        let busy = job_asked(known.customer_id, 60);
+        for (round, taken) in [&known, &busy].into_iter().enumerate() {
+            let others = jobs(JOBS);
+            let admission = Admission::Claim(Moment::now());
+            let opening = journal.open(taken, OffsetDateTime::now_utc(), admission);
+            let (opened, _) = tokio::join!(opening, open_all(&journal, &others));
+            match (round, opened.expect("it is written down")) {
+                (0, Opened::Known) | (1, Opened::Parked) => {}
+                (round, other) => panic!("{round}: {other:?}"),
+            }
+        }
+        let commits = world.count("select count(distinct xmin::text) from submission").await;
+        assert_eq!(world.count("select count(*) from submission").await, 602);
+        assert!(commits <= 60, "{commits} commits for 602 jobs");
+    });
+}
+
+#[test]
 fn a_job_that_must_wait_for_its_customer_keeps_no_other_waiting() {
     world(async |world| {
         let journal = Arc::new(journal(&world, "one"));
