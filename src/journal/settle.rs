@@ -282,9 +282,9 @@ impl Closing {
 
 /// Closes attempts, adds their results to the histories and moves their submissions on; whoever
 /// releases a slot wakes the customer's waiters. Those are few, and so are customers at their
-/// limit: statements of their own, which a batch without any is spared. `None` for those whose claim is gone, or to
-/// whose history something was added since it was made: their results go with other MACs. `now`
-/// is the transaction's time, which the rows get as `now()`.
+/// limit: statements of their own, which a batch without any is spared. `None` for those whose
+/// claim is gone, or to whose history something was added since it was made: their results go
+/// with other MACs. `now` is the transaction's time, which the rows get as `now()`.
 pub(super) async fn close_many(
     tx: &mut PgConnection,
     worker: &str,
@@ -375,17 +375,17 @@ pub(super) async fn close_many(
     .fetch_all(&mut *tx)
     .await?;
     let closed: HashMap<Uuid, bool> = closed.into_iter().map(|row| (row.job_id, row.has_waiters)).collect();
-    let customers_of = |is_meant: &dyn Fn(&Closing, bool) -> bool| -> Vec<Uuid> {
-        let closed = closings.iter().filter_map(|c| Some((c, *closed.get(&c.claim.job_id)?)));
-        closed
-            .filter(|(c, has_waiters)| is_meant(c, *has_waiters))
-            .map(|(c, _)| c.claim.customer_id)
-            .collect()
+    let awaited = |c: &&Closing| closed.get(&c.claim.job_id) == Some(&true);
+    wake_waiters(tx, &customers(closings.iter().copied().filter(awaited)), None).await?;
+    let limited = |c: &&Closing| {
+        closed.contains_key(&c.claim.job_id) && c.reason_code == Some(Rejection::UpdateLimitExceeded.code())
     };
-    wake_waiters(tx, &customers_of(&|_, has_waiters| has_waiters), None).await?;
-    let is_limited = |c: &Closing, _| c.reason_code == Some(Rejection::UpdateLimitExceeded.code());
-    note_limits(tx, &customers_of(&is_limited)).await?;
+    note_limits(tx, &customers(closings.iter().copied().filter(limited))).await?;
     Ok(column(&closings, |c| closed.get(&c.claim.job_id).map(|_| ())))
+}
+
+fn customers<'a>(closings: impl Iterator<Item = &'a Closing>) -> Vec<Uuid> {
+    closings.map(|closing| closing.claim.customer_id).collect()
 }
 
 /// The provider has just said of these customers that their updates are used up.
