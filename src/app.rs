@@ -339,7 +339,7 @@ pub async fn take_in<F>(
         if !delivery.is_live() {
             continue;
         }
-        // Boxed: to spawn a future, and to drop it, copies it whole a dozen times.
+        // Boxed: to spawn a future, and to drop it, copies it whole ten times.
         jobs.spawn(Box::pin(handle(delivery, place)));
     }
 }
