@@ -2,13 +2,14 @@
 //! is done today dearer.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kyc_worker::config::{DatabaseSettings, Secret};
 use kyc_worker::journal::{self, budget, list, report, story};
+use parking_lot::Mutex;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::timeout;
@@ -313,14 +314,14 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn text(&self) -> String {
-        let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.0.lock();
         String::from_utf8_lossy(&lines).into_owned()
     }
 }
 
 impl io::Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(line);
+        self.0.lock().extend_from_slice(line);
         Ok(line.len())
     }
 

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
@@ -73,12 +73,12 @@ impl Intake {
 
     /// Whether the intake is paused for `reason`.
     pub fn is_paused_for(&self, reason: Reason) -> bool {
-        self.pauses.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&reason)
+        self.pauses.lock().contains_key(&reason)
     }
 
     /// The names of all reasons that the intake is paused for.
     pub fn paused_for(&self) -> Vec<String> {
-        let pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let pauses = self.pauses.lock();
         pauses.keys().map(|reason| reason.name().to_owned()).collect()
     }
 
@@ -86,7 +86,7 @@ impl Intake {
     /// nothing; and what passes by itself is told once, in how many words ever it fails.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
         let pause = Pause { severity, cause: cause.to_string(), since: Instant::now() };
-        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pauses = self.pauses.lock();
         let before = pauses.insert(reason, pause);
         let cause = pauses[&reason].cause.as_str();
         match (severity, before) {
@@ -114,7 +114,7 @@ impl Intake {
     }
 
     fn resume_if(&self, reason: Reason, is_over: impl FnOnce(&Pause) -> bool) {
-        let mut pauses = self.pauses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pauses = self.pauses.lock();
         if !pauses.get(&reason).is_some_and(is_over) {
             return;
         }

@@ -1,10 +1,11 @@
 //! Whether a replica's loops move. One that stands still for long will not recover by
 //! itself: the heartbeat then stops too, and whoever probes the replica starts it anew.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// Far longer than any turn takes while the database or the broker is away.
@@ -25,11 +26,11 @@ impl Default for Loop {
 impl Loop {
     /// Shows it.
     pub fn turn(&self) {
-        *self.turned_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        *self.turned_at.lock() = Instant::now();
     }
 
     fn stands_still(&self, now: Instant) -> bool {
-        let turned_at = *self.turned_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let turned_at = *self.turned_at.lock();
         now.saturating_duration_since(turned_at) >= STANDSTILL
     }
 }

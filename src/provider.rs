@@ -4,14 +4,15 @@
 mod inspect;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use parking_lot::RwLock;
 use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Client, Method, Response, Url, redirect, retry};
 use serde::Deserialize;
@@ -141,7 +142,7 @@ impl Provider {
     /// When the API key cannot be a header.
     pub fn set_credentials(&self, signer: Signer) -> anyhow::Result<bool> {
         let credentials = Arc::new(Credentials::new(signer)?);
-        let mut current = self.credentials.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.credentials.write();
         // Two signers are the same if they sign the same.
         let is_other = current.api_key != credentials.api_key
             || current.signer.sign(0, EMPTY_BODY) != credentials.signer.sign(0, EMPTY_BODY);
@@ -293,7 +294,7 @@ impl Provider {
     }
 
     fn credentials(&self) -> Arc<Credentials> {
-        Arc::clone(&self.credentials.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.credentials.read())
     }
 
     fn request(&self, method: Method, url: Url, headers: SignedHeaders) -> reqwest::RequestBuilder {

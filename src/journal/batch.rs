@@ -2,9 +2,10 @@
 //! its own, so that a batch waits for the database and not for its turn among the jobs.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -109,13 +110,13 @@ impl Batches {
             let mut connection = self.connection().await?;
             let written = match self.write(&mut connection, self.slots(), changes).await {
                 Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
-                    *lock(&self.taken_at) = Some(Instant::now());
+                    *self.taken_at.lock() = Some(Instant::now());
                     connection.execute("rollback").await?;
                     self.write(&mut connection, Slots::MaybeTaken, changes).await?
                 }
                 written => written?,
             };
-            *lock(&self.kept) = Some((connection, Instant::now()));
+            *self.kept.lock() = Some((connection, Instant::now()));
             Ok(written)
         })
         .await;
@@ -156,12 +157,12 @@ impl Batches {
     }
 
     fn slots(&self) -> Slots {
-        let is_cautious = lock(&self.taken_at).is_some_and(|at| at.elapsed() < CAUTION_TIME);
+        let is_cautious = self.taken_at.lock().is_some_and(|at| at.elapsed() < CAUTION_TIME);
         if is_cautious { Slots::MaybeTaken } else { Slots::Free }
     }
 
     async fn connection(&self) -> sqlx::Result<PgConnection> {
-        let kept = lock(&self.kept).take();
+        let kept = self.kept.lock().take();
         if let Some((mut connection, used_at)) = kept
             && (used_at.elapsed() < IDLE_TIME_MIN
                 || matches!(timeout(PING_TIME_MAX, connection.ping()).await, Ok(Ok(()))))
@@ -173,8 +174,4 @@ impl Batches {
             Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
         }
     }
-}
-
-fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

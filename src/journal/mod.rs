@@ -28,11 +28,12 @@ mod verification;
 mod writer;
 
 use std::io;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
+use parking_lot::{Mutex, const_mutex};
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
@@ -120,7 +121,7 @@ const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
 /// When connections were last found to be of no use that others of their age may share:
 /// forgotten by the network, or made while the database was read-only. Process-wide, as
 /// a pool's hooks know nothing of its journal.
-static DISTRUSTED_AT: Mutex<Option<Instant>> = Mutex::new(None);
+static DISTRUSTED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
 /// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
 /// may hold for as long as the connection does.
@@ -189,7 +190,7 @@ async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, Jo
 /// From now on, connections that were made before are closed instead of used. At most once
 /// a second: those made since may be as bad, and are not to be made anew without a pause.
 fn distrust_connections() {
-    let mut distrusted_at = DISTRUSTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut distrusted_at = DISTRUSTED_AT.lock();
     if distrusted_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
         *distrusted_at = Some(Instant::now());
     }
@@ -203,7 +204,7 @@ async fn is_usable(
     idle_time_min: Duration,
     options: &PgConnectOptions,
 ) -> bool {
-    let distrusted_at = *DISTRUSTED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    let distrusted_at = *DISTRUSTED_AT.lock();
     let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
     if about.idle_for < idle_time_min && !is_distrusted {
         return true;

@@ -5,11 +5,12 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use axum::{extract::connect_info::Connected, serve::IncomingStream};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -41,11 +42,11 @@ impl Shears {
     }
 
     fn get(&self) -> Option<Cut> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     fn set(&self, cut: Option<Cut>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = cut;
+        *self.0.lock() = cut;
     }
 }
 
