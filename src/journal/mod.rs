@@ -286,15 +286,16 @@ fn column<'a, T, C>(rows: &[&'a T], of: impl Fn(&'a T) -> C) -> Vec<C> {
 
 /// Every statement of the worker's looks few rows up by an index. On tables that are new, or
 /// that grew since they were analyzed, Postgres would rather read them whole, and remember that
-/// plan for as long as the connection lives. Compiling a plan, or sharing it among processes,
-/// pays for none of them.
-const LOOK_UP_BY_INDEX: [(&str, &str); 6] = [
+/// plan for as long as the connection lives. Compiling a plan, sharing it among processes, or making
+/// it anew for each few rows pays for none of them.
+const LOOK_UP_BY_INDEX: [(&str, &str); 7] = [
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
+    ("plan_cache_mode", "force_generic_plan"),
 ];
 
 /// What people ask spans a day of a table that only grows. Where its statistics are older than

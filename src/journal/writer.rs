@@ -19,7 +19,7 @@ const BATCH_WORTH: usize = 128;
 const BUSY_MIN: usize = 8;
 
 /// How long it waits at most.
-const TOP_UP_TIME_MAX: Duration = Duration::from_millis(5);
+const TOP_UP_TIME_MAX: Duration = Duration::from_millis(20);
 
 /// One task that writes batches, one after the other.
 pub(super) struct Writer<T, R> {
