@@ -345,37 +345,27 @@ impl Worker {
     }
 
     /// Writes until the database does it. `None` when the worker stops first.
-    pub(crate) async fn persist<T, F>(&self, write: impl Fn() -> F) -> Option<T>
+    pub(crate) fn persist<T, F>(&self, write: impl Fn() -> F) -> impl Future<Output = Option<T>>
     where
         F: Future<Output = Result<T, JournalError>>,
     {
-        loop {
-            let begun = Instant::now();
-            match write().await {
-                Ok(written) => {
-                    self.intake.resume_by_work(Reason::Database, begun);
-                    return Some(written);
-                }
-                Err(error) => self.note_journal_failure(&error),
-            }
-            self.stopping.run_until_cancelled(sleep(JOURNAL_RETRY_DELAY)).await?;
-        }
-    }
-
-    /// An outage pauses the intake; any other failure is this job's, and tried again.
-    pub fn note_journal_failure(&self, error: &JournalError) {
-        if error.is_outage() {
-            self.intake.pause(Reason::Database, Severity::Passing, chain(error));
-        } else {
-            warn!(error = chain(error), "a write failed, trying it again");
-        }
+        self.persist_with_pauses(write, || self.stopping.run_until_cancelled(sleep(JOURNAL_RETRY_DELAY)))
     }
 
     /// Writes what an attempt came to until the database does it; `None` when the claim is
     /// gone. A known answer is not thrown away: shutdown's deadline alone ends this.
-    async fn persist_result<T, F>(&self, write: impl Fn() -> F) -> Option<T>
+    fn persist_result<T, F>(&self, write: impl Fn() -> F) -> impl Future<Output = Option<T>>
     where
         F: Future<Output = Result<T, JournalError>>,
+    {
+        self.persist_with_pauses(write, || sleep(JOURNAL_RETRY_DELAY).map(Some))
+    }
+
+    /// Writes until the database does it, the claim is gone, or a pause between two tries says so.
+    async fn persist_with_pauses<T, F, P>(&self, write: impl Fn() -> F, pause: impl Fn() -> P) -> Option<T>
+    where
+        F: Future<Output = Result<T, JournalError>>,
+        P: Future<Output = Option<()>>,
     {
         loop {
             let begun = Instant::now();
@@ -387,7 +377,16 @@ impl Worker {
                 Err(JournalError::Fenced) => return None,
                 Err(error) => self.note_journal_failure(&error),
             }
-            sleep(JOURNAL_RETRY_DELAY).await;
+            pause().await?;
+        }
+    }
+
+    /// An outage pauses the intake; any other failure is this job's, and tried again.
+    pub fn note_journal_failure(&self, error: &JournalError) {
+        if error.is_outage() {
+            self.intake.pause(Reason::Database, Severity::Passing, chain(error));
+        } else {
+            warn!(error = chain(error), "a write failed, trying it again");
         }
     }
 }

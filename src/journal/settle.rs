@@ -72,8 +72,7 @@ impl Journal {
                 Outcome::Accepted(acceptance) => Some(acceptance.clone()),
                 _ => None,
             },
-            due_in_seconds: None,
-            ..Closing::in_motion(claim, result, outcome.state(), Duration::ZERO)
+            ..Closing::of(claim, result, outcome.state())
         })
         .await
     }
@@ -261,20 +260,31 @@ impl Closing {
     fn in_motion(claim: &Claim, result: &AttemptResult, state: &'static str, due_in: Duration) -> Self {
         let verdict = &result.verdict;
         Self {
+            due_in_seconds: Some(due_in.as_secs_f64()),
+            reason_code: verdict.detail().or(Some(verdict.name())),
+            reason: format!("attempt {} ended {}", claim.attempt, verdict.name()).into(),
+            keeps_payload: true,
+            ..Self::of(claim, result, state)
+        }
+    }
+
+    /// One that leaves the submission in `state`, without saying why.
+    fn of(claim: &Claim, result: &AttemptResult, state: &'static str) -> Self {
+        Self {
             claim: *claim,
-            verdict: verdict.name(),
-            detail: verdict.detail(),
+            verdict: result.verdict.name(),
+            detail: result.verdict.detail(),
             http_status: result.http_status.map(i32::from),
             provider_message: result.provider_message.clone(),
             error: result.error,
             duration_ms: millis(result.duration),
             state,
             waiting_for: None,
-            due_in_seconds: Some(due_in.as_secs_f64()),
+            due_in_seconds: None,
             retries: 0,
-            reason_code: verdict.detail().or(Some(verdict.name())),
-            reason: format!("attempt {} ended {}", claim.attempt, verdict.name()).into(),
-            keeps_payload: true,
+            reason_code: None,
+            reason: Cow::default(),
+            keeps_payload: false,
             acceptance: None,
         }
     }
