@@ -183,7 +183,7 @@ async fn check_stale_owner_sends_nothing(world: &World, point: &str) {
     world.wait_for_state(job_id, &["unknown"]).await;
     stale.signal("CONT");
     assert_eq!(wait_for_late_verdict(world, job_id).await, "not_sent", "stopped at {point}");
-    assert!(stale.log().contains("the claim was lost"), "stopped at {point}");
+    world.wait_for_log(&stale, "the claim was lost").await;
     world.wait_for_all_accepted(&[job_id]).await;
     let attempts = world.attempts(job_id).await;
     let verdicts: Vec<_> = attempts.iter().map(|attempt| attempt.verdict.as_deref()).collect();
@@ -321,7 +321,7 @@ fn check_failed_attempt(point: &str, ending: &Ending) {
     world(async |world| {
         world.declare_topology().await;
         let (worker, job_id) = panicked_at(&world, point, None).await;
-        assert!(worker.log().contains("the worker failed in an attempt"));
+        world.wait_for_log(&worker, "the worker failed in an attempt").await;
         check_ending(&world, job_id, &Ending { deliveries: 1, ..*ending }).await;
         let told = "select count(*) from attempt where number = 1 and error like 'the worker failed%'";
         assert_eq!(world.count(told).await, 1);
