@@ -71,7 +71,7 @@ fn view(state: &mut Everything, customer_id: Uuid) -> Response {
 }
 
 async fn show_customer(State(sandbox): State<Arc<Sandbox>>, Path(id): Path<Uuid>) -> Response {
-    view(&mut sandbox.lock(), id)
+    view(&mut sandbox.state.lock(), id)
 }
 
 async fn change_customer(
@@ -83,7 +83,7 @@ async fn change_customer(
     if id.is_nil() {
         return Err(refuse("the nil customer never exists"));
     }
-    let mut state = sandbox.lock();
+    let mut state = sandbox.state.lock();
     let state = &mut *state;
     state.customers.record(id, Instant::now()).change(change, &state.settings, Instant::now());
     Ok(view(state, id))
@@ -91,22 +91,22 @@ async fn change_customer(
 
 async fn post_rule(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Result<impl IntoResponse, Refusal> {
     let rule = Rule::parse(&body).map_err(refuse)?;
-    let id = sandbox.lock().rules.post(rule);
+    let id = sandbox.state.lock().rules.post(rule);
     Ok((StatusCode::CREATED, Json(json!({ "id": id }))))
 }
 
 async fn list_rules(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    let state = sandbox.lock();
+    let state = sandbox.state.lock();
     Json(state.rules.iter().collect::<Vec<_>>()).into_response()
 }
 
 async fn remove_rules(State(sandbox): State<Arc<Sandbox>>) -> StatusCode {
-    sandbox.lock().rules.clear();
+    sandbox.state.lock().rules.clear();
     StatusCode::NO_CONTENT
 }
 
 async fn remove_rule(State(sandbox): State<Arc<Sandbox>>, Path(id): Path<u64>) -> StatusCode {
-    match sandbox.lock().rules.remove(id) {
+    match sandbox.state.lock().rules.remove(id) {
         true => StatusCode::NO_CONTENT,
         false => StatusCode::NOT_FOUND,
     }
@@ -140,7 +140,7 @@ async fn change_settings(State(sandbox): State<Arc<Sandbox>>, body: Bytes) -> Re
     let change: SettingsChange = parse(&body)?;
     let profile = change.signing_profile.map(|name| Profile::from_str(&name, false));
     let profile = profile.transpose().map_err(|error| refuse(format!("signing_profile: {error}")))?;
-    let settings = &mut sandbox.lock().settings;
+    let settings = &mut sandbox.state.lock().settings;
     set(&mut settings.api_key, change.api_key);
     set(&mut settings.api_secret, change.api_secret);
     set(&mut settings.signing_profile, profile);
@@ -165,15 +165,15 @@ fn ndjson<K, T: Serialize>(records: &BTreeMap<K, T>) -> Response {
 }
 
 async fn patches(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    ndjson(&sandbox.lock().oracle.patches)
+    ndjson(&sandbox.state.lock().oracle.patches)
 }
 
 async fn updates(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    ndjson(&sandbox.lock().oracle.updates)
+    ndjson(&sandbox.state.lock().oracle.updates)
 }
 
 async fn reads(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    ndjson(&sandbox.lock().oracle.reads)
+    ndjson(&sandbox.state.lock().oracle.reads)
 }
 
 /// A customer as the provider tells of it.
@@ -185,7 +185,7 @@ struct CustomerRecord<'a> {
 }
 
 async fn customers(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    let mut state = sandbox.lock();
+    let mut state = sandbox.state.lock();
     let records: BTreeMap<Uuid, CustomerRecord<'_>> = state
         .customers
         .records(Instant::now())
@@ -210,7 +210,7 @@ struct Summary<'a> {
 }
 
 async fn summary(State(sandbox): State<Arc<Sandbox>>) -> Response {
-    let state = sandbox.lock();
+    let state = sandbox.state.lock();
     Json(Summary {
         counts: &state.oracle.counts,
         customers: state.customers.len(),
@@ -222,6 +222,6 @@ async fn summary(State(sandbox): State<Arc<Sandbox>>) -> Response {
 }
 
 async fn reset(State(sandbox): State<Arc<Sandbox>>) -> StatusCode {
-    sandbox.lock().reset();
+    sandbox.state.lock().reset();
     StatusCode::NO_CONTENT
 }

@@ -75,7 +75,7 @@ pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &
         }
         Answer::Garbage {} => ([(CONTENT_TYPE, JSON)], GARBAGE).into_response(),
     };
-    let state = sandbox.lock();
+    let state = sandbox.state.lock();
     if state.settings.close_connections {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }

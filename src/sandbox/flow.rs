@@ -58,7 +58,7 @@ async fn exchange(sandbox: &Arc<Sandbox>, shears: &Shears, request: Request) -> 
     };
     arriving.complete();
 
-    let visit = Arc::new(sandbox.lock().receive(&head, &body));
+    let visit = Arc::new(sandbox.state.lock().receive(&head, &body));
     let _open = Open::count(sandbox, &visit);
 
     let carried_out = tokio::spawn(carry_out(Arc::clone(sandbox), Arc::clone(&visit)));
@@ -67,7 +67,7 @@ async fn exchange(sandbox: &Arc<Sandbox>, shears: &Shears, request: Request) -> 
     let response = render(sandbox, shears, reply, &visit.fault.answer);
     let status = response.as_ref().map(|response| response.status().as_u16());
     if let (Some(seq), Some(status)) = (visit.patch_seq.or(visit.read_seq), status) {
-        sandbox.lock().oracle.answered(seq, status);
+        sandbox.state.lock().oracle.answered(seq, status);
     }
     if sandbox.logs_requests {
         let (method, path) = (head.method.as_str(), head.uri.path());
@@ -97,13 +97,13 @@ struct Visit {
 
 async fn carry_out(sandbox: Arc<Sandbox>, visit: Arc<Visit>) -> Reply {
     pause(visit.latency + visit.fault.delay_before()).await;
-    let reply = sandbox.lock().perform(&visit);
+    let reply = sandbox.state.lock().perform(&visit);
     if let (Ok(Call::Update(update)), Apply::AfterMs(ms)) = (&visit.call, visit.fault.apply) {
         let (sandbox, update, seq) = (Arc::clone(&sandbox), update.clone(), visit.patch_seq);
         tokio::spawn(async move {
             pause(Duration::from_millis(ms)).await;
             // Its answer was given long ago; what became of it, the oracle now knows.
-            let _ = sandbox.lock().apply(&update, seq, Timing::Late);
+            let _ = sandbox.state.lock().apply(&update, seq, Timing::Late);
         });
     }
     pause(visit.fault.delay_after()).await;
@@ -285,7 +285,7 @@ impl<'a> Arriving<'a> {
 impl Drop for Arriving<'_> {
     fn drop(&mut self) {
         if let Some(sandbox) = self.0 {
-            sandbox.lock().oracle.patch_incomplete();
+            sandbox.state.lock().oracle.patch_incomplete();
         }
     }
 }
@@ -300,7 +300,7 @@ struct Open<'a> {
 impl<'a> Open<'a> {
     fn count(sandbox: &'a Sandbox, visit: &Visit) -> Self {
         if let Some(customer_id) = visit.patched {
-            let mut state = sandbox.lock();
+            let mut state = sandbox.state.lock();
             let open = state.open.entry(customer_id).or_default();
             open.now += 1;
             open.max = open.max.max(open.now);
@@ -312,7 +312,7 @@ impl<'a> Open<'a> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         if let Some(customer_id) = self.customer_id {
-            self.sandbox.lock().open.entry(customer_id).and_modify(|open| open.now -= 1);
+            self.sandbox.state.lock().open.entry(customer_id).and_modify(|open| open.now -= 1);
         }
     }
 }

@@ -25,7 +25,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -225,16 +225,10 @@ impl Drop for Running {
 }
 
 struct Sandbox {
+    /// Its lock is never held across an await.
     state: Mutex<State>,
     logs_requests: bool,
     stop: CancellationToken,
-}
-
-impl Sandbox {
-    /// Never held across an await. A panic elsewhere must not silence the oracle.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
 }
 
 /// Everything that changes while the sandbox runs.
