@@ -123,7 +123,7 @@ fn a_backlog_outlives_a_provider_that_is_away_and_loses_only_time() {
         println!("{} jobs, {} s of refused connections: {toll}", backlog(), outage().as_secs());
         // The kernel may have accepted one in the moment in which the port closed.
         assert!(toll.doubted.len() <= 1, "all accepted, each PATCHed once: {:?}", toll.doubted);
-        world.wait_for_log(&worker, "intake resumed").await;
+        assert!(worker.log().contains("intake resumed"));
     });
 }
 
