@@ -160,11 +160,6 @@ impl Provider {
         self.credentials().signer.clone()
     }
 
-    /// What no message of the provider's may repeat into a row.
-    pub fn api_key(&self) -> String {
-        self.credentials().signer.api_key().to_owned()
-    }
-
     /// Signs an update with `t0`'s wall time. The provider refuses a stale timestamp, so
     /// every attempt is signed afresh.
     pub fn sign(&self, request: &UpdateRequest, t0: Moment) -> SignedUpdate {

@@ -191,10 +191,7 @@ impl Worker {
         failpoint::reach("answered");
         let (http_status, provider_message) = match &exchange {
             Exchange::Answered(answer) if answer.status >= 400 => {
-                let api_key = self.provider.api_key();
-                let private = request.private_texts();
-                let private = private.iter().map(String::as_str).chain([api_key.as_str()]);
-                (Some(answer.status), provider_message(answer, private))
+                (Some(answer.status), provider_message(answer))
             }
             Exchange::Answered(answer) => (Some(answer.status), None),
             Exchange::NotSent(_) | Exchange::Lost(_) => (None, None),

@@ -9,15 +9,12 @@ use time::{OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use super::canonical_json::{Json, Profile};
+use super::foreign_text::known_words;
 use super::job::{instant, text_at, uuid};
 use super::signature::Signer;
-use super::verdict::clip;
 
 /// A webhook is a few hundred bytes.
 const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// No status word or failure reason that we keep is longer.
-const TEXT_CHARS_MAX: usize = 100;
 
 /// A webhook as the gateway passed it on.
 #[derive(Clone, Copy)]
@@ -37,7 +34,7 @@ pub struct Notice<'a> {
 pub enum Notification {
     /// Something of a customer.
     Customer(CustomerEvent),
-    /// Something else, of this type.
+    /// Something else, of this type, as far as its words are known.
     Other(String),
 }
 
@@ -46,9 +43,9 @@ pub enum Notification {
 pub struct CustomerEvent {
     /// Whom it is about.
     pub customer_id: Uuid,
-    /// The verification status, as the provider wrote it.
+    /// The verification status; words that nobody knows are withheld.
     pub status: String,
-    /// Why the verification failed.
+    /// Why the verification failed, likewise.
     pub failure_reason: Option<String>,
     /// When it happened, by the provider's clock.
     pub at: OffsetDateTime,
@@ -114,7 +111,7 @@ pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> R
     }
     match text_at(&body, "/type") {
         Some("CUSTOMER") => Ok(Notification::Customer(read_customer_event(&body)?)),
-        Some(other) => Ok(Notification::Other(clip(other, TEXT_CHARS_MAX))),
+        Some(other) => Ok(Notification::Other(known_words(other))),
         None => Err(invalid("/type: is missing, or no text")),
     }
 }
@@ -135,14 +132,14 @@ fn read_customer_event(body: &Json) -> Result<CustomerEvent, Refusal> {
         text_at(body, pointer).ok_or_else(|| invalid(format!("{pointer}: is missing, or no text")))
     };
     let fault = |pointer: &'static str| move |reason: &'static str| invalid(format!("{pointer}: {reason}"));
-    let status = clip(text("/event")?, TEXT_CHARS_MAX);
+    let status = known_words(text("/event")?);
     if status.is_empty() {
         return Err(invalid("/event: is empty"));
     }
     Ok(CustomerEvent {
         customer_id: uuid(text("/id")?).map_err(fault("/id"))?,
         status,
-        failure_reason: text_at(body, "/metadata/failure_reason").map(|reason| clip(reason, TEXT_CHARS_MAX)),
+        failure_reason: text_at(body, "/metadata/failure_reason").map(known_words),
         at: time_of(text("/timestamp")?).map_err(fault("/timestamp"))?,
     })
 }

@@ -231,27 +231,6 @@ impl UpdateRequest {
     fn body(&self) -> Json {
         Json::read(&self.canonical).0
     }
-
-    /// What the customer entered and nobody else may read: the address, the document's
-    /// number, the links and the values of their queries, and every text of the additional
-    /// data. The longest come first, so that none is hidden by a part of it.
-    pub fn private_texts(&self) -> Vec<String> {
-        let body = self.body();
-        let mut texts: Vec<&str> =
-            ["/full_address", DOCUMENT_NUMBER].into_iter().filter_map(|at| text_at(&body, at)).collect();
-        for link in [FRONT_LINK, BACK_LINK].into_iter().filter_map(|at| text_at(&body, at)) {
-            texts.push(link);
-            let query = link.split_once(['?', '#']).map_or("", |(_, query)| query);
-            texts.extend(
-                query.split(['&', '#', ';']).map(|pair| pair.split_once('=').map_or(pair, |(_, it)| it)),
-            );
-        }
-        if let Some(additional) = value_at(&body, "/document_details/additional_data") {
-            collect_texts(additional, &mut texts);
-        }
-        texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-        texts.into_iter().map(str::to_owned).collect()
-    }
 }
 
 /// Cuts off the links' queries and fragments.
@@ -332,14 +311,5 @@ pub(super) fn text_at<'a>(json: &'a Json, pointer: &str) -> Option<&'a str> {
     match value_at(json, pointer)? {
         Json::String(text) => Some(text),
         _ => None,
-    }
-}
-
-fn collect_texts<'a>(json: &'a Json, texts: &mut Vec<&'a str>) {
-    match json {
-        Json::String(text) => texts.push(text),
-        Json::Array(items) => items.iter().for_each(|item| collect_texts(item, texts)),
-        Json::Object(fields) => fields.values().for_each(|value| collect_texts(value, texts)),
-        _ => {}
     }
 }

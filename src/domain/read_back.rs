@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::verdict::{Answer, Body, Exchange, Misconfiguration, Rejection, Verdict, classify, clip};
+use super::foreign_text::known_words;
+use super::verdict::{Answer, Body, Exchange, Misconfiguration, Rejection, Verdict, classify};
 
 /// What a GET of a customer told us. Personal data in the answer is dropped here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -27,10 +28,10 @@ pub enum Reading {
     Failed,
 }
 
-/// What the provider says of a customer.
+/// What the provider says of a customer, as far as its words are known.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CustomerStatus {
-    /// The verification status, as the provider wrote it.
+    /// The verification status; words that nobody knows are withheld.
     pub status: String,
     /// Why the verification failed.
     pub failure_reason: Option<String>,
@@ -42,7 +43,7 @@ pub struct CustomerStatus {
 pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
     if let Exchange::Answered(Answer { status: 200, body: Body::Whole(bytes), .. }) = exchange {
         let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
-        let text = |key: &str| value["data"][key].as_str().map(|text| clip(text, 100));
+        let text = |key: &str| value["data"][key].as_str().map(known_words);
         return match text("status").filter(|_| value["status"] == Value::Bool(true)) {
             Some(status) => Reading::Customer(CustomerStatus {
                 status,

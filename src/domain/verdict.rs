@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use super::foreign_text::{known_id, known_words};
+
 /// What came back from one attempt at the provider.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exchange {
@@ -92,7 +94,7 @@ pub enum Verdict {
 pub struct Acceptance {
     /// `data.id`, or `data.customer_id` as the guide shows it.
     pub reference: Option<String>,
-    /// The customer's verification status, as the provider wrote it.
+    /// The customer's verification status, as far as its words are known.
     pub verification_status: Option<String>,
 }
 
@@ -259,10 +261,10 @@ fn classify_success(body: &Body) -> Verdict {
         return Verdict::Unknown(Phase::UnreadableSuccess);
     };
     let data = &value["data"];
-    let text = |key: &str| data[key].as_str().map(|text| clip(text, 100));
+    let text = |key: &str| data[key].as_str();
     Verdict::Accepted(Acceptance {
-        reference: text("id").or_else(|| text("customer_id")),
-        verification_status: text("status"),
+        reference: text("id").or_else(|| text("customer_id")).map(known_id),
+        verification_status: text("status").map(known_words),
     })
 }
 
@@ -339,61 +341,19 @@ fn collect_errors(field: &str, value: &Value, found: &mut Vec<(String, String)>)
     }
 }
 
-/// The provider's words on a failure, for people: its message and its errors by field,
-/// at most 500 characters. `None` where the answer is not the provider's envelope.
-///
-/// The words may repeat what the customer entered, so every text of `private` is taken
-/// out, and so is every run of five or more digits but its last four.
-pub fn provider_message<'a>(answer: &Answer, private: impl IntoIterator<Item = &'a str>) -> Option<String> {
+/// The provider's words on a failure, for people: its message and its errors by field, as far
+/// as they are [known](known_words), at most 500 characters. `None` where the answer is not the
+/// provider's envelope.
+pub fn provider_message(answer: &Answer) -> Option<String> {
     let refusal = Refusal::read(&answer.body)?;
-    let mut said = refusal.message;
+    let mut said = known_words(&refusal.message);
     for (field, text) in refusal.errors {
         let gap = if said.is_empty() { "" } else { "; " };
-        let label = if field.is_empty() { String::new() } else { format!("{field}: ") };
-        said = format!("{said}{gap}{label}{text}");
+        // A field's name may be an echo, too.
+        let label = if field.is_empty() { String::new() } else { format!("{}: ", known_words(&field)) };
+        said = format!("{said}{gap}{label}{}", known_words(&text));
     }
-    for text in private.into_iter().filter(|text| text.chars().count() >= 4) {
-        said = redact(&said, text);
-    }
-    Some(clip(&mask_digits(&said), 500))
-}
-
-/// Takes out every occurrence of `private`, in any case of its ASCII letters.
-fn redact(text: &str, private: &str) -> String {
-    let (folded, wanted) = (text.to_ascii_lowercase(), private.to_ascii_lowercase());
-    let mut redacted = String::with_capacity(text.len());
-    let mut from = 0;
-    for (at, found) in folded.match_indices(&wanted) {
-        redacted.push_str(&text[from..at]);
-        redacted.push_str("[redacted]");
-        from = at + found.len();
-    }
-    redacted.push_str(&text[from..]);
-    redacted
-}
-
-fn mask_digits(text: &str) -> String {
-    let mut masked = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        let run = rest[start..].find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len() - start);
-        masked.push_str(&rest[..start]);
-        let digits = &rest[start..start + run];
-        if run >= 5 {
-            masked.push('…');
-            masked.push_str(&digits[run - 4..]);
-        } else {
-            masked.push_str(digits);
-        }
-        rest = &rest[start + run..];
-    }
-    masked.push_str(rest);
-    masked
-}
-
-/// At most so many characters of a foreign text, none of them a control character.
-pub(super) fn clip(text: &str, chars_max: usize) -> String {
-    text.chars().filter(|c| !c.is_control()).take(chars_max).collect()
+    Some(said.chars().take(500).collect())
 }
 
 impl Body {
@@ -489,12 +449,19 @@ mod tests {
 
     #[test]
     fn an_acceptance_is_read_as_the_reference_and_as_the_guide_show_it() {
-        let reference =
-            answer(200, r#"{"status":true,"message":"Success","data":{"id":"a","status":"UNVERIFIED"}}"#);
-        let guide = answer(200, r#"{"status":true,"data":{"customer_id":"a","status":"PROCESSING"}}"#);
+        let reference = answer(
+            200,
+            r#"{"status":true,"message":"Success","data":{"id":"4e6f1b20-a73c-11ec-b909-0242ac120002","status":"UNVERIFIED"}}"#,
+        );
+        let guide = answer(
+            200,
+            r#"{"status":true,"data":{"customer_id":"4e6f1b20-a73c-11ec-b909-0242ac120002","status":"PROCESSING"}}"#,
+        );
         for (exchange, status) in [(reference, "UNVERIFIED"), (guide, "PROCESSING")] {
-            let expected =
-                Acceptance { reference: Some("a".to_owned()), verification_status: Some(status.to_owned()) };
+            let expected = Acceptance {
+                reference: Some("4e6f1b20-a73c-11ec-b909-0242ac120002".to_owned()),
+                verification_status: Some(status.to_owned()),
+            };
             assert_eq!(classify(&exchange, &[], SystemTime::UNIX_EPOCH), Verdict::Accepted(expected));
         }
     }
@@ -532,11 +499,14 @@ mod tests {
     fn the_providers_words_are_kept_without_what_the_customer_entered() {
         let Exchange::Answered(said) = answer(
             400,
-            r#"{"status":false,"message":"Bad Request","errors":{"full_address":["12 RUE x is odd"],"n":["123456789012 used"]}}"#,
+            r#"{"status":false,"message":"Bad Request","errors":{"full_address":["12 RUE x is not valid"],
+                "document_details":{"1234 5678":["This field may not be blank."]}}}"#,
         ) else {
             unreachable!()
         };
-        let message = provider_message(&said, ["12 Rue X"]);
-        assert_eq!(message.as_deref(), Some("Bad Request; full_address: [redacted] is odd; n: …9012 used"));
+        let message = provider_message(&said);
+        let expected = "Bad Request; document_details.[withheld:9]: This field may not be blank.; \
+            full_address: [withheld:21]";
+        assert_eq!(message.as_deref(), Some(expected));
     }
 }

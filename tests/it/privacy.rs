@@ -12,6 +12,10 @@ const ADDRESS: &str = "Canarystrasse 77b, Élysée-Süd";
 const NUMBER: &str = "CANARYNR123456789X";
 const QUERY: &str = "canaryquerysecret";
 const EXTRA: &str = "canary-additional-5521";
+const EXTRA_KEY: &str = "canarykey";
+const EXTRA_NUMBER: u64 = 77_123_456_780;
+const FOLDER: &str = "canaryfolder";
+const NAME: &str = "Canaria Kumari";
 const API_KEY: &str = "canary-api-key-1";
 const API_SECRET: &str = "canary-api-secret";
 const DATABASE_PASSWORD: &str = "canary-database-password";
@@ -37,12 +41,12 @@ fn body(job_id: Uuid) -> Value {
     let mut body = job_body(Uuid::new_v4(), job_id);
     body["full_address"] = json!(ADDRESS);
     for side in ["front", "back"] {
-        let link = format!("https://files.example.com/{job_id}/{side}.jpg?X-Amz-Signature={QUERY}&a=b");
+        let link =
+            format!("https://files.example.com/{FOLDER}/{job_id}/{side}.jpg?X-Amz-Signature={QUERY}&a=b");
         body[format!("document_{side}_image_url")] = json!(link);
     }
-    let details =
-        json!({ "document_number": NUMBER, "additional_data": { "note": [EXTRA, { "deep": EXTRA }] } });
-    body["document_details"] = details;
+    let additional = json!({ "note": [EXTRA, { "deep": EXTRA }], EXTRA_KEY: EXTRA_NUMBER });
+    body["document_details"] = json!({ "document_number": NUMBER, "additional_data": additional });
     body
 }
 
@@ -56,6 +60,33 @@ async fn publish(world: &World, fault: Option<Value>) -> Uuid {
     job_id
 }
 
+/// What was entered, as no search for it finds it.
+fn respelt() -> Vec<String> {
+    let spaced = |mark: char| NUMBER.chars().flat_map(|c| [c, mark]).collect::<String>();
+    let escaped: String = ADDRESS.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+    vec![
+        format!("Document number {} is already in use", spaced('-')),
+        format!("Document number {} is already in use", spaced(' ')),
+        format!("{} is not valid", spaced('.')),
+        format!("{} is not valid", spaced('\u{200b}')),
+        ADDRESS.to_uppercase(),
+        ADDRESS[..16].to_lowercase(),
+        escaped,
+        EXTRA_NUMBER.to_string(),
+        format!("Name mismatch: {NAME}"),
+    ]
+}
+
+/// An answer that says what was entered where a word of its own belongs.
+fn odd_words(status: u16, customer_id: Value) -> Value {
+    let data = json!({
+        "id": customer_id, "status": NUMBER, "failure_reason": format!("Name mismatch: {NAME}, {NUMBER}"),
+        "document_type": ADDRESS, "full_name": NAME,
+    });
+    let body = json!({ "status": true, "message": ADDRESS, "data": data });
+    json!({ "kind": "respond", "status": status, "body": body })
+}
+
 /// A refusal that repeats all that it was sent.
 fn echo(status: u16) -> Value {
     let errors = json!({
@@ -65,6 +96,9 @@ fn echo(status: u16) -> Value {
             format!("https://files.example.com/x.jpg?X-Amz-Signature={QUERY} cannot be fetched"),
             format!("signature {QUERY} has expired"),
         ],
+        "document_back_image_url": [format!("https://files.example.com/{FOLDER}/x.jpg is not valid")],
+        "additional_data": { EXTRA_KEY: [EXTRA_NUMBER.to_string()], NUMBER: ["is required"] },
+        "detail": respelt(),
     });
     let message = format!("Bad Request of {API_KEY} for {NUMBER} at {ADDRESS}");
     let body = json!({ "status": false, "message": message, "errors": errors, "data": null });
@@ -139,6 +173,11 @@ fn dump(world: &World) -> String {
     text
 }
 
+/// Letters and digits alone, in lower case: how a text reads whatever stands between them.
+fn bare(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
 /// The ways in which a text may show.
 fn guises(canary: &str) -> Vec<String> {
     let hex = canary.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -167,6 +206,11 @@ fn check_clean(place: &str, text: &str) {
                 panic!("{canary:?} in {place}: {}", &text[from..to]);
             }
         }
+    }
+    let bare_text = bare(text);
+    let entered = [ADDRESS, &ADDRESS[..16], NUMBER, QUERY, EXTRA, EXTRA_KEY, FOLDER, NAME];
+    for canary in entered.map(bare).into_iter().chain([EXTRA_NUMBER.to_string()]) {
+        assert!(!bare_text.contains(&canary), "{canary:?} in {place}, respelt");
     }
 }
 
@@ -227,14 +271,33 @@ async fn every_ending(world: &World) -> Vec<Uuid> {
     let redirect = json!({ "location": format!("http://127.0.0.1:1/{QUERY}?{NUMBER}") });
     let answer = json!({ "kind": "respond", "status": 302, "headers": redirect, "body": ADDRESS });
     let redirected = publish(world, Some(json!({ "apply": "never", "answer": answer }))).await;
+    let odd = odd_words(200, json!(NUMBER));
+    let accepted_oddly = publish(world, Some(json!({ "answer": odd }))).await;
+    let read_oddly = publish_with_odd_reads(world).await;
     world.wait_for_state(accepted, &["accepted"]).await;
+    world.wait_for_state(accepted_oddly, &["accepted"]).await;
     world.wait_for_state(rejected, &["rejected"]).await;
     world.wait_for_state(unknown, &["accepted", "needs_review"]).await;
+    world.wait_for_state(read_oddly, &["accepted", "needs_review"]).await;
+    let seen: Vec<(String, String)> = sqlx::query_as(
+        "select status, failure_reason from observation where job_id = $1 and failure_reason is not null",
+    )
+    .bind(read_oddly)
+    .fetch_all(&world.pool)
+    .await
+    .expect("the database answers");
+    assert!(
+        seen.contains(&("[withheld:18]".to_owned(), "Name mismatch: [withheld:34]".to_owned())),
+        "{seen:?}"
+    );
     for job_id in [throttled, unauthorized, redirected] {
         world.wait_for_state(job_id, &["accepted"]).await;
     }
     let said = world.attempts(rejected).await[0].provider_message.clone();
-    assert!(said.is_some_and(|said| said.contains("is no address")), "the rest of what it said is kept");
+    let said = said.expect("a message");
+    for kept in ["Document number [withheld:", "Name mismatch: [withheld:14]", ".jpg is not valid"] {
+        assert!(said.contains(kept), "what it is known to say is kept: {said}");
+    }
 
     let mut other = body(accepted);
     other["full_address"] = json!(format!("{ADDRESS}, upstairs"));
@@ -249,7 +312,20 @@ async fn every_ending(world: &World) -> Vec<Uuid> {
             (world.count("select count(*) from dead_lettered_delivery").await == letters).then_some(())
         })
         .await;
-    vec![accepted, rejected, unknown, throttled, unauthorized, redirected]
+    vec![accepted, accepted_oddly, read_oddly, rejected, unknown, throttled, unauthorized, redirected]
+}
+
+/// A job of unknown outcome whose customer first reads so.
+async fn publish_with_odd_reads(world: &World) -> Uuid {
+    let job_id = Uuid::new_v4();
+    let body = body(job_id);
+    let reads = json!({ "method": "GET", "customer_id": body["customer_id"] });
+    let answer = odd_words(200, body["customer_id"].clone());
+    world.add_rule(json!({ "match": reads, "first": 1, "fault": { "answer": answer } })).await;
+    let matched = json!({ "method": "PATCH", "link_contains": job_id });
+    world.add_rule(json!({ "match": matched, "first": 1, "fault": echo(500) })).await;
+    world.publish(Some(job_id), body.to_string().as_bytes()).await;
+    job_id
 }
 
 /// Takes provider and database away in turn, so that their errors are logged.
