@@ -169,18 +169,35 @@ impl Running {
         died.filter(|_| !stopping.is_cancelled())
     }
 
-    /// Waits for what must end well, in order, and for nothing too long.
+    /// Waits for what must end well, in order, and for nothing too long. `stopping` is cancelled:
+    /// no gate lets an update through any more.
     ///
-    /// 1. Requests in flight finish and are recorded, within `grace` or until `hurry`.
-    /// 2. The last acks are on their way. What they do not reach is handed over again, and known.
-    /// 3. Looks that were answered are recorded.
-    /// 4. The replica's row goes.
+    /// 1. Whatever claims ends: the intake at once, the scheduler when the claim that it has under
+    ///    way was answered. What that began joins the jobs, and is closed as not sent.
+    /// 2. Jobs finish: requests in flight are answered and recorded, openings whose answer was lost
+    ///    are found again and closed. This and the step before it have `grace`, or until `hurry`.
+    /// 3. The last acks are on their way. What they do not reach is handed over again, and known.
+    /// 4. Looks that were answered are recorded. One that was claimed only is due again soon.
+    /// 5. The replica's row goes.
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
-        finish_jobs(&self.jobs, grace, hurry).await;
-        if !self.session.is_finished() && timeout(LAST_ACKS_TIMEOUT, self.session).await.is_err() {
+        let finishing = finish_jobs(self.jobs.clone(), self.intake, self.scheduler);
+        info!(in_flight = self.jobs.len(), "stopping: finishing requests in flight");
+        tokio::select! {
+            done = timeout(grace, finishing) => match done {
+                Ok(()) => info!("stopped"),
+                Err(_elapsed) => warn!(
+                    in_flight = self.jobs.len(),
+                    "SHUTDOWN_GRACE is over: what is in flight will be taken over when its claim runs out"
+                ),
+            },
+            () = hurry.cancelled() => {
+                warn!(in_flight = self.jobs.len(), "second signal: stopped at once");
+            }
+        }
+        if timeout(LAST_ACKS_TIMEOUT, ended(self.session)).await.is_err() {
             info!("the broker did not take the last acks");
         }
-        if !self.tracker.is_finished() && timeout(LAST_LOOKS_TIMEOUT, self.tracker).await.is_err() {
+        if timeout(LAST_LOOKS_TIMEOUT, ended(self.tracker)).await.is_err() {
             info!("the last looks at verifications were not recorded; another replica will look again");
         }
         self.leaving.cancel();
@@ -191,19 +208,17 @@ impl Running {
     }
 }
 
-/// Waits for requests in flight to finish and be recorded.
-async fn finish_jobs(jobs: &TaskTracker, grace: Duration, hurry: &CancellationToken) {
+/// Waits until nothing claims any more, and then for every job to be finished and recorded.
+async fn finish_jobs(jobs: TaskTracker, intake: JoinHandle<()>, scheduler: JoinHandle<()>) {
+    tokio::join!(ended(intake), ended(scheduler));
     jobs.close();
-    info!(in_flight = jobs.len(), "stopping: finishing requests in flight");
-    tokio::select! {
-        done = timeout(grace, jobs.wait()) => match done {
-            Ok(()) => info!("stopped"),
-            Err(_elapsed) => warn!(
-                in_flight = jobs.len(),
-                "SHUTDOWN_GRACE is over: what is in flight will be taken over when its claim runs out"
-            ),
-        },
-        () = hurry.cancelled() => warn!(in_flight = jobs.len(), "second signal: stopped at once"),
+    jobs.wait().await;
+}
+
+/// Waits for a task's end. It may have ended long ago, and a panic of it was told already.
+async fn ended(task: JoinHandle<()>) {
+    if !task.is_finished() {
+        let _panicked = task.await;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::intake::Reason;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Turn};
 use crate::places::{Place, Places};
-use crate::worker::{Worker, log_outcome};
+use crate::worker::{JOURNAL_RETRY_DELAY, Worker, log_outcome};
 
 /// How many rows one statement of upkeep touches at most.
 const BATCH: i64 = 100;
@@ -93,8 +93,10 @@ impl Scheduler {
         Self { worker, places, looks, tasks, poll, payload_retention, dead_letter_retention, due }
     }
 
-    /// Runs until the worker stops. Attempts wait for places, in a loop of their own: a look
-    /// that waited with them could miss the window in which it proves something.
+    /// Runs until the worker stops, and then until what it claimed is among the tasks: a claim
+    /// that is under way is waited for, and what it began is closed as not sent. Attempts wait
+    /// for places, in a loop of their own: a look that waited with them could miss the window in
+    /// which it proves something.
     pub async fn run(self) {
         tokio::join!(self.tend(), self.begin_attempts());
     }
@@ -134,18 +136,25 @@ impl Scheduler {
                 self.worker.note_journal_failure(&error);
             }
         }
+        // A claim whose answer was lost may have begun attempts, and nobody else closes them as
+        // not sent.
+        while let Err(error) = self.send_begun(&mut memory).await {
+            self.worker.note_journal_failure(&error);
+            sleep(JOURNAL_RETRY_DELAY).await;
+        }
     }
 
-    /// Sends what was begun by a commit whose answer was lost. What is too late for that is closed
-    /// as not sent, which spends nothing; left alone, it would be taken for sent.
+    /// Sends what was begun by a commit whose answer was lost. What is too late for that, as once
+    /// the worker stops, is closed as not sent, which spends nothing; left alone, it would be taken
+    /// for sent.
     async fn send_begun(&self, memory: &mut Memory) -> Result<(), JournalError> {
         let Some((t0, turn)) = memory.unanswered else { return Ok(()) };
         let begun = self.worker.journal.find_begun(t0, turn).await?;
         // Not asked again: from here on they are sent.
         memory.unanswered = None;
         for claimed in begun {
-            let taking = self.places.take();
-            let Some(place) = self.worker.stopping.run_until_cancelled(taking).await else { return Ok(()) };
+            // Whether or not the worker stops meanwhile: what is claimed must be closed.
+            let place = self.places.take().await;
             self.spawn_claimed(claimed, turn, place, memory);
         }
         Ok(())

@@ -31,7 +31,7 @@ use crate::places::Place;
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
-const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// What every job goes through.
 pub struct Worker {
@@ -113,7 +113,7 @@ impl Worker {
         } else {
             Admission::Claim(Moment::now())
         };
-        let opened = self.persist(|| self.journal.open(&job, letter.received_at, admission)).await?;
+        let opened = self.open(&job, letter.received_at, admission).await?;
         failpoint::reach("opened");
         let received = match opened {
             Opened::Claimed(claim) => {
@@ -139,6 +139,17 @@ impl Worker {
         };
         failpoint::reach("received");
         Some(received)
+    }
+
+    /// Opens a job. One that may have been claimed by a commit whose answer was lost is asked for
+    /// until the database answers, and shutdown's deadline alone ends that: an attempt that nobody
+    /// closes would be taken for sent. One that would only wait is left to its next delivery.
+    async fn open(&self, job: &Job, received_at: OffsetDateTime, admission: Admission) -> Option<Opened> {
+        let open = || self.journal.open(job, received_at, admission);
+        match admission {
+            Admission::Claim(_) => self.persist_result(open).await,
+            Admission::Park(_) => self.persist(open).await,
+        }
     }
 
     /// Makes the attempt that `claim` stands for, and records what came of it. The same

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sqlx::{Postgres, Transaction};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -298,5 +299,153 @@ fn workers_that_come_and_go_under_load_lose_nothing_and_leave_nothing_unknown() 
         assert_eq!(world.oracle("patches").await.len(), jobs.len(), "one PATCH a job");
         assert_eq!(world.oracle("updates").await.len(), jobs.len());
         world.check_all_acked([&mut last]).await;
+    });
+}
+
+/// Whoever writes the table commits once nobody holds this lock, however long that takes.
+const HOLD_COMMITS: [&str; 3] = [
+    "create function hold_commit() returns trigger language plpgsql as $$
+    begin
+        perform set_config('lock_timeout', '0', true), pg_advisory_xact_lock_shared(1);
+        return null;
+    end $$",
+    "create constraint trigger held after insert on attempt deferrable initially deferred
+        for each row execute function hold_commit()",
+    "create constraint trigger held after insert on customer deferrable initially deferred
+        for each row execute function hold_commit()",
+];
+
+const OPEN_ATTEMPTS: &str = "select count(*) from attempt where ended_at is null";
+
+async fn hold_commits(world: &World) -> Transaction<'static, Postgres> {
+    let mut held = world.pool.begin().await.expect("a transaction");
+    sqlx::query("select pg_advisory_xact_lock(1)").execute(&mut *held).await.expect("the lock");
+    held
+}
+
+async fn make_commits_holdable(world: &World) {
+    for statement in HOLD_COMMITS {
+        sqlx::query(statement).execute(&world.pool).await.expect("the database does it");
+    }
+}
+
+async fn wait_for_held_commit(world: &World) {
+    let held = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'kyc-worker' and wait_event = 'advisory'";
+    world.wait_for("a commit that is held", async || (world.count(held).await > 0).then_some(())).await;
+}
+
+/// Nothing that ended workers asked for is under way any more, and no claim of theirs is left.
+async fn check_nothing_claimed(world: &World) {
+    let sessions = "select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'kyc-worker'";
+    world.wait_for("no session", async || (world.count(sessions).await == 0).then_some(())).await;
+    assert_eq!(world.count(OPEN_ATTEMPTS).await, 0);
+    let claimed = "select count(*) from submission where state in ('submitting', 'unknown')";
+    assert_eq!(world.count(claimed).await, 0);
+}
+
+/// Leaves as many jobs as are named that could not be sent, and are due now.
+async fn leave_due_jobs(world: &World, count: usize) -> Vec<Uuid> {
+    world.declare_topology().await;
+    let mut worker = world.start_worker_with(&[("DOLLARPE_BASE_URL", "http://127.0.0.1:1/cms/api/v1")]);
+    let jobs = world.publish_jobs(count).await;
+    for job_id in &jobs {
+        world.wait_for_state(*job_id, &["waiting"]).await;
+    }
+    worker.stop().await;
+    let due = "update submission set due_at = now(), retries = 1";
+    sqlx::query(due).execute(&world.pool).await.expect("the database does it");
+    jobs
+}
+
+#[test]
+fn due_jobs_that_are_claimed_at_the_stop_are_closed_as_not_sent() {
+    world(async |world| {
+        let jobs = leave_due_jobs(&world, 4).await;
+        make_commits_holdable(&world).await;
+        for round in 1..=8 {
+            let held = hold_commits(&world).await;
+            let mut worker = world.start_worker();
+            wait_for_held_commit(&world).await;
+            worker.signal("TERM");
+            world.wait_for_log(&worker, "finishing requests in flight").await;
+            held.rollback().await.expect("the lock is released");
+            assert_eq!(worker.exit().await.code(), Some(0), "round {round}");
+            check_nothing_claimed(&world).await;
+            let closed = "select count(*) from attempt where detail = 'shutdown'";
+            assert_eq!(world.count(closed).await, round * 4, "round {round}");
+        }
+        let unspent = "select count(*) from submission where state = 'waiting' and retries = 1";
+        assert_eq!(world.count(unspent).await, 4);
+        let _next = world.start_worker();
+        for job_id in jobs {
+            check_sent_once(&world, job_id).await;
+        }
+    });
+}
+
+/// Stops a worker whose commit that begins an attempt was done and is not answered, and checks
+/// that the attempt is closed as not sent.
+async fn stop_before_the_answer(world: &World, due: Option<Uuid>) {
+    make_commits_holdable(world).await;
+    let held = hold_commits(world).await;
+    let (relay, database_url) = world.relay_to_database().await;
+    let settings = [("DATABASE_URL", database_url.as_str()), ("SHUTDOWN_GRACE", "30s")];
+    let mut worker = world.start_worker_with(&settings);
+    let job_id = match due {
+        Some(job_id) => job_id,
+        None => world.publish_job().await,
+    };
+    wait_for_held_commit(world).await;
+    relay.stall_to_client();
+    worker.signal("TERM");
+    world.wait_for_log(&worker, "finishing requests in flight").await;
+    held.rollback().await.expect("the lock is released");
+    world.wait_for("the commit", async || (world.count(OPEN_ATTEMPTS).await == 1).then_some(())).await;
+    relay.cut();
+    relay.resume();
+    assert_eq!(worker.exit().await.code(), Some(0));
+    check_nothing_claimed(world).await;
+    let attempts = world.attempts(job_id).await;
+    let last = attempts.last().expect("an attempt");
+    assert_eq!((last.verdict.as_deref(), last.detail.as_deref()), (Some("not_sent"), Some("shutdown")));
+    let _next = world.start_worker();
+    check_sent_once(world, job_id).await;
+}
+
+#[test]
+fn a_due_job_whose_claim_lost_its_answer_at_the_stop_is_closed() {
+    world(async |world| {
+        let due = leave_due_jobs(&world, 1).await;
+        stop_before_the_answer(&world, Some(due[0])).await;
+    });
+}
+
+#[test]
+fn a_new_job_whose_opening_lost_its_answer_at_the_stop_is_closed() {
+    world(async |world| {
+        world.declare_topology().await;
+        stop_before_the_answer(&world, None).await;
+    });
+}
+
+#[test]
+fn a_read_that_is_claimed_at_the_stop_is_made_and_recorded() {
+    world(async |world| {
+        make_commits_holdable(&world).await;
+        sqlx::query("drop trigger held on attempt").execute(&world.pool).await.expect("the database does it");
+        let held = hold_commits(&world).await;
+        let crash = json!({ "answer": { "kind": "respond", "status": 500, "body": "oops" } });
+        let (mut worker, job_id) = start_in_a_request(&world, &[], crash).await;
+        wait_for_held_commit(&world).await;
+        worker.signal("TERM");
+        world.wait_for_log(&worker, "finishing requests in flight").await;
+        held.rollback().await.expect("the lock is released");
+        assert_eq!(worker.exit().await.code(), Some(0));
+        check_nothing_claimed(&world).await;
+        let job = world.submission(job_id).await.expect("it is known");
+        assert_eq!((job.state.as_str(), job.evidence.as_deref()), ("accepted", Some("read_back")));
+        check_sent_once(&world, job_id).await;
     });
 }
