@@ -31,6 +31,9 @@ use crate::failpoint;
 /// No answer of the provider is longer; what follows is not read.
 const ANSWER_SIZE_MAX: usize = 64 * 1024;
 
+/// What the kernel took is not sent for longer, without a word from the provider.
+const TCP_USER_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+
 /// The canonical form of a request without a body.
 const EMPTY_BODY: &str = "{}";
 
@@ -127,8 +130,8 @@ impl Provider {
             .pool_idle_timeout(Duration::from_secs(2))
             .pool_max_idle_per_host(settings.connections)
             .tcp_nodelay(true)
-            // So that the kernel delivers nothing long after this process was killed.
-            .tcp_user_timeout(Duration::from_secs(10))
+            // So that the kernel delivers nothing once this process was killed and its lease is over.
+            .tcp_user_timeout(settings.request_timeout.min(TCP_USER_TIMEOUT_MAX))
             .build()
             .context("cannot set up the HTTP client; are the platform's CA certificates installed?")?;
         let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);

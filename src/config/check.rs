@@ -13,6 +13,12 @@ use super::{
 use crate::domain::signature::Signer;
 use crate::journal::seal::{Fingerprinter, Keyring};
 
+/// No verification ends sooner, says the provider; that one lasts for longer, it does not.
+const WINDOW_MAX: Duration = Duration::from_secs(60);
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 /// What the settings amount to once they are known to be sound.
 pub struct Checked {
     /// Where Postgres is.
@@ -91,6 +97,7 @@ impl RunSettings {
             ("SEND_WINDOW", provider.send_window),
             ("READ_BACK_AFTER", read_back.read_back_after),
             ("READ_BACK_WINDOW", read_back.read_back_window),
+            ("CUSTOMER_READ_INTERVAL", read_back.customer_read_interval),
             ("PAYLOAD_RETENTION", keys.payload_retention),
             ("CLAIM_LEASE", work.claim_lease),
             ("SCHEDULER_POLL", work.scheduler_poll),
@@ -99,6 +106,37 @@ impl RunSettings {
             ("DEAD_LETTER_TTL", broker.dead_letter_ttl),
         ] {
             faults.require(duration >= Duration::from_millis(1), setting, "must be at least 1ms");
+        }
+        faults.require(
+            verification.customer_event_age_max >= Duration::from_secs(1),
+            "CUSTOMER_EVENT_AGE_MAX",
+            "must be at least 1s, or no webhook would be young enough",
+        );
+        for (setting, duration, longest, why) in [
+            (
+                "READ_BACK_WINDOW",
+                read_back.read_back_window,
+                WINDOW_MAX,
+                "the provider promises no longer verification",
+            ),
+            ("READ_BACK_DEADLINE", read_back.read_back_deadline, DAY * 7, "or nobody would be asked"),
+            (
+                "CUSTOMER_EVENT_AGE_MAX",
+                verification.customer_event_age_max,
+                DAY,
+                "or an old webhook could be played again",
+            ),
+            ("RETRY_DELAY_MAX", work.retry_delay_max, DAY, "or an outage would cost more than its time"),
+            (
+                "BREAKER_PROBE_INTERVAL",
+                work.breaker_probe_interval,
+                HOUR,
+                "or an outage would cost more than its time",
+            ),
+            ("SHUTDOWN_GRACE", work.shutdown_grace, HOUR, "or a worker would seem not to stop"),
+        ] {
+            let reason = format!("must be at most {}, {why}", humantime::format_duration(longest));
+            faults.require(duration <= longest, setting, &reason);
         }
         let poll_after = ("VERIFICATION_POLL_AFTER", verification.verification_poll_after);
         let poll_max = ("VERIFICATION_POLL_MAX", verification.verification_poll_max);
@@ -146,6 +184,12 @@ impl RunSettings {
             "CLAIM_LEASE + READ_BACK_AFTER + SCHEDULER_POLL + READ_TIMEOUT must be at most 11/12 of \
              READ_BACK_WINDOW, or no look could tell what became of a vanished replica's attempt",
         );
+        faults.require(
+            timing.read_time_max * 3 <= timing.safe_window(),
+            "SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
+            "SCHEDULER_POLL + READ_TIMEOUT must be at most a third of 11/12 of READ_BACK_WINDOW, \
+             or the look that confirms another could come too soon after it to show an update that is applied late",
+        );
     }
 
     /// The names of exchanges, queues and this replica.
@@ -189,11 +233,12 @@ impl RunSettings {
             "must name at least one type, and no empty one",
         );
         for status in &self.provider.not_applied_statuses {
-            // A status that says "applied", or "not us", is never a licence to send again.
+            // A status that says "applied", or "not us", is never a licence to send again; and the
+            // provider answers 500 itself, which tells nothing of the update.
             faults.require(
-                *status == 408 || *status == 499 || (500..=599).contains(status),
+                *status == 408 || *status == 499 || (501..=599).contains(status),
                 "NOT_APPLIED_STATUSES",
-                "may hold 408, 499 and 500 to 599 only",
+                "may hold 408, 499 and 501 to 599 only: what gateways answer, and never the provider itself",
             );
         }
     }

@@ -174,7 +174,7 @@ pub struct ProviderArgs {
     #[arg(long, env = "SEND_WINDOW", default_value = "5s", value_parser = parse_duration)]
     pub send_window: Duration,
 
-    /// HTTP statuses that surely applied nothing, comma separated, such as a gateway's 503
+    /// HTTP statuses that surely applied nothing, comma separated, such as a gateway's 503; never the provider's own 500
     #[arg(long, env = "NOT_APPLIED_STATUSES", value_delimiter = ',', value_name = "STATUS,…")]
     pub not_applied_statuses: Vec<u16>,
 }
@@ -187,16 +187,17 @@ pub struct ReadBackSettings {
     #[arg(long, env = "READ_BACK_AFTER", default_value = "15s", value_parser = parse_duration)]
     pub read_back_after: Duration,
 
-    /// The shortest verification there is: a look inside it shows an update that was applied
+    /// The shortest verification there is, 60s at the provider: a look inside it shows an update that was applied
     #[arg(long, env = "READ_BACK_WINDOW", default_value = "60s", value_parser = parse_duration)]
     pub read_back_window: Duration,
 
-    /// How many looks must agree that an update was not applied before it is sent again
+    /// How many looks must agree that an update was not applied before it is sent again; one alone
+    /// would miss an update that is applied late
     #[arg(
         long,
         env = "READ_BACK_CONFIRMATIONS",
         default_value_t = 2,
-        value_parser = clap::value_parser!(u32).range(1..=10)
+        value_parser = clap::value_parser!(u32).range(2..=10)
     )]
     pub read_back_confirmations: u32,
 
@@ -233,7 +234,7 @@ pub struct ReadBackSettings {
         long,
         env = "CUSTOMER_UPDATE_LIMIT",
         default_value_t = 3,
-        value_parser = clap::value_parser!(u32).range(1..=1000)
+        value_parser = clap::value_parser!(u32).range(1..=10)
     )]
     pub customer_update_limit: u32,
 }
@@ -497,8 +498,16 @@ impl RunSettings {
     }
 }
 
+/// No duration is longer: 3650 days. Sums of a few stay far from every type's limits, the database
+/// can take them from its time, and the broker takes no longer one for a message's life.
+const DURATION_MAX: Duration = Duration::from_secs(3650 * 24 * 3600);
+
 /// A duration as people write it: `500ms`, `30s`, `2h`, `30d`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2h"))
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a duration such as 500ms, 30s or 2h"))?;
+    if duration > DURATION_MAX {
+        return Err("is too long; write at most 3650d".to_owned());
+    }
+    Ok(duration)
 }

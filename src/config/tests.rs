@@ -88,7 +88,11 @@ fn times_that_do_not_fit_together_are_refused() {
     faults_name(&["--customer-read-interval=61s"], &[interval]);
     let (window, poll_max) =
         ("READ_BACK_WINDOW, VERIFICATION_POLL_AFTER", "VERIFICATION_POLL_AFTER, VERIFICATION_POLL_MAX");
-    faults_name(&["--read-back-window=61s"], &[window]);
+    faults_name(&["--read-back-window=60s", "--verification-poll-after=59s"], &[window, interval]);
+    let confirming = "SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW";
+    let short = ["--send-window=2s", "--request-timeout=8s", "--claim-lease=18s", "--read-back-after=5s"];
+    faults_name(&[&short[..], &["--read-timeout=17s"]].concat(), &[]);
+    faults_name(&[&short[..], &["--read-timeout=18s"]].concat(), &[confirming]);
     faults_name(&["--verification-poll-after=16m"], &[poll_max]);
     faults_name(&["--verification-give-up=5h"], &["VERIFICATION_DEADLINE, VERIFICATION_GIVE_UP"]);
     faults_name(&["--verification-deadline=14m"], &["VERIFICATION_POLL_MAX, VERIFICATION_DEADLINE"]);
@@ -129,4 +133,138 @@ fn no_fault_shows_a_secret() {
     assert_eq!(faults.len(), 5, "{faults:?}");
     assert!(!faults.join(" ").contains("s3cr3t"), "{faults:?}");
     assert_eq!(format!("{:?}", Secret::from("s3cr3t")), "[redacted]");
+}
+
+/// What a setting takes, and beside which others, where its range is theirs too.
+struct Range {
+    setting: &'static str,
+    takes: &'static [&'static str],
+    refuses: &'static [&'static str],
+    beside: &'static [&'static str],
+}
+
+const fn range(
+    setting: &'static str,
+    takes: &'static [&'static str],
+    refuses: &'static [&'static str],
+    beside: &'static [&'static str],
+) -> Range {
+    Range { setting, takes, refuses, beside }
+}
+
+/// The lowest and the highest values, and those just outside.
+const RANGES: [Range; 32] = [
+    range("DATABASE_CONNECTIONS", &["2", "1000"], &["1", "1001"], &[]),
+    range("DEAD_LETTER_TTL", &["1ms", "90d"], &["0s", "90d 1ms", "3651d", "10000y"], &[]),
+    range("REQUEST_TIMEOUT", &["1ms", "20s"], &["0s", "20001ms", "10000y"], &[]),
+    range("READ_TIMEOUT", &["1ms", "14s"], &["0s", "14001ms"], &[]),
+    range("SEND_WINDOW", &["1ms", "10s"], &["0s", "10001ms"], &[]),
+    range(
+        "NOT_APPLIED_STATUSES",
+        &["408", "499", "501", "599"],
+        &["200", "400", "407", "409", "429", "498", "500", "600"],
+        &[],
+    ),
+    range("READ_BACK_AFTER", &["1ms", "19s"], &["0s", "19001ms"], &[]),
+    range(
+        "READ_BACK_WINDOW",
+        &["55637ms", "60s"],
+        &["0s", "55636ms", "60001ms"],
+        &["--verification-poll-after=2m"],
+    ),
+    range("READ_BACK_CONFIRMATIONS", &["2", "10"], &["0", "1", "11"], &[]),
+    range("READ_BACK_DEADLINE", &["60s", "7d"], &["59999ms", "7d 1ms"], &[]),
+    range("CUSTOMER_READ_INTERVAL", &["1ms", "60s"], &["0s", "60001ms"], &[]),
+    range("CUSTOMER_UPDATE_LIMIT", &["1", "10"], &["0", "11"], &[]),
+    range(
+        "VERIFICATION_POLL_AFTER",
+        &["60s", "15m"],
+        &["59999ms", "15m 1ms"],
+        &["--customer-read-interval=1s"],
+    ),
+    range("VERIFICATION_POLL_MAX", &["60s", "6h"], &["59999ms", "6h 1ms"], &[]),
+    range("VERIFICATION_DEADLINE", &["15m", "7d"], &["14m", "7d 1ms"], &[]),
+    range("VERIFICATION_GIVE_UP", &["6h", "3650d"], &["5h", "3651d"], &[]),
+    range("VERIFICATION_READS_PER_SECOND", &["1", "1000"], &["0", "1001"], &[]),
+    range("CUSTOMER_EVENT_AGE_MAX", &["1s", "1d"], &["0s", "999ms", "1d 1ms"], &[]),
+    range("PAYLOAD_RETENTION", &["1ms", "3650d"], &["0s", "3651d", "10000y"], &[]),
+    range("CONCURRENCY", &["1", "4096"], &["0", "4097"], &["--prefetch=65535"]),
+    range("PREFETCH", &["64", "65535"], &["63", "65536"], &[]),
+    range("CLAIM_LEASE", &["20s", "29s"], &["0s", "19999ms", "29001ms", "10000y"], &[]),
+    range("SCHEDULER_POLL", &["1ms", "5s"], &["0s", "5001ms"], &[]),
+    range("RETRY_DELAY_MIN", &["1ms", "1h"], &["0s", "1h 1ms"], &[]),
+    range("RETRY_DELAY_MAX", &["500ms", "1d"], &["499ms", "1d 1ms"], &[]),
+    range("RETRY_MAX_ATTEMPTS", &["1", "1000"], &["0", "1001"], &[]),
+    range("BREAKER_FAILURES", &["1", "10000"], &["0", "10001"], &[]),
+    range("BREAKER_PROBE_INTERVAL", &["1ms", "1h"], &["0s", "1h 1ms"], &[]),
+    range("DEAD_LETTER_RETENTION", &["30d", "3650d"], &["29d", "3651d"], &[]),
+    range("SHUTDOWN_GRACE", &["0s", "1h"], &["1h 1ms"], &[]),
+    range("READ_BACK_UNVERIFIED", &["inconclusive", "not-applied"], &["applied"], &[]),
+    range("TOPOLOGY", &["declare", "verify"], &["delete"], &[]),
+];
+
+/// What has no range: names, places, keys, switches.
+const WITHOUT_RANGE: [&str; 31] = [
+    "DATABASE_URL",
+    "DATABASE_URL_FILE",
+    "AMQP_URL",
+    "AMQP_URL_FILE",
+    "AMQP_CA_FILE",
+    "AMQP_CERT_FILE",
+    "AMQP_KEY_FILE",
+    "EXCHANGE",
+    "QUEUE",
+    "ROUTING_KEY",
+    "DEAD_LETTER_EXCHANGE",
+    "DEAD_LETTER_QUEUE",
+    "CUSTOMER_EVENTS",
+    "CUSTOMER_EVENTS_QUEUE",
+    "CUSTOMER_EVENTS_ROUTING_KEY",
+    "DOLLARPE_BASE_URL",
+    "DOLLARPE_CA_FILE",
+    "DOLLARPE_API_KEY",
+    "DOLLARPE_API_KEY_FILE",
+    "DOLLARPE_API_SECRET",
+    "DOLLARPE_API_SECRET_FILE",
+    "DOLLARPE_SIGNING_PROFILE",
+    "BASELINE_READ",
+    "DOCUMENT_TYPES",
+    "ALLOW_HTTP_LINKS",
+    "ALLOW_EXTENSIONLESS_LINKS",
+    "PAYLOAD_KEY",
+    "PAYLOAD_KEY_FILE",
+    "FINGERPRINT_KEY",
+    "FINGERPRINT_KEY_FILE",
+    "WORKER_NAME",
+];
+
+#[test]
+fn every_setting_takes_its_range_and_nothing_outside() {
+    for Range { setting, takes, refuses, beside } in &RANGES {
+        let flag = setting.to_lowercase().replace('_', "-");
+        let check = |value| {
+            let flag = format!("--{flag}={value}");
+            check(&[beside, &[flag.as_str()][..]].concat())
+        };
+        for value in *takes {
+            assert!(check(value).is_empty(), "{setting}={value}: {:?}", check(value));
+        }
+        for value in *refuses {
+            let faults = check(value);
+            let names =
+                |fault: &String| fault.split(": ").next().is_some_and(|named| named.contains(setting));
+            assert!(!faults.is_empty() && faults.iter().all(names), "{setting}={value}: {faults:?}");
+        }
+    }
+}
+
+#[test]
+fn no_setting_is_without_its_range() {
+    let command = <Program as clap::CommandFactory>::command();
+    let run = command.find_subcommand("run").expect("it is there");
+    for argument in run.get_arguments().filter_map(clap::Arg::get_env) {
+        let setting = argument.to_str().expect("UTF-8");
+        let has_range = RANGES.iter().any(|range| range.setting == setting);
+        assert!(has_range || WITHOUT_RANGE.contains(&setting), "{setting}: say in RANGES what it takes");
+    }
 }
