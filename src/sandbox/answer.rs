@@ -9,8 +9,8 @@ use std::{
 use axum::{
     body::Body,
     http::{
-        HeaderMap, HeaderValue, StatusCode,
-        header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE},
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{AGE, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, DATE},
     },
     response::{IntoResponse, Response},
 };
@@ -37,6 +37,18 @@ pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &
     let streamed = |body: Bytes, piece, every| until_stopped(sandbox, drip(body, piece, every));
     let mut response = match answer {
         Answer::Normal {} => reply.into_response(),
+        Answer::RefuseUs { with } => Reply::refusal_of_us(*with).into_response(),
+        Answer::OtherCustomer {} => reply.of_another_customer().into_response(),
+        Answer::Cached { with_age, .. } => {
+            let made_at = reply.made_at;
+            let mut response = reply.into_response();
+            if let Some(made_at) = made_at {
+                let age = sandbox.state.lock().unix_seconds() - made_at;
+                response.headers_mut().extend(date_header(made_at));
+                response.headers_mut().extend(with_age.then(|| (AGE, HeaderValue::from(age))));
+            }
+            response
+        }
         Answer::Respond { status, headers, body } => {
             let (content_type, body) = content(body.as_ref());
             let length = HeaderValue::from(body.len());
@@ -80,12 +92,16 @@ pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if state.settings.clock_ahead_s != 0 {
-        let now = UNIX_EPOCH + Duration::from_secs(state.unix_seconds().unsigned_abs());
-        if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) {
-            response.headers_mut().entry(DATE).or_insert(date);
+        if let Some((name, date)) = date_header(state.unix_seconds()) {
+            response.headers_mut().entry(name).or_insert(date);
         }
     }
     Some(response)
+}
+
+fn date_header(unix_seconds: i64) -> Option<(HeaderName, HeaderValue)> {
+    let at = UNIX_EPOCH + Duration::from_secs(unix_seconds.unsigned_abs());
+    HeaderValue::try_from(httpdate::fmt_http_date(at)).ok().map(|date| (DATE, date))
 }
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");

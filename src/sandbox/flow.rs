@@ -203,10 +203,10 @@ impl super::State {
         let now = Instant::now();
         let performed = match &visit.call {
             Ok(Call::Update(update)) => self.update(update, visit),
-            Ok(Call::ReadCustomer(id)) => self.customers.get(*id, now).map(|customer| {
-                self.oracle.read_done(visit.read_seq, customer.status);
-                provider::customer_found(*id, customer)
-            }),
+            Ok(Call::ReadCustomer(id)) => match self.cached(*id, &visit.fault.answer) {
+                Some(cached) => Ok(cached),
+                None => self.read(*id, visit, now),
+            },
             Ok(Call::ReadConfiguration(id)) => {
                 self.customers.get(*id, now).map(|_| provider::configuration())
             }
@@ -222,6 +222,25 @@ impl super::State {
             }
         };
         performed.unwrap_or_else(|refusal| refusal)
+    }
+
+    fn read(&mut self, id: Uuid, visit: &Visit, now: Instant) -> Result<Reply, Reply> {
+        let made_at = self.unix_seconds();
+        let customer = self.customers.get(id, now)?;
+        self.oracle.read_done(visit.read_seq, customer.status);
+        let reply = provider::customer_found(id, customer);
+        if let Answer::Cached { older_by_s, .. } = visit.fault.answer {
+            self.cache.insert(id, Reply { made_at: Some(made_at - older_by_s), ..reply.clone() });
+        }
+        Ok(reply)
+    }
+
+    /// What a cache before the provider has of a customer, where a rule puts one there.
+    fn cached(&self, id: Uuid, answer: &Answer) -> Option<Reply> {
+        let Answer::Cached { for_ms, .. } = answer else { return None };
+        let cached = self.cache.get(&id)?;
+        let age = self.unix_seconds().abs_diff(cached.made_at?);
+        (age * 1000 < *for_ms).then(|| cached.clone())
     }
 
     fn update(&mut self, update: &Update, visit: &Visit) -> Result<Reply, Reply> {

@@ -238,6 +238,8 @@ struct State {
     rules: rule::Rules,
     oracle: oracle::Oracle,
     open: HashMap<Uuid, OpenPatches>,
+    /// Answers to reads, of a cache that rules put before the provider.
+    cache: HashMap<Uuid, provider::Reply>,
 }
 
 /// Update requests of one customer that the provider has received and not ended.
@@ -255,6 +257,7 @@ impl State {
             customers: customer::Customers::default(),
             rules: rule::Rules::default(),
             open: HashMap::new(),
+            cache: HashMap::new(),
         }
     }
 
@@ -264,6 +267,7 @@ impl State {
         self.customers = customer::Customers::default();
         self.rules = rule::Rules::default();
         self.oracle.reset();
+        self.cache.clear();
         self.open.retain(|_, open| {
             open.max = open.now;
             open.now > 0

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use axum::http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use url::Url;
 use uuid::Uuid;
@@ -23,11 +24,67 @@ const DOCUMENT_TYPES: [&str; 4] = ["AADHAAR", "PASSPORT", "VOTER_ID", "DRIVING_L
 pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) body: Value,
+    /// When it was made, in Unix seconds, where a cache gives it.
+    pub(super) made_at: Option<i64>,
+}
+
+/// How a service of the provider's make refuses whoever asks: in one envelope with all that it
+/// refuses of a request's content.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum RefusalOfUs {
+    ApiKeyField,
+    SignatureField,
+    TimestampField,
+    SignatureWords,
+    TimestampWords,
+    Maintenance,
+    PaymentRequired,
+    MethodNotAllowed,
+    NotAcceptable,
+    LengthRequired,
+    UnsupportedMediaType,
+    MisdirectedRequest,
+    TooEarly,
+    UpgradeRequired,
+    HeadersTooLarge,
 }
 
 impl Reply {
     fn new(status: StatusCode, body: Value) -> Self {
-        Self { status, body }
+        Self { status, body, made_at: None }
+    }
+
+    pub(super) fn refusal_of_us(refusal: RefusalOfUs) -> Self {
+        use RefusalOfUs::*;
+        let words = |status: u16, message: &str| {
+            Self::error(StatusCode::from_u16(status).unwrap_or_default(), message, json!({}))
+        };
+        match refusal {
+            ApiKeyField => Self::field_refused("api_key", "This key is not active."),
+            SignatureField => Self::field_refused("X-SIGNATURE", "This header is not valid."),
+            TimestampField => Self::field_refused("timestamp", "The request has expired."),
+            SignatureWords => words(400, "Signature verification failed"),
+            TimestampWords => words(400, "Request timestamp is too old"),
+            Maintenance => words(400, "Service temporarily unavailable"),
+            PaymentRequired => words(402, "Payment Required"),
+            MethodNotAllowed => words(405, "Method \"PATCH\" not allowed."),
+            NotAcceptable => words(406, "Could not satisfy the request Accept header."),
+            LengthRequired => words(411, "Length Required"),
+            UnsupportedMediaType => words(415, "Unsupported media type in request."),
+            MisdirectedRequest => words(421, "Misdirected Request"),
+            TooEarly => words(425, "Too Early"),
+            UpgradeRequired => words(426, "Upgrade Required"),
+            HeadersTooLarge => words(431, "Request Header Fields Too Large"),
+        }
+    }
+
+    /// The same about another customer, where it is about one.
+    pub(super) fn of_another_customer(mut self) -> Self {
+        if let Some(id) = self.body.pointer_mut("/data/id") {
+            *id = json!(Uuid::new_v4());
+        }
+        self
     }
 
     fn success(data: Value) -> Self {

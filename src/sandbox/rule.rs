@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::provider::RefusalOfUs;
+
 /// A rule as it is posted. The first posted that meets a request decides about it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,6 +106,18 @@ pub(super) enum Answer {
         #[serde(default)]
         body: Option<Value>,
     },
+    /// A refusal of whoever asks, in the envelope that the provider uses for refusals of a job.
+    RefuseUs { with: RefusalOfUs },
+    /// To a read of a customer: what was answered to the first one that met this, for as long,
+    /// with the date of then and, if so, the cache's `Age`. `older_by_s` puts that date back.
+    Cached {
+        for_ms: u64,
+        with_age: bool,
+        #[serde(default)]
+        older_by_s: i64,
+    },
+    /// As if there were no rule, but about another customer.
+    OtherCustomer {},
     /// RST instead of an answer.
     Reset {},
     /// RST after this many bytes of the answer, its head included, or after its end.

@@ -320,3 +320,37 @@ async fn a_reset_of_the_sandbox_outlives_the_requests_from_before_it() {
     assert_eq!((&summary["patches"], &summary["applied"]), (&json!(0), &json!(0)));
     assert_eq!(sandbox.admin("GET", "/rules", json!({})).await.1, json!([]));
 }
+
+#[tokio::test]
+async fn a_refusal_of_us_looks_like_one_of_a_job() {
+    for (with, expected) in [("timestamp_field", 400), ("payment_required", 402), ("headers_too_large", 431)]
+    {
+        let answer = json!({ "kind": "refuse_us", "with": with });
+        let sandbox = Sandbox::with_fault(json!({ "apply": "never", "answer": answer })).await;
+        let (status, body) = sandbox.exchange(&sandbox.update(ALICE)).await;
+        assert_eq!((status, &body["status"], &body["data"]), (expected, &json!(false), &Value::Null));
+        assert_eq!(sandbox.summary().await["applied"], 0);
+    }
+}
+
+#[tokio::test]
+async fn a_cache_before_it_answers_what_it_has() {
+    let cached = json!({ "kind": "cached", "for_ms": 600_000, "with_age": true, "older_by_s": 30 });
+    let sandbox = Sandbox::with_fault(json!({ "answer": cached })).await;
+    let (_, first) = sandbox.read(ALICE).await;
+    assert_eq!(first["data"]["status"], "FAILED");
+    sandbox.exchange(&sandbox.update(ALICE)).await;
+    let request = sandbox.signed("GET", &format!("/cms/api/v1/customer/{ALICE}"), "");
+    let (answer, _) = read_to_end(sandbox.send(&request).await).await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.contains("FAILED") && answer.contains("age: 3"), "{answer}");
+    assert_eq!(answer.matches("date: ").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn an_answer_about_another_customer_is_otherwise_the_same() {
+    let sandbox = Sandbox::with_fault(json!({ "answer": { "kind": "other_customer" } })).await;
+    let (status, body) = sandbox.read(ALICE).await;
+    assert_eq!((status, &body["data"]["status"]), (200, &json!("FAILED")));
+    assert_ne!(body["data"]["id"], ALICE);
+}
