@@ -81,11 +81,11 @@ async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery, mut place: Place) {
     let Ok(job) = Job::parse(&envelope(&delivery), OffsetDateTime::now_utc(), &ceiling.rules) else {
         return delivery.dispose(Disposition::DeadLetter);
     };
-    let t0 = Moment::now();
+    let (t0, customer_id) = (Moment::now(), job.request.customer_id());
     place.begin_request(t0.monotonic).await;
     let update = ceiling.provider.sign(&job.request, t0);
-    let exchange = ceiling.provider.update(update, t0, &ceiling.stopping).await;
-    match classify(&exchange, &[], SystemTime::now()) {
+    let exchange = ceiling.provider.update(customer_id, update, t0, &ceiling.stopping).await;
+    match classify(&exchange, customer_id, &[], SystemTime::now()) {
         Verdict::Accepted(_) => delivery.dispose(Disposition::Ack),
         _ => delivery.dispose(Disposition::DeadLetter),
     }

@@ -2,7 +2,7 @@
 //! out when it may go on.
 //!
 //! ```text
-//! closed ── a run of failures, or one refusal of our credentials ──► open
+//! closed ── a run of failures or of odd refusals, or one refusal of everybody ──► open
 //! open ──── a good probe ──► trial ── one attempt begins ──► trying
 //! trial ─── none is due ──► wanting: the intake is open, until a delivery is parked and tried
 //! trying ── it is answered ──► closed        it fails ──► open
@@ -32,7 +32,7 @@ pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 pub enum State {
     /// Work flows.
     Closed {
-        /// Failed attempts since the last answered one.
+        /// Attempts that failed, or were refused as nobody documents it, since the last answered one.
         failures: u32,
     },
     /// No attempt begins.
@@ -114,8 +114,11 @@ impl State {
             },
             (Self::Closed { failures }, Event::Attempted { verdict, .. }) => match judge(verdict) {
                 Judgement::Good => Self::Closed { failures: 0 },
-                Judgement::Failure if failures + 1 < failures_max => Self::Closed { failures: failures + 1 },
+                Judgement::Failure | Judgement::OddRefusal(_) if failures + 1 < failures_max => {
+                    Self::Closed { failures: failures + 1 }
+                }
                 Judgement::Failure => Self::Open(Cause::Failing),
+                Judgement::OddRefusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 Judgement::Nothing => self,
             },
@@ -124,7 +127,9 @@ impl State {
             (Self::Trying(cause), Event::Attempted { verdict, is_trial: true }) => match judge(verdict) {
                 Judgement::Good => Self::Closed { failures: 0 },
                 Judgement::Failure => Self::Open(Cause::Failing),
-                Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
+                Judgement::Refusal(cause) | Judgement::OddRefusal(cause) => {
+                    Self::Open(Cause::Misconfigured(cause))
+                }
                 Judgement::Nothing => Self::Trial(cause),
             },
             // Closed, it would let through as many as there are slots.
@@ -139,7 +144,10 @@ impl State {
 enum Judgement {
     Good,
     Failure,
+    /// Everybody is refused.
     Refusal(Misconfiguration),
+    /// It may be about one job.
+    OddRefusal(Misconfiguration),
     Nothing,
 }
 
@@ -147,7 +155,8 @@ fn judge(verdict: &Verdict) -> Judgement {
     match verdict {
         Verdict::Accepted(_) | Verdict::Rejected(_) | Verdict::Throttled { .. } => Judgement::Good,
         Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
-        Verdict::Misconfigured(cause) => Judgement::Refusal(*cause),
+        Verdict::Misconfigured(cause) if cause.is_everybodys() => Judgement::Refusal(*cause),
+        Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),
         Verdict::NotSent(
             NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown | NotSent::PayloadUnreadable,
         ) => Judgement::Nothing,
@@ -189,6 +198,11 @@ impl Breaker {
         matches!(self.state(), State::Closed { .. })
     }
 
+    /// Whether the last attempt that ended was answered as documented, and none waits for that.
+    pub fn takes_others(&self) -> bool {
+        matches!(self.state(), State::Closed { failures: 0 })
+    }
+
     /// Takes an event in, and pauses or resumes the intake where it opens or closes the breaker.
     pub fn note(&self, event: &Event<'_>, intake: &Intake) {
         self.state.send_if_modified(|state| {
@@ -204,8 +218,9 @@ impl Breaker {
     /// The probe is a GET of the nil customer: it proves the way, the key and the
     /// signature, and costs no customer a look. After a refusal it is a PATCH for that
     /// customer, who does not exist: updates alone may be forbidden, and only a body with
-    /// nested keys and letters beyond ASCII shows that the profile is right. Credentials
-    /// given as files are read again.
+    /// nested keys and letters beyond ASCII shows that the profile is right. So it is where the
+    /// clocks were apart, since no cache answers a PATCH. Credentials given as files are read
+    /// again.
     pub async fn watch(
         &self,
         provider: &Provider,
@@ -275,16 +290,19 @@ async fn probe(provider: &Provider, credentials: &ProviderArgs, cause: Cause) ->
         }
     }
     let is_answered = match cause {
-        Cause::Misconfigured(_) => provider.probe_update().await,
-        _ => match provider.customer(Uuid::nil()).await {
+        Cause::Misconfigured(_) | Cause::ClockSkew(_) => provider.probe_update().await,
+        Cause::Failing if intolerable_skew(provider).is_some() => provider.probe_update().await,
+        Cause::Failing => match provider.customer(Uuid::nil()).await {
             Reading::Customer(_) | Reading::NotFound => true,
+            // A cache that answers says nothing of the provider behind it.
+            Reading::Stale => provider.probe_update().await,
             reading => {
                 debug!(?reading, "probe failed");
                 false
             }
         },
     };
-    is_answered && provider.clock_skew().is_none_or(|skew| skew.unsigned_abs() <= CLOCK_SKEW_MAX.as_secs())
+    is_answered && intolerable_skew(provider).is_none()
 }
 
 /// The skew of our clock against the provider's, in seconds, where it is too large to sign.
@@ -318,6 +336,21 @@ mod tests {
     #[test]
     fn one_refusal_of_our_credentials_opens_it() {
         assert_eq!(after(CLOSED, &REFUSED, false), State::Open(BY_KEY));
+    }
+
+    #[test]
+    fn a_refusal_that_may_be_one_jobs_opens_it_only_in_a_run() {
+        let odd = Misconfiguration::Undocumented;
+        let refused = Verdict::Misconfigured(odd);
+        let twice = after(after(CLOSED, &refused, false), &refused, false);
+        assert_eq!(twice, State::Closed { failures: 2 });
+        assert_eq!(after(twice, &Verdict::Accepted(Acceptance::default()), false), CLOSED);
+        let open = State::Open(Cause::Misconfigured(odd));
+        assert_eq!(after(twice, &refused, false), open);
+        let trying = State::Trying(Cause::Misconfigured(odd));
+        assert_eq!(after(trying, &refused, true), open);
+        let throttled = State::Throttled { until: Instant::now() };
+        assert_eq!(after(throttled, &refused, false), throttled);
     }
 
     #[test]

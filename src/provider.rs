@@ -2,30 +2,37 @@
 //! every direction. Knows nothing of queues or tables.
 
 mod inspect;
+mod lock_step;
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
+use hyper_util::client::legacy::connect::HttpInfo;
 use parking_lot::RwLock;
-use reqwest::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Certificate, Client, Method, Response, Url, redirect, retry};
+use reqwest::header::{
+    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName,
+    HeaderValue, PRAGMA, RETRY_AFTER,
+};
+use reqwest::{Certificate, Client, Response, Url, redirect, retry};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
 use uuid::Uuid;
 
+use self::lock_step::LockStep;
 use crate::clock::Moment;
 use crate::domain::canonical_json::{Json, Profile};
 use crate::domain::job::UpdateRequest;
-use crate::domain::read_back::{Reading, read_customer};
+use crate::domain::read_back::{Asked, Reading, read_customer};
 use crate::domain::signature::Signer;
-use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase, Verdict, classify};
+use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase, Verdict, classify, names_customer};
 use crate::failpoint;
 
 /// No answer of the provider is longer; what follows is not read.
@@ -33,6 +40,14 @@ const ANSWER_SIZE_MAX: usize = 64 * 1024;
 
 /// What the kernel took is not sent for longer, without a word from the provider.
 const TCP_USER_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+/// How long a connection may be idle and be used again. A server that closes it just as we write
+/// makes an attempt's outcome unknown. The shortest keep-alive in common use is gunicorn's, 2 s,
+/// counted from before its answer reaches us to after our request reaches it: half of that leaves
+/// a second for the way. A new connection costs a handshake, and only where there is little to do.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// Asks an Envoy on the way, alone or in a service mesh, not to send an update again by itself.
+const ENVOY_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 
 /// The canonical form of a request without a body.
 const EMPTY_BODY: &str = "{}";
@@ -70,12 +85,23 @@ struct SignedHeaders {
 
 /// A client of the provider.
 pub struct Provider {
-    client: Client,
+    pool: RwLock<Pool>,
+    /// For reads that prove something: each has a connection of its own, where no answer to an
+    /// earlier request can be left over.
+    fresh_client: Client,
+    steps: LockStep,
     settings: ProviderSettings,
     update_url: Url,
     credentials: RwLock<Arc<Credentials>>,
-    /// The provider's clock less ours, in seconds.
+    /// The provider's clock less ours, in seconds, by its answers to updates: no cache gives those.
     clock_skew: AtomicI64,
+}
+
+/// The connections for updates. Replaced, all of them, when one was out of step.
+#[derive(Clone)]
+struct Pool {
+    client: Client,
+    generation: u64,
 }
 
 struct Credentials {
@@ -106,37 +132,14 @@ impl Provider {
     /// # Errors
     /// When the platform's certificates cannot be loaded, or the API key cannot be a header.
     pub fn new(settings: ProviderSettings, signer: Signer) -> anyhow::Result<Self> {
-        let is_https = settings.base_url.scheme() == "https";
-        let authorities = match &settings.authorities {
-            Some(pem) => {
-                Certificate::from_pem_bundle(pem).context("DOLLARPE_CA_FILE: holds no certificate")?
-            }
-            None => Vec::new(),
-        };
-        #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-        let client = Client::builder()
-            .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            .https_only(is_https)
-            .tls_certs_merge(authorities)
-            // A redirect would take the signature and the body along.
-            .redirect(redirect::Policy::none())
-            .retry(retry::never())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(settings.send_window)
-            // Below the provider's keep-alive: a connection that it closes just as we write
-            // would make an attempt's fate unknown.
-            .pool_idle_timeout(Duration::from_secs(2))
-            .pool_max_idle_per_host(settings.connections)
-            .tcp_nodelay(true)
-            // So that the kernel delivers nothing once this process was killed and its lease is over.
-            .tcp_user_timeout(settings.request_timeout.min(TCP_USER_TIMEOUT_MAX))
-            .build()
-            .context("cannot set up the HTTP client; are the platform's CA certificates installed?")?;
+        let client = build_client(&settings, settings.connections)?;
+        let pool = RwLock::new(Pool { client, generation: 0 });
+        let fresh_client = build_client(&settings, 0)?;
+        let steps = LockStep::new(IDLE_MAX, settings.request_timeout);
         let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
         let credentials = RwLock::new(Arc::new(Credentials::new(signer)?));
-        Ok(Self { client, settings, update_url, credentials, clock_skew: AtomicI64::new(SKEW_UNKNOWN) })
+        let clock_skew = AtomicI64::new(SKEW_UNKNOWN);
+        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, clock_skew })
     }
 
     /// Signs with other credentials from now on. Returns whether they are other ones.
@@ -153,7 +156,7 @@ impl Provider {
         Ok(is_other)
     }
 
-    /// The provider's clock less ours, in seconds, as its last answer told it.
+    /// The provider's clock less ours, in seconds, as its last answer to an update told it.
     pub fn clock_skew(&self) -> Option<i64> {
         Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
     }
@@ -171,20 +174,25 @@ impl Provider {
         SignedUpdate { body: canonical, headers }
     }
 
-    /// `PATCH /kyc/update-document-info`, once. The body leaves only while the send
-    /// window, counted from `t0`, is open and `stopping` is not cancelled.
-    pub async fn update(&self, update: SignedUpdate, t0: Moment, stopping: &CancellationToken) -> Exchange {
+    /// `PATCH /kyc/update-document-info`, once, for `customer_id`. The body leaves only while the
+    /// send window, counted from `t0`, is open and `stopping` is not cancelled.
+    pub async fn update(
+        &self,
+        customer_id: Uuid,
+        update: SignedUpdate,
+        t0: Moment,
+        stopping: &CancellationToken,
+    ) -> Exchange {
         let deadline = Instant::now() + self.settings.request_timeout;
         let gate = Arc::new(Gate {
             closes_at: t0.monotonic + self.settings.send_window,
             stopping: stopping.clone(),
             state: AtomicU8::new(Gate::OPEN),
+            passed_at: OnceLock::new(),
         });
         let body = GatedBody { content: Some(update.body), gate: Arc::clone(&gate) };
-        let request = self
-            .request(Method::PATCH, self.update_url.clone(), update.headers)
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(reqwest::Body::wrap(body));
+        let Pool { client, generation } = self.pool.read().clone();
+        let request = self.update_request(&client, update.headers).body(reqwest::Body::wrap(body));
         let lost = |phase| gate.shut().map_or(Exchange::Lost(phase), Exchange::NotSent);
         let sent = tokio::select! {
             biased;
@@ -192,17 +200,65 @@ impl Provider {
             () = gate.stopped() => return Exchange::NotSent(NotSent::Shutdown),
         };
         match sent {
-            Ok(Ok(response)) => Exchange::Answered(self.read_answer(response, deadline).await),
+            Ok(Ok(response)) => {
+                // Answered before it was asked: whatever that answers, it is not this update.
+                let Some(took) = gate.passed_at.get().map(Instant::elapsed) else {
+                    return lost(Phase::OutOfStep);
+                };
+                let is_out_of_step = local_port(&response)
+                    .is_some_and(|port| self.steps.is_broken_by(port, took, Instant::now()));
+                if is_out_of_step {
+                    self.connect_anew(generation, took);
+                }
+                let mut answer = self.read_answer(response, deadline).await;
+                self.learn_skew(&answer);
+                let may_learn = is_out_of_step || self.steps.is_learning();
+                if may_learn && names_customer(&answer.body, customer_id) {
+                    self.steps.learn(took);
+                }
+                answer.is_out_of_step = is_out_of_step;
+                Exchange::Answered(answer)
+            }
             Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
             Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
         }
     }
 
+    /// After an answer that was out of step, no connection of its generation is used again: what
+    /// comes next over that one is not the next request's answer either.
+    #[cold]
+    fn connect_anew(&self, generation: u64, took: Duration) {
+        let mut pool = self.pool.write();
+        if pool.generation != generation {
+            return;
+        }
+        warn!(
+            ?took,
+            "an answer came sooner than the provider ever gave one, it may be an earlier request's; connecting anew"
+        );
+        match build_client(&self.settings, self.settings.connections) {
+            Ok(client) => *pool = Pool { client, generation: generation + 1 },
+            Err(error) => error!(error = format!("{error:#}"), "cannot connect anew"),
+        }
+    }
+
     /// `GET /customer/{id}`. The provider asks for at most one a minute for a customer.
+    ///
+    /// What is read is what the provider says now: on a connection of its own, past caches, and
+    /// not where the answer's date is older. Where no update has told the provider's clock yet and
+    /// a date looks old, an update for nobody tells it.
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
-        let id = customer_id.to_string();
-        let exchange = self.get(endpoint(&self.settings.base_url, &["customer", &id])).await;
-        read_customer(&exchange, SystemTime::now())
+        let at = SystemTime::now();
+        let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
+        let exchange = self.get(url).await;
+        let read = |skew| read_customer(&exchange, &Asked { customer_id, at, skew }, SystemTime::now());
+        let skew = self.clock_skew();
+        let reading = read(skew);
+        if reading != Reading::Stale || skew.is_some() {
+            return reading;
+        }
+        self.probe_update().await;
+        read(self.clock_skew())
     }
 
     /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
@@ -232,7 +288,10 @@ impl Provider {
     /// which changes nothing.
     pub async fn probe_update(&self) -> bool {
         let exchange = self.exchange(self.update_probe(self.settings.profile)).await;
-        matches!(classify(&exchange, &[], SystemTime::now()), Verdict::Rejected(_))
+        if let Exchange::Answered(answer) = &exchange {
+            self.learn_skew(answer);
+        }
+        matches!(classify(&exchange, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
     }
 
     /// The request that [`Provider::probe_update`] sends, in a profile's form.
@@ -242,9 +301,7 @@ impl Provider {
         let body = Json::parse(UPDATE_PROBE.as_bytes()).expect("the probe is JSON");
         let canonical = body.to_canonical(profile);
         let headers = self.sign_text(&canonical, Moment::now());
-        self.request(Method::PATCH, self.update_url.clone(), headers)
-            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(canonical)
+        self.update_request(&self.fresh_client, headers).body(canonical)
     }
 
     async fn get(&self, url: Url) -> Exchange {
@@ -253,7 +310,9 @@ impl Provider {
 
     fn signed_get(&self, url: Url) -> reqwest::RequestBuilder {
         let headers = self.sign_text(EMPTY_BODY, Moment::now());
-        self.request(Method::GET, url, headers)
+        signed(self.fresh_client.get(url), headers)
+            .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
+            .header(PRAGMA, HeaderValue::from_static("no-cache"))
     }
 
     /// Sends a request that spends nothing.
@@ -295,26 +354,67 @@ impl Provider {
         Arc::clone(&self.credentials.read())
     }
 
-    fn request(&self, method: Method, url: Url, headers: SignedHeaders) -> reqwest::RequestBuilder {
-        self.client
-            .request(method, url)
-            .header("x-api-key", headers.api_key)
-            .header("x-timestamp", headers.timestamp)
-            .header("x-signature", headers.signature)
+    fn update_request(&self, client: &Client, headers: SignedHeaders) -> reqwest::RequestBuilder {
+        signed(client.patch(self.update_url.clone()), headers)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(ENVOY_RETRIES, HeaderValue::from_static("0"))
     }
+}
+
+fn signed(request: reqwest::RequestBuilder, headers: SignedHeaders) -> reqwest::RequestBuilder {
+    request
+        .header("x-api-key", headers.api_key)
+        .header("x-timestamp", headers.timestamp)
+        .header("x-signature", headers.signature)
+}
+
+/// A client that keeps up to `idle_max` connections for another request.
+fn build_client(settings: &ProviderSettings, idle_max: usize) -> anyhow::Result<Client> {
+    let authorities = match &settings.authorities {
+        Some(pem) => Certificate::from_pem_bundle(pem).context("DOLLARPE_CA_FILE: holds no certificate")?,
+        None => Vec::new(),
+    };
+    // What is encoded in a way that nobody asked for cannot be read.
+    let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    Client::builder()
+        .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .http1_only()
+        .https_only(settings.base_url.scheme() == "https")
+        .tls_certs_merge(authorities)
+        // A redirect would take the signature and the body along.
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .referer(false)
+        .no_proxy()
+        .connect_timeout(settings.send_window)
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_max_idle_per_host(idle_max)
+        .tcp_nodelay(true)
+        // So that the kernel delivers nothing once this process was killed and its lease is over.
+        .tcp_user_timeout(settings.request_timeout.min(TCP_USER_TIMEOUT_MAX))
+        .build()
+        .context("cannot set up the HTTP client; are the platform's CA certificates installed?")
+}
+
+/// Which connection an answer came over.
+fn local_port(response: &Response) -> Option<u16> {
+    response.extensions().get::<HttpInfo>().map(|info| info.local_addr().port())
 }
 
 impl Provider {
     /// Reads an answer's body to the cap and the deadline.
     async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
         let status = response.status().as_u16();
-        let text = |headers: &HeaderMap, name| {
-            headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-        };
-        let retry_after = text(response.headers(), RETRY_AFTER);
-        if let Some(skew) = text(response.headers(), DATE).and_then(|date| skew_of(&date)) {
-            self.clock_skew.store(skew, Ordering::Relaxed);
-        }
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = text(RETRY_AFTER).map(str::to_owned);
+        let age_s = response
+            .headers()
+            .get(AGE)
+            .map(|_| text(AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(u64::MAX));
+        let date = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+        let is_encoded = text(CONTENT_ENCODING).is_some_and(|name| !name.eq_ignore_ascii_case("identity"));
         let whole = async {
             let mut bytes = Vec::new();
             while let Some(chunk) = response.chunk().await.ok()? {
@@ -326,10 +426,16 @@ impl Provider {
             Some(bytes)
         };
         let body = match timeout_at(deadline, whole).await {
-            Ok(Some(bytes)) => Body::Whole(bytes),
-            Ok(None) | Err(_) => Body::Unreadable,
+            Ok(Some(bytes)) if !is_encoded => Body::Whole(bytes),
+            Ok(_) | Err(_) => Body::Unreadable,
         };
-        Answer { status, retry_after, body }
+        Answer { status, retry_after, age_s, date, is_out_of_step: false, body }
+    }
+
+    fn learn_skew(&self, answer: &Answer) {
+        if let Some(skew) = skew_of(answer) {
+            self.clock_skew.store(skew, Ordering::Relaxed);
+        }
     }
 }
 
@@ -342,10 +448,9 @@ impl Credentials {
     }
 }
 
-/// The clock behind a `Date` header less ours, in seconds.
-fn skew_of(date: &str) -> Option<i64> {
-    let theirs = httpdate::parse_http_date(date).ok()?;
-    let ours = SystemTime::now();
+/// The clock behind an answer's `Date` less ours, in seconds.
+fn skew_of(answer: &Answer) -> Option<i64> {
+    let (theirs, ours) = (answer.date?, SystemTime::now());
     let apart = |later: SystemTime, earlier| later.duration_since(earlier).map(|apart| apart.as_secs());
     match apart(theirs, ours) {
         Ok(ahead) => i64::try_from(ahead).ok(),
@@ -373,6 +478,8 @@ struct Gate {
     closes_at: Instant,
     stopping: CancellationToken,
     state: AtomicU8,
+    /// When the body was handed over.
+    passed_at: OnceLock<Instant>,
 }
 
 impl Gate {
@@ -384,14 +491,19 @@ impl Gate {
 
     /// Lets the body through, once, if it may still leave.
     fn pass(&self) -> bool {
+        let now = Instant::now();
         let state = if self.stopping.is_cancelled() {
             Self::STOPPING
-        } else if Instant::now() > self.closes_at {
+        } else if now > self.closes_at {
             Self::WINDOW_CLOSED
         } else {
             Self::PASSED
         };
-        self.decide(state).is_ok() && state == Self::PASSED
+        let passes = self.decide(state).is_ok() && state == Self::PASSED;
+        if passes {
+            self.passed_at.get_or_init(|| now);
+        }
+        passes
     }
 
     /// Lets nothing through any more. `None` if the body has left already.
@@ -470,6 +582,7 @@ mod tests {
             closes_at: Instant::now() + closes_in,
             stopping: CancellationToken::new(),
             state: AtomicU8::new(Gate::OPEN),
+            passed_at: OnceLock::new(),
         }
     }
 

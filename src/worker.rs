@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use crate::breaker::{Breaker, Event, intolerable_skew};
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Job, Rules, UpdateRequest};
-use crate::domain::outcome::{Disposition, Next, Outcome, Receipt, Review, WaitingFor, next};
+use crate::domain::outcome::{Disposition, History, Next, Outcome, Receipt, Review, WaitingFor, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, Timing, conclude};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verdict::{
@@ -196,9 +196,9 @@ impl Worker {
         let begun = Instant::now();
         let update = self.provider.sign(request, claim.t0);
         failpoint::reach("signed");
-        let exchange = self.provider.update(update, claim.t0, &self.stopping).await;
+        let exchange = self.provider.update(claim.customer_id, update, claim.t0, &self.stopping).await;
         place.note_answer(begun.elapsed());
-        let verdict = classify(&exchange, &self.not_applied_statuses, SystemTime::now());
+        let verdict = classify(&exchange, claim.customer_id, &self.not_applied_statuses, SystemTime::now());
         failpoint::reach("answered");
         let (http_status, provider_message) = match &exchange {
             Exchange::Answered(answer) if answer.status >= 400 => {
@@ -248,8 +248,9 @@ impl Worker {
 
     /// Tells the breaker and the log what an attempt came to, and decides what follows.
     fn decide(&self, claim: &Claim, result: &AttemptResult) -> Next {
+        let history = History { others_are_taken: self.breaker.takes_others(), ..claim.history };
         self.tell_breaker(claim, &result.verdict);
-        let next = next(&result.verdict, claim.history, &self.schedule, rand::random());
+        let next = next(&result.verdict, history, &self.schedule, rand::random());
         let retry_in = match &next {
             Next::Wait(wait) => Some(wait.delay),
             Next::ReadBack => Some(self.timing.after),

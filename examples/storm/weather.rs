@@ -40,6 +40,10 @@ fn respond(status: u16, body: &str) -> Value {
     json!({ "kind": "respond", "status": status, "body": body, "headers": { "content-type": "application/json" } })
 }
 
+fn refuse_us(with: &str) -> Value {
+    json!({ "apply": "never", "answer": { "kind": "refuse_us", "with": with } })
+}
+
 fn throttle(seconds: u32) -> Value {
     let mut answer = respond(429, THROTTLED);
     answer["headers"]["retry-after"] = json!(seconds.to_string());
@@ -53,6 +57,7 @@ fn faults() -> Vec<Fault> {
     let get = |kind, share, fault| Fault { kind, method: "GET", share, fault };
     let (reset, hang) = (json!({ "kind": "reset" }), json!({ "kind": "hang" }));
     let error = || respond(500, ERROR);
+    let cached = json!({ "kind": "cached", "for_ms": 300_000, "with_age": true });
     vec![
         patch("500 instead of applying", 10, json!({ "apply": "never", "answer": error() })),
         patch("500 after applying", 10, json!({ "answer": error() })),
@@ -72,10 +77,14 @@ fn faults() -> Vec<Fault> {
         patch("slow beyond the timeout", 3, json!({ "delay_before_ms": 2500 })),
         patch("slow", 30, json!({ "delay_before_ms": 200, "delay_after_ms": 400 })),
         patch("throttled", 10, throttle(1)),
+        patch("refused as if it were us", 8, refuse_us("maintenance")),
+        patch("an acceptance of another customer's", 4, json!({ "answer": { "kind": "other_customer" } })),
         get("500 to a look", 30, json!({ "answer": error() })),
         get("reset of a look", 20, json!({ "answer": reset })),
         get("slow look", 50, json!({ "delay_before_ms": 300 })),
         get("look without an answer", 8, json!({ "answer": hang })),
+        get("look at another customer", 10, json!({ "answer": { "kind": "other_customer" } })),
+        get("look that a cache answers", 30, json!({ "answer": cached })),
     ]
 }
 
@@ -90,6 +99,8 @@ fn squalls() -> Vec<(&'static str, Option<&'static str>, Value)> {
         ("everything reset", None, never(json!({ "kind": "reset" }))),
         ("everything 503", None, never(respond(503, "<html>unavailable</html>"))),
         ("everything 401", None, never(respond(401, UNAUTHORIZED))),
+        ("every PATCH refused as too old", Some("PATCH"), refuse_us("timestamp_words")),
+        ("everything in maintenance", None, refuse_us("maintenance")),
     ]
 }
 

@@ -53,7 +53,7 @@ pub enum Review {
         /// Which.
         newer: Uuid,
     },
-    /// The provider refuses our credentials for this job and not for others.
+    /// The provider refuses us, or with words that are not documented, for this job and not for others.
     RefusedOnlyForThisJob,
 }
 
@@ -96,9 +96,6 @@ impl Outcome {
             Self::Rejected(Rejection::FieldRefused) => {
                 "the provider refused a field; see the attempt's message"
             }
-            Self::Rejected(Rejection::Refused) => {
-                "the provider refused the update; see the attempt's message"
-            }
             Self::Superseded { by } => {
                 return format!("the customer's newer job {by} was accepted").into();
             }
@@ -124,7 +121,8 @@ impl Outcome {
                 .into();
             }
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => {
-                "the provider refuses our credentials for this job alone; look at its content and its customer"
+                "the provider refuses this job alone, in a way that is not documented or as if it refused us; \
+                 see the attempts' messages, its content and its customer"
             }
         })
     }
@@ -190,7 +188,13 @@ pub struct History {
     pub unknown: u32,
     /// Whether this attempt was let through as a trial while the breaker was not closed.
     pub is_trial: bool,
+    /// Whether the last attempt here to end before this one was answered as documented.
+    pub others_are_taken: bool,
 }
+
+/// How often a job alone is refused with what may be about it or about everybody, before it goes
+/// to a person: about a quarter of a minute at the default delays.
+const REFUSED_ALONE_MAX: u32 = 5;
 
 /// A job whose key is missing is tried again as late as after this many retries: about
 /// once a minute.
@@ -223,6 +227,17 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         }),
         Verdict::Throttled { retry_after } => {
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
+        }
+        // It may be about everybody, and then the breaker opens after a few of them and nobody ends.
+        // Where others are taken meanwhile, it is about this job.
+        Verdict::Misconfigured(cause) if !cause.is_everybodys() => {
+            let refused = history.misconfigured + 1;
+            if history.others_are_taken && !history.is_trial && refused >= REFUSED_ALONE_MAX {
+                return Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
+            }
+            // Later, so that a trial finds another job first.
+            let delay = schedule.delay(refused, jitter);
+            Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay, counts: false })
         }
         // A trial comes right after a probe that the provider took from this very worker: then
         // it is this job that it refuses. Any other refusal may be another replica's first.
@@ -338,11 +353,27 @@ mod tests {
         check(refused, History { is_trial: true, ..elsewhere }, review);
     }
 
+    /// One job's poison ends that job; what meets everybody ends nobody.
+    #[test]
+    fn a_job_that_alone_is_refused_without_documented_words_goes_to_a_person() {
+        use Misconfiguration::{NotTheProvider, Undocumented, UnreadableRefusal};
+        for cause in [Undocumented, NotTheProvider, UnreadableRefusal] {
+            let refused = Verdict::Misconfigured(cause);
+            check(refused.clone(), History::default(), wait(WaitingFor::Provider, 500, false));
+            let alone = History { misconfigured: 4, others_are_taken: true, ..History::default() };
+            let review = Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
+            check(refused.clone(), alone, review);
+            let again = wait(WaitingFor::Provider, 8_000, false);
+            check(refused.clone(), History { others_are_taken: false, ..alone }, again.clone());
+            check(refused, History { is_trial: true, ..alone }, again);
+        }
+    }
+
     #[test]
     fn only_what_a_person_may_send_again_keeps_its_payload() {
         assert!(Outcome::NeedsReview(Review::FateUnknown).keeps_payload());
         assert!(Outcome::Exhausted(Exhaustion::Attempts).keeps_payload());
         assert!(!Outcome::Accepted(Acceptance::default()).keeps_payload());
-        assert!(!Outcome::Rejected(Rejection::Refused).keeps_payload());
+        assert!(!Outcome::Rejected(Rejection::FieldRefused).keeps_payload());
     }
 }

@@ -6,9 +6,10 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::foreign_text::known_words;
-use super::verdict::{Answer, Body, Exchange, Misconfiguration, Rejection, Verdict, classify};
+use super::verdict::{Answer, Exchange, Misconfiguration, Rejection, Verdict, classify, names_another};
 
 /// What a GET of a customer told us. Personal data in the answer is dropped here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,6 +25,10 @@ pub enum Reading {
         /// As long as that, if it says so.
         retry_after: Option<Duration>,
     },
+    /// The answer was made before it was asked for, by a cache's own word or by its date.
+    Stale,
+    /// The answer is about another customer.
+    OtherCustomer,
     /// The read failed and tells nothing.
     Failed,
 }
@@ -39,12 +44,42 @@ pub struct CustomerStatus {
     pub document_type: Option<String>,
 }
 
-/// Reads the answer to a GET of a customer.
-pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
-    if let Exchange::Answered(Answer { status: 200, body: Body::Whole(bytes), .. }) = exchange {
-        let value: Value = serde_json::from_slice(bytes).unwrap_or_default();
+/// What a customer was asked for with, and what is known of the provider's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// About whom.
+    pub customer_id: Uuid,
+    /// When, by our clock.
+    pub at: SystemTime,
+    /// The provider's clock less ours in seconds, as its answers to updates tell: no cache
+    /// answers those. Where it is known, the provider dates its answers.
+    pub skew: Option<i64>,
+}
+
+/// An answer's date may be that much before it was asked for: dates are whole seconds, and the
+/// clocks of a provider's machines are not one.
+const DATE_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// Reads the answer to a GET of a customer. What is not fresh, or is about another customer,
+/// proves nothing.
+pub fn read_customer(exchange: &Exchange, asked: &Asked, now: SystemTime) -> Reading {
+    let reading = read_any_customer(exchange, asked.customer_id, now);
+    match (&reading, exchange) {
+        (Reading::Customer(_) | Reading::NotFound, Exchange::Answered(answer))
+            if !is_fresh(answer, asked) =>
+        {
+            Reading::Stale
+        }
+        _ => reading,
+    }
+}
+
+fn read_any_customer(exchange: &Exchange, customer_id: Uuid, now: SystemTime) -> Reading {
+    if let Exchange::Answered(Answer { status: 200, body, is_out_of_step: false, .. }) = exchange {
+        let value = body.json().unwrap_or_default();
         let text = |key: &str| value["data"][key].as_str().map(known_words);
         return match text("status").filter(|_| value["status"] == Value::Bool(true)) {
+            Some(_) if names_another(&value["data"], customer_id) => Reading::OtherCustomer,
             Some(status) => Reading::Customer(CustomerStatus {
                 status,
                 failure_reason: text("failure_reason"),
@@ -53,12 +88,29 @@ pub fn read_customer(exchange: &Exchange, now: SystemTime) -> Reading {
             None => Reading::Failed,
         };
     }
-    match classify(exchange, &[], now) {
+    match classify(exchange, customer_id, &[], now) {
         Verdict::Rejected(Rejection::CustomerNotFound) => Reading::NotFound,
         Verdict::Misconfigured(cause) => Reading::Misconfigured(cause),
         Verdict::Throttled { retry_after } => Reading::Throttled { retry_after },
         _ => Reading::Failed,
     }
+}
+
+/// Whether the provider made an answer after it was asked. `Age: 0` is what a cache says of an
+/// answer that it has just fetched.
+fn is_fresh(answer: &Answer, asked: &Asked) -> bool {
+    if answer.age_s.is_some_and(|age| age > 0) {
+        return false;
+    }
+    let Some(date) = answer.date else {
+        // A provider that dates its answers dated this one, too; somebody took the date away.
+        return asked.skew.is_none();
+    };
+    let skew = asked.skew.unwrap_or_default();
+    let apart = Duration::from_secs(skew.unsigned_abs());
+    // The moment of asking, by the provider's clock.
+    let asked_at = if skew < 0 { asked.at.checked_sub(apart) } else { asked.at.checked_add(apart) };
+    asked_at.is_some_and(|asked_at| asked_at <= date + DATE_TOLERANCE)
 }
 
 impl Reading {
@@ -77,6 +129,8 @@ impl Reading {
             Self::NotFound => Some("customer_not_found"),
             Self::Misconfigured(cause) => Some(cause.code()),
             Self::Throttled { .. } => Some("throttled"),
+            Self::Stale => Some("stale_answer"),
+            Self::OtherCustomer => Some("other_customer"),
             Self::Failed => Some("read_failed"),
         }
     }
@@ -197,7 +251,11 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         Reading::NotFound => return Conclusion::Rejected,
         Reading::Customer(customer) => customer.status.as_str(),
         // Inside the window a look that failed is worth another soon.
-        Reading::Failed | Reading::Misconfigured(_) | Reading::Throttled { .. } => {
+        Reading::Failed
+        | Reading::Stale
+        | Reading::OtherCustomer
+        | Reading::Misconfigured(_)
+        | Reading::Throttled { .. } => {
             let next_answer = evidence.begin_to_answer + timing.retry_after() + timing.read_time_max;
             let is_in_window = next_answer <= timing.safe_window();
             return look_again(
@@ -286,6 +344,7 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::verdict::Body;
     use proptest::prelude::*;
 
     const TIMING: Timing = Timing {
@@ -418,12 +477,75 @@ mod tests {
 
     #[test]
     fn a_look_that_failed_is_repeated_soon_while_that_can_help() {
-        for reading in [Reading::Failed, Reading::Misconfigured(Misconfiguration::ApiKey)] {
+        for reading in [
+            Reading::Failed,
+            Reading::Stale,
+            Reading::OtherCustomer,
+            Reading::Misconfigured(Misconfiguration::ApiKey),
+        ] {
             check(&look(reading.clone()), Conclusion::LookAgain { after: secs(5) });
             let late = Evidence { begin_to_answer: secs(50), ..look(reading.clone()) };
             check(&late, Conclusion::LookAgain { after: secs(60) });
             check(&Evidence { end_to_look: secs(7200), ..late }, Conclusion::Unsettled);
         }
+    }
+
+    const CUSTOMER: Uuid = Uuid::from_u128(7);
+
+    fn at(secs_since_1970: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + secs(secs_since_1970)
+    }
+
+    fn answered(status: u16, body: &str) -> Answer {
+        Answer { status, body: Body::Whole(body.as_bytes().to_vec()), ..Answer::default() }
+    }
+
+    /// What an answer reads as that was asked for at 10,000 s.
+    #[track_caller]
+    fn check_reading(answer: Answer, skew: Option<i64>, expected: &Reading) {
+        let asked = Asked { customer_id: CUSTOMER, at: at(10_000), skew };
+        let reading = read_customer(&Exchange::Answered(answer.clone()), &asked, at(10_001));
+        assert_eq!(reading, *expected, "{answer:?} at skew {skew:?}");
+    }
+
+    #[test]
+    fn an_answer_made_before_it_was_asked_for_proves_nothing() {
+        let failed = answered(200, r#"{"status":true,"data":{"status":"FAILED"}}"#);
+        let not_found = answered(400, r#"{"status":false,"message":"Customer not found or access denied"}"#);
+        for (answer, fresh) in [(failed, reads("FAILED")), (not_found, Reading::NotFound)] {
+            let check = |age_s, date: Option<u64>, skew, is_fresh| {
+                let answer = Answer { age_s, date: date.map(at), ..answer.clone() };
+                check_reading(answer, skew, if is_fresh { &fresh } else { &Reading::Stale });
+            };
+            check(None, None, None, true);
+            check(None, Some(10_000), Some(0), true);
+            // As much as a cache, a coarse date or another machine's clock may be off.
+            check(Some(0), Some(9_995), Some(0), true);
+            check(Some(1), Some(10_000), Some(0), false);
+            check(Some(u64::MAX), None, None, false);
+            check(None, Some(9_994), Some(0), false);
+            check(None, Some(9_700), None, false);
+            // A provider whose clock is off, ahead and behind.
+            check(None, Some(10_060), Some(60), true);
+            check(None, Some(10_050), Some(60), false);
+            check(None, Some(9_940), Some(-60), true);
+            check(None, Some(9_930), Some(-60), false);
+            // It dates its answers, and this one has no date.
+            check(None, None, Some(0), false);
+        }
+    }
+
+    #[test]
+    fn an_answer_about_another_customer_proves_nothing() {
+        let about =
+            |id: &str| answered(200, &format!(r#"{{"status":true,"data":{{{id}"status":"FAILED"}}}}"#));
+        let (own, other) = (CUSTOMER, Uuid::from_u128(8));
+        check_reading(about(""), None, &reads("FAILED"));
+        check_reading(about(&format!(r#""id":"{own}","#)), None, &reads("FAILED"));
+        check_reading(about(&format!(r#""id":"{other}","#)), None, &Reading::OtherCustomer);
+        check_reading(about(&format!(r#""customer_id":"{other}","#)), None, &Reading::OtherCustomer);
+        let stray = Answer { is_out_of_step: true, ..about(&format!(r#""id":"{own}","#)) };
+        check_reading(stray, None, &Reading::Failed);
     }
 
     #[test]

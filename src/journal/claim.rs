@@ -199,6 +199,7 @@ impl Journal {
             misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
             unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
             is_trial: turn != Turn::Any,
+            others_are_taken: false,
         };
         ClaimedJob {
             claim: Claim {

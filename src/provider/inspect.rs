@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use clap::ValueEnum as _;
 use uuid::Uuid;
 
-use super::{Provider, endpoint};
+use super::{Provider, endpoint, skew_of};
 use crate::domain::canonical_json::Profile;
-use crate::domain::verdict::{Answer, Exchange, Misconfiguration, Verdict, classify};
+use crate::domain::verdict::{Answer, Exchange, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
 
@@ -23,9 +23,17 @@ impl Provider {
             Err(error) => return vec![self.unreachable(error)],
         };
         let mut findings = vec![Finding::ok(format!("{} answers", self.settings.base_url))];
-        let is_skewed = self.clock_skew().is_some_and(|skew| skew.unsigned_abs() > skew_max.as_secs());
-        findings.extend(self.clock_skew().map(|skew| clock_finding(skew, is_skewed)));
-        let verdict = judge(answer);
+        let is_cached = answer.age_s.is_some_and(|age| age > 0);
+        findings.extend(is_cached.then(|| {
+            Finding::wrong(
+                "DOLLARPE_BASE_URL: a cache answers reads of customers, though asked not to; such an answer proves nothing, and jobs of unknown outcome go to a person",
+                "have whatever caches on the way to the provider let its answers through",
+            )
+        }));
+        let skew = skew_of(&answer).filter(|_| !is_cached);
+        let is_skewed = skew.is_some_and(|skew| skew.unsigned_abs() > skew_max.as_secs());
+        findings.extend(skew.map(|skew| clock_finding(skew, is_skewed)));
+        let verdict = judge(&answer);
         match verdict {
             Verdict::Rejected(_) => {
                 findings.push(Finding::ok("the API key and the signatures of looks are accepted"));
@@ -42,7 +50,7 @@ impl Provider {
                 "DOLLARPE_API_SECRET: the provider knows the API key and refuses the signature: the secret is another's",
                 "take key and secret from the same environment's dashboard, and beware of spaces around them",
             )),
-            verdict => findings.push(self.refusal(&verdict)),
+            verdict => findings.push(self.refusal(&verdict, &answer)),
         }
         findings
     }
@@ -52,15 +60,15 @@ impl Provider {
         let ours = self.settings.profile;
         let mut accepted = Vec::new();
         for profile in Profile::value_variants() {
-            let verdict = match self.ask(self.update_probe(*profile)).await {
-                Ok(answer) => judge(answer),
+            let answer = match self.ask(self.update_probe(*profile)).await {
+                Ok(answer) => answer,
                 Err(error) => return self.unreachable(error),
             };
-            match verdict {
+            match judge(&answer) {
                 Verdict::Rejected(_) => accepted.push(*profile),
                 Verdict::Misconfigured(Misconfiguration::Signature) => {}
                 // Updates alone may be forbidden.
-                verdict => return self.refusal(&verdict),
+                verdict => return self.refusal(&verdict, &answer),
             }
         }
         if accepted.contains(&ours) {
@@ -103,7 +111,7 @@ impl Provider {
     }
 
     /// Says what a verdict on a harmless request means for us.
-    fn refusal(&self, verdict: &Verdict) -> Finding {
+    fn refusal(&self, verdict: &Verdict, answer: &Answer) -> Finding {
         let base_url = &self.settings.base_url;
         match verdict {
             Verdict::Misconfigured(Misconfiguration::ApiKey) => Finding::wrong(
@@ -114,6 +122,20 @@ impl Provider {
                 "DOLLARPE_API_KEY: the provider forbids the call",
                 "ask the provider to allow this key and this machine's address to read customers and update documents",
             ),
+            Verdict::Misconfigured(Misconfiguration::Timestamp) => Finding::wrong(
+                "the provider refuses the timestamp of our requests",
+                "set this machine's clock, and keep it so: chrony, or systemd-timesyncd; if it is right, ask the provider",
+            ),
+            Verdict::Misconfigured(Misconfiguration::Undocumented) => {
+                let said = provider_message(answer).unwrap_or_default();
+                Finding::wrong(
+                    format!(
+                        "the provider refuses a harmless request with {} and words that its documentation does not have: {said}",
+                        answer.status
+                    ),
+                    "ask the provider what they mean; updates would wait, and the intake would pause",
+                )
+            }
             Verdict::Misconfigured(cause) => Finding::wrong(
                 format!("{}: {cause} at {base_url}", cause.setting()),
                 "the sandbox is at https://sandbox.dollarpe.xyz/cms/api/v1, production at https://production.dollarpe.xyz/cms/api/v1",
@@ -137,8 +159,8 @@ impl Provider {
     }
 }
 
-fn judge(answer: Answer) -> Verdict {
-    classify(&Exchange::Answered(answer), &[], SystemTime::now())
+fn judge(answer: &Answer) -> Verdict {
+    classify(&Exchange::Answered(answer.clone()), Uuid::nil(), &[], SystemTime::now())
 }
 
 fn clock_finding(skew: i64, is_skewed: bool) -> Finding {

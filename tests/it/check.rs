@@ -286,6 +286,24 @@ fn check_names_what_is_wrong_with_the_provider() {
             assert!(wrong[0]["remedy"].as_str().expect("a text").contains("set the clock"));
             assert!(wrong[1]["what"].as_str().expect("a text").contains("as the clock would explain"));
         }
+        world.set_provider(json!({ "clock_ahead_s": 0 })).await;
+
+        for (refusal, what, remedy) in [
+            ("timestamp_words", "refuses the timestamp", "clock"),
+            ("signature_words", "DOLLARPE_SIGNING_PROFILE", "canonical form"),
+            ("maintenance", "Service temporarily unavailable", "ask the provider"),
+            ("upgrade_required", "with 426", "ask the provider"),
+        ] {
+            let answer = json!({ "kind": "refuse_us", "with": refusal });
+            let rule = json!({ "match": { "method": "PATCH" }, "fault": { "answer": answer } });
+            world.add_rule(rule).await;
+            blames(&world, &[], &[what], &[remedy]).await;
+            world.clear_rules().await;
+        }
+        let aged = json!({ "kind": "respond", "status": 400, "headers": { "age": "30" },
+            "body": { "status": false, "message": "Customer not found or access denied", "errors": {} } });
+        world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": aged } })).await;
+        blames(&world, &[], &["a cache answers reads"], &["let its answers through"]).await;
         assert!(world.oracle("updates").await.is_empty());
     });
 }

@@ -24,6 +24,7 @@ mod export;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod forget;
+mod gateways;
 mod growth;
 mod health;
 mod keys;

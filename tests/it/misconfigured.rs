@@ -17,14 +17,14 @@ async fn waits_until_mended(
     [setting, detail]: [&str; 2],
     mend: impl AsyncFnOnce(),
 ) {
-    let jobs = world.publish_jobs(20).await;
+    let jobs = world.publish_jobs(40).await;
     let workers: Vec<_> = (0..replicas).map(|_| world.start_worker_with(&NARROW)).collect();
     for worker in &workers {
         world.wait_for_log(worker, "intake paused until a person has mended this").await;
         assert!(worker.log().contains(setting), "{}", worker.log());
     }
     world.wait_for_consumers(0).await;
-    assert!(world.count_ready("kyc.document-updates").await >= 20 - 7 * replicas as u32, "a backlog stays");
+    assert!(world.count_ready("kyc.document-updates").await >= 40 - 14 * replicas as u32, "a backlog stays");
     world
         .wait_for("everything begun to be parked", async || {
             let begun =
@@ -147,6 +147,92 @@ fn a_proxys_page_for_everything_waits() {
             world.clear_rules().await;
         })
         .await;
+    });
+}
+
+/// What this once did to 300 of 300 jobs was to end them as rejected, payloads erased.
+#[test]
+fn a_refusal_of_us_in_the_providers_envelope_waits() {
+    for (refusal, setting, detail) in [
+        ("timestamp_words", "this machine's clock", "timestamp_refused"),
+        ("signature_field", "DOLLARPE_API_SECRET", "signature_refused"),
+        ("api_key_field", "DOLLARPE_API_KEY", "api_key_refused"),
+        ("maintenance", "provider_message", "undocumented_refusal"),
+        ("unsupported_media_type", "provider_message", "undocumented_refusal"),
+    ] {
+        world(async |world| {
+            world.declare_topology().await;
+            let answer = json!({ "kind": "refuse_us", "with": refusal });
+            world.add_rule(json!({ "fault": { "apply": "never", "answer": answer } })).await;
+            waits_until_mended(&world, 1, [setting, detail], async || world.clear_rules().await).await;
+        });
+    }
+}
+
+/// Publishes one good job after the other until `job_id` has ended, and returns them.
+async fn publish_until_ended(world: &World, job_id: Uuid) -> Vec<Uuid> {
+    let mut others = Vec::new();
+    loop {
+        others.extend(world.publish_jobs(1).await);
+        world.wait_for_all_accepted(&others[others.len() - 1..]).await;
+        let job = world.submission(job_id).await;
+        if job.is_some_and(|job| !["submitting", "waiting", "unknown"].contains(&job.state.as_str())) {
+            return others;
+        }
+    }
+}
+
+/// Its attempts are refused, nothing is spent, and a person has what it takes to send it.
+async fn check_refused_alone(world: &World, job_id: Uuid, detail: &str) {
+    let job = world.wait_for_state(job_id, &["needs_review"]).await;
+    assert_eq!(job.reason_code.as_deref(), Some("refused_only_for_this_job"));
+    assert!(job.has_payload, "a person may want to send it");
+    for attempt in world.attempts(job_id).await {
+        assert_eq!(
+            (attempt.verdict.as_deref(), attempt.detail.as_deref()),
+            (Some("misconfigured"), Some(detail))
+        );
+    }
+    assert_eq!(world.count_updates(job_id).await, 0);
+}
+
+#[test]
+fn what_alone_is_refused_oddly_goes_to_a_person_and_stops_nobody() {
+    world(async |world| {
+        world.declare_topology().await;
+        let worker = world.start_worker();
+        let respond = |status: u16, headers: Value, body: Value| json!({ "kind": "respond", "status": status, "headers": headers, "body": body });
+        let envelope = json!({ "status": false, "message": "KYC already in use", "errors": {} });
+        let long = json!({ "status": false, "message": "x".repeat(70_000), "errors": {} });
+        for (answer, detail) in [
+            (json!({ "kind": "refuse_us", "with": "maintenance" }), "undocumented_refusal"),
+            (json!({ "kind": "refuse_us", "with": "not_acceptable" }), "undocumented_refusal"),
+            (respond(406, json!({}), json!("<html>Blocked</html>")), "not_the_provider"),
+            (respond(400, json!({ "content-encoding": "gzip" }), envelope), "unreadable_refusal"),
+            (respond(400, json!({}), long), "unreadable_refusal"),
+        ] {
+            let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
+            publish_until_ended(&world, poison).await;
+            check_refused_alone(&world, poison, detail).await;
+            assert_eq!(world.count_patches(poison).await, 5);
+        }
+        assert!(!worker.log().contains("intake paused"), "{}", worker.log());
+    });
+}
+
+#[test]
+fn an_odd_refusal_of_the_only_job_asks_a_person_and_lets_others_through() {
+    world(async |world| {
+        world.declare_topology().await;
+        let answer = json!({ "kind": "refuse_us", "with": "maintenance" });
+        let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
+        let worker = world.start_worker_with(&[("BREAKER_FAILURES", "3")]);
+        world.wait_for_log(&worker, "intake paused until a person has mended this").await;
+        let job = world.submission(poison).await.expect("a row");
+        assert!(["submitting", "waiting"].contains(&job.state.as_str()), "it may be everybody's: {job:?}");
+        let others = publish_until_ended(&world, poison).await;
+        check_refused_alone(&world, poison, "undocumented_refusal").await;
+        world.wait_for_all_accepted(&others).await;
     });
 }
 

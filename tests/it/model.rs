@@ -300,7 +300,7 @@ impl State {
     fn record(&mut self, job: usize, token: u8, answer: Answer, protocol: Protocol) {
         let verdict = match answer {
             Answer::Accepted => Verdict::Accepted(Acceptance::default()),
-            Answer::Rejected => Verdict::Rejected(Rejection::Refused),
+            Answer::Rejected => Verdict::Rejected(Rejection::FieldRefused),
             Answer::Lost => Verdict::Unknown(Phase::TimedOut),
             Answer::NotSent => Verdict::NotSent(NotSent::WindowClosed),
         };

@@ -91,14 +91,15 @@ fn odd_words(status: u16, customer_id: Value) -> Value {
 fn echo(status: u16) -> Value {
     let errors = json!({
         "full_address": [format!("{ADDRESS} is no address")],
-        "document_details": { "document_number": [format!("\"{NUMBER}\" is taken")], "note": [EXTRA] },
+        "document_details": {
+            "document_number": [format!("\"{NUMBER}\" is taken")], "note": [EXTRA], "detail": respelt(),
+        },
         "document_front_image_url": [
             format!("https://files.example.com/x.jpg?X-Amz-Signature={QUERY} cannot be fetched"),
             format!("signature {QUERY} has expired"),
         ],
         "document_back_image_url": [format!("https://files.example.com/{FOLDER}/x.jpg is not valid")],
         "additional_data": { EXTRA_KEY: [EXTRA_NUMBER.to_string()], NUMBER: ["is required"] },
-        "detail": respelt(),
     });
     let message = format!("Bad Request of {API_KEY} for {NUMBER} at {ADDRESS}");
     let body = json!({ "status": false, "message": message, "errors": errors, "data": null });

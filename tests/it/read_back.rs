@@ -353,6 +353,58 @@ fn looks_that_fail_are_repeated_while_they_can_tell() {
     });
 }
 
+/// Publishes updates that are applied and whose answers are lost, while reads of their customers
+/// are answered so, and checks that nothing is sent again on the word of such a read.
+async fn proves_nothing(world: &World, read: Value, error: &'static str) {
+    let mut jobs = Vec::new();
+    for lost in [crash(), json!({ "kind": "hang" })] {
+        let customer_id = Uuid::new_v4();
+        let matched = json!({ "method": "GET", "customer_id": customer_id });
+        world.add_rule(json!({ "match": matched, "fault": { "answer": read } })).await;
+        let (job_id, _) = world.publish_job_for(customer_id).await;
+        world.break_job(job_id, json!({ "answer": lost })).await;
+        jobs.push(job_id);
+    }
+    let mut worker = world.start_worker_with(&[CALM, BASELINE]);
+    for job_id in &jobs {
+        let read_twice = async || {
+            let observations = world.observations(*job_id).await;
+            let is_so =
+                |seen: &&Observation| seen.purpose == "read_back" && seen.error.as_deref() == Some(error);
+            (observations.iter().filter(is_so).count() >= 2).then_some(())
+        };
+        world.wait_for("two reads that prove nothing", read_twice).await;
+    }
+    world.clear_rules().await;
+    for job_id in &jobs {
+        world.wait_for_applied(*job_id).await;
+        assert_eq!(world.count_patches(*job_id).await, 1);
+        assert_eq!(world.count_updates(*job_id).await, 1);
+    }
+    worker.stop().await;
+}
+
+/// With a baseline both reads would be the FAILED of before: sent twice.
+#[test]
+fn a_read_that_a_cache_answers_proves_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        for with_age in [true, false] {
+            let cached =
+                json!({ "kind": "cached", "for_ms": 600_000, "with_age": with_age, "older_by_s": 30 });
+            proves_nothing(&world, cached, "stale_answer").await;
+        }
+    });
+}
+
+#[test]
+fn a_read_of_another_customer_proves_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        proves_nothing(&world, json!({ "kind": "other_customer" }), "other_customer").await;
+    });
+}
+
 #[test]
 fn looks_that_come_back_too_late_prove_only_that_an_update_was_applied() {
     world(async |world| {

@@ -94,17 +94,17 @@ fn rows() -> Vec<(&'static str, (Value, u64), Expected)> {
         ("accepted", always(json!({})), accepted(200)),
         (
             "accepted as the reference shows it",
-            always(applied(200, ok(json!({ "id": "x", "status": "UNVERIFIED" })))),
+            always(applied(200, ok(json!({ "id": "CUSTOMER", "status": "UNVERIFIED" })))),
             accepted(200),
         ),
         (
             "accepted as the guide shows it",
-            always(applied(200, ok(json!({ "customer_id": "x", "status": "PROCESSING" })))),
+            always(applied(200, ok(json!({ "customer_id": "CUSTOMER", "status": "PROCESSING" })))),
             accepted(200),
         ),
         (
             "accepted with an unknown status",
-            always(applied(200, ok(json!({ "id": "x", "status": "QUEUED" })))),
+            always(applied(200, ok(json!({ "id": "CUSTOMER", "status": "QUEUED" })))),
             accepted(200),
         ),
         ("accepted with a 202", always(applied(202, ok(json!({})))), accepted(202)),
@@ -119,9 +119,31 @@ fn rows() -> Vec<(&'static str, (Value, u64), Expected)> {
         ("a field", always(refusal("Bad Request", blank)), rejected("field_refused")),
         ("a nested field", always(refusal("Bad Request", nested)), rejected("field_refused")),
         (
-            "anything else in the envelope",
-            always(refusal("We do not like it", json!(null))),
-            rejected("refused"),
+            "a refusal after a byte order mark",
+            always(not_applied(
+                400,
+                json!("\u{feff}{\"status\":false,\"message\":\"KYC already in use\",\"errors\":{}}"),
+            )),
+            rejected("kyc_already_in_use"),
+        ),
+        (
+            "another customer's acceptance",
+            always(broken(json!({ "kind": "other_customer" }))),
+            unknown_applied("other_customer", Some(200)),
+        ),
+        ("303, applied", always(applied(303, json!(null))), unknown_applied("ambiguous_status", Some(303))),
+        ("304, applied", always(applied(304, json!(null))), unknown_applied("ambiguous_status", Some(304))),
+        (
+            "303, not applied",
+            always(not_applied(303, json!(null))),
+            unknown_not_applied("ambiguous_status", Some(303)),
+        ),
+        (
+            "an encoded 200",
+            always(broken(json!({
+                "kind": "respond", "status": 200, "headers": { "content-encoding": "gzip" }, "body": "x"
+            }))),
+            unknown_applied("unreadable_success", Some(200)),
         ),
         ("429", once(not_applied(429, json!("slow down"))), throttled(429)),
         ("a status that the operator vouches for", once(not_applied(503, json!("gateway"))), throttled(503)),
@@ -194,6 +216,8 @@ fn every_answer_has_its_verdict_its_end_and_its_patches() {
         for (what, (fault, first), expected) in rows() {
             let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
             let matched = json!({ "method": "PATCH", "link_contains": job_id });
+            let fault = fault.to_string().replace("CUSTOMER", &customer_id.to_string());
+            let fault: Value = serde_json::from_str(&fault).expect("JSON");
             world.add_rule(json!({ "match": matched, "first": first, "fault": fault })).await;
             world.publish_job_named(customer_id, job_id).await;
             published.push((what, job_id, expected));

@@ -1,0 +1,150 @@
+//! Gateways before the provider that break HTTP's lock step, or end connections that the worker
+//! may just be using again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::harness::{World, sized, world};
+
+/// What a gateway does after each answer.
+#[derive(Clone, Copy)]
+enum Habit {
+    /// After every third, it sends another that nobody asked for; but not after the first ones, by
+    /// which the worker learns how fast the provider is.
+    SecondAnswers,
+    /// It ends a connection that is idle for as long.
+    EndsIdle(Duration),
+}
+
+/// How long after an answer the one comes that nobody asked for.
+const AFTER_US: [u64; 5] = [200, 1_000, 3_000, 8_000, 20_000];
+
+/// How many answers tell the worker how fast the provider is, and some more.
+const LEARNED_BY: usize = 120;
+
+const STRAY: &str = r#"{"status":false,"message":"KYC already in use","errors":{},"data":null}"#;
+
+/// Starts a gateway before the provider, and returns the `DOLLARPE_BASE_URL` that leads through it
+/// and a count of the answers that nobody asked for.
+async fn start_gateway(world: &World, habit: Habit) -> (JoinSet<()>, String, Arc<AtomicUsize>) {
+    let mut base: url::Url = world.sandbox.base_url().parse().expect("a URL");
+    let target = base.socket_addrs(|| None).expect("an address")[0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    base.set_port(Some(listener.local_addr().expect("an address").port())).expect("a port");
+    let strays = Arc::new(AtomicUsize::new(0));
+    let mut tasks = JoinSet::new();
+    let counted = Arc::clone(&strays);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (client, _) = listener.accept().await.expect("a connection");
+            connections.spawn(carry(client, target, habit, Arc::clone(&counted)));
+        }
+    });
+    (tasks, base.to_string(), strays)
+}
+
+async fn carry(client: TcpStream, target: SocketAddr, habit: Habit, strays: Arc<AtomicUsize>) {
+    let provider = TcpStream::connect(target).await.expect("the provider listens");
+    for stream in [&client, &provider] {
+        stream.set_nodelay(true).expect("a socket");
+    }
+    let (from_client, to_client) = client.into_split();
+    let (from_provider, mut to_provider) = provider.into_split();
+    let answers = tokio::spawn(answer(from_provider, to_client, habit, strays));
+    let mut from_client = from_client;
+    let _ended_by_either = tokio::io::copy(&mut from_client, &mut to_provider).await;
+    answers.abort();
+}
+
+async fn answer(mut from: OwnedReadHalf, to: OwnedWriteHalf, habit: Habit, strays: Arc<AtomicUsize>) {
+    let to = Arc::new(Mutex::new(to));
+    let mut buffer = vec![0; 64 * 1024];
+    let mut has_answered = false;
+    loop {
+        let reading = from.read(&mut buffer);
+        let read = match habit {
+            // Its clock begins when the answer has left.
+            Habit::EndsIdle(after) if has_answered => match timeout(after, reading).await {
+                Ok(read) => read,
+                Err(_idle) => return,
+            },
+            _ => reading.await,
+        };
+        let Ok(length @ 1..) = read else { return };
+        if to.lock().await.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+        has_answered = true;
+        if let Habit::SecondAnswers = habit {
+            let nth = strays.fetch_add(1, Ordering::Relaxed);
+            if nth >= LEARNED_BY && nth % 3 == 0 {
+                let after = Duration::from_micros(AFTER_US[nth / 3 % AFTER_US.len()]);
+                tokio::spawn(send_stray(Arc::clone(&to), after));
+            }
+        }
+    }
+}
+
+async fn send_stray(to: Arc<Mutex<OwnedWriteHalf>>, after: Duration) {
+    sleep(after).await;
+    let head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json";
+    let stray = format!("{head}\r\ncontent-length: {}\r\n\r\n{STRAY}", STRAY.len());
+    let _may_be_closed_by_then = to.lock().await.write_all(stray.as_bytes()).await;
+}
+
+/// A fifth of 600 updates once took such an answer for their own, and ended as rejected.
+#[test]
+fn an_answer_that_nobody_asked_for_is_nobodys() {
+    world(async |world| {
+        world.declare_topology().await;
+        // Far longer than this machine may be busy with something else.
+        world.set_provider(json!({ "latency_ms": 400 })).await;
+        let (_gateway, base_url, answers) = start_gateway(&world, Habit::SecondAnswers).await;
+        let jobs = world.enqueue_jobs(LEARNED_BY + sized(150, 600), &[]).await;
+        let settings = [("DOLLARPE_BASE_URL", base_url.as_str()), ("BREAKER_FAILURES", "10000")];
+        let worker = world.start_worker_with(&settings);
+        world.wait_for_ended(jobs.len()).await;
+        println!(
+            "{} jobs, {} answers that nobody asked for, {} attempts out of step",
+            jobs.len(),
+            answers.load(Ordering::Relaxed).saturating_sub(LEARNED_BY) / 3,
+            world.count("select count(*) from attempt where detail = 'out_of_step'").await
+        );
+        assert_eq!(world.count("select count(*) from submission where state = 'rejected'").await, 0);
+        assert!(worker.log().contains("connecting anew"), "nothing was out of step");
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+    });
+}
+
+/// gunicorn's default. Twelve of forty were once in doubt.
+#[test]
+fn a_server_that_ends_idle_connections_after_two_seconds_loses_no_update() {
+    world(async |world| {
+        world.declare_topology().await;
+        let keep_alive = Duration::from_secs(2);
+        let (_gateway, base_url, _) = start_gateway(&world, Habit::EndsIdle(keep_alive)).await;
+        let _worker = world.start_worker_with(&[("DOLLARPE_BASE_URL", &base_url)]);
+        let mut jobs = Vec::new();
+        for round in 0..6 {
+            jobs.extend(world.publish_jobs(8).await);
+            world.wait_for_accepted(jobs.len() as i64).await;
+            // The next jobs come as the connections end.
+            sleep(keep_alive - Duration::from_millis(30) + Duration::from_millis(10) * round).await;
+        }
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+        assert_eq!(world.oracle("patches").await.len(), jobs.len());
+        let otherwise = "select count(*) from attempt where verdict <> 'accepted'";
+        assert_eq!(world.count(otherwise).await, 0);
+    });
+}
