@@ -91,10 +91,10 @@ pub(super) fn render(sandbox: &Sandbox, shears: &Shears, reply: Reply, answer: &
     if state.settings.close_connections {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if state.settings.clock_ahead_s != 0 {
-        if let Some((name, date)) = date_header(state.unix_seconds()) {
-            response.headers_mut().entry(name).or_insert(date);
-        }
+    if state.settings.clock_ahead_s != 0
+        && let Some((name, date)) = date_header(state.unix_seconds())
+    {
+        response.headers_mut().entry(name).or_insert(date);
     }
     Some(response)
 }
