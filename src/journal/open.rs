@@ -185,13 +185,16 @@ impl Journal {
     }
 
     async fn find(&self, tx: &mut PgConnection, row: &NewRow) -> sqlx::Result<Option<Found>> {
-        // A forgotten customer's rows have no fingerprint: they count as the same content.
+        // A forgotten customer's rows have no fingerprint. What is left of the content tells it from
+        // another customer's job, or one of another document.
         sqlx::query_as!(
             Found,
             r#"-- find
             select
                 s.state = 'invalid' as "is_invalid!",
-                coalesce(s.content_hmac = $2, true) as "has_same_content!",
+                coalesce(
+                    s.content_hmac = $2, (s.customer_id, s.document_type) = ($5, $6), false
+                ) as "has_same_content!",
                 coalesce(
                     s.state = 'submitting' and s.claim_token = 1
                         and a.worker = $3 and a.signed_at = $4 and a.ended_at is null,
@@ -206,6 +209,8 @@ impl Journal {
             &row.content_hmac,
             self.worker,
             row.t0.map(|t0| OffsetDateTime::from(t0.wall)),
+            row.customer_id,
+            row.document_type,
         )
         .fetch_optional(tx)
         .await

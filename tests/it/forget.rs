@@ -1,6 +1,6 @@
 //! A customer is forgotten: what could tell who he is goes, what happened stays.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{job_body, world};
@@ -62,7 +62,20 @@ fn a_customer_is_forgotten_and_his_history_stays() {
             .await;
         assert_eq!(world.count_patches(accepted).await, 1);
 
+        // Another customer's job under that id is not, nor another document: dead letters, each with its row.
         while world.take_dead_letter().await.is_some() {}
+        let mut document = body.clone();
+        document["document_type"] = json!("VOTER_ID");
+        for other in [job_body(Uuid::new_v4(), accepted), document] {
+            world.publish(Some(accepted), other.to_string().as_bytes()).await;
+            let letter = world.wait_for("its letter", async || world.take_dead_letter().await).await;
+            assert_eq!(serde_json::from_slice::<Value>(&letter).expect("JSON"), other);
+        }
+        let conflicts = "select count(*) from dead_lettered_delivery
+            where reason_code = 'conflict' and length(body_sha256) > 0";
+        assert_eq!(world.count(conflicts).await, 2);
+        assert_eq!(world.submission(accepted).await.expect("it is known").deliveries, 2);
+
         let said = world.say(&forget).await;
         assert!(said.contains("no dead letter that is queued names him"), "{said}");
         let deeds = "select count(*) from intervention where action = 'forget' and note like '%4711'";
