@@ -26,7 +26,10 @@ tidy_up() {
 trap tidy_up EXIT
 run_sql "create database $name"
 for migration in migrations/*.sql; do
-    psql "$url" -Xq -v ON_ERROR_STOP=1 -1 -f "$migration"
+    # As sqlx runs it: in a transaction, unless its first line says otherwise.
+    in_transaction=(-1)
+    [[ $(head -n 1 "$migration") == "-- no-transaction"* ]] && in_transaction=()
+    psql "$url" -Xq -v ON_ERROR_STOP=1 "${in_transaction[@]}" -f "$migration"
 done
 
 # The macros run only where the crate is compiled.

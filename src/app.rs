@@ -77,7 +77,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         prefetch = settings.work.prefetch,
         "worker started"
     );
-    let mut running = Running::start(&settings, &broker, &worker).await;
+    let mut running = Running::start(&settings, &broker, &worker).await?;
     if mode.drain {
         tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), running.jobs.clone()));
     }
@@ -106,10 +106,11 @@ struct Running {
 
 impl Running {
     /// Starts every task.
-    async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> Self {
+    async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> anyhow::Result<Self> {
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused.
-        let heartbeat = Heartbeat::new(Arc::clone(worker), jobs.clone());
+        let heartbeat = Heartbeat::new(Arc::clone(worker), jobs.clone())
+            .context("the system does not say which process this is")?;
         heartbeat.beat().await;
         let leaving = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
@@ -142,7 +143,7 @@ impl Running {
         );
         let tracking = track_verifications(settings.clone(), broker.clone(), Arc::clone(worker));
         let probing = probe_provider(settings.clone(), Arc::clone(worker));
-        Self {
+        Ok(Self {
             jobs,
             session,
             intake,
@@ -151,7 +152,7 @@ impl Running {
             prober: tokio::spawn(probing),
             heartbeat,
             leaving,
-        }
+        })
     }
 
     /// Waits until the worker is told to stop, or a task ends before that and is named: it has
@@ -232,7 +233,7 @@ async fn open_database(
     let mut is_down = false;
     loop {
         let error = match journal::connect_to_work(&settings.database, &checked.database_url).await {
-            Ok(pool) => match check_or_migrate(&pool, mode).await {
+            Ok(pool) => match make_ready(&pool, checked, mode).await {
                 Ok(()) => return Ok(Some(pool)),
                 // It may go away between two statements as well.
                 Err(error) if journal::is_away(&error) => error,
@@ -250,11 +251,13 @@ async fn open_database(
     }
 }
 
-async fn check_or_migrate(pool: &PgPool, mode: Mode) -> anyhow::Result<()> {
+/// Brings the schema up to date where that was asked for, and sees that this worker may write here.
+async fn make_ready(pool: &PgPool, checked: &Checked, mode: Mode) -> anyhow::Result<()> {
     if mode.migrate {
         journal::migrate(pool).await?;
     }
-    journal::check_schema(pool).await
+    journal::check_schema(pool).await?;
+    journal::check_fingerprint_key(pool, &checked.fingerprinter).await
 }
 
 /// How the provider is reached, as the settings say.

@@ -157,9 +157,7 @@ fn judge(verdict: &Verdict) -> Judgement {
         Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
         Verdict::Misconfigured(cause) if cause.is_everybodys() => Judgement::Refusal(*cause),
         Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),
-        Verdict::NotSent(
-            NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown | NotSent::PayloadUnreadable,
-        ) => Judgement::Nothing,
+        Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => Judgement::Nothing,
     }
 }
 

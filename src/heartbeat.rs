@@ -1,6 +1,7 @@
 //! Tells the journal every two seconds that this replica lives, and hears from it whether
 //! an operator has paused the work.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
+use crate::instance::instance;
 use crate::intake::{Intake, Reason, Severity};
 use crate::journal::JournalError;
 use crate::journal::interventions::Pause;
@@ -23,13 +25,18 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub struct Heartbeat {
     worker: Arc<Worker>,
     jobs: TaskTracker,
+    instance: String,
     started_at: OffsetDateTime,
 }
 
 impl Heartbeat {
-    /// A heartbeat that counts `jobs` as in flight.
-    pub fn new(worker: Arc<Worker>, jobs: TaskTracker) -> Self {
-        Self { worker, jobs, started_at: OffsetDateTime::now_utc() }
+    /// A heartbeat of this process that counts `jobs` as in flight.
+    ///
+    /// # Errors
+    /// When the system does not say which process this is.
+    pub fn new(worker: Arc<Worker>, jobs: TaskTracker) -> io::Result<Self> {
+        let instance = instance(std::process::id())?;
+        Ok(Self { worker, jobs, instance, started_at: OffsetDateTime::now_utc() })
     }
 
     /// Beats once. A database that is away leaves the last word on a pause standing; those who
@@ -46,7 +53,12 @@ impl Heartbeat {
         if !liveness.session.has_session() {
             paused_for.push("broker".to_owned());
         }
-        let pulse = Pulse { started_at: self.started_at, in_flight: self.jobs.len(), paused_for };
+        let pulse = Pulse {
+            instance: &self.instance,
+            started_at: self.started_at,
+            in_flight: self.jobs.len(),
+            paused_for,
+        };
         match journal.beat(&pulse).await {
             Ok(pause) => {
                 if obey(intake, pause) {
@@ -65,7 +77,7 @@ impl Heartbeat {
         while leaving.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
             self.beat().await;
         }
-        self.worker.journal.leave(self.started_at).await
+        self.worker.journal.leave(&self.instance).await
     }
 }
 

@@ -37,6 +37,7 @@ pub mod clock;
 pub mod config;
 pub mod failpoint;
 pub mod finding;
+pub mod instance;
 pub mod telemetry;
 pub mod tls;
 

@@ -1,17 +1,20 @@
 //! Brings what waits in Postgres on its way: parked jobs that are due, looks at customers
 //! that are due, and claims whose owner vanished. Any replica may take any row.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+use uuid::Uuid;
 
 use crate::breaker::{Event, State};
 use crate::clock::Moment;
 use crate::intake::Reason;
+use crate::journal::seal::OpenError;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Turn};
 use crate::places::{Place, Places};
 use crate::worker::{JOURNAL_RETRY_DELAY, Worker, log_outcome};
@@ -61,6 +64,10 @@ fn is_due(done_at: Option<Instant>, interval: Duration) -> bool {
 /// What the attempts' loop remembers from one turn to the next.
 struct Memory {
     patience: Patience,
+    /// Whether jobs that wait for a key were tried with those that this worker has.
+    has_woken_unreadable: bool,
+    /// Why payloads could not be opened, as far as it was told.
+    told: HashSet<OpenError>,
     /// A question for attempts that got no answer: some may have been begun.
     unanswered: Option<(Moment, Turn)>,
 }
@@ -126,9 +133,18 @@ impl Scheduler {
     }
 
     async fn begin_attempts(&self) {
-        let mut memory = Memory { patience: Patience::MIN, unanswered: None };
+        let mut memory = Memory {
+            patience: Patience::MIN,
+            has_woken_unreadable: false,
+            told: HashSet::new(),
+            unanswered: None,
+        };
         while self.worker.stopping.run_until_cancelled(self.due.notified()).await.is_some() {
             let begun = async {
+                if !memory.has_woken_unreadable {
+                    self.worker.journal.wake_unreadable().await?;
+                    memory.has_woken_unreadable = true;
+                }
                 self.send_begun(&mut memory).await?;
                 self.begin_due(&mut memory).await
             };
@@ -276,6 +292,7 @@ impl Scheduler {
                     }
                     NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
                     NextAttempt::SteppedAside(_, None) => {}
+                    NextAttempt::Unreadable(job_id, error) => tell_unreadable(memory, job_id, error),
                 }
             }
         }
@@ -293,15 +310,21 @@ impl Scheduler {
         let span =
             info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id, correlation_id);
         debug!(parent: &span, attempt = claim.attempt, "taken up again");
-        self.tasks.spawn(
-            async move {
-                match request {
-                    Ok(request) => worker.submit(claim, &request, place).await,
-                    Err(error) => worker.give_back(claim, &error).await,
-                }
-            }
-            .instrument(span),
+        self.tasks.spawn(async move { worker.submit(claim, &request, place).await }.instrument(span));
+    }
+}
+
+/// One key that is missing may be that of thousands of jobs: each cause is told once.
+fn tell_unreadable(memory: &mut Memory, job_id: Uuid, error: OpenError) {
+    let text = error.to_string();
+    if memory.told.insert(error) {
+        error!(
+            %job_id, error = text,
+            "PAYLOAD_KEY: cannot open a stored payload; add the key it was sealed with; \
+             `kyc-worker list --reason payload_unreadable` names the jobs that wait for it"
         );
+    } else {
+        debug!(%job_id, error = text, "a stored payload cannot be opened");
     }
 }
 

@@ -235,17 +235,6 @@ impl Worker {
         }
     }
 
-    /// Records an attempt that could not be made because no key opens the job's payload.
-    pub async fn give_back(&self, claim: Claim, error: &anyhow::Error) {
-        error!(
-            error = format!("{error:#}"),
-            "PAYLOAD_KEY: cannot open a stored payload; add the key it was sealed with"
-        );
-        let result = AttemptResult::of(Verdict::NotSent(NotSent::PayloadUnreadable), Duration::ZERO);
-        let next = self.decide(&claim, &result);
-        self.record(&claim, result, next).await;
-    }
-
     /// Tells the breaker and the log what an attempt came to, and decides what follows.
     fn decide(&self, claim: &Claim, result: &AttemptResult) -> Next {
         let history = History { others_are_taken: self.breaker.takes_others(), ..claim.history };

@@ -87,7 +87,8 @@ async fn check_broker(settings: &RunSettings) -> Vec<Finding> {
 
 async fn check_database(settings: &RunSettings) -> Vec<Finding> {
     match settings.database.url() {
-        Ok(url) => journal::inspect(&url).await,
+        // A fault of the key is told of among the settings.
+        Ok(url) => journal::inspect(&url, settings.keys.fingerprint.fingerprinter().ok().as_ref()).await,
         Err(fault) => vec![unchecked(&fault.into())],
     }
 }

@@ -1,13 +1,16 @@
-//! `kyc-worker health`: whether this replica works, for probes. Its own row says so, which
-//! it writes every two seconds while its loops move.
+//! `kyc-worker health`: whether the replica that runs here works, for probes. Its own row says so,
+//! which it writes every two seconds while its loops move.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use super::{open_database, print};
 use crate::config::{DatabaseSettings, SettingFault, host_name};
+use crate::instance::runs_here;
 use crate::journal::replicas::{WorkerView, workers};
 
 /// Tell a probe whether this replica works, by the row that it keeps
@@ -19,7 +22,7 @@ pub(super) struct HealthArgs {
     /// Ask whether it takes jobs, and not only whether it is alive
     #[arg(long)]
     ready: bool,
-    /// The replica's name [default: the latest of this host]
+    /// The replica's name, of those that run here [default: any]
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     worker_name: Option<String>,
     /// Print JSON
@@ -28,6 +31,9 @@ pub(super) struct HealthArgs {
     #[command(flatten)]
     database: DatabaseSettings,
 }
+
+/// A probe that has not been answered by then says so itself. The image's HEALTHCHECK waits 5 s.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// What a probe learns.
 #[derive(Serialize)]
@@ -38,7 +44,12 @@ struct Health {
 }
 
 pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
-    let health = match replica(args).await {
+    let asked = timeout(ANSWER_TIME_MAX, replica(args)).await;
+    let asked = asked.unwrap_or_else(|_| {
+        let what = format!("the database did not answer within {ANSWER_TIME_MAX:?}");
+        Err(anyhow::Error::msg(what))
+    });
+    let health = match asked {
         Ok(worker) => judge(args, worker),
         Err(error) if error.is::<SettingFault>() => return Err(error),
         // A database that is away is no fault of the replica's; but it takes no jobs then.
@@ -51,16 +62,15 @@ pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!health.is_healthy)))
 }
 
-/// This replica's row: by its name, or the latest of this host.
+/// The row of the replica that runs here; of several, of the one that was seen last the longest ago.
+/// A process that has ended is none of them, though its row is there.
 async fn replica(args: &HealthArgs) -> anyhow::Result<Option<WorkerView>> {
     let pool = open_database(&args.database).await?;
-    let of_host = format!("{}-", host_name());
-    let is_ours = |worker: &WorkerView| match &args.worker_name {
-        Some(name) => worker.name == *name,
-        None => worker.name.starts_with(&of_host),
+    let is_ours = |worker: &WorkerView| {
+        args.worker_name.as_ref().is_none_or(|name| worker.name == *name) && runs_here(&worker.instance)
     };
     let ours = workers(&pool).await?.into_iter().filter(is_ours);
-    Ok(ours.max_by_key(|worker| worker.seen_at))
+    Ok(ours.min_by_key(|worker| worker.seen_at))
 }
 
 fn judge(args: &HealthArgs, worker: Option<WorkerView>) -> Health {
@@ -69,7 +79,9 @@ fn judge(args: &HealthArgs, worker: Option<WorkerView>) -> Health {
             let name = args.worker_name.clone().unwrap_or_else(|| format!("of host {}", host_name()));
             (
                 false,
-                format!("no replica {name} has written its row; has it started, and under this WORKER_NAME?"),
+                format!(
+                    "no replica {name} has written its row; does it run here, and under this WORKER_NAME?"
+                ),
             )
         }
         Some(WorkerView { is_alive: false, name, seen_at, .. }) => {

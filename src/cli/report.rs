@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::{open_database, print, table, time_text};
 use crate::broker::Broker;
 use crate::config::{BrokerSettings, DatabaseSettings, ReadBackSettings, parse_duration};
+use crate::instance;
 use crate::journal::interventions::Pause;
 use crate::journal::replicas::WorkerView;
 use crate::journal::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
@@ -96,7 +97,7 @@ fn print_workers(workers: &[WorkerView]) {
         println!("no worker is running\n");
         return;
     }
-    let mut lines = table(["worker", "version", "in flight", "seen", "intake"]);
+    let mut lines = table(["worker", "process", "version", "in flight", "seen", "intake"]);
     for worker in workers {
         let intake = match (worker.is_alive, worker.paused_for.as_slice()) {
             (false, _) => "DEAD".to_owned(),
@@ -105,6 +106,7 @@ fn print_workers(workers: &[WorkerView]) {
         };
         lines.add_row([
             worker.name.clone(),
+            instance::place(&worker.instance).to_owned(),
             worker.version.clone(),
             worker.in_flight.to_string(),
             time_text(worker.seen_at),

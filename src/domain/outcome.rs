@@ -9,6 +9,70 @@ use uuid::Uuid;
 use super::retry::RetrySchedule;
 use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
 
+/// The states of a submission, in the schema's words.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the column is described in the schema")]
+pub enum State {
+    Submitting,
+    Waiting,
+    Unknown,
+    Accepted,
+    Rejected,
+    Invalid,
+    Superseded,
+    Duplicate,
+    Exhausted,
+    NeedsReview,
+}
+
+impl State {
+    const ALL: [Self; 10] = [
+        Self::Submitting,
+        Self::Waiting,
+        Self::Unknown,
+        Self::Accepted,
+        Self::Rejected,
+        Self::Invalid,
+        Self::Superseded,
+        Self::Duplicate,
+        Self::Exhausted,
+        Self::NeedsReview,
+    ];
+
+    /// Its name in the table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Submitting => "submitting",
+            Self::Waiting => "waiting",
+            Self::Unknown => "unknown",
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::Invalid => "invalid",
+            Self::Superseded => "superseded",
+            Self::Duplicate => "duplicate",
+            Self::Exhausted => "exhausted",
+            Self::NeedsReview => "needs_review",
+        }
+    }
+
+    /// The state of that name, if there is one.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// What is written with an attempt that ended its job, though it was answered like others: the history
+/// says that it was the last one.
+pub const LAST_ATTEMPT: &str = "the last attempt that RETRY_MAX_ATTEMPTS allows";
+
+/// What is written with an attempt whose refusal is taken for its job's own.
+pub const REFUSED_ALONE: &str = "refused again while others are not: this job alone";
+
+/// The job that an outcome's reason names, where it names one.
+pub fn named_job(reason: &str) -> Option<Uuid> {
+    reason.split_whitespace().find_map(|word| word.parse().ok())
+}
+
 /// How a submission ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -60,13 +124,24 @@ pub enum Review {
 impl Outcome {
     /// The state that the submission ends in.
     pub fn state(&self) -> &'static str {
+        let state = match self {
+            Self::Accepted(_) => State::Accepted,
+            Self::Rejected(_) => State::Rejected,
+            Self::Superseded { .. } => State::Superseded,
+            Self::Duplicate { .. } => State::Duplicate,
+            Self::Exhausted(_) => State::Exhausted,
+            Self::NeedsReview(_) => State::NeedsReview,
+        };
+        state.name()
+    }
+
+    /// What is written with the attempt that ended the job so, where its verdict does not say it.
+    pub fn note(&self) -> Option<&'static str> {
         match self {
-            Self::Accepted(_) => "accepted",
-            Self::Rejected(_) => "rejected",
-            Self::Superseded { .. } => "superseded",
-            Self::Duplicate { .. } => "duplicate",
-            Self::Exhausted(_) => "exhausted",
-            Self::NeedsReview(_) => "needs_review",
+            Self::Exhausted(Exhaustion::Attempts) => Some(LAST_ATTEMPT),
+            Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some(REFUSED_ALONE),
+            Self::Exhausted(Exhaustion::Expired) | Self::NeedsReview(_) => None,
+            Self::Accepted(_) | Self::Rejected(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
         }
     }
 
@@ -196,10 +271,6 @@ pub struct History {
 /// to a person: about a quarter of a minute at the default delays.
 const REFUSED_ALONE_MAX: u32 = 5;
 
-/// A job whose key is missing is tried again as late as after this many retries: about
-/// once a minute.
-const KEY_WAIT_PLACE: u32 = 8;
-
 /// Decides what follows a verdict. `jitter` is uniform in [0, 1).
 pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitter: f64) -> Next {
     let retries = history.retries + 1;
@@ -219,12 +290,6 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed) => {
             wait(WaitingFor::Retry, schedule.delay(retries, jitter))
         }
-        // A missing key is no fault of the job's: it waits until the key is back.
-        Verdict::NotSent(NotSent::PayloadUnreadable) => Next::Wait(Wait {
-            waiting_for: WaitingFor::Retry,
-            delay: schedule.delay(KEY_WAIT_PLACE, jitter),
-            counts: false,
-        }),
         Verdict::Throttled { retry_after } => {
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
         }
@@ -367,6 +432,19 @@ mod tests {
             check(refused.clone(), History { others_are_taken: false, ..alone }, again.clone());
             check(refused, History { is_trial: true, ..alone }, again);
         }
+    }
+
+    #[test]
+    fn a_reason_names_the_job_that_it_is_about_and_no_other() {
+        let job = Uuid::from_u128(7);
+        for outcome in [
+            Outcome::Superseded { by: job },
+            Outcome::Duplicate { of: job },
+            Outcome::NeedsReview(Review::NewerFateUnknown { newer: job }),
+        ] {
+            assert_eq!(named_job(&outcome.reason()), Some(job), "{outcome:?}");
+        }
+        assert_eq!(named_job(&Outcome::NeedsReview(Review::FateUnknown).reason()), None);
     }
 
     #[test]

@@ -61,8 +61,6 @@ pub enum NotSent {
     HeldBack,
     /// The worker is stopping.
     Shutdown,
-    /// No key opens the stored payload.
-    PayloadUnreadable,
 }
 
 /// How far an exchange came before its fate was lost.
@@ -182,7 +180,6 @@ impl NotSent {
             Self::WindowClosed => "send_window_closed",
             Self::HeldBack => "held_back",
             Self::Shutdown => "shutdown",
-            Self::PayloadUnreadable => "payload_unreadable",
         }
     }
 }

@@ -47,6 +47,7 @@ pub(super) enum Entry<'a> {
         signed_at: OffsetDateTime,
         ended_at: OffsetDateTime,
         verdict: &'a str,
+        /// Of an acceptance, the provider's reference.
         detail: Option<&'a str>,
         http_status: Option<i32>,
         provider_message: Option<&'a str>,

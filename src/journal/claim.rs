@@ -12,13 +12,20 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::budget::spent;
-use super::chain::Head;
+use super::chain::{Entry, Head, Subject};
+use super::seal::OpenError;
 use super::{BUSY_WAIT_MAX_SECONDS, Claim, DEADLOCK, Journal, JournalError, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{History, Outcome, Review};
 use crate::domain::precedence::{Rival, Ruling, Standing, rule};
-use crate::domain::read_back::Budget;
+use crate::domain::read_back::{Budget, Conclusion};
+
+/// Why a conclusion comes without a look: the budget alone told it.
+const NOT_LOOKED: &str = "not_looked";
+
+/// The reason of a job whose payload no key opens.
+const PAYLOAD_UNREADABLE: &str = "payload_unreadable";
 
 /// What became of a job that was due.
 pub enum NextAttempt {
@@ -26,6 +33,8 @@ pub enum NextAttempt {
     Claimed(Box<ClaimedJob>),
     /// It made way for another of its customer; it ended if it says so.
     SteppedAside(Uuid, Option<Outcome>),
+    /// No key opens its payload: it waits for one, and no attempt was begun.
+    Unreadable(Uuid, OpenError),
 }
 
 /// Which attempts may begin.
@@ -43,8 +52,8 @@ pub enum Turn {
 pub struct ClaimedJob {
     /// The claim.
     pub claim: Claim,
-    /// What to submit, or why it cannot be opened.
-    pub request: anyhow::Result<UpdateRequest>,
+    /// What to submit.
+    pub request: UpdateRequest,
     /// Upstream's own name for what the job belongs to.
     pub correlation_id: Option<String>,
 }
@@ -147,7 +156,13 @@ impl Journal {
             .fetch_all(&self.pool),
         )
         .await?;
-        Ok(begun.into_iter().map(|slot| self.claimed(slot, t0, turn)).collect())
+        // It was opened before the attempt began.
+        let opened = begun.into_iter().map(|slot| {
+            let request = self.open_payload(slot.job_id, &slot.sealed);
+            let request = request.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            Ok(self.claimed(slot, request, t0, turn))
+        });
+        opened.collect()
     }
 
     async fn next_attempts_in(
@@ -166,13 +181,20 @@ impl Journal {
                 // Checked inside the claim of a resend: other jobs may have spent meanwhile.
                 Ruling::Go if contender.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
                     let outcome = Outcome::NeedsReview(Review::LastUpdate);
+                    self.note_last_update(tx, &slot).await?;
                     contender.end(tx, &outcome).await?;
                     NextAttempt::SteppedAside(slot.job_id, Some(outcome))
                 }
-                Ruling::Go => {
-                    beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
-                    NextAttempt::Claimed(Box::new(self.claimed(slot, t0, turn)))
-                }
+                Ruling::Go => match self.open_payload(slot.job_id, &slot.sealed) {
+                    Ok(request) => {
+                        beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
+                        NextAttempt::Claimed(Box::new(self.claimed(slot, request, t0, turn)))
+                    }
+                    Err(error) => {
+                        contender.wait_for_key(tx).await?;
+                        NextAttempt::Unreadable(slot.job_id, error)
+                    }
+                },
                 ruling => {
                     let ended = contender.step_aside(tx, ruling).await?;
                     NextAttempt::SteppedAside(slot.job_id, ended)
@@ -181,6 +203,40 @@ impl Journal {
         }
         begin_attempts(tx, &self.worker, &beginning).await?;
         Ok(next)
+    }
+
+    /// Keeps in the history that a resend might take the customer's last update: no entry else says
+    /// why the job that looks had cleared is not sent.
+    async fn note_last_update(&self, tx: &mut PgConnection, slot: &TakenSlot) -> sqlx::Result<()> {
+        let conclusion = Conclusion::LastUpdate.name();
+        let entry = Entry::Observation {
+            at: slot.begun_at,
+            purpose: "read_back",
+            status: None,
+            failure_reason: None,
+            error: Some(NOT_LOOKED),
+            conclusion: Some(conclusion),
+        };
+        let subject = Subject { job_id: slot.job_id, customer_id: slot.customer_id };
+        let head = Head::of_row(slot.chain, slot.entries).after(&self.fingerprinter, subject, &entry);
+        sqlx::query!(
+            "-- note_last_update
+            with chained as (
+                update submission set chain = $3, entries = $4 where job_id = $1
+            )
+            insert into observation (job_id, customer_id, at, purpose, error, conclusion, entry)
+            values ($1, $2, $5, 'read_back', $6, $7, $4)",
+            slot.job_id,
+            slot.customer_id,
+            &head.mac as &[u8],
+            head.entries,
+            slot.begun_at,
+            NOT_LOOKED,
+            conclusion,
+        )
+        .execute(tx)
+        .await?;
+        Ok(())
     }
 
     async fn may_resend(&self, tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<bool> {
@@ -193,7 +249,7 @@ impl Journal {
         Ok(budget.allows_resend())
     }
 
-    fn claimed(&self, slot: TakenSlot, t0: Moment, turn: Turn) -> ClaimedJob {
+    fn claimed(&self, slot: TakenSlot, request: UpdateRequest, t0: Moment, turn: Turn) -> ClaimedJob {
         let history = History {
             retries: slot.retries.unsigned_abs(),
             misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
@@ -212,7 +268,7 @@ impl Journal {
                 begun_at: slot.begun_at,
                 head: Head::of_row(slot.chain, slot.entries),
             },
-            request: self.open_payload(slot.job_id, &slot.sealed),
+            request,
             correlation_id: slot.correlation_id,
         }
     }
@@ -283,10 +339,29 @@ impl Journal {
         .await
     }
 
-    fn open_payload(&self, job_id: Uuid, sealed: &[u8]) -> anyhow::Result<UpdateRequest> {
+    fn open_payload(&self, job_id: Uuid, sealed: &[u8]) -> Result<UpdateRequest, OpenError> {
         let payload = self.keyring.open(job_id, sealed)?;
-        let text = String::from_utf8(payload)?;
-        Ok(UpdateRequest::from_sealed(&text)?)
+        let text = String::from_utf8(payload).map_err(|_| OpenError::Malformed)?;
+        UpdateRequest::from_sealed(&text).map_err(|_| OpenError::Malformed)
+    }
+
+    /// Makes those due now that wait for the key of their payload: a worker that has just started may
+    /// have it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn wake_unreadable(&self) -> Result<(), JournalError> {
+        bounded(
+            sqlx::query!(
+                "-- wake_unreadable
+                update submission set due_at = now()
+                where state = 'waiting' and reason_code = $1 and due_at > now()",
+                PAYLOAD_UNREADABLE,
+            )
+            .execute(&self.pool),
+        )
+        .await?;
+        Ok(())
     }
 }
 
@@ -419,12 +494,33 @@ impl Contender {
         self.wake_others(tx).await
     }
 
+    /// Gives the slot up until a key may be there: a minute first, then as long again as the job has
+    /// waited, and an hour at most. Another replica may have the key already.
+    async fn wait_for_key(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!(
+            "-- wait_for_key
+            update submission s
+            set state = 'waiting', waiting_for = 'retry', claimed_until = null,
+                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
+                due_at = now() + least(greatest(now() - s.received_at, interval '1 minute'), interval '1 hour'),
+                reason_code = $2, reason = $3
+            where s.job_id = $1 and s.state = 'submitting'",
+            self.job_id,
+            PAYLOAD_UNREADABLE,
+            "no key opens its payload; add the key that it was sealed with to PAYLOAD_KEY",
+        )
+        .execute(&mut *tx)
+        .await?;
+        self.wake_others(tx).await
+    }
+
     /// Ends the job without an attempt.
     async fn end(&self, tx: &mut PgConnection, outcome: &Outcome) -> sqlx::Result<()> {
         sqlx::query!(
             "-- end_without_attempt
             update submission s
-            set state = $2, reason_code = $3, reason = $4, ended_at = now(), claimed_until = null,
+            set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), s.received_at),
+                claimed_until = null,
                 attempts = (select count(*) from attempt a where a.job_id = s.job_id),
                 sealed_payload = case when $5 then s.sealed_payload end
             where s.job_id = $1 and s.state = 'submitting'",

@@ -11,7 +11,7 @@ begin
     if to_regrole('kyc_worker') is not null then
         grant select on
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
-            intervention, verification_pace, job_overview, open_work, customer_budget, provider_errors_hourly,
+            intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
             reconciliation
             to kyc_worker;
         -- What a job is, is written once.
@@ -29,7 +29,7 @@ begin
             where attrelid = 'attempt'::regclass and attnum > 0 and not attisdropped
                 and attname not in ('job_id', 'number', 'worker', 'begun_at', 'signed_at');
         execute format('grant insert, update (%s) on attempt to kyc_worker', columns);
-        grant insert on observation, intervention to kyc_worker;
+        grant insert on observation, intervention, fingerprint_key to kyc_worker;
         grant insert, update on customer to kyc_worker;
         grant insert, delete, update (body_sha256) on dead_lettered_delivery to kyc_worker;
         grant insert, delete, update on worker to kyc_worker;

@@ -6,6 +6,8 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Error};
 use tokio::time::timeout;
 
+use super::fingerprint_key::{KeyMatch, match_key};
+use super::seal::Fingerprinter;
 use super::{READ_ONLY, connect_options};
 use crate::config::Secret;
 use crate::finding::Finding;
@@ -18,11 +20,12 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const RECENT_DAYS: i32 = 7;
 
 /// What a worker does with our tables. Columns may be enough: a job's identity never changes.
-const NEEDED_RIGHTS: [(&str, &[&str]); 9] = [
+const NEEDED_RIGHTS: [(&str, &[&str]); 10] = [
     ("_sqlx_migrations", &["select"]),
     ("attempt", &["select", "insert", "update"]),
     ("customer", &["select", "insert", "update"]),
     ("dead_lettered_delivery", &["select", "insert"]),
+    ("fingerprint_key", &["select", "insert"]),
     ("intervention", &["select", "insert"]),
     ("observation", &["select", "insert"]),
     // A valid body takes an invalid one's place.
@@ -32,7 +35,8 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 9] = [
 ];
 
 /// Looks at everything that a worker needs of the database.
-pub async fn inspect(url: &Secret) -> Vec<Finding> {
+/// Without the key of fingerprints, that alone is not looked at.
+pub async fn inspect(url: &Secret, fingerprinter: Option<&Fingerprinter>) -> Vec<Finding> {
     let (options, place) = match connect_options(url) {
         Ok(options) => options,
         Err(error) => {
@@ -42,7 +46,7 @@ pub async fn inspect(url: &Secret) -> Vec<Finding> {
     let looking = async {
         let mut connection = PgConnection::connect_with(&options).await?;
         let mut findings = Vec::new();
-        let looked = look(&mut connection, &place, &mut findings).await;
+        let looked = look(&mut connection, &place, fingerprinter, &mut findings).await;
         connection.close().await.ok();
         looked.map(|()| findings)
     };
@@ -56,7 +60,12 @@ pub async fn inspect(url: &Secret) -> Vec<Finding> {
     }
 }
 
-async fn look(connection: &mut PgConnection, place: &str, findings: &mut Vec<Finding>) -> sqlx::Result<()> {
+async fn look(
+    connection: &mut PgConnection,
+    place: &str,
+    fingerprinter: Option<&Fingerprinter>,
+    findings: &mut Vec<Finding>,
+) -> sqlx::Result<()> {
     let server = sqlx::query!(
         r#"-- describe_server
         select current_user::text as "role!", current_database()::text as "database!",
@@ -86,12 +95,13 @@ async fn look(connection: &mut PgConnection, place: &str, findings: &mut Vec<Fin
             ),
         ));
     }
-    look_at_schema(connection, &server.role, findings).await
+    look_at_schema(connection, &server.role, fingerprinter, findings).await
 }
 
 async fn look_at_schema(
     connection: &mut PgConnection,
     role: &str,
+    fingerprinter: Option<&Fingerprinter>,
     findings: &mut Vec<Finding>,
 ) -> sqlx::Result<()> {
     let missing = missing_rights(connection).await?;
@@ -124,6 +134,18 @@ async fn look_at_schema(
         Some(version) => findings.push(Finding::ok(format!("the schema is at version {version}"))),
     }
     findings.push(Finding::ok(format!("{role} may read and write our tables")));
+    if let Some(fingerprinter) = fingerprinter {
+        findings.push(match match_key(connection, fingerprinter).await? {
+            KeyMatch::Same => Finding::ok("FINGERPRINT_KEY is the one that this database was written with"),
+            KeyMatch::FirstUse => {
+                Finding::ok("no worker has started here yet: FINGERPRINT_KEY will be the one to keep")
+            }
+            KeyMatch::Another => Finding::wrong(
+                "FINGERPRINT_KEY is another than the one that this database was written with",
+                "give every replica the first one: it is never rotated",
+            ),
+        });
+    }
     findings.extend(look_at_acceptances(connection).await?);
     Ok(())
 }

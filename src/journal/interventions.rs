@@ -80,8 +80,8 @@ pub(super) async fn record(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "-- record_intervention
-        insert into intervention (action, by, note, job_id, customer_id, detail)
-        values ($1, $2, $3, $4, $5, $6)",
+        insert into intervention (action, by, note, job_id, customer_id, detail, entries)
+        values ($1, $2, $3, $4, $5, $6, (select entries from submission where job_id = $4))",
         deed.action,
         signed.by,
         signed.note,

@@ -233,7 +233,7 @@ impl Journal {
                 sqlx::query!(
                     "-- insert_invalid
                     insert into submission (job_id, customer_id, state, reason_code, reason, received_at, ended_at)
-                    values ($1, $2, 'invalid', 'invalid', $3, $4, now())
+                    values ($1, $2, 'invalid', 'invalid', $3, $4, greatest(now(), $4))
                     on conflict (job_id) do update
                         set deliveries = submission.deliveries + 1, reason = excluded.reason
                         where submission.state = 'invalid'",

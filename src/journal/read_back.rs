@@ -225,7 +225,7 @@ impl Journal {
                         due_at = case when $5::float8 is not null then now() + make_interval(secs => $5) end,
                         reason_code = case when $6 then $7 else reason_code end,
                         reason = case when $6 then $8 else reason end,
-                        ended_at = case when $6 then now() end,
+                        ended_at = case when $6 then greatest(now(), received_at) end,
                         sealed_payload = case when $6 and not $9 then null else sealed_payload end,
                         evidence = case when $10 then 'read_back' end,
                         verification_status = case when $10 then $11 end,

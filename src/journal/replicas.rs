@@ -15,7 +15,9 @@ const REMEMBERED_SECONDS: f64 = 3600.0;
 
 /// What a replica says of itself.
 #[derive(Clone, Debug)]
-pub struct Pulse {
+pub struct Pulse<'a> {
+    /// Which process it is.
+    pub instance: &'a str,
     /// When it started.
     pub started_at: OffsetDateTime,
     /// How many deliveries and jobs it is working on.
@@ -29,6 +31,7 @@ pub struct Pulse {
 #[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct WorkerView {
     pub name: String,
+    pub instance: String,
     pub version: String,
     #[serde(with = "time::serde::rfc3339")]
     pub started_at: OffsetDateTime,
@@ -45,15 +48,15 @@ impl Journal {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn beat(&self, pulse: &Pulse) -> Result<Option<Pause>, JournalError> {
+    pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
         bounded(
             sqlx::query_as!(
                 Pause,
                 r#"-- beat
                 with beaten as (
-                    insert into worker (name, version, started_at, seen_at, in_flight, paused_for)
-                    values ($1, $2, $3, now(), $4, $5)
-                    on conflict (name) do update
+                    insert into worker (name, instance, version, started_at, seen_at, in_flight, paused_for)
+                    values ($1, $6, $2, $3, now(), $4, $5)
+                    on conflict (name, instance) do update
                         set version = $2, started_at = $3, seen_at = now(), in_flight = $4, paused_for = $5
                 ), newest as (
                     select action, at, by, note
@@ -68,6 +71,7 @@ impl Journal {
                 pulse.started_at,
                 i32::try_from(pulse.in_flight).unwrap_or(i32::MAX),
                 &pulse.paused_for,
+                pulse.instance,
             )
             .fetch_optional(&self.pool),
         )
@@ -78,14 +82,13 @@ impl Journal {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn leave(&self, started_at: OffsetDateTime) -> Result<(), JournalError> {
-        // Another may have been started under the same name meanwhile.
+    pub async fn leave(&self, instance: &str) -> Result<(), JournalError> {
         bounded(
             sqlx::query!(
                 "-- leave
-                delete from worker where name = $1 and started_at = $2",
+                delete from worker where name = $1 and instance = $2",
                 self.worker,
-                started_at,
+                instance,
             )
             .execute(&self.pool),
         )
@@ -120,10 +123,10 @@ pub async fn workers(pool: &PgPool) -> sqlx::Result<Vec<WorkerView>> {
         WorkerView,
         r#"-- workers
         select
-            name, version, started_at, seen_at, in_flight, paused_for,
+            name, instance, version, started_at, seen_at, in_flight, paused_for,
             seen_at > now() - make_interval(secs => $1) as "is_alive!"
         from worker
-        order by name"#,
+        order by name, instance"#,
         SEEN_WITHIN_SECONDS,
     )
     .fetch_all(pool)

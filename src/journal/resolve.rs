@@ -131,7 +131,8 @@ async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -
         "-- settle_by_hand
         with settled as (
             update submission
-            set state = $2, reason_code = $3, reason = $4, ended_at = now(), claim_token = claim_token + 1,
+            set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), received_at),
+                claim_token = claim_token + 1,
                 sealed_payload = case when $2 = 'exhausted' then sealed_payload end,
                 evidence = case when $2 = 'accepted' then 'person' end,
                 verification_due_at = case when $2 = 'accepted' then now() end

@@ -18,6 +18,9 @@ const VERSION: u8 = 1;
 /// Keeps contents apart from whatever else the fingerprint key is used for.
 const CONTENT_PREFIX: &[u8] = b"kyc-worker/content/v1\0";
 
+/// Tells a key from another one, and from whatever else it is used for.
+const KEY_PREFIX: &[u8] = b"kyc-worker/key/v1\0";
+
 /// The AES-256-GCM keys that payloads are sealed with. Nonces are random, which is safe
 /// for 2^32 payloads to a key.
 #[derive(Clone)]
@@ -53,10 +56,10 @@ pub struct Fingerprinter(Hmac<Sha256>);
 pub struct KeyFault(String);
 
 /// Why a sealed payload stays closed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum OpenError {
-    /// The bytes are no sealed payload, or one of a later version.
-    #[error("not a sealed payload of version {VERSION}")]
+    /// The bytes are no sealed payload, or one of a later version, or it holds no request.
+    #[error("not a sealed request of version {VERSION}")]
     Malformed,
     /// The key with this id is not on the ring, or not any more.
     #[error("sealed with key {0}, which is not among the keys given")]
@@ -155,6 +158,11 @@ impl Fingerprinter {
     /// The fingerprint of a request's content.
     pub fn content(&self, text: &str) -> [u8; 32] {
         self.begin(CONTENT_PREFIX).chain_update(text).finalize().into_bytes().into()
+    }
+
+    /// What tells this key from another one, and nothing of it.
+    pub fn key_mac(&self) -> [u8; 32] {
+        self.begin(KEY_PREFIX).finalize().into_bytes().into()
     }
 
     /// A MAC under this key that has read `prefix`, which keeps the key's uses apart.

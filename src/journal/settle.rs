@@ -65,6 +65,7 @@ impl Journal {
         outcome: &Outcome,
     ) -> Result<(), JournalError> {
         self.close(Closing {
+            error: result.error.or(outcome.note()),
             reason_code: outcome.reason_code(),
             reason: outcome.reason(),
             keeps_payload: outcome.keeps_payload(),
@@ -206,8 +207,8 @@ impl Journal {
                 update submission s
                 set state = 'accepted', waiting_for = null, due_at = null, reason_code = null,
                     reason = 'the provider accepted the update; its answer came after the claim was lost',
-                    ended_at = now(), claimed_until = null, claim_token = s.claim_token + 1,
-                    sealed_payload = null, evidence = 'late', chain = $9, entries = $8,
+                    ended_at = greatest(now(), s.received_at), claimed_until = null,
+                    claim_token = s.claim_token + 1, sealed_payload = null, evidence = 'late', chain = $9, entries = $8,
                     provider_reference = $5, verification_status = $6,
                     verification_due_at = now() + make_interval(secs => $7)
                 from told
@@ -328,7 +329,7 @@ pub(super) async fn close_many(
             set state = c.state, waiting_for = c.waiting_for,
                 due_at = now() + make_interval(secs => c.due_in), chain = c.chain, entries = c.entry,
                 retries = s.retries + c.retries, reason_code = c.reason_code, reason = c.reason,
-                ended_at = case when c.due_in is null then now() end, claimed_until = null,
+                ended_at = case when c.due_in is null then greatest(now(), s.received_at) end, claimed_until = null,
                 sealed_payload = case when c.keeps_payload then s.sealed_payload end,
                 provider_reference = c.provider_reference, verification_status = c.verification_status,
                 evidence = case when c.state = 'accepted' then 'response' end,

@@ -171,7 +171,7 @@ impl Journal {
                 )
                 update submission s
                 set state = 'exhausted', waiting_for = null, due_at = null,
-                    reason_code = $2, reason = $3, ended_at = now()
+                    reason_code = $2, reason = $3, ended_at = greatest(now(), s.received_at)
                 from expired
                 where s.job_id = expired.job_id
                 returning s.job_id",

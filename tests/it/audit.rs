@@ -1,6 +1,8 @@
 //! What a job went through is chained: whoever changes, removes, adds or moves a part of it is
 //! found out, and nothing that a worker did is.
 
+use std::io::Read as _;
+use std::process::Stdio;
 use std::time::Duration;
 
 use kyc_worker::clock::Moment;
@@ -116,7 +118,7 @@ async fn tamper(world: &World, job_id: Uuid, statements: &str) {
     world.is_tampered_with();
     let mut tx = world.pool.begin().await.expect("a transaction");
     let triggers = async |tx: &mut sqlx::PgTransaction<'_>, state: &str| {
-        for table in ["attempt", "observation", "intervention"] {
+        for table in ["submission", "attempt", "observation", "intervention"] {
             let statement = format!("alter table {table} {state} trigger user");
             sqlx::query(&statement).execute(&mut **tx).await.expect("it is ours");
         }
@@ -333,7 +335,8 @@ fn an_audit_of_all_tells_every_finding_on_a_line_and_rows_without_their_submissi
         ];
         let said = world.say(&["audit"]).await;
         assert_eq!(said, "3 submissions, 18 entries: every history verifies\n");
-        let deed = "insert into intervention (action, by, note, job_id) values ('replay', 'ana', 'why', $1)";
+        let deed = "insert into intervention (action, by, note, job_id, entries)
+            values ('replay', 'ana', 'why', $1, 6)";
         sqlx::query(deed).bind(orphaned).execute(&world.pool).await.expect("the deed");
         tamper(&world, edited, "update attempt set worker = 'two' where job_id = $1").await;
         tamper(&world, orphaned, "delete from submission where job_id = $1").await;
@@ -485,5 +488,32 @@ fn an_audit_of_many_jobs_needs_no_more_memory_than_one_of_few() {
         let said = world.run_in_64_mib("audit --json").await;
         let said: Value = serde_json::from_str(&said).expect("JSON");
         assert_eq!((&said["submissions"], &said["found"]), (&json!(200_000), &json!(100_000)));
+    });
+}
+
+#[test]
+fn an_audit_whose_reader_takes_its_time_is_whole() {
+    world(async |world| {
+        world
+            .tamper(
+                "insert into submission (job_id, customer_id, state, received_at, requested_at, ended_at)
+                select gen_random_uuid(), gen_random_uuid(), 'superseded', now(), now(), now()
+                from generate_series(1, 5000)",
+            )
+            .await;
+        let mut command = world.command();
+        command.arg("audit").stdout(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        // A pager holds what it does not show: longer than any transaction of a worker's may be idle.
+        let idle = "select count(*) from pg_stat_activity
+            where datname = current_database() and application_name = 'kyc-worker'
+                and state = 'idle in transaction' and state_change < now() - interval '11 s'";
+        let is_idle = async || (world.count(idle).await == 1).then_some(());
+        world.wait_for("an audit that waits for its reader", is_idle).await;
+        let mut said = String::new();
+        child.stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+        assert_eq!(child.wait().expect("it ends").code(), Some(1));
+        let last = said.lines().last().expect("a line");
+        assert!(last.starts_with("5,000 submissions, 0 entries: "), "{last}");
     });
 }

@@ -1,9 +1,18 @@
 //! Auditors get every job of a span, masked, however many there are.
 
+use std::time::Duration;
+
+use kyc_worker::clock::Moment;
+use kyc_worker::domain::outcome::Outcome;
+use kyc_worker::domain::verdict::{Acceptance, Verdict};
+use kyc_worker::journal::{Admission, AttemptResult, Opened};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::harness::world;
+use crate::one_customer::{job_asked, journal};
 
 #[test]
 fn an_export_has_every_job_of_its_span_and_nothing_that_the_customer_entered() {
@@ -45,6 +54,49 @@ fn an_export_has_every_job_of_its_span_and_nothing_that_the_customer_entered() {
         let empty = world.say(&["export", "--since", "2026-01-01", "--until", "2026-01-02"]).await;
         assert_eq!(empty, "");
         assert_eq!(world.run(&["export", "--since", "yesterday"], &[]).await.status.code(), Some(2));
+    });
+}
+
+#[test]
+fn a_job_is_in_one_span_alone_whichever_clock_is_ahead() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let now = OffsetDateTime::now_utc();
+        let mut jobs = Vec::new();
+        // By the database's clock both end now: one came an hour from now, by its worker's clock.
+        for received_at in [now - time::Duration::HOUR, now + time::Duration::HOUR] {
+            let job = job_asked(Uuid::new_v4(), 0);
+            let opened = journal.open(&job, received_at, Admission::Claim(Moment::now())).await;
+            let Ok(Opened::Claimed(claim)) = opened else { panic!("{opened:?}") };
+            let accepted = Acceptance::default();
+            let result = AttemptResult {
+                verdict: Verdict::Accepted(accepted.clone()),
+                http_status: Some(200),
+                provider_message: None,
+                error: None,
+                duration: Duration::ZERO,
+            };
+            journal.settle(&claim, &result, &Outcome::Accepted(accepted)).await.expect("it is ours");
+            jobs.push(job.id.to_string());
+        }
+        let text = |minutes: i64| (now + time::Duration::minutes(minutes)).format(&Rfc3339).expect("a time");
+        let exported = async |since: &str, until: &str| {
+            let lines = world.say(&["export", "--since", since, "--until", until]).await;
+            let rows = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+            rows.map(|row| row["job_id"].as_str().expect("an id").to_owned()).collect::<Vec<_>>()
+        };
+        let [begin, first, second, end] = [text(-120), text(0), text(30), text(120)];
+        assert_eq!(exported(&begin, &first).await, jobs[..1]);
+        assert_eq!(exported(&first, &second).await, [""; 0]);
+        assert_eq!(exported(&second, &end).await, jobs[1..]);
+        let (report, _) = world.ask(&["report", "--since", "2h"]).await;
+        assert_eq!(
+            (&report["flow"]["received"], &report["flow"]["ended"]),
+            (&2.into(), &2.into()),
+            "{report}"
+        );
+        let (listed, _) = world.ask(&["list", "--since", "2h"]).await;
+        assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
     });
 }
 

@@ -1,6 +1,8 @@
 //! What probes are told: a replica is alive while its loops move, whatever is away, and
 //! ready while it takes jobs.
 
+use tokio::net::TcpListener;
+
 use crate::harness::{World, world};
 
 const NAME: (&str, &str) = ("WORKER_NAME", "probed");
@@ -63,5 +65,53 @@ fn a_replica_that_hangs_is_told_from_one_that_works() {
         says(&world, &[], &[], 1, "it hangs").await;
         worker.signal("CONT");
         says(&world, &[], &[], 0, "is alive").await;
+    });
+}
+
+#[test]
+fn a_replica_that_hangs_does_not_hide_behind_another_of_its_name() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (mut one, _two) = (world.start_worker_with(&[NAME]), world.start_worker_with(&[NAME]));
+        let rows = "select count(*) from worker where name = 'probed'";
+        world.wait_for("both rows", async || (world.count(rows).await == 2).then_some(())).await;
+        let (report, _) = world.ask(&["report"]).await;
+        assert_eq!(report["workers"].as_array().map(Vec::len), Some(2), "{report}");
+        says(&world, &[], &[NAME], 0, "is alive").await;
+        one.signal("STOP");
+        says(&world, &[], &[NAME], 1, "it hangs").await;
+        says(&world, &[], &[], 1, "it hangs").await;
+        // One that has ended is nobody's replica any more, though its row is there.
+        one.kill();
+        says(&world, &[], &[NAME], 0, "is alive").await;
+        assert_eq!(world.count(rows).await, 2);
+    });
+}
+
+#[test]
+fn a_replica_of_another_host_is_not_taken_for_this_ones() {
+    world(async |world| {
+        // Its host's name begins as this one's does, and it has the process id of one that runs here.
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+        let host = format!("{}-2", host.trim());
+        let insert = "insert into worker (name, instance, version, started_at, seen_at, in_flight)
+            values ($1 || '-1', $1 || '/' || $2 || '/another', '0', now(), now() + interval '1 h', 0)";
+        let pid = i64::from(std::process::id());
+        let inserted = sqlx::query(insert).bind(&host).bind(pid).execute(&world.pool).await;
+        inserted.expect("its row");
+        says(&world, &[], &[], 1, "has written its row").await;
+        says(&world, &[], &[("WORKER_NAME", &format!("{host}-1"))], 1, "has written its row").await;
+    });
+}
+
+#[test]
+fn a_probe_of_a_silent_database_ends_by_itself() {
+    world(async |world| {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("postgres://one@{}/kyc", silent.local_addr().expect("an address"));
+        let settings = [("DATABASE_URL", url.as_str())];
+        let text = "the database did not answer within 3s";
+        says(&world, &[], &settings, 0, text).await;
+        says(&world, &["--ready"], &settings, 1, text).await;
     });
 }

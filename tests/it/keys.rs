@@ -60,15 +60,24 @@ fn a_job_whose_key_is_missing_waits_for_it_while_others_go_on() {
     world(async |world| {
         world.declare_topology().await;
         let sealed = park_under(&world, OLD).await;
+        let tried = world.attempts(sealed).await.len();
         let mut without = world.start_worker_with(&[("PAYLOAD_KEY", NEW), ("RETRY_DELAY_MIN", "200ms")]);
         world.wait_for_log(&without, "PAYLOAD_KEY: cannot open a stored payload").await;
         assert!(without.log().contains("sealed with key old"), "{}", without.log());
         let others = world.publish_jobs(5).await;
         world.wait_for_all_accepted(&others).await;
-        let unreadable = "select count(*) from attempt
-            where verdict = 'not_sent' and detail = 'payload_unreadable'";
-        world.wait_for("a second try", async || (world.count(unreadable).await >= 2).then_some(())).await;
+        for _ in 0..3 {
+            let due = "update submission set due_at = now() where job_id = $1";
+            sqlx::query(due).bind(sealed).execute(&world.pool).await.expect("it is due");
+            let waiting = "select count(*) from submission
+                where reason_code = 'payload_unreadable' and due_at > now() + interval '30 s'";
+            let is_put_off = async || (world.count(waiting).await == 1).then_some(());
+            world.wait_for("the job to wait for its key", is_put_off).await;
+        }
         without.stop().await;
+        let told = without.log().matches("PAYLOAD_KEY: cannot open a stored payload").count();
+        assert_eq!(told, 1, "a key that is missing is told once");
+        assert_eq!(world.attempts(sealed).await.len(), tried, "no attempt was begun");
         let job = world.submission(sealed).await.expect("it is known");
         assert_eq!((job.state.as_str(), job.has_payload), ("waiting", true), "{job:?}");
         assert_eq!(world.count_patches(sealed).await, 0);
@@ -100,6 +109,42 @@ fn a_payload_that_was_altered_is_sent_to_nobody() {
         assert_eq!(world.count_patches(first).await, 1);
         assert_eq!(world.oracle("patches").await.len(), 1);
         assert_eq!(world.submission(second).await.expect("it is known").state, "waiting");
+    });
+}
+
+#[test]
+fn a_worker_with_another_fingerprint_key_does_not_start() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker();
+        let known = world.publish_job().await;
+        world.wait_for_all_accepted(&[known]).await;
+        worker.stop().await;
+        let waiting = world.publish_job().await;
+        let another = [("FINGERPRINT_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")];
+        let refused = async || {
+            let run = world.run(&["run"], &another).await;
+            let said = String::from_utf8(run.stderr).expect("text");
+            assert_eq!(run.status.code(), Some(2), "{said}");
+            assert!(said.contains("FINGERPRINT_KEY: is another than the one"), "{said}");
+            assert_eq!(world.count("select count(*) from submission").await, 1, "nothing was written");
+        };
+        refused().await;
+        let check = world.run(&["check"], &another).await;
+        let said = String::from_utf8(check.stdout).expect("text");
+        assert!(said.contains("FINGERPRINT_KEY is another than the one"), "{said}");
+        assert_eq!(check.status.code(), Some(1));
+
+        // Histories of workers that kept no such row tell it as well.
+        let forgotten = sqlx::query("delete from fingerprint_key").execute(&world.pool).await;
+        assert_eq!(forgotten.expect("it is gone").rows_affected(), 1);
+        refused().await;
+        assert_eq!(world.count("select count(*) from fingerprint_key").await, 0);
+
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&[waiting]).await;
+        let check = world.say(&["check"]).await;
+        assert!(check.contains("FINGERPRINT_KEY is the one"), "{check}");
     });
 }
 
@@ -136,6 +181,7 @@ fn payloads_are_removed_after_their_retention_and_not_before() {
         parking.stop().await;
 
         // The first of each is older than the retention, and so is what is in motion.
+        world.is_tampered_with();
         let aged = sqlx::query(
             "update submission
             set ended_at = ended_at - interval '2 hours', received_at = received_at - interval '2 hours'

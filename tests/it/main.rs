@@ -32,6 +32,7 @@ mod late_updates;
 mod lost_answers;
 mod malformed;
 mod many_jobs;
+mod migrating;
 mod misconfigured;
 mod model;
 mod odd_machines;

@@ -119,10 +119,12 @@ impl World {
     /// Lets time pass for a job in verification: as if it had been accepted so long ago, its
     /// customer not been looked at for an hour, and the next look were due.
     async fn age(&self, job_id: Uuid, seconds: f64) {
+        self.is_tampered_with();
         sqlx::query(
             "with aged as (
                 update submission
-                set ended_at = now() - make_interval(secs => $2), verification_due_at = now()
+                set received_at = least(received_at, now() - make_interval(secs => $2)),
+                    ended_at = now() - make_interval(secs => $2), verification_due_at = now()
                 where job_id = $1 returning customer_id
             )
             update customer c set last_read_at = now() - interval '1 hour' from aged
@@ -417,8 +419,11 @@ fn all_replicas_together_keep_to_the_rate() {
         let _workers = [(); 3].map(|()| world.start_worker_with(&settings));
         world.wait_for_all_accepted(&jobs).await;
         // All at once, and the next looks out of the way.
+        world.is_tampered_with();
         sqlx::query(
-            "update submission set verification_due_at = now(), ended_at = now() - interval '2 minutes'",
+            "update submission
+            set received_at = received_at - interval '2 minutes', verification_due_at = now(),
+                ended_at = now() - interval '2 minutes'",
         )
         .execute(&world.pool)
         .await
