@@ -9,8 +9,10 @@ use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
 pub use super::history::Finding;
-use super::history::{Attempt, Examined, History, Observation, Submission};
+use super::history::{Examined, examine};
 use super::seal::Fingerprinter;
+use crate::domain::history::{Attempt, History, Intervention, Observation, Sibling, Submission};
+use crate::domain::outcome::named_job;
 
 /// How many histories are in memory at once.
 const PAGE: i64 = 2_000;
@@ -102,7 +104,7 @@ impl Audit {
             };
             page.submissions += 1;
             page.entries += u64::try_from(history.submission.entries).unwrap_or_default();
-            let Examined { findings, is_verified } = history.examine(&self.fingerprinter);
+            let Examined { findings, is_verified } = examine(&history, &self.fingerprinter);
             page.verified += u64::from(is_verified == Some(true));
             page.broken += u64::from(is_verified == Some(false));
             page.findings.extend(findings);
@@ -115,10 +117,19 @@ impl Audit {
             Submission,
             r#"-- audit_submissions
             select
-                job_id, customer_id, state, reason_code, evidence, verification_status, failure_reason,
-                verification_seen_at is not null and verification_due_at is null
-                    as "is_followed_to_its_end!",
-                attempts, chain, entries
+                job_id, customer_id, state, reason_code, reason, evidence, provider_reference,
+                verification_status, failure_reason, verification_seen_at is not null as "is_seen!",
+                verification_due_at is not null as "is_followed!",
+                document_type is not null and requested_at is not null
+                    and (
+                        content_hmac is not null
+                        or exists (
+                            select from intervention i
+                            where i.customer_id = submission.customer_id and i.action = 'forget'
+                        )
+                    ) as "is_whole_job!",
+                num_nonnulls(document_type, requested_at, content_hmac, expires_at) > 0 as "is_job!",
+                received_at, expires_at, ended_at, attempts, retries, chain, entries
             from submission
             where job_id = any($1)"#,
             job_ids,
@@ -161,19 +172,65 @@ impl Audit {
                 history.observations.push(row);
             }
         }
-        let interventions = sqlx::query!(
+        let interventions = sqlx::query_as!(
+            Intervention,
             r#"-- audit_interventions
-            select job_id as "job_id!", action from intervention where job_id = any($1) order by id"#,
+            select job_id as "job_id!", at, action, detail, entries
+            from intervention
+            where job_id = any($1) and action in ('replay', 'resolve', 'review')
+            order by id"#,
             job_ids,
         )
         .fetch_all(&mut *self.tx)
         .await?;
         for row in interventions {
             if let Some(history) = histories.get_mut(&row.job_id) {
-                history.interventions.push(row.action);
+                history.interventions.push(row);
             }
         }
+        self.add_siblings(&mut histories).await?;
         Ok(histories)
+    }
+
+    /// Adds the jobs that reasons name.
+    async fn add_siblings(&mut self, histories: &mut HashMap<Uuid, History>) -> sqlx::Result<()> {
+        let named = histories.values().filter_map(|History { submission, .. }| {
+            Some((submission.job_id, named_job(submission.reason.as_deref()?)?))
+        });
+        let (job_ids, siblings): (Vec<Uuid>, Vec<Uuid>) = named.unzip();
+        let rows = sqlx::query!(
+            r#"-- audit_siblings
+            select
+                s.job_id as "of!", o.job_id,
+                coalesce(
+                    (o.requested_at, o.received_at, o.job_id) > (s.requested_at, s.received_at, s.job_id), false
+                ) as "is_newer!",
+                o.state = 'accepted' as "is_accepted!",
+                (
+                    exists (select from attempt a where a.job_id = o.job_id and a.verdict = 'unknown')
+                    or exists (select from intervention i where i.job_id = o.job_id and i.action = 'review')
+                ) as "was_in_doubt!",
+                coalesce(o.content_hmac = s.content_hmac, true) as "has_same_content!"
+            from unnest($1::uuid[], $2::uuid[]) as named (job_id, sibling)
+            join submission s on s.job_id = named.job_id
+            join submission o on o.job_id = named.sibling and o.customer_id = s.customer_id"#,
+            &job_ids,
+            &siblings,
+        )
+        .fetch_all(&mut *self.tx)
+        .await?;
+        for row in rows {
+            if let Some(history) = histories.get_mut(&row.of) {
+                history.sibling = Some(Sibling {
+                    job_id: row.job_id,
+                    is_newer: row.is_newer,
+                    is_accepted: row.is_accepted,
+                    was_in_doubt: row.was_in_doubt,
+                    has_same_content: row.has_same_content,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Rows whose job has no submission, one finding a job, one by one as the reader takes them.

@@ -248,7 +248,7 @@ impl Closing {
             signed_at: claim.t0.wall.into(),
             ended_at,
             verdict: self.verdict,
-            detail: self.detail,
+            detail: self.detail.or(self.acceptance.as_ref().and_then(|a| a.reference.as_deref())),
             http_status: self.http_status,
             provider_message: self.provider_message.as_deref(),
             error: self.error,

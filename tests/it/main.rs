@@ -49,6 +49,7 @@ mod resolve;
 mod retries;
 mod roles;
 mod shutdown;
+mod states;
 mod tls;
 mod verdicts;
 mod verification;
