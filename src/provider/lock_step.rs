@@ -3,8 +3,8 @@
 //!
 //! HTTP/1.1 has no number by which an answer names its request. But an answer takes time, and one
 //! that nobody asked for follows another: so none is believed that came soon after another on its
-//! connection and in less than half the shortest time in which the provider is known to answer an
-//! update. That is known from answers that can be nobody else's: the first on a connection, and
+//! connection and in less than a quarter of the shortest time in which the provider is known to
+//! answer an update. That is known from answers that can be nobody else's: the first on a connection, and
 //! those that name their customer.
 //!
 //! What refuses much faster than the provider accepts is not believed either, until it has done so
@@ -67,7 +67,7 @@ impl LockStep {
         };
         let came_too_soon = known.samples >= SAMPLES_MIN
             && now.duration_since(before) < FOLLOWS_WITHIN
-            && took < known.fastest / 2;
+            && took < known.fastest / 4;
         if came_too_soon {
             known.broken.insert(local_port, now);
         }
@@ -112,13 +112,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_sooner_than_half_the_fastest_is_out_of_step() {
+    fn an_answer_sooner_than_a_quarter_of_the_fastest_is_out_of_step() {
         let (steps, now) = (steps(), Instant::now());
         assert!(!steps.is_broken_by(1, ms(50), now), "the first answer of a connection");
         assert!(!steps.is_broken_by(2, ms(50), now));
-        assert!(!steps.is_broken_by(1, ms(20), now + ms(30)));
-        assert!(steps.is_broken_by(1, ms(19), now + ms(60)));
-        assert!(!steps.is_broken_by(2, ms(20), now + ms(60)), "another connection");
+        assert!(!steps.is_broken_by(1, ms(10), now + ms(30)));
+        assert!(steps.is_broken_by(1, ms(9), now + ms(60)));
+        assert!(!steps.is_broken_by(2, ms(10), now + ms(60)), "another connection");
         assert!(steps.is_broken_by(1, ms(60), now + ms(120)), "the answer to the one before");
         assert!(!steps.is_broken_by(1, ms(60), now + ms(4_000)), "another connection on that port");
     }
@@ -141,9 +141,9 @@ mod tests {
     fn a_provider_that_becomes_faster_is_believed_again() {
         let (steps, now) = (steps(), Instant::now());
         assert!(!steps.is_broken_by(1, ms(50), now));
-        assert!(steps.is_broken_by(1, ms(10), now + ms(10)));
-        steps.learn(ms(10));
+        assert!(steps.is_broken_by(1, ms(9), now + ms(10)));
+        steps.learn(ms(9));
         assert!(!steps.is_broken_by(2, ms(12), now));
-        assert!(!steps.is_broken_by(2, ms(10), now + ms(10)));
+        assert!(!steps.is_broken_by(2, ms(9), now + ms(10)));
     }
 }

@@ -109,10 +109,19 @@ fn an_answer_that_nobody_asked_for_is_nobodys() {
     world(async |world| {
         world.declare_topology().await;
         // Far longer than this machine may be busy with something else.
-        world.set_provider(json!({ "latency_ms": 400 })).await;
+        let slow = json!({ "match": { "method": "PATCH" }, "fault": { "delay_before_ms": 800 } });
+        world.add_rule(slow).await;
         let (_gateway, base_url, answers) = start_gateway(&world, Habit::SecondAnswers).await;
         let jobs = world.enqueue_jobs(LEARNED_BY + sized(150, 600), &[]).await;
-        let settings = [("DOLLARPE_BASE_URL", base_url.as_str()), ("BREAKER_FAILURES", "10000")];
+        // Jobs are opened ahead, so that a connection is used again at once.
+        let settings = [
+            ("DOLLARPE_BASE_URL", base_url.as_str()),
+            ("BREAKER_FAILURES", "10000"),
+            ("SEND_WINDOW", "10s"),
+            ("CLAIM_LEASE", "13s"),
+            ("READ_BACK_WINDOW", "30s"),
+            ("READ_BACK_DEADLINE", "2m"),
+        ];
         let worker = world.start_worker_with(&settings);
         world.wait_for_ended(jobs.len()).await;
         println!(

@@ -92,8 +92,9 @@ fn echo(status: u16) -> Value {
     let errors = json!({
         "full_address": [format!("{ADDRESS} is no address")],
         "document_details": {
-            "document_number": [format!("\"{NUMBER}\" is taken")], "note": [EXTRA], "detail": respelt(),
+            "document_number": [format!("\"{NUMBER}\" is taken")], "note": [EXTRA],
         },
+        "customer_id": respelt(),
         "document_front_image_url": [
             format!("https://files.example.com/x.jpg?X-Amz-Signature={QUERY} cannot be fetched"),
             format!("signature {QUERY} has expired"),
