@@ -16,7 +16,8 @@ source target/services.env
 
 # The same server and role, our own database.
 database=${DATABASE_URL%%\?*}
-database=${database%/*}/kyc
+parameters=${DATABASE_URL#"$database"}
+database=${database%/*}/kyc$parameters
 if ! postgres_answers "$database"; then
     command -v psql >/dev/null || fail "psql is missing; install it, or create the database kyc yourself"
     psql "$DATABASE_URL" -Xq -v ON_ERROR_STOP=1 -c 'create database kyc' || fail "cannot create the database kyc"
@@ -24,10 +25,25 @@ fi
 # Without openssl: two keys of 32 bytes.
 payload_key=$(head -c 32 /dev/urandom | base64 -w 0)
 fingerprint_key=$(head -c 32 /dev/urandom | base64 -w 0)
+# A URL as .env may hold it without quotes, which not every reader of it takes off.
+escape() {
+    local url=$1
+    url=${url//\\/%5C}
+    url=${url//\$/%24}
+    url=${url//\#/%23}
+    url=${url//\'/%27}
+    url=${url//\"/%22}
+    printf '%s' "${url// /%20}"
+}
 umask 077
-sed -e "s|^DATABASE_URL=.*|DATABASE_URL=$database|" \
-    -e "s|^AMQP_URL=.*|AMQP_URL=$AMQP_URL|" \
-    -e "s|^PAYLOAD_KEY=.*|PAYLOAD_KEY=$payload_key|" \
-    -e "s|^FINGERPRINT_KEY=.*|FINGERPRINT_KEY=$fingerprint_key|" \
-    -e '/^# The key here is published/d' .env.example >.env
+while IFS= read -r line; do
+    case $line in
+        DATABASE_URL=*) line="DATABASE_URL=$(escape "$database")" ;;
+        AMQP_URL=*) line="AMQP_URL=$(escape "$AMQP_URL")" ;;
+        PAYLOAD_KEY=*) line="PAYLOAD_KEY=$payload_key" ;;
+        FINGERPRINT_KEY=*) line="FINGERPRINT_KEY=$fingerprint_key" ;;
+        "# The key here is published"*) continue ;;
+    esac
+    printf '%s\n' "$line"
+done <.env.example >.env
 say ".env is written: $(place "$database" 5432)/kyc, $(place "$AMQP_URL" 5672), the simulated provider, keys of its own"

@@ -7,6 +7,7 @@ mod settings;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod urls;
 
 use std::fmt;
 

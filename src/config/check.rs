@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use url::{Host, Url};
 
+use super::urls::{check_amqp_url, check_database_url};
 use super::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings, Secret,
     SettingFault,
@@ -214,8 +215,9 @@ impl RunSettings {
             "must be others than those of jobs and dead letters",
         );
         if let Some(name) = &self.work.worker_name {
-            let is_name = (1..=100).contains(&name.len()) && !name.chars().any(char::is_control);
-            faults.require(is_name, "WORKER_NAME", "must have 1 to 100 bytes and no control characters");
+            let is_name = (1..=100).contains(&name.len()) && is_plain(name);
+            let reason = "must have 1 to 100 bytes, no blank at either end and no control character";
+            faults.require(is_name, "WORKER_NAME", reason);
         }
     }
 
@@ -225,12 +227,6 @@ impl RunSettings {
             u32::from(self.work.prefetch) >= self.work.concurrency,
             "PREFETCH, CONCURRENCY",
             "PREFETCH must be at least CONCURRENCY, or replicas would idle",
-        );
-        let types = &self.jobs.document_types;
-        faults.require(
-            !types.is_empty() && types.iter().all(|name| !name.trim().is_empty()),
-            "DOCUMENT_TYPES",
-            "must name at least one type, and no empty one",
         );
         for status in &self.provider.not_applied_statuses {
             // A status that says "applied", or "not us", is never a licence to send again; and the
@@ -242,6 +238,11 @@ impl RunSettings {
             );
         }
     }
+}
+
+/// Whether a name is what it looks like.
+fn is_plain(name: &str) -> bool {
+    name.trim() == name && !name.contains(char::is_control)
 }
 
 /// What is wrong, as far as it was looked at.
@@ -268,7 +269,7 @@ impl DatabaseSettings {
     /// When it is not given, or cannot be a Postgres URL.
     pub fn url(&self) -> Result<Secret, SettingFault> {
         let url = read_secret("DATABASE_URL", self.database_url.as_ref(), self.database_url_file.as_ref())?;
-        check_scheme("DATABASE_URL", &url, &["postgres", "postgresql"])?;
+        check_database_url(&url)?;
         Ok(url)
     }
 }
@@ -280,7 +281,12 @@ impl BrokerSettings {
     /// When it is not given, or cannot be an AMQP URL.
     pub fn url(&self) -> Result<Secret, SettingFault> {
         let url = read_secret("AMQP_URL", self.amqp_url.as_ref(), self.amqp_url_file.as_ref())?;
-        check_scheme("AMQP_URL", &url, &["amqp", "amqps"])?;
+        let has_tls = check_amqp_url(&url)?;
+        let names_files = [&self.amqp_ca_file, &self.amqp_cert_file, &self.amqp_key_file];
+        if !has_tls && names_files.iter().any(|file| file.is_some()) {
+            let reason = "are for TLS, which amqps:// in AMQP_URL asks for; change that, or remove them";
+            return Err(SettingFault::new("AMQP_CA_FILE, AMQP_CERT_FILE, AMQP_KEY_FILE", reason));
+        }
         Ok(url)
     }
 
@@ -437,40 +443,34 @@ pub(super) fn read_secret(
             let text = std::fs::read_to_string(path).map_err(|error| {
                 fault(format!("cannot read {} ({setting}_FILE): {error}", path.display()))
             })?;
-            Secret(text.trim_end_matches(['\r', '\n']).to_owned())
+            Secret(text)
         }
         (None, None) => return Err(fault(format!("is not set; set {setting} or {setting}_FILE"))),
     };
-    match secret.expose().trim().is_empty() {
-        true => Err(fault("is empty".to_owned())),
-        false => Ok(secret),
+    // What editors and shells leave around it.
+    let bare = secret.expose().trim_start_matches(BYTE_ORDER_MARK).trim();
+    if bare.is_empty() {
+        return Err(fault("is empty".to_owned()));
     }
+    if bare.contains(char::is_control) {
+        return Err(fault("must be one line without control characters".to_owned()));
+    }
+    Ok(Secret::from(bare))
 }
 
+/// Some editors begin a file of UTF-8 with it.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// A file that holds at least one PEM block of a kind.
-fn read_pem(setting: &str, path: &Path, kind: &str) -> Result<Vec<u8>, SettingFault> {
+pub(super) fn read_pem(setting: &str, path: &Path, kind: &str) -> Result<Vec<u8>, SettingFault> {
     let fault = |reason: String| SettingFault::new(setting, reason);
     let text = std::fs::read_to_string(path)
         .map_err(|error| fault(format!("cannot read {}: {error}", path.display())))?;
+    let text = text.trim_start_matches(BYTE_ORDER_MARK);
     let is_kind = |line: &str| line.starts_with("-----BEGIN ") && line.contains(kind);
     match text.lines().any(is_kind) {
-        true => Ok(text.into_bytes()),
+        true => Ok(text.as_bytes().to_vec()),
         false => Err(fault(format!("{} holds no PEM {kind}", path.display()))),
-    }
-}
-
-/// Checks a URL that holds a password, without showing it.
-fn check_scheme(setting: &str, url: &Secret, schemes: &[&str]) -> Result<(), SettingFault> {
-    let is_sound = Url::parse(url.expose()).is_ok_and(|url| schemes.contains(&url.scheme()));
-    match is_sound {
-        true => Ok(()),
-        false => Err(SettingFault::new(
-            setting,
-            format!(
-                "must be a URL that starts with {}://; special characters in a password are written %XX",
-                schemes[0]
-            ),
-        )),
     }
 }
 

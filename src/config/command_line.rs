@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{ArgMatches, Command};
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
 
 use super::SettingFault;
+use super::sources::shown;
 
 /// A command line that was understood, settings that do not parse excepted.
 pub struct Parsed<T> {
@@ -18,7 +20,8 @@ pub struct Parsed<T> {
 }
 
 /// Parses the command line like clap, but reports every setting that does not parse and
-/// not only the first. Such a setting takes its default while the rest is looked at.
+/// not only the first. Such a setting takes its default while the rest is looked at. A variable
+/// that is there and empty is a fault and no default: whoever set it meant to say something.
 ///
 /// # Errors
 /// clap's own error for anything else: usage, `--help`, `--version`.
@@ -28,15 +31,17 @@ pub fn parse_all<T: clap::FromArgMatches>(
 ) -> Result<Parsed<T>, clap::Error> {
     let mut arguments: Vec<OsString> = arguments.into_iter().collect();
     let mut faults: Vec<SettingFault> = Vec::new();
+    let mut parsing = without_variables(command.clone(), is_empty);
     loop {
-        let error = match command.clone().try_get_matches_from(&arguments) {
+        let error = match parsing.clone().try_get_matches_from(&arguments) {
             Ok(matches) => {
                 let value = T::from_arg_matches(&matches)?;
+                faults.extend(empty_settings(command, &matches));
                 return Ok(Parsed { value, matches, faults });
             }
             Err(error) => error,
         };
-        let Some(FaultySetting { variable, flag, default }) = faulty_setting(command, &error) else {
+        let Some(FaultySetting { variable, flag }) = faulty_setting(command, &error) else {
             return Err(error);
         };
         if faults.iter().any(|fault| fault.setting == variable) {
@@ -44,15 +49,45 @@ pub fn parse_all<T: clap::FromArgMatches>(
         }
         faults.push(SettingFault::new(&variable, describe(&error)));
         remove_flag(&mut arguments, &flag);
-        arguments.push(format!("{flag}={default}").into());
+        parsing = without_variables(parsing, |arg| variable_of(arg).as_ref() == Some(&variable));
     }
+}
+
+/// A command whose settings do not look at their variables, where `is_ignored` says so.
+fn without_variables(command: Command, is_ignored: impl Fn(&Arg) -> bool + Copy) -> Command {
+    let command = command.mut_args(|arg| if is_ignored(&arg) { arg.env(None::<&str>) } else { arg });
+    command.mut_subcommands(|command| without_variables(command, is_ignored))
+}
+
+fn variable_of(arg: &Arg) -> Option<String> {
+    arg.get_env()?.to_str().map(str::to_owned)
+}
+
+/// Whether a setting's variable is there and empty.
+fn is_empty(arg: &Arg) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "this is config, the environment's reader")]
+    arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty())
+}
+
+/// The settings of the command that was given whose variables are empty, and no flag says more.
+fn empty_settings(command: &Command, matches: &ArgMatches) -> Vec<SettingFault> {
+    let (mut command, mut matches) = (command, matches);
+    while let Some((name, below)) = matches.subcommand() {
+        let Some(subcommand) = command.find_subcommand(name) else { break };
+        (command, matches) = (subcommand, below);
+    }
+    let is_flag = |arg: &Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    // A list without a default is empty then, as it says.
+    let may_be = |arg: &Arg| arg.get_value_delimiter().is_some() && arg.get_default_values().is_empty();
+    let empty = command.get_arguments().filter(|arg| is_empty(arg) && !is_flag(arg) && !may_be(arg));
+    let reason = "is empty; give it a value, or remove it";
+    empty.filter_map(variable_of).map(|variable| SettingFault::new(&variable, reason)).collect()
 }
 
 /// A setting whose value did not parse.
 struct FaultySetting {
     variable: String,
     flag: String,
-    default: String,
 }
 
 /// Takes out `--flag=value` and `--flag value`: clap validates what is overridden, too.
@@ -76,9 +111,7 @@ fn faulty_setting(command: &Command, error: &clap::Error) -> Option<FaultySettin
         .get_subcommands()
         .flat_map(Command::get_arguments)
         .find(|arg| arg.get_long() == Some(long))?;
-    let variable = arg.get_env()?.to_str()?.to_owned();
-    let default = arg.get_default_values().first()?.to_str()?.to_owned();
-    Some(FaultySetting { variable, flag: format!("--{long}"), default })
+    Some(FaultySetting { variable: variable_of(arg)?, flag: format!("--{long}") })
 }
 
 fn describe(error: &clap::Error) -> String {
@@ -91,5 +124,5 @@ fn describe(error: &clap::Error) -> String {
     let cause = std::error::Error::source(error).map(ToString::to_string);
     let remedy =
         cause.or_else(|| context(ContextKind::ValidValue).map(|valid| format!("must be one of {valid}")));
-    format!("`{value}` is not valid: {}", remedy.unwrap_or_else(|| error.kind().to_string()))
+    format!("`{}` is not valid: {}", shown(&value), remedy.unwrap_or_else(|| error.kind().to_string()))
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use tracing_subscriber::EnvFilter;
 
 use super::Secret;
 use crate::domain::canonical_json::Profile;
@@ -22,7 +23,7 @@ pub struct LogSettings {
     pub log_format: Option<LogFormat>,
 
     /// Which events are logged: a level, or directives such as kyc_worker=debug
-    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = parse_directives)]
     pub rust_log: String,
 }
 
@@ -175,7 +176,13 @@ pub struct ProviderArgs {
     pub send_window: Duration,
 
     /// HTTP statuses that surely applied nothing, comma separated, such as a gateway's 503; never the provider's own 500
-    #[arg(long, env = "NOT_APPLIED_STATUSES", value_delimiter = ',', value_name = "STATUS,…")]
+    #[arg(
+        long,
+        env = "NOT_APPLIED_STATUSES",
+        value_delimiter = ',',
+        value_parser = parse_status,
+        value_name = "STATUS,…"
+    )]
     pub not_applied_statuses: Vec<u16>,
 }
 
@@ -283,6 +290,7 @@ pub struct JobSettings {
         env = "DOCUMENT_TYPES",
         value_delimiter = ',',
         default_value = "AADHAAR,PASSPORT,VOTER_ID,DRIVING_LICENSE",
+        value_parser = parse_document_type,
         value_name = "TYPE,…"
     )]
     pub document_types: Vec<String>,
@@ -510,4 +518,25 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
         return Err("is too long; write at most 3650d".to_owned());
     }
     Ok(duration)
+}
+
+/// One of a list of document types, as the provider writes them. Blanks around it are none of it.
+fn parse_document_type(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    let is_type =
+        !name.is_empty() && name.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_');
+    match is_type {
+        true => Ok(name.to_owned()),
+        false => Err("write types in capitals, digits and _, with commas between them".to_owned()),
+    }
+}
+
+/// One of a list of HTTP statuses.
+fn parse_status(text: &str) -> Result<u16, String> {
+    text.trim().parse().map_err(|_| "write statuses with commas between them, such as 503,504".to_owned())
+}
+
+/// What `RUST_LOG` says, if it can be understood.
+fn parse_directives(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }

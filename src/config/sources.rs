@@ -19,6 +19,12 @@ impl EnvFile {
     /// # Errors
     /// When the file is there and cannot be read.
     pub fn load(path: &str) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        if let Some(variable) = Self::find_substitution(&text) {
+            return Err(format!(
+                "{variable} holds a $, which stands for another variable; put the value in single quotes, or write \\$"
+            ));
+        }
         Self::read(path).map_err(|error| match error {
             // The line may hold a secret.
             dotenvy::Error::LineParse(..) => {
@@ -26,6 +32,15 @@ impl EnvFile {
             }
             other => other.to_string(),
         })
+    }
+
+    /// The variable of a line that would be taken for another variable's value: `$` stands for
+    /// that outside single quotes, and one that is not set counts as empty.
+    fn find_substitution(text: &str) -> Option<&str> {
+        let entries = text.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
+        let mut entries = entries.filter_map(|line| line.split_once('='));
+        let (variable, _) = entries.find(|(_, value)| has_open_dollar(value))?;
+        Some(variable.trim_start_matches("export ").trim())
     }
 
     fn read(path: &str) -> dotenvy::Result<Self> {
@@ -44,6 +59,25 @@ impl EnvFile {
         dotenvy::from_path(path)?;
         Ok(Self { variables })
     }
+}
+
+/// Whether a value holds a `$` that is neither escaped nor in single quotes, before a comment.
+fn has_open_dollar(value: &str) -> bool {
+    let (mut quote, mut before) = (None, ' ');
+    let mut characters = value.chars();
+    while let Some(c) = characters.next() {
+        match (c, quote) {
+            ('\'', Some('\'')) | ('"', Some('"')) => quote = None,
+            (_, Some('\'')) => {}
+            ('\\', _) => drop(characters.next()),
+            ('$', _) => return true,
+            ('\'' | '"', None) => quote = Some(c),
+            ('#', None) if before.is_whitespace() => return false,
+            _ => {}
+        }
+        before = c;
+    }
+    false
 }
 
 /// A setting and where it came from. A secret has no value here.
@@ -73,6 +107,44 @@ fn setting_source(arg: &Arg, matches: &ArgMatches, env_file: &EnvFile) -> Option
         _ => "default",
     };
     let raw = || matches.get_raw(id).into_iter().flatten().map(|value| value.to_string_lossy().into_owned());
-    let value = (!arg.is_hide_env_values_set()).then(|| raw().collect::<Vec<_>>().join(","));
+    let value = (!arg.is_hide_env_values_set()).then(|| shown(&raw().collect::<Vec<_>>().join(",")));
     Some(SettingSource { variable, source, value })
+}
+
+/// A value as it may be seen: of a URL that may hold a password, nothing but its scheme.
+pub(super) fn shown(value: &str) -> String {
+    match value.split_once("://") {
+        Some((scheme, rest)) if rest.contains(['@', '?', '#']) => format!("{scheme}://(hidden)"),
+        _ => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dollar_in_an_env_file_is_refused_where_it_would_be_replaced() {
+        for (line, found) in [
+            ("DATABASE_URL=postgres://kyc:pa$word@h/kyc", Some("DATABASE_URL")),
+            ("export AMQP_URL=\"amqp://guest:${X}@h\"", Some("AMQP_URL")),
+            ("KEY='a'$b", Some("KEY")),
+            ("KEY='pa$word'", None),
+            ("KEY=pa\\$word", None),
+            ("KEY=\"pa\\$word\" # $5", None),
+            ("# KEY=$word", None),
+            ("KEY=word", None),
+        ] {
+            assert_eq!(EnvFile::find_substitution(&format!("A=1\n{line}\n")), found, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_url_with_a_user_or_a_query_is_not_shown() {
+        assert_eq!(shown("https://h:443/v1"), "https://h:443/v1");
+        assert_eq!(shown("15s"), "15s");
+        for url in ["https://u:s3cr3t@h/v1", "https://h/v1?key=s3cr3t", "https://s3cr3t@[bad"] {
+            assert_eq!(shown(url), "https://(hidden)");
+        }
+    }
 }

@@ -40,6 +40,46 @@ fn check(flags: &[&str]) -> Vec<String> {
     faults.iter().map(ToString::to_string).collect()
 }
 
+/// A value, and how it is read; or the setting that is blamed.
+#[test]
+fn odd_texts_and_lists_are_read_as_meant_or_refused() {
+    for (flag, blamed) in [
+        ("--document-types=AADHAAR, PASSPORT", None),
+        ("--document-types=AADHAAR,,PASSPORT", Some("DOCUMENT_TYPES")),
+        ("--document-types=", Some("DOCUMENT_TYPES")),
+        ("--document-types=aadhaar", Some("DOCUMENT_TYPES")),
+        ("--document-types=\"AADHAAR\"", Some("DOCUMENT_TYPES")),
+        ("--not-applied-statuses=503, 504", None),
+        ("--not-applied-statuses=503;504", Some("NOT_APPLIED_STATUSES")),
+        ("--not-applied-statuses=5xx", Some("NOT_APPLIED_STATUSES")),
+        ("--worker-name=w\u{7}", Some("WORKER_NAME")),
+        ("--dollarpe-base-url=https://h/v1?key=s3cr3t", Some("DOLLARPE_BASE_URL")),
+        ("--database-url=postgres://h/d?sslmode=bogus", Some("DATABASE_URL")),
+        ("--amqp-url=amqp://h?frame_max=abc", Some("AMQP_URL")),
+        ("--amqp-ca-file=/etc/hosts", Some("AMQP_CA_FILE, AMQP_CERT_FILE, AMQP_KEY_FILE")),
+        ("--topology=Declare", Some("TOPOLOGY")),
+        ("--customer-events=yes", Some("CUSTOMER_EVENTS")),
+        ("--database-url-file=", Some("DATABASE_URL_FILE")),
+        ("--payload-key=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n", None),
+        ("--dollarpe-api-secret=two\nlines", Some("DOLLARPE_API_SECRET")),
+    ] {
+        let faults = check(&[flag]);
+        let is_told = match blamed {
+            None => faults.is_empty(),
+            Some(setting) => faults.iter().any(|fault| fault.starts_with(&format!("{setting}: "))),
+        };
+        assert!(is_told, "{flag}: {faults:?}");
+        assert!(!faults.join(" ").contains("s3cr3t"), "{faults:?}");
+    }
+}
+
+#[test]
+fn blanks_in_a_list_of_types_are_none_of_it() {
+    let settings = Program::try_parse_from(["kyc-worker", "run", "--document-types= AADHAAR, PASSPORT "]);
+    let Subcommand::Run(settings) = settings.expect("they are sound").command;
+    assert_eq!(settings.jobs.document_types, ["AADHAAR", "PASSPORT"]);
+}
+
 fn faults_name(flags: &[&str], settings: &[&str]) {
     let faults = check(flags);
     assert_eq!(faults.len(), settings.len(), "{flags:?}: {faults:?}");
@@ -114,7 +154,7 @@ fn plain_http_is_for_this_machine_only() {
 #[test]
 fn a_secret_may_be_a_file_but_not_both() {
     let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(&file, format!("{KEY}\n")).expect("it can be written");
+    std::fs::write(&file, format!("\u{feff} {KEY} \r\n")).expect("it can be written");
     let flag = format!("--payload-key-file={}", file.path().display());
     faults_name(&[&flag], &["PAYLOAD_KEY"]);
     let both = read_secret("PAYLOAD_KEY", None, Some(&file.path().to_path_buf()));

@@ -48,6 +48,7 @@ mod reports;
 mod resolve;
 mod retries;
 mod roles;
+mod settings;
 mod shutdown;
 mod states;
 mod tls;

@@ -1,0 +1,204 @@
+//! What the URLs of the database and the broker may say. The client libraries pass over what they
+//! do not know, and find the rest only when they connect, where it looks like an outage. Faults
+//! show no value: it may be a password.
+
+use std::path::PathBuf;
+
+use lapin::uri::AMQPUri;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
+
+use super::check::read_pem;
+use super::{Secret, SettingFault};
+
+const DATABASE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
+
+/// What sqlx knows.
+const DATABASE_PARAMETERS: [&str; 18] = [
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "statement-cache-capacity",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+];
+
+const AMQP_SCHEMES: [&str; 2] = ["amqp", "amqps"];
+
+/// What lapin knows.
+const AMQP_PARAMETERS: [&str; 5] =
+    ["auth_mechanism", "channel_max", "connection_timeout", "frame_max", "heartbeat"];
+
+/// Checks `DATABASE_URL`, and the files that it names.
+pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
+    let fault = |reason: String| SettingFault::new("DATABASE_URL", reason);
+    let parsed = parse(url, &DATABASE_SCHEMES).map_err(fault)?;
+    check_parameters(&parsed, &DATABASE_PARAMETERS).map_err(fault)?;
+    let parameter = |names: &[&str]| parsed.query_pairs().find(|(name, _)| names.contains(&&**name));
+    let host = parameter(&["host", "hostaddr"]).map(|(_, host)| host.into_owned());
+    match host.as_deref().or(parsed.host_str()).unwrap_or_default() {
+        "" => {
+            return Err(fault("names no host; write postgres://user:password@host:port/database".to_owned()));
+        }
+        host if host.contains(',') => {
+            return Err(fault("names several hosts; write one, or a name with several addresses".to_owned()));
+        }
+        _ => {}
+    }
+    let mode = match parameter(&["sslmode", "ssl-mode"]) {
+        None => PgSslMode::default(),
+        Some((_, mode)) => mode.parse().map_err(|_| {
+            fault("sslmode must be disable, prefer, require, verify-ca or verify-full".to_owned())
+        })?,
+    };
+    if url.expose().parse::<PgConnectOptions>().is_err() {
+        let what = "holds a parameter or an escaped character that cannot be read";
+        return Err(fault(format!("{what}; special characters are written %XX")));
+    }
+    let file = |names: &[&str], kind| {
+        let Some((_, path)) = parameter(names) else { return Ok(false) };
+        // The certificate itself may stand there.
+        if !path.contains("-----BEGIN") {
+            read_pem(&format!("DATABASE_URL ({})", names[0]), &PathBuf::from(&*path), kind)?;
+        }
+        Ok(true)
+    };
+    let has_authority = file(&["sslrootcert", "ssl-root-cert", "ssl-ca"], "CERTIFICATE")?;
+    let has_certificate = file(&["sslcert", "ssl-cert"], "CERTIFICATE")?;
+    let has_key = file(&["sslkey", "ssl-key"], "PRIVATE KEY")?;
+    if has_certificate != has_key {
+        return Err(fault("sslcert and sslkey go together; give both or neither".to_owned()));
+    }
+    if has_authority && !matches!(mode, PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
+        let what = "sslrootcert is looked at with sslmode=verify-full or verify-ca alone";
+        return Err(fault(format!("{what}; add the one or remove the other")));
+    }
+    if has_certificate && matches!(mode, PgSslMode::Disable | PgSslMode::Allow) {
+        return Err(fault("sslcert is for TLS, and sslmode forgoes that".to_owned()));
+    }
+    Ok(())
+}
+
+/// Checks `AMQP_URL`. Returns whether it asks for TLS.
+pub(super) fn check_amqp_url(url: &Secret) -> Result<bool, SettingFault> {
+    let fault = |reason: String| SettingFault::new("AMQP_URL", reason);
+    let parsed = parse(url, &AMQP_SCHEMES).map_err(fault)?;
+    check_parameters(&parsed, &AMQP_PARAMETERS).map_err(fault)?;
+    if parsed.host_str().unwrap_or_default().is_empty() {
+        return Err(fault("names no host; write amqp://user:password@host:port/vhost".to_owned()));
+    }
+    if url.expose().parse::<AMQPUri>().is_err() {
+        let what = "holds a parameter or an escaped character that cannot be read";
+        return Err(fault(format!("{what}; special characters are written %XX")));
+    }
+    Ok(parsed.scheme() == "amqps")
+}
+
+fn parse(url: &Secret, schemes: &[&str]) -> Result<Url, String> {
+    let parsed = Url::parse(url.expose()).ok().filter(|url| schemes.contains(&url.scheme()));
+    let parsed = parsed.filter(|url| !url.cannot_be_a_base());
+    parsed.ok_or_else(|| {
+        format!(
+            "must be a URL that starts with {}://; special characters in a password are written %XX",
+            schemes[0]
+        )
+    })
+}
+
+/// Every parameter is known, and given once.
+fn check_parameters(url: &Url, known: &[&str]) -> Result<(), String> {
+    if url.fragment().is_some() {
+        return Err("holds a #; in a password it is written %23".to_owned());
+    }
+    let mut seen = Vec::new();
+    for (name, _) in url.query_pairs() {
+        // `options[…]` sets one of the server's parameters.
+        if !known.contains(&&*name) && !name.starts_with("options[") {
+            // A password that holds a question mark may stand here.
+            let is_word = name.len() <= 30 && name.bytes().all(|c| c.is_ascii_lowercase() || c == b'_');
+            let shown = if is_word { format!("the parameter {name}") } else { "a parameter".to_owned() };
+            return Err(format!("names {shown}, which the worker does not know; remove it"));
+        }
+        if seen.contains(&name) {
+            return Err(format!("names {name} twice"));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_url_holds_nothing_that_would_be_passed_over() {
+        let check = |url: &str| check_database_url(&Secret::from(url)).map_err(|fault| fault.to_string());
+        for sound in [
+            "postgres://kyc:s3cr3t@h:5432/kyc",
+            "postgresql://kyc@[::1]/kyc?sslmode=require&application_name=x",
+            "postgres:///kyc?host=/var/run/postgresql&user=kyc",
+            "postgres://h/kyc?sslmode=verify-full&options[geqo]=off",
+            "postgres://kyc:p%24%23%26w@h/kyc",
+        ] {
+            assert_eq!(check(sound), Ok(()), "{sound}");
+        }
+        for (odd, said) in [
+            ("mysql://kyc:s3cr3t@h/kyc", "postgres://"),
+            ("postgres:kyc:s3cr3t@h", "postgres://"),
+            ("postgres:///kyc", "no host"),
+            ("postgres://kyc:s3cr3t@h1,h2/kyc", "several hosts"),
+            ("postgres://h/kyc?sslmode=bogus", "sslmode must be"),
+            ("postgres://h/kyc?sslmode=", "sslmode must be"),
+            ("postgres://h/kyc?sslmode=disable&sslmode=require", "sslmode twice"),
+            ("postgres://h/kyc?sslpassword=s3cr3t", "the parameter sslpassword"),
+            ("postgres://h/kyc?connect_timeout=5", "the parameter connect_timeout"),
+            ("postgres://kyc:12?s3cr3t@h/kyc", "a parameter, which"),
+            ("postgres://kyc:#s3cr3t@h/kyc", "%23"),
+            ("postgres://kyc@h/kyc#s3cr3t", "%23"),
+            ("postgres://h/kyc?port=s3cr3t", "cannot be read"),
+            ("postgres://kyc:%ff@h/kyc", "cannot be read"),
+            ("postgres://h/kyc?sslmode=verify-full&sslrootcert=/nowhere.pem", "cannot read /nowhere.pem"),
+            ("postgres://h/kyc?sslrootcert=-----BEGIN CERTIFICATE-----", "verify-full or verify-ca alone"),
+            ("postgres://h/kyc?sslcert=-----BEGIN CERTIFICATE-----", "go together"),
+        ] {
+            let fault = check(odd).expect_err(odd);
+            assert!(fault.starts_with("DATABASE_URL") && fault.contains(said), "{odd}: {fault}");
+            assert!(!fault.contains("s3cr3t"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn an_amqp_url_holds_nothing_that_would_be_passed_over() {
+        let check = |url: &str| check_amqp_url(&Secret::from(url)).map_err(|fault| fault.to_string());
+        assert_eq!(check("amqp://guest:guest@h/%2f?frame_max=131072"), Ok(false));
+        assert_eq!(check("amqps://h?auth_mechanism=external"), Ok(true));
+        for (odd, said) in [
+            ("http://guest:s3cr3t@h", "amqp://"),
+            ("amqp:h", "amqp://"),
+            ("amqp:///vhost", "no host"),
+            ("amqp://h?frame_max=s3cr3t", "cannot be read"),
+            ("amqp://h?auth_mechanism=s3cr3t", "cannot be read"),
+            ("amqp://u:%ff@h", "cannot be read"),
+            ("amqps://h?verify=verify_peer", "the parameter verify"),
+            ("amqps://h?password=s3cr3t", "the parameter password"),
+            ("amqp://h?frame_max=1&frame_max=2", "frame_max twice"),
+        ] {
+            let fault = check(odd).expect_err(odd);
+            assert!(fault.starts_with("AMQP_URL") && fault.contains(said), "{odd}: {fault}");
+            assert!(!fault.contains("s3cr3t"), "{fault}");
+        }
+    }
+}
