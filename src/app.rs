@@ -1,6 +1,6 @@
 //! Builds the edges, starts the tasks, and stops them within a deadline.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -11,17 +11,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, info, info_span, warn};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use url::Url;
 
 use crate::breaker::Breaker;
 use crate::broker::{Broker, Delivery, Subscription};
-use crate::config::{Checked, RunSettings};
+use crate::config::{Checked, DatabaseSettings, RunSettings};
 use crate::customer_events::CustomerEvents;
 use crate::domain::job::Envelope;
 use crate::domain::signature::Signer;
 use crate::heartbeat::Heartbeat;
-use crate::intake::Intake;
+use crate::intake::{Intake, Reason};
 use crate::journal::{self, Journal, JournalError, Limits, Pace};
 use crate::liveness::Liveness;
 use crate::places::{Place, Places};
@@ -41,6 +41,9 @@ pub struct Mode {
 
 /// Between two tries to reach the database at start.
 const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The same, where a person must let us in: a server may lock out who fails too often.
+const DATABASE_REFUSED_DELAY: Duration = Duration::from_secs(5);
 
 /// How long the broker may take for the last acks.
 const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(1);
@@ -143,6 +146,10 @@ impl Running {
         );
         let tracking = track_verifications(settings.clone(), broker.clone(), Arc::clone(worker));
         let probing = probe_provider(settings.clone(), Arc::clone(worker));
+        let following = follow_database(settings.database.clone(), Arc::clone(worker));
+        let probing = async move {
+            tokio::join!(probing, following);
+        };
         Ok(Self {
             jobs,
             session,
@@ -223,41 +230,71 @@ async fn ended(task: JoinHandle<()>) {
     }
 }
 
-/// Opens the database, waiting for it as long as it takes. `None` when stopped meanwhile.
+/// Opens the database, waiting for it as long as it takes; its URL is read anew for each try. `None`
+/// when stopped meanwhile.
 async fn open_database(
     settings: &RunSettings,
     checked: &Checked,
     mode: Mode,
     stopping: &CancellationToken,
 ) -> anyhow::Result<Option<PgPool>> {
-    let mut is_down = false;
+    let mut told = None;
     loop {
-        let error = match journal::connect_to_work(&settings.database, &checked.database_url).await {
-            Ok(pool) => match make_ready(&pool, checked, mode).await {
-                Ok(()) => return Ok(Some(pool)),
-                // It may go away between two statements as well.
-                Err(error) if journal::is_away(&error) => error,
-                Err(error) => return Err(error),
-            },
-            Err(error) => error,
+        let error = match try_to_open(&settings.database, checked, mode).await {
+            Ok(pool) => return Ok(Some(pool)),
+            // It may go away between two statements as well.
+            Err(error) if journal::is_away(&error) || journal::is_refused(&error) => error,
+            Err(error) => return Err(error),
         };
-        if !is_down {
-            warn!(error = format!("{error:#}"), "waiting for the database");
+        let is_refused = journal::is_refused(&error);
+        if told != Some(is_refused) {
+            let error = format!("{error:#}");
+            match is_refused {
+                true => error!(error, "waiting for the database until a person has mended this"),
+                false => warn!(error, "waiting for the database"),
+            }
+            told = Some(is_refused);
         }
-        is_down = true;
-        if stopping.run_until_cancelled(sleep(DATABASE_RETRY_DELAY)).await.is_none() {
+        let delay = if is_refused { DATABASE_REFUSED_DELAY } else { DATABASE_RETRY_DELAY };
+        if stopping.run_until_cancelled(sleep(delay)).await.is_none() {
             return Ok(None);
         }
     }
 }
 
-/// Brings the schema up to date where that was asked for, and sees that this worker may write here.
-async fn make_ready(pool: &PgPool, checked: &Checked, mode: Mode) -> anyhow::Result<()> {
+/// Connects, brings the schema up to date where that was asked for, and sees that this worker may
+/// write here.
+async fn try_to_open(settings: &DatabaseSettings, checked: &Checked, mode: Mode) -> anyhow::Result<PgPool> {
+    let pool = journal::connect_to_work(settings, &settings.url()?).await?;
+    journal::check_session(&pool).await?;
     if mode.migrate {
-        journal::migrate(pool).await?;
+        journal::migrate(&pool).await?;
     }
-    journal::check_schema(pool).await?;
-    journal::check_fingerprint_key(pool, &checked.fingerprinter).await
+    journal::check_schema(&pool).await?;
+    journal::check_fingerprint_key(&pool, &checked.fingerprinter).await?;
+    Ok(pool)
+}
+
+/// While the database is away or refuses us: finds out where the setting leads by now, until the
+/// worker stops. Its password may have been rotated, and its host have another address.
+async fn follow_database(settings: DatabaseSettings, worker: Arc<Worker>) {
+    let mut known = None;
+    let mut is_open = worker.intake.subscribe();
+    let stopping = worker.stopping.clone();
+    loop {
+        let paused = async { is_open.wait_for(|is_open| !is_open).await.is_ok() };
+        if stopping.run_until_cancelled(paused).await != Some(true) {
+            return;
+        }
+        if worker.intake.is_paused_for(Reason::Database)
+            && let Err(error) = worker.journal.lead_anew(&settings, &mut known).await
+        {
+            debug!(error = format!("{error:#}"), "no way into the database");
+        }
+        if stopping.run_until_cancelled(sleep(DATABASE_RETRY_DELAY)).await.is_none() {
+            return;
+        }
+    }
 }
 
 /// How the provider is reached, as the settings say.
@@ -309,6 +346,8 @@ fn build_worker(
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
         recordings: Semaphore::new(settings.work.concurrency as usize),
+        crowded: Once::new(),
+        mending: Semaphore::new(1),
         parked: Notify::new(),
         stopping,
     })

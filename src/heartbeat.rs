@@ -65,6 +65,8 @@ impl Heartbeat {
                     parked.notify_one();
                 }
             }
+            // Nobody else may notice that this table alone is out of reach.
+            Err(error) if error.remedy().is_some() => self.worker.note_journal_failure(&error),
             Err(error) => debug!(%error, "no heartbeat"),
         }
     }

@@ -1,8 +1,9 @@
 //! Whether deliveries may be taken from the broker, and if not, why not. Says each pause
 //! and each resumption once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -40,11 +41,18 @@ pub enum Severity {
     NeedsPerson,
 }
 
+/// What a person must mend is mended when nobody has failed for it for so long: whoever fails tries
+/// again sooner, and other work may succeed all the while.
+const QUIET_TIME: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 struct Pause {
     severity: Severity,
     cause: String,
+    /// When it was last said again.
     since: Instant,
+    /// What was said of it to a person. Each cause is said once.
+    told: BTreeSet<String>,
 }
 
 /// The intake of one worker.
@@ -82,23 +90,26 @@ impl Intake {
         pauses.keys().map(|reason| reason.name().to_owned()).collect()
     }
 
-    /// Pauses the intake for `reason`, which `cause` explains. Again for the same cause is
-    /// nothing; and what passes by itself is told once, in how many words ever it fails.
+    /// Pauses the intake for `reason`, which `cause` explains. Each cause that needs a person is
+    /// told once; and what passes by itself is told once, in how many words ever it fails.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
-        let pause = Pause { severity, cause: cause.to_string(), since: Instant::now() };
+        let cause = cause.to_string();
         let mut pauses = self.pauses.lock();
-        let before = pauses.insert(reason, pause);
-        let cause = pauses[&reason].cause.as_str();
-        match (severity, before) {
-            (severity, Some(before)) if before.severity == severity && before.cause == cause => return,
-            (Severity::Passing, Some(Pause { severity: Severity::Passing, .. })) => {
-                debug!(?reason, cause, "another cause of the pause");
-            }
-            (Severity::Passing, _) => warn!(?reason, cause, "intake paused"),
-            (Severity::NeedsPerson, _) => {
+        let before = pauses.remove(&reason);
+        let was_passing = before.as_ref().is_some_and(|before| before.severity == Severity::Passing);
+        let is_same =
+            before.as_ref().is_some_and(|before| (before.severity, &before.cause) == (severity, &cause));
+        let mut told = before.map(|before| before.told).unwrap_or_default();
+        match severity {
+            _ if is_same => {}
+            Severity::Passing if was_passing => debug!(?reason, cause, "another cause of the pause"),
+            Severity::Passing => warn!(?reason, cause, "intake paused"),
+            Severity::NeedsPerson if told.insert(cause.clone()) => {
                 error!(?reason, cause, "intake paused until a person has mended this");
             }
+            Severity::NeedsPerson => {}
         }
+        pauses.insert(reason, Pause { severity, cause, since: Instant::now(), told });
         self.is_open.send_if_modified(|is_open| std::mem::replace(is_open, false));
     }
 
@@ -108,9 +119,13 @@ impl Intake {
     }
 
     /// Ends the pause for `reason` where work that began at `begun` and succeeded shows that it
-    /// is over: what had begun before it shows nothing.
+    /// is over: what had begun before it shows nothing, and of what a person must mend only that
+    /// nobody fails for it any more.
     pub fn resume_by_work(&self, reason: Reason, begun: Instant) {
-        self.resume_if(reason, |pause| begun >= pause.since);
+        self.resume_if(reason, |pause| match pause.severity {
+            Severity::Passing => begun >= pause.since,
+            Severity::NeedsPerson => begun >= pause.since + QUIET_TIME,
+        });
     }
 
     fn resume_if(&self, reason: Reason, is_over: impl FnOnce(&Pause) -> bool) {
@@ -143,6 +158,17 @@ mod tests {
         assert!(!*is_open.borrow());
         intake.resume(Reason::Database);
         assert!(*is_open.borrow());
+    }
+
+    #[test]
+    fn what_a_person_must_mend_is_over_when_nobody_fails_for_it() {
+        let intake = Intake::default();
+        intake.pause(Reason::Database, Severity::NeedsPerson, "permission denied");
+        let resume_after = |time| intake.resume_by_work(Reason::Database, Instant::now() + time);
+        resume_after(QUIET_TIME - Duration::from_secs(1));
+        assert!(!intake.is_open(), "other work says nothing of it");
+        resume_after(QUIET_TIME + Duration::from_secs(1));
+        assert!(intake.is_open());
     }
 
     #[test]

@@ -257,7 +257,9 @@ impl Scheduler {
             let Some(place) = worker.stopping.run_until_cancelled(self.places.take()).await else {
                 return Ok(());
             };
-            if worker.intake.is_paused_for(Reason::Operator) {
+            // What would be held back is not begun: an attempt spends rows, if nothing else.
+            if [Reason::Operator, Reason::Database].iter().any(|reason| worker.intake.is_paused_for(*reason))
+            {
                 return Ok(());
             }
             let turn = match worker.breaker.state() {

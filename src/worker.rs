@@ -2,6 +2,7 @@
 //! update sent once, and what came of it recorded; what nobody knows is looked into.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Once;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
@@ -33,6 +34,9 @@ use crate::provider::Provider;
 /// How long to wait before a write is tried again that the database did not do.
 pub(crate) const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
 
+/// How long at most, where trying again soon is of little use.
+const JOURNAL_RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+
 /// What every job goes through.
 pub struct Worker {
     /// What happened, in Postgres.
@@ -59,6 +63,10 @@ pub struct Worker {
     pub recordings: Semaphore,
     /// Wakes the scheduler when a job was parked.
     pub parked: Notify,
+    /// Whether it was told that the server allows fewer connections than wanted.
+    pub crowded: Once,
+    /// Whose turn it is to try again what a person must mend: one write at a time.
+    pub mending: Semaphore,
     /// Cancelled when the worker stops: from then on nothing is sent any more.
     pub stopping: CancellationToken,
 }
@@ -130,6 +138,12 @@ impl Worker {
             Opened::Known => {
                 debug!(job_id = %job.id, "job is known already");
                 Received::without_work(Receipt::Known)
+            }
+            Opened::Refused => {
+                warn!(job_id = %job.id, "the database cannot hold a value of this job, dead-lettering it");
+                let refused = job.refused_by_the_database();
+                Box::pin(self.persist(|| self.journal.record_invalid(letter, &refused))).await?;
+                Received::without_work(Receipt::Invalid)
             }
             Opened::Conflict => {
                 warn!(job_id = %job.id, "job_id is another content's, dead-lettering the delivery");
@@ -347,7 +361,7 @@ impl Worker {
     where
         F: Future<Output = Result<T, JournalError>>,
     {
-        self.persist_with_pauses(write, || self.stopping.run_until_cancelled(sleep(JOURNAL_RETRY_DELAY)))
+        self.persist_until(write, Some(&self.stopping))
     }
 
     /// Writes what an attempt came to until the database does it; `None` when the claim is
@@ -356,32 +370,75 @@ impl Worker {
     where
         F: Future<Output = Result<T, JournalError>>,
     {
-        self.persist_with_pauses(write, || sleep(JOURNAL_RETRY_DELAY).map(Some))
+        self.persist_until(write, None)
     }
 
-    /// Writes until the database does it, the claim is gone, or a pause between two tries says so.
-    async fn persist_with_pauses<T, F, P>(&self, write: impl Fn() -> F, pause: impl Fn() -> P) -> Option<T>
+    /// Writes until the database does it, the claim is gone, or `stopping` is cancelled between two
+    /// tries. An outage ends at any time, so tries follow soon. What fails for anything else will
+    /// most probably fail again: less and less often, and where a person must mend it, one write
+    /// at a time for all.
+    async fn persist_until<T, F>(
+        &self,
+        write: impl Fn() -> F,
+        stopping: Option<&CancellationToken>,
+    ) -> Option<T>
     where
         F: Future<Output = Result<T, JournalError>>,
-        P: Future<Output = Option<()>>,
     {
+        let (mut delay, mut turn) = (JOURNAL_RETRY_DELAY, None);
         loop {
             let begun = Instant::now();
-            match write().await {
+            let error = match write().await {
                 Ok(written) => {
                     self.intake.resume_by_work(Reason::Database, begun);
                     return Some(written);
                 }
                 Err(JournalError::Fenced) => return None,
-                Err(error) => self.note_journal_failure(&error),
+                Err(error) => error,
+            };
+            self.note_journal_failure(&error);
+            delay = if error.is_outage() {
+                JOURNAL_RETRY_DELAY
+            } else {
+                (delay * 2).min(JOURNAL_RETRY_DELAY_MAX)
+            };
+            let waiting = async {
+                if error.remedy().is_some() {
+                    delay = JOURNAL_RETRY_DELAY_MAX;
+                    if turn.is_none() {
+                        turn = self.mending.try_acquire().ok();
+                        if turn.is_none() {
+                            // Whoever was before has just got through.
+                            turn = self.mending.acquire().await.ok();
+                            return;
+                        }
+                    }
+                }
+                sleep(delay).await;
+            };
+            // Rare, and not to be carried about by every job.
+            let waiting = Box::pin(waiting);
+            match stopping {
+                Some(stopping) => stopping.run_until_cancelled(waiting).await?,
+                None => waiting.await,
             }
-            pause().await?;
         }
     }
 
-    /// An outage pauses the intake; any other failure is this job's, and tried again.
+    /// An outage pauses the intake, and so does what a person must mend; any other failure is this
+    /// job's, and tried again.
     pub fn note_journal_failure(&self, error: &JournalError) {
-        if error.is_outage() {
+        if let Some(remedy) = error.remedy() {
+            let cause = format_args!("DATABASE_URL: {}; {remedy}", chain(error)).to_string();
+            self.intake.pause(Reason::Database, Severity::NeedsPerson, cause);
+        } else if error.is_crowded() {
+            self.crowded.call_once(|| {
+                warn!(
+                    "DATABASE_CONNECTIONS: the server allows this replica fewer connections, going on with those; \
+                     raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas"
+                );
+            });
+        } else if error.is_outage() {
             self.intake.pause(Reason::Database, Severity::Passing, chain(error));
         } else {
             warn!(error = chain(error), "a write failed, trying it again");

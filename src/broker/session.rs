@@ -9,7 +9,7 @@ use futures_util::future::OptionFuture;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
 };
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, Consumer, ErrorKind, Event};
 use tokio::sync::{mpsc, watch};
@@ -120,10 +120,13 @@ impl From<lapin::Error> for BrokenOff {
     }
 }
 
-/// Whether the broker is there and refuses what a session needs, so that waiting alone mends
-/// nothing. What ends a session that has all it needs is over with the next one.
+/// Whether the broker is there and refuses what a session needs, its vhost included, so that waiting
+/// alone mends nothing. What ends a session that has all it needs is over with the next one.
 pub(super) fn needs_person(error: &anyhow::Error) -> bool {
-    !error.is::<BrokenOff>() && matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
+    let no_vhost = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
+    let is_refused =
+        |refusal: &AMQPErrorKind| matches!(refusal, AMQPErrorKind::Soft(_)) || *refusal == no_vhost;
+    !error.is::<BrokenOff>() && refusal(error).is_some_and(is_refused)
 }
 
 /// One connection, one channel, one consumer. Any error ends it.

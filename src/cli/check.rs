@@ -87,8 +87,11 @@ async fn check_broker(settings: &RunSettings) -> Vec<Finding> {
 
 async fn check_database(settings: &RunSettings) -> Vec<Finding> {
     match settings.database.url() {
-        // A fault of the key is told of among the settings.
-        Ok(url) => journal::inspect(&url, settings.keys.fingerprint.fingerprinter().ok().as_ref()).await,
+        Ok(url) => {
+            // A fault of the key is told of among the settings.
+            let fingerprinter = settings.keys.fingerprint.fingerprinter().ok();
+            journal::inspect(&url, settings.database.database_connections, fingerprinter.as_ref()).await
+        }
         Err(fault) => vec![unchecked(&fault.into())],
     }
 }

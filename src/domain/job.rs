@@ -102,6 +102,13 @@ pub struct Invalid {
 }
 
 impl Job {
+    /// Why a job that is sound cannot be taken all the same: there is no writing it down.
+    pub fn refused_by_the_database(&self) -> Invalid {
+        let reason = "the database cannot hold a value of this job; see its log, then requeue the message";
+        let (job_id, customer_id) = (Some(self.id), Some(self.customer_id));
+        Invalid { job_id, customer_id, faults: vec![Fault::new("", reason)] }
+    }
+
     /// Parses a delivery.
     ///
     /// 1. Refuse a body over 64 KiB unread.

@@ -6,23 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
+use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::{Connection as _, Executor as _, Row as _};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use super::open::{NewRow, Opened, Slots, open_many};
+use super::pool::Session;
 use super::seal::Fingerprinter;
 use super::settle::{Closing, close_many};
-use super::{CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
+use super::{CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
 /// for that.
 const BEGIN: &str = "begin; select now()";
-
-/// A row that somebody holds keeps a batch for no longer than this.
-const LOCK_TIMEOUT: &str = "250ms";
 
 /// For so long after one of them was taken, `job_id`s and slots are no longer expected to be free:
 /// a batch that expects them in vain is written twice.
@@ -52,10 +50,14 @@ pub(super) struct BatchThread {
 
 /// Commits one batch after the other.
 pub(super) struct Batches {
-    options: PgConnectOptions,
+    /// Not for its connections: it knows how to make one.
+    pool: PgPool,
     worker: String,
     limits: Limits,
     fingerprinter: Fingerprinter,
+    /// When a connection could last not be made. A batch does not try again at once: its parts have
+    /// the pool's connections, and the server may have none to spare.
+    unreached_at: Mutex<Option<Instant>>,
     /// The connection, and when it was last of use. Taken out for a batch and put back once that
     /// is committed: one on which anything else happened is never used again.
     kept: Mutex<Option<(PgConnection, Instant)>>,
@@ -93,14 +95,9 @@ impl Drop for BatchThread {
 
 impl Batches {
     /// Over a connection of their own, which is made when it is needed.
-    pub fn new(
-        options: &PgConnectOptions,
-        worker: String,
-        limits: Limits,
-        fingerprinter: Fingerprinter,
-    ) -> Self {
-        let options = options.clone().options([("lock_timeout", LOCK_TIMEOUT)]);
-        Self { options, worker, limits, fingerprinter, kept: Mutex::new(None), taken_at: Mutex::new(None) }
+    pub fn new(pool: PgPool, worker: String, limits: Limits, fingerprinter: Fingerprinter) -> Self {
+        let (unreached_at, kept, taken_at) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
+        Self { pool, worker, limits, fingerprinter, unreached_at, kept, taken_at }
     }
 
     /// Commits a batch. Returns nothing if that failed, and the batch's parts are retried alone,
@@ -169,9 +166,15 @@ impl Batches {
         {
             return Ok(connection);
         }
-        match timeout(CONNECT_TIME_MAX, self.options.connect()).await {
+        if self.unreached_at.lock().is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
+            return Err(sqlx::Error::PoolTimedOut);
+        }
+        let options = self.pool.connect_options();
+        let made = match timeout(CONNECT_TIME_MAX, Session::Batches.connect(&options)).await {
             Ok(connection) => connection,
             Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
-        }
+        };
+        *self.unreached_at.lock() = made.is_err().then(Instant::now);
+        made
     }
 }

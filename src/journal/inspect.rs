@@ -7,8 +7,9 @@ use sqlx::{Connection as _, Error};
 use tokio::time::timeout;
 
 use super::fingerprint_key::{KeyMatch, match_key};
+use super::pool::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
 use super::seal::Fingerprinter;
-use super::{READ_ONLY, connect_options};
+use super::{READ_ONLY, code_of};
 use crate::config::Secret;
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
@@ -34,19 +35,64 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 10] = [
     ("worker", &["select", "insert", "update", "delete"]),
 ];
 
-/// Looks at everything that a worker needs of the database.
-/// Without the key of fingerprints, that alone is not looked at.
-pub async fn inspect(url: &Secret, fingerprinter: Option<&Fingerprinter>) -> Vec<Finding> {
+/// A pooler hands our transactions around.
+pub(super) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
+    database, and the worker's settings and prepared statements belong to one";
+pub(super) const UNPOOL: &str =
+    "let it pool by session (pool_mode = session), or name Postgres itself in DATABASE_URL";
+
+/// The database holds not every text.
+pub(super) fn wrong_encoding(encoding: &str) -> String {
+    format!("DATABASE_URL: the database's encoding is {encoding}, which cannot hold every text")
+}
+pub(super) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
+
+/// What an operator may have set for a server, a role or a database, and our sessions set otherwise.
+const SET_BY_US: [(&str, &[&str]); 5] = [
+    ("default_transaction_isolation", &["read committed"]),
+    ("synchronous_commit", &["on", "remote_apply", "remote_write"]),
+    ("default_transaction_deferrable", &["off"]),
+    ("search_path", &["public", "\"$user\", public"]),
+    ("standard_conforming_strings", &["on"]),
+];
+
+/// Looks at everything that a worker needs of the database, over `connections`. Without the key of
+/// fingerprints, that alone is not looked at.
+pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fingerprinter>) -> Vec<Finding> {
     let (options, place) = match connect_options(url) {
         Ok(options) => options,
         Err(error) => {
             return vec![Finding::wrong(error.to_string(), "see `kyc-worker run --help` for its form")];
         }
     };
+    let mut findings: Vec<Finding> = silent_addresses(&options)
+        .await
+        .into_iter()
+        .map(|address| {
+            Finding::note(
+                format!(
+                    "DATABASE_URL: {address}, one address of {}, takes no connection",
+                    options.get_host()
+                ),
+                "take it out of the name; with sslmode=verify-full the others are reached only after it",
+            )
+        })
+        .collect();
     let looking = async {
+        let options = reach(options).await?;
+        // As the server, the role and the database would have it.
         let mut connection = PgConnection::connect_with(&options).await?;
-        let mut findings = Vec::new();
+        if is_pooled_by_transaction(&mut connection, &options).await? {
+            findings.push(Finding::wrong(POOLED, UNPOOL));
+            return Ok(findings);
+        }
+        let defaults = look_at_defaults(&mut connection).await?;
+        Session::Command.set_up(&mut connection).await?;
         let looked = look(&mut connection, &place, fingerprinter, &mut findings).await;
+        findings.extend(defaults);
+        if looked.is_ok() {
+            findings.extend(look_at_room(&mut connection, connections).await?);
+        }
         connection.close().await.ok();
         looked.map(|()| findings)
     };
@@ -81,6 +127,10 @@ async fn look(
         "Postgres {} at {place} lets {} into database {}, {encrypted}",
         server.version, server.role, server.database
     )));
+    let encoding = encoding(&mut *connection).await?;
+    if encoding != "UTF8" {
+        findings.push(Finding::wrong(wrong_encoding(&encoding), RECODE));
+    }
     if server.is_standby {
         findings.push(Finding::wrong(
             format!("DATABASE_URL: Postgres at {place} is a standby: nothing can be written"),
@@ -96,6 +146,89 @@ async fn look(
         ));
     }
     look_at_schema(connection, &server.role, fingerprinter, findings).await
+}
+
+/// The database's encoding, as Postgres names it.
+pub(super) async fn encoding(connection: &mut PgConnection) -> sqlx::Result<String> {
+    sqlx::query_scalar!(
+        r#"-- encoding
+        select pg_encoding_to_char(encoding)::text as "encoding!"
+        from pg_database where datname = current_database()"#
+    )
+    .fetch_one(connection)
+    .await
+}
+
+/// What the server, the role and the database have for defaults. Those that our sessions set
+/// otherwise are worth knowing; what they cannot set is wrong.
+async fn look_at_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let names = SET_BY_US.map(|(name, _)| name);
+    let found = sqlx::query!(
+        r#"-- session_defaults
+        select name as "name!", setting as "setting!", source as "source!"
+        from pg_settings where name = any($1)"#,
+        &names as &[&str]
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in found {
+        let as_needed = SET_BY_US.iter().find(|(name, _)| *name == row.name);
+        if as_needed.is_some_and(|(_, settings)| !settings.contains(&row.setting.as_str())) {
+            findings.push(Finding::note(
+                format!("DATABASE_URL: {} is {} by default ({})", row.name, row.setting, row.source),
+                "the worker sets it as it needs it for its own sessions; other programs have what is there",
+            ));
+        }
+    }
+    let server = sqlx::query!(
+        r#"-- durability
+        select current_setting('fsync')::boolean as "has_fsync!",
+            current_setting('full_page_writes')::boolean as "has_full_pages!",
+            current_setting('session_replication_role') as "replication_role!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if !server.has_fsync || !server.has_full_pages {
+        findings.push(Finding::note(
+            "DATABASE_URL: the server has fsync or full_page_writes off: a crash may lose what was committed, \
+             and a job be sent twice",
+            "set both on in postgresql.conf, but for tests",
+        ));
+    }
+    if server.replication_role != "origin" {
+        findings.push(Finding::wrong(
+            format!(
+                "DATABASE_URL: session_replication_role is {}: no trigger keeps the history",
+                server.replication_role
+            ),
+            "reset it for this role and database: alter role … reset session_replication_role",
+        ));
+    }
+    Ok(findings)
+}
+
+/// Whether the server, the role and the database allow as many connections as the pool wants.
+async fn look_at_room(connection: &mut PgConnection, wanted: u32) -> sqlx::Result<Option<Finding>> {
+    let allowed = sqlx::query_scalar!(
+        r#"-- allowed_connections
+        select least(
+            current_setting('max_connections')::integer
+                - current_setting('superuser_reserved_connections')::integer,
+            (select nullif(rolconnlimit, -1) from pg_roles where rolname = current_user),
+            (select nullif(datconnlimit, -1) from pg_database where datname = current_database())
+        ) as "allowed!""#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok((i64::from(allowed) < i64::from(wanted)).then(|| {
+        Finding::wrong(
+            format!(
+                "DATABASE_CONNECTIONS: a replica wants {wanted} connections, and {allowed} are allowed in all"
+            ),
+            "raise max_connections, or the limit of the role or the database; or lower DATABASE_CONNECTIONS",
+        )
+    }))
 }
 
 async fn look_at_schema(
@@ -203,12 +336,16 @@ pub(super) fn advice(error: &Error) -> String {
     if let Some(fault) = certificate_fault(error, "sslrootcert, a parameter of DATABASE_URL") {
         return fault;
     }
-    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default();
-    let advice = match code.as_ref() {
+    let advice = match code_of(error).as_ref() {
         "28P01" => "are user and password right? special characters in them are written %XX",
         "28000" => "does the role exist, and does pg_hba.conf let it in from this machine?",
         "3D000" => "name another database, or create it with createdb",
         "42501" => "grant the role its rights: select, insert, update and delete on our tables",
+        "26000" | "42P05" => UNPOOL,
+        code if code.starts_with("42") => {
+            "run `kyc-worker migrate`; was something of ours dropped or renamed?"
+        }
+        "XX001" | "XX002" => "the server's data is corrupted: restore a backup, see docs/operations.md",
         "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas",
         READ_ONLY => "make the database writable, or name the primary",
         _ => "is it running, and are host and port right?",

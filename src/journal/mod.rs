@@ -16,6 +16,7 @@ mod inspect;
 pub mod interventions;
 pub mod list;
 mod open;
+mod pool;
 mod read_back;
 pub mod replay;
 pub mod replicas;
@@ -28,6 +29,7 @@ mod upkeep;
 mod verification;
 mod writer;
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -41,7 +43,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::batch::{BatchThread, Batches, Change, Written};
@@ -50,6 +52,7 @@ pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::inspect::inspect;
 pub use self::open::{Admission, DeadLetter, Opened};
+use self::pool::{Session, addresses, connect_options, is_pooled_by_transaction, reach};
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
@@ -83,6 +86,27 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// What a person must do before the database does it, where trying again is of no use until then.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Database(error) if needs_person(error) => Some(inspect::advice(error)),
+            _ => None,
+        }
+    }
+
+    /// Whether the database cannot hold a value that was to be written. It never will.
+    pub fn is_of_a_value(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let code = code_of(error);
+        ["22", "54"].iter().any(|class| code.starts_with(class))
+    }
+
+    /// Whether the pool got no further connection while those it has are answered: the server allows
+    /// fewer than `DATABASE_CONNECTIONS`.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::PoolTimedOut)) && answered_within(CONNECT_TIME_MAX)
+    }
+
     /// Whether the database is away, or as good as away, and not this one statement's fault.
     pub fn is_outage(&self) -> bool {
         match self {
@@ -91,6 +115,19 @@ impl JournalError {
             Self::Database(error) => is_outage(error),
         }
     }
+}
+
+/// What the server calls an error.
+fn code_of(error: &sqlx::Error) -> Cow<'_, str> {
+    error.as_database_error().and_then(|error| error.code()).unwrap_or_default()
+}
+
+/// Whether the server or a pooler refuses us, or what our statements need is not there: refused
+/// logins, unknown databases, missing rights, tables and columns, statements that are not prepared any
+/// more, data that is corrupted (PostgreSQL, "Error Codes"). PgBouncer says 08P01 whatever it refuses.
+fn needs_person(error: &sqlx::Error) -> bool {
+    let code = code_of(error);
+    ["08P01", "26", "28", "3D", "42", "XX001", "XX002"].iter().any(|class| code.starts_with(class))
 }
 
 fn is_outage(error: &sqlx::Error) -> bool {
@@ -125,6 +162,13 @@ const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
 /// forgotten by the network, or made while the database was read-only. Process-wide, as
 /// a pool's hooks know nothing of its journal.
 static DISTRUSTED_AT: Mutex<Option<Instant>> = const_mutex(None);
+
+/// When the database last did what it was asked for, over any connection of this process.
+static ANSWERED_AT: Mutex<Option<Instant>> = const_mutex(None);
+
+fn answered_within(time: Duration) -> bool {
+    ANSWERED_AT.lock().is_some_and(|at| at.elapsed() < time)
+}
 
 /// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
 /// may hold for as long as the connection does.
@@ -178,7 +222,10 @@ pub struct Limits {
 /// Waits for the database, but not for ever.
 async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
     match timeout(ANSWER_TIME_MAX, work).await {
-        Ok(Ok(done)) => Ok(done),
+        Ok(Ok(done)) => {
+            *ANSWERED_AT.lock() = Some(Instant::now());
+            Ok(done)
+        }
         Ok(Err(error)) => {
             if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == READ_ONLY)
             {
@@ -232,9 +279,41 @@ async fn drop_silent(connection: &mut PgConnection, options: &PgConnectOptions) 
                 *connection = other;
                 return;
             }
+            // It refuses us, for a password that was changed, say: then the old one is closed after all.
+            Ok(Err(sqlx::Error::Database(_))) => return,
             Ok(Err(_)) | Err(_) => sleep(CONNECT_PAUSE).await,
         }
     }
+}
+
+/// Leads new connections of `pool` where the setting says by now: its file, last read as `known`,
+/// may have been rotated, and the host have another address that answers. Connections that are open
+/// stay as they are.
+///
+/// # Errors
+/// When there is no way in.
+async fn lead_anew(
+    pool: &PgPool,
+    settings: &DatabaseSettings,
+    known: &mut Option<Secret>,
+) -> anyhow::Result<()> {
+    let url = settings.url()?;
+    let (options, _place) = connect_options(&url)?;
+    // Where nothing may have changed there is nothing to find out, and nobody to ask too often.
+    let is_known = known.as_ref() == Some(&url);
+    if is_known && addresses(&options).await.len() < 2 {
+        return Ok(());
+    }
+    let options = reach(options).await?;
+    if !is_known && settings.database_url_file.is_some() {
+        info!("DATABASE_URL read again from its file");
+    }
+    if options.get_host() != pool.connect_options().get_host() {
+        info!(host = options.get_host(), "the database is looked for at another of its addresses");
+    }
+    pool.set_connect_options(options);
+    *known = Some(url);
+    Ok(())
 }
 
 /// The journal of one worker.
@@ -263,7 +342,7 @@ impl Journal {
     ) -> io::Result<Self> {
         let writing = BatchThread::start()?;
         let thread = writing.handle();
-        let batches = Batches::new(&pool.connect_options(), worker.clone(), limits, fingerprinter.clone());
+        let batches = Batches::new(pool.clone(), worker.clone(), limits, fingerprinter.clone());
         let batches = Arc::new(batches);
         Ok(Self {
             batches: Writer::start(move |changes: Vec<Change>| {
@@ -280,6 +359,18 @@ impl Journal {
             _writing: writing,
         })
     }
+
+    /// Leads new connections where the setting says by now.
+    ///
+    /// # Errors
+    /// When there is no way in.
+    pub async fn lead_anew(
+        &self,
+        settings: &DatabaseSettings,
+        known: &mut Option<Secret>,
+    ) -> anyhow::Result<()> {
+        lead_anew(&self.pool, settings, known).await
+    }
 }
 
 /// One column of a batch, as Postgres' `unnest` takes it.
@@ -287,30 +378,12 @@ fn column<'a, T, C>(rows: &[&'a T], of: impl Fn(&'a T) -> C) -> Vec<C> {
     rows.iter().map(|row| of(row)).collect()
 }
 
-/// Every statement of the worker's looks few rows up by an index. On tables that are new, or
-/// that grew since they were analyzed, Postgres would rather read them whole, and remember that
-/// plan for as long as the connection lives. Compiling a plan, sharing it among processes, or making
-/// it anew for each few rows pays for none of them.
-const LOOK_UP_BY_INDEX: [(&str, &str); 7] = [
-    ("enable_seqscan", "off"),
-    ("enable_bitmapscan", "off"),
-    ("enable_hashjoin", "off"),
-    ("enable_mergejoin", "off"),
-    ("jit", "off"),
-    ("max_parallel_workers_per_gather", "0"),
-    ("plan_cache_mode", "force_generic_plan"),
-];
-
-/// What people ask spans a day of a table that only grows. Where its statistics are older than
-/// that day, Postgres would read the years before it, too.
-const READ_BY_INDEX: [(&str, &str); 2] = [("enable_seqscan", "off"), ("jit", "off")];
-
 /// Opens a pool of connections for a command that people wait for.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings.database_connections, url, &READ_BY_INDEX).await
+    connect_with(settings.database_connections, url, Session::Command).await
 }
 
 /// Opens a pool of connections for a worker, and leaves the one that batches are committed over to
@@ -319,17 +392,23 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings.database_connections.saturating_sub(FOR_BATCHES), url, &LOOK_UP_BY_INDEX).await
+    connect_with(settings.database_connections.saturating_sub(FOR_BATCHES), url, Session::Work).await
 }
 
-async fn connect_with(connections: u32, url: &Secret, parameters: &[(&str, &str)]) -> anyhow::Result<PgPool> {
+async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyhow::Result<PgPool> {
     let (options, place) = connect_options(url)?;
-    let options = options.options(parameters.iter().copied());
+    let fault = |error| {
+        let advice = inspect::advice(&error);
+        let what = format!("DATABASE_URL: cannot use Postgres at {place}; {advice}");
+        anyhow::Error::new(error).context(what)
+    };
+    let options = reach(options).await.map_err(fault)?;
     let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(CONNECT_TIME_MAX)
         .test_before_acquire(false)
+        .after_connect(move |connection, _about| Box::pin(session.set_up(connection)))
         .before_acquire(move |connection, about| {
             let options = before_use.clone();
             Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN, &options).await) })
@@ -340,26 +419,7 @@ async fn connect_with(connections: u32, url: &Secret, parameters: &[(&str, &str)
         })
         .connect_with(options)
         .await
-        .map_err(|error| {
-            let advice = inspect::advice(&error);
-            let what = format!("DATABASE_URL: cannot use Postgres at {place}; {advice}");
-            anyhow::Error::new(error).context(what)
-        })
-}
-
-/// How to connect, with a time limit on every statement; and where to, for people.
-fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
-    let options: PgConnectOptions = url
-        .expose()
-        .parse()
-        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
-    let place = format!("{}:{}", options.get_host(), options.get_port());
-    let options = options.application_name("kyc-worker").options([
-        ("statement_timeout", "10s"),
-        ("lock_timeout", "5s"),
-        ("idle_in_transaction_session_timeout", "10s"),
-    ]);
-    Ok((options, place))
+        .map_err(fault)
 }
 
 /// A migration that waits for a lock has every later statement wait behind it: it gives up soon, and
@@ -419,6 +479,23 @@ fn is_locked_out(error: &anyhow::Error) -> bool {
     codes.into_iter().any(|code| code == LOCK_NOT_AVAILABLE)
 }
 
+/// Checks that the session is one that the promises can rest on: our own, and with an encoding that
+/// holds every text.
+///
+/// # Errors
+/// When it is not, and a person must change that.
+pub async fn check_session(pool: &PgPool) -> anyhow::Result<()> {
+    let mut connection = pool.acquire().await?;
+    if is_pooled_by_transaction(&mut connection, &pool.connect_options()).await? {
+        // Another's statements may be prepared on it.
+        connection.detach();
+        anyhow::bail!("{}; {}", inspect::POOLED, inspect::UNPOOL);
+    }
+    let encoding = inspect::encoding(&mut connection).await?;
+    anyhow::ensure!(encoding == "UTF8", "{}; {}", inspect::wrong_encoding(&encoding), inspect::RECODE);
+    Ok(())
+}
+
 /// Checks that the schema is this version's or a later one (rolling upgrades).
 ///
 /// # Errors
@@ -458,6 +535,11 @@ async fn schema_version(connection: &mut PgConnection) -> sqlx::Result<Option<i6
 /// Whether an error only says that the database is away, so that trying again helps.
 pub fn is_away(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref()).any(is_outage)
+}
+
+/// Whether a person must let us in, or give us rights, so that trying again helps after that.
+pub fn is_refused(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(needs_person)
 }
 
 #[cfg(test)]
@@ -543,6 +625,16 @@ mod tests {
             }
         }
         faults
+    }
+
+    #[test]
+    fn a_pool_that_cannot_grow_is_no_outage_while_others_work() {
+        let crowded = JournalError::Database(sqlx::Error::PoolTimedOut);
+        *ANSWERED_AT.lock() = None;
+        assert!(crowded.is_outage() && !crowded.is_crowded(), "nothing is answered");
+        *ANSWERED_AT.lock() = Some(Instant::now());
+        assert!(crowded.is_crowded(), "others are answered");
+        assert!(crowded.remedy().is_none() && !crowded.is_of_a_value());
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum Opened {
     Known,
     /// Its `job_id` is taken by another content.
     Conflict,
+    /// The database cannot hold one of its values.
+    Refused,
 }
 
 /// What stands under a `job_id` that is taken.
@@ -115,13 +117,17 @@ impl Journal {
             return Ok(opened);
         }
         // Rare, and large: not to be carried about by every job.
-        Box::pin(bounded(async {
+        let opened = Box::pin(bounded(async {
             let mut tx = self.pool.begin().await?;
             let opened = self.open_alone(&mut tx, &row, admission).await?;
             tx.commit().await?;
             Ok(opened)
         }))
-        .await
+        .await;
+        match opened {
+            Err(error) if error.is_of_a_value() => Ok(Opened::Refused),
+            opened => opened,
+        }
     }
 
     fn row(&self, job: &Job, received_at: OffsetDateTime, admission: Admission) -> NewRow {

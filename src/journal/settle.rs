@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::batch::Change;
@@ -109,10 +110,21 @@ impl Journal {
             return Ok(());
         }
         // Rare, and large: not to be carried about by every job.
-        let is_done = Box::pin(bounded(async {
-            let is_closed = self.close_alone(&closing).await?;
-            Ok(is_closed || self.was_done(&closing).await?)
-        }))
+        match Box::pin(self.close_or_find(&closing)).await {
+            // What is known is kept, if not in the provider's words.
+            Err(error) if error.is_of_a_value() && closing.has_texts() => {
+                warn!(job_id = %closing.claim.job_id, "the database cannot hold the provider's words, recording its answer without them");
+                Box::pin(self.close_or_find(&closing.without_texts())).await
+            }
+            closed => closed,
+        }
+    }
+
+    async fn close_or_find(&self, closing: &Closing) -> Result<(), JournalError> {
+        let is_done = bounded(async {
+            let is_closed = self.close_alone(closing).await?;
+            Ok(is_closed || self.was_done(closing).await?)
+        })
         .await?;
         if is_done { Ok(()) } else { Err(JournalError::Fenced) }
     }
@@ -255,6 +267,19 @@ impl Closing {
             duration_ms: Some(self.duration_ms),
         };
         claim.head.after(fingerprinter, subject, &entry)
+    }
+
+    /// Whether it holds words of the provider's.
+    fn has_texts(&self) -> bool {
+        let acceptance = self.acceptance.as_ref();
+        self.provider_message.is_some()
+            || acceptance.is_some_and(|a| a.reference.is_some() || a.verification_status.is_some())
+    }
+
+    /// The same without them.
+    fn without_texts(&self) -> Self {
+        let acceptance = self.acceptance.as_ref().map(|_| Acceptance::default());
+        Self { provider_message: None, acceptance, ..self.clone() }
     }
 
     /// One that leaves the submission in motion, due after `due_in`.

@@ -253,3 +253,17 @@ fn a_worker_without_its_broker_finishes_what_it_has_and_stops_when_told() {
         world.wait_for_no_delivery().await;
     });
 }
+
+#[test]
+fn a_vhost_that_is_not_there_needs_a_person() {
+    world(async |world| {
+        let mut url: url::Url = world.amqp_url().parse().expect("a URL");
+        url.set_path("/nowhere");
+        let worker = world.start_worker_with(&[("AMQP_URL", url.as_str())]);
+        world.wait_for_log(&worker, REFUSED).await;
+        world.wait_for_log(&worker, STILL_AWAY).await;
+        let log = worker.log();
+        assert_eq!(log.matches(REFUSED).count(), 1, "told once: {log}");
+        assert!(log.contains("rabbitmqctl list_vhosts"), "{log}");
+    });
+}

@@ -16,6 +16,7 @@ mod commands;
 mod crashes;
 mod customer_events;
 mod database_outages;
+mod database_sessions;
 mod dead_letters;
 mod deployment;
 mod documents;
