@@ -88,7 +88,7 @@ async fn answer(mut from: OwnedReadHalf, to: OwnedWriteHalf, habit: Habit, stray
         has_answered = true;
         if let Habit::SecondAnswers = habit {
             let nth = strays.fetch_add(1, Ordering::Relaxed);
-            if nth >= LEARNED_BY && nth % 3 == 0 {
+            if nth >= LEARNED_BY && nth.is_multiple_of(3) {
                 let after = Duration::from_micros(AFTER_US[nth / 3 % AFTER_US.len()]);
                 tokio::spawn(send_stray(Arc::clone(&to), after));
             }
