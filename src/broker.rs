@@ -84,12 +84,13 @@ impl Broker {
         liveness: SessionLoop,
         stopping: CancellationToken,
     ) {
+        let mut broker = self.clone();
         let mut delay = RECONNECT_DELAY_MIN;
         // Each cause once for an outage, not once a try.
         let mut told = BTreeSet::new();
         while !stopping.is_cancelled() {
             liveness.turns.turn();
-            let opening = Session::open(self, subscription);
+            let opening = Session::open(&broker, subscription);
             let session = tokio::select! {
                 session = opening => session,
                 () = stopping.cancelled() => return,
@@ -123,6 +124,26 @@ impl Broker {
                 () = stopping.cancelled() => {}
             }
             delay = (delay * 2).min(RECONNECT_DELAY_MAX);
+            broker = broker.read_again();
+        }
+    }
+
+    /// Goes by what `AMQP_URL_FILE` says by now: its password may have been rotated.
+    fn read_again(self) -> Self {
+        if self.settings.amqp_url_file.is_none() {
+            return self;
+        }
+        let url = self.settings.url().map_err(anyhow::Error::from);
+        match url.and_then(|url| Self::new(&self.settings, &url, &self.name)) {
+            Ok(again) if again.uri != self.uri => {
+                info!("AMQP_URL read again from its file");
+                again
+            }
+            Ok(_) => self,
+            Err(error) => {
+                debug!(error = format!("{error:#}"), "AMQP_URL cannot be read again");
+                self
+            }
         }
     }
 

@@ -267,3 +267,25 @@ fn a_vhost_that_is_not_there_needs_a_person() {
         assert!(log.contains("rabbitmqctl list_vhosts"), "{log}");
     });
 }
+
+#[test]
+fn a_password_of_the_broker_that_is_rotated_is_read_again_from_its_file() {
+    world(async |world| {
+        world.declare_topology().await;
+        let before = world.make_broker_user("before").await;
+        let file = world.write_file("amqp-url", before.as_bytes());
+        let mut command = world.command();
+        command.arg("run").env_remove("AMQP_URL").env("AMQP_URL_FILE", &file);
+        let mut worker = world.spawn(command);
+        world.wait_for_consumers(1).await;
+        let after = world.make_broker_user("after").await;
+        world.close_connections_of_workers().await;
+        world.wait_for_log(&worker, REFUSED).await;
+        world.write_file("amqp-url", after.as_bytes());
+        world.wait_for_logs(&worker, OPENED, 2).await;
+        let jobs = world.publish_jobs(5).await;
+        check_each_done_once(&world, &jobs).await;
+        world.check_all_acked([&mut worker]).await;
+        assert!(worker.log().contains("AMQP_URL read again from its file"), "{}", worker.log());
+    });
+}
