@@ -1,5 +1,6 @@
-//! What the storm publishes, for as long as it lasts: customers with one job and with
-//! several, jobs published twice, jobs that ask for the same, and what is no job at all.
+//! What the storm publishes, for as long as it lasts: customers with one job, with several and
+//! with a hundred, jobs published twice, jobs that ask for the same, what is no job at all, and
+//! what a client library chokes on.
 //! Knows no service.
 
 use std::collections::BTreeMap;
@@ -24,6 +25,16 @@ pub const UPDATE_LIMIT: u32 = 3;
 /// A customer has one job more than updates at most, so that some meet the limit.
 const JOBS_PER_CUSTOMER_MAX: usize = UPDATE_LIMIT as usize + 1;
 
+/// One customer has as many, all at once, for each so many others.
+const HOT_JOBS: usize = 100;
+const HOT_EVERY: u64 = 1000;
+
+/// Longer than any job may be.
+const GIANT_BYTES: usize = 1024 * 1024;
+
+/// How deep a poisoned message's headers are nested: client libraries differ in what they survive.
+const POISON_DEPTH: u16 = 100;
+
 const ACCEPTED: &[&str] = &["accepted", "needs_review"];
 /// One customer's jobs: a newer one may replace an older, and the updates may run out.
 const ONE_OF_SEVERAL: &[&str] = &["accepted", "superseded", "rejected", "needs_review"];
@@ -34,7 +45,9 @@ pub struct Message {
     /// Its job, where it is one.
     pub job_id: Option<Uuid>,
     pub body: Vec<u8>,
-    /// A customer who has not been seen before, and how his verifications end.
+    /// How deep its headers are nested.
+    pub depth: u16,
+    /// A customer who has not been seen before, and how their verifications end.
     pub introduces: Option<(Uuid, &'static str)>,
 }
 
@@ -49,6 +62,7 @@ pub struct Load {
     /// Second copies, and when they are due.
     later: Vec<(Instant, Uuid, Vec<u8>)>,
     documents: u64,
+    made: u64,
     last_requested_at: OffsetDateTime,
 }
 
@@ -67,6 +81,7 @@ impl Load {
             ready: VecDeque::new(),
             later: Vec::new(),
             documents: 0,
+            made: 0,
             last_requested_at: OffsetDateTime::now_utc(),
         }
     }
@@ -120,16 +135,22 @@ impl Load {
 
     fn second_copy(&mut self, at: usize) -> Message {
         let (_, job_id, body) = self.later.swap_remove(at);
-        Message { job_id: Some(job_id), body, introduces: None }
+        Message { job_id: Some(job_id), body, depth: 0, introduces: None }
     }
 
     fn make(&mut self) {
+        self.made += 1;
+        // Early, so that the shortest storm has one.
+        if self.made % HOT_EVERY == 100 {
+            return self.hot();
+        }
         match self.rng.random_range(0..100) {
             0..10 => self.several(),
             10..17 => self.returning(),
             17..20 => self.twins(),
             20..22 => self.malformed(),
-            22..34 => self.repeated(),
+            22 => self.poisoned(),
+            23..35 => self.repeated(),
             _ => {
                 let (job_id, body) = self.job("plain", Uuid::new_v4(), ACCEPTED);
                 self.push(job_id, &body, None);
@@ -169,8 +190,20 @@ impl Load {
         self.ready.push_back(Message {
             job_id: Some(job_id),
             body: body.to_string().into_bytes(),
+            depth: 0,
             introduces,
         });
+    }
+
+    /// A customer with so many jobs at once that whoever walked them all would have time for nobody
+    /// else.
+    fn hot(&mut self) {
+        let (customer_id, introduces) = self.customer();
+        let mut jobs: Vec<_> = (0..HOT_JOBS).map(|_| self.job("hot", customer_id, ONE_OF_SEVERAL)).collect();
+        jobs.shuffle(&mut self.rng);
+        for (at, (job_id, body)) in jobs.into_iter().enumerate() {
+            self.push(job_id, &body, introduces.filter(|_| at == 0));
+        }
     }
 
     /// Several jobs of a new customer, published in any order.
@@ -220,10 +253,32 @@ impl Load {
     }
 
     fn malformed(&mut self) {
-        let (job_id, mut body) = self.job("malformed", Uuid::new_v4(), &["invalid"]);
-        self.published.jobs.remove(&job_id);
+        let mut body = self.no_job("malformed");
         body["document_type"] = json!("LIBRARY_CARD");
-        self.ready.push_back(Message { job_id: None, body: body.to_string().into_bytes(), introduces: None });
+        self.push_letter(&body, 0);
+    }
+
+    /// A message that is far too large, or whose headers no recursion survives: it ends in the dead
+    /// letters, and takes nobody along.
+    fn poisoned(&mut self) {
+        let mut body = self.no_job("poisoned");
+        if self.rng.random_bool(0.5) {
+            body["full_address"] = json!("1 Rue Élysée ".repeat(GIANT_BYTES / 13));
+            self.push_letter(&body, 0);
+        } else {
+            self.push_letter(&body, POISON_DEPTH);
+        }
+    }
+
+    fn no_job(&mut self, kind: &'static str) -> Value {
+        let (job_id, body) = self.job(kind, Uuid::new_v4(), &["invalid"]);
+        self.published.jobs.remove(&job_id);
+        body
+    }
+
+    fn push_letter(&mut self, body: &Value, depth: u16) {
+        let body = body.to_string().into_bytes();
+        self.ready.push_back(Message { job_id: None, body, depth, introduces: None });
     }
 
     /// Most customers come back because their verification failed.

@@ -379,7 +379,7 @@ async fn publish(
             weather::introduce(&http, admin_url, customer_id, verifies_as).await?;
         }
         let message_id = message.job_id.unwrap_or_else(uuid::Uuid::new_v4).to_string();
-        while publisher.publish(&message_id, &message.body).await.is_err() {
+        while publisher.publish(&message_id, &message).await.is_err() {
             sleep(Duration::from_millis(200)).await;
         }
         load.lock().await.confirmed(&message);

@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::load::digest;
+use crate::load::{Message, digest};
 use crate::process::Process;
 
 pub const DATABASE: &str = "kyc_storm";
@@ -275,6 +275,17 @@ async fn open_channel(url: &str) -> anyhow::Result<(Connection, Channel)> {
     timeout(ANSWER_TIMEOUT, opening).await.context("RabbitMQ does not answer")?
 }
 
+/// A header that is a list in a list, and so on.
+fn nested_headers(depth: u16) -> FieldTable {
+    let mut headers = FieldTable::default();
+    if depth > 0 {
+        let nested = (0..depth)
+            .fold(FieldArray::default(), |inner, _| FieldArray::from(vec![AMQPValue::FieldArray(inner)]));
+        headers.insert("nested".into(), AMQPValue::FieldArray(nested));
+    }
+    headers
+}
+
 /// A publisher that opens a new connection whenever the old one fails.
 pub struct Publisher {
     url: String,
@@ -288,16 +299,24 @@ impl Publisher {
 
     /// Publishes a message once and waits for the confirmation. After an error nobody
     /// knows whether the broker has it.
-    pub async fn publish(&mut self, message_id: &str, body: &[u8]) -> anyhow::Result<()> {
+    pub async fn publish(&mut self, message_id: &str, message: &Message) -> anyhow::Result<()> {
         let (connection, channel) = match self.open.take() {
             Some(open) => open,
             None => open_channel(&self.url).await?,
         };
-        let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(message_id.into());
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_message_id(message_id.into())
+            .with_headers(nested_headers(message.depth));
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
         let publishing = async {
-            let sent =
-                channel.basic_publish(EXCHANGE.into(), ROUTING_KEY.into(), mandatory, body, properties);
+            let sent = channel.basic_publish(
+                EXCHANGE.into(),
+                ROUTING_KEY.into(),
+                mandatory,
+                &message.body,
+                properties,
+            );
             anyhow::Ok(sent.await?.await?)
         };
         let confirmation = timeout(ANSWER_TIMEOUT, publishing).await??;
