@@ -63,8 +63,11 @@ impl Broker {
     /// `name` is what the broker's own tools show for our connections.
     ///
     /// # Errors
-    /// When the URL is no AMQP URL. Nothing is connected yet.
+    /// When the URL is no AMQP URL, or two things have one name. Nothing is connected yet.
     pub fn new(settings: &BrokerSettings, url: &Secret, name: &str) -> anyhow::Result<Self> {
+        if let Some(fault) = settings.name_faults().into_iter().next() {
+            return Err(fault.into());
+        }
         let mut uri: AMQPUri = url
             .expose()
             .parse()

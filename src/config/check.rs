@@ -195,25 +195,7 @@ impl RunSettings {
 
     /// The names of exchanges, queues and this replica.
     fn check_names(&self, faults: &mut Faults) {
-        let broker = &self.broker;
-        for (setting, name) in [
-            ("EXCHANGE", &broker.exchange),
-            ("QUEUE", &broker.queue),
-            ("ROUTING_KEY", &broker.routing_key),
-            ("DEAD_LETTER_EXCHANGE", &broker.dead_letter_exchange),
-            ("DEAD_LETTER_QUEUE", &broker.dead_letter_queue),
-            ("CUSTOMER_EVENTS_QUEUE", &broker.customer_events_queue),
-            ("CUSTOMER_EVENTS_ROUTING_KEY", &broker.customer_events_routing_key),
-        ] {
-            faults.require((1..=255).contains(&name.len()), setting, "must have 1 to 255 bytes");
-        }
-        faults.require(
-            broker.queue != broker.customer_events_queue
-                && broker.dead_letter_queue != broker.customer_events_queue
-                && broker.routing_key != broker.customer_events_routing_key,
-            "CUSTOMER_EVENTS_QUEUE, CUSTOMER_EVENTS_ROUTING_KEY",
-            "must be others than those of jobs and dead letters",
-        );
+        faults.0.extend(self.broker.name_faults());
         if let Some(name) = &self.work.worker_name {
             let is_name = (1..=100).contains(&name.len()) && is_plain(name);
             let reason = "must have 1 to 100 bytes, no blank at either end and no control character";
@@ -275,6 +257,54 @@ impl DatabaseSettings {
 }
 
 impl BrokerSettings {
+    /// What is wrong with the names of exchanges, queues and keys: each alone, and those that
+    /// must differ. One name for two things sends messages round in circles, or to where
+    /// nobody looks for them.
+    pub fn name_faults(&self) -> Vec<SettingFault> {
+        let mut faults = Faults::default();
+        for (setting, name) in [
+            ("EXCHANGE", &self.exchange),
+            ("QUEUE", &self.queue),
+            ("ROUTING_KEY", &self.routing_key),
+            ("DEAD_LETTER_EXCHANGE", &self.dead_letter_exchange),
+            ("DEAD_LETTER_QUEUE", &self.dead_letter_queue),
+            ("CUSTOMER_EVENTS_QUEUE", &self.customer_events_queue),
+            ("CUSTOMER_EVENTS_ROUTING_KEY", &self.customer_events_routing_key),
+        ] {
+            // RabbitMQ drops line breaks from names without a word.
+            let is_name =
+                (1..=255).contains(&name.len()) && name.trim() == name && !name.chars().any(char::is_control);
+            let reason = "must have 1 to 255 bytes, no control characters and no blank at either end";
+            faults.require(is_name, setting, reason);
+        }
+        for (setting, queue) in [
+            ("QUEUE", &self.queue),
+            ("DEAD_LETTER_QUEUE", &self.dead_letter_queue),
+            ("CUSTOMER_EVENTS_QUEUE", &self.customer_events_queue),
+        ] {
+            let reason = "must not begin with amq., which is the broker's own";
+            faults.require(!queue.starts_with("amq."), setting, reason);
+        }
+        faults.require(
+            self.exchange != self.dead_letter_exchange,
+            "EXCHANGE, DEAD_LETTER_EXCHANGE",
+            "must differ, or dead letters could come round as jobs for ever",
+        );
+        faults.require(
+            self.queue != self.dead_letter_queue,
+            "QUEUE, DEAD_LETTER_QUEUE",
+            "must differ, or dead letters would be delivered as jobs",
+        );
+        faults.require(
+            self.queue != self.customer_events_queue
+                && self.dead_letter_queue != self.customer_events_queue
+                && self.routing_key != self.customer_events_routing_key,
+            "CUSTOMER_EVENTS_QUEUE, CUSTOMER_EVENTS_ROUTING_KEY",
+            "must be others than those of jobs and dead letters",
+        );
+        faults.0
+    }
+
     /// Where RabbitMQ is.
     ///
     /// # Errors

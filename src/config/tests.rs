@@ -142,6 +142,24 @@ fn times_that_do_not_fit_together_are_refused() {
 }
 
 #[test]
+fn names_that_would_send_messages_round_are_refused() {
+    let exchanges = "EXCHANGE, DEAD_LETTER_EXCHANGE";
+    faults_name(&["--dead-letter-exchange=kyc"], &[exchanges]);
+    faults_name(&["--exchange=kyc.dlx"], &[exchanges]);
+    faults_name(&["--dead-letter-queue=kyc.document-updates"], &["QUEUE, DEAD_LETTER_QUEUE"]);
+    for (flag, setting) in [
+        ("--exchange=", "EXCHANGE"),
+        ("--queue= kyc.document-updates", "QUEUE"),
+        ("--routing-key=document-update ", "ROUTING_KEY"),
+        ("--dead-letter-exchange=kyc.\ndlx", "DEAD_LETTER_EXCHANGE"),
+        ("--queue=amq.jobs", "QUEUE"),
+        ("--dead-letter-queue=amq.dead", "DEAD_LETTER_QUEUE"),
+    ] {
+        faults_name(&[flag], &[setting]);
+    }
+}
+
+#[test]
 fn plain_http_is_for_this_machine_only() {
     for url in ["http://127.0.0.1:4010/v1", "http://localhost/v1", "http://[::1]:4010/v1"] {
         faults_name(&[&format!("--dollarpe-base-url={url}")], &[]);

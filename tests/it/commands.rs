@@ -301,3 +301,19 @@ fn a_drained_worker_has_left_nothing_undone() {
         assert_eq!(world.oracle("updates").await.len(), jobs.len() + 1);
     });
 }
+
+#[test]
+fn names_that_would_send_messages_round_are_refused_by_every_command() {
+    world(async |world| {
+        let round = [("DEAD_LETTER_EXCHANGE", "kyc")];
+        for command in [&["run"][..], &["enqueue", "/dev/null"], &["dead-letters", "list"]] {
+            check(
+                &world.run(command, &round).await,
+                2,
+                &[],
+                &["EXCHANGE, DEAD_LETTER_EXCHANGE: must differ"],
+            );
+        }
+        assert!(!world.queue_exists(JOBS).await, "nothing was declared");
+    });
+}
