@@ -10,10 +10,6 @@
 //! and [`heartbeat`] keep it going, [`tracker`] and [`customer_events`] follow what was
 //! accepted; [`app`] puts it together; [`config`], [`telemetry`] and [`cli`] face the operator.
 
-// Where the reader of a pipe has gone, as `head` does, std's panics; this one goes on.
-#[macro_use(println)]
-extern crate anstream;
-
 pub mod worker;
 
 pub mod domain;
@@ -40,6 +36,7 @@ pub mod finding;
 pub mod instance;
 pub mod telemetry;
 pub mod tls;
+pub mod visible;
 
 #[cfg(feature = "sandbox")]
 pub mod sandbox;

@@ -1,6 +1,7 @@
 //! Logs: one line an event, JSON for machines or text for people. Nobody's work waits for
 //! whoever reads them.
 
+use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::mem;
 use std::sync::Arc;
@@ -9,11 +10,16 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tracing::level_filters::LevelFilter;
-use tracing::warn;
+use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::visible::visible_lines;
 
 /// How much waits for a reader of stdout, in bytes. Lines beyond that are lost, and counted.
 const GATHERED_BYTES_MAX: usize = 2 * 1024 * 1024;
@@ -38,29 +44,65 @@ pub enum LogFormat {
 
 /// Starts logging to stdout, in JSON unless stdout is a terminal or `format` says otherwise.
 ///
-/// Libraries log at WARN at most, whatever `filter` says: at TRACE, lapin prints message
-/// bodies and the broker's password. The last lines are written when what is returned is dropped.
+/// Libraries log at WARN, whatever `filter` says. Nothing below it: at TRACE, lapin prints message
+/// bodies and the broker's password. And nothing above it: an error is what a person must act on,
+/// which only the worker knows. The last lines are written when what is returned is dropped.
 ///
 /// # Errors
 /// When `filter` is not a valid list of directives.
 pub fn start(format: Option<LogFormat>, filter: &str) -> anyhow::Result<LastLines> {
-    let ours = filter_fn(|metadata| {
-        metadata.target().starts_with("kyc_worker") || *metadata.level() <= LevelFilter::WARN
-    });
     let filter = EnvFilter::try_new(filter)?;
+    // Who wants errors alone wants none of theirs.
+    let hears_libraries = filter.max_level_hint().is_none_or(|level| level >= LevelFilter::WARN);
+    let capped = filter_fn(move |metadata| {
+        is_ours(metadata) || hears_libraries && *metadata.level() <= LevelFilter::WARN
+    });
     let by_default = if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    let format = format.unwrap_or(by_default);
     let queue = Queue::default();
     let (writing, lines) = (queue.clone(), queue.clone());
-    thread::Builder::new().name("log".to_owned()).spawn(move || write_out(&writing))?;
+    thread::Builder::new().name("log".to_owned()).spawn(move || write_out(&writing, format))?;
     let lines = tracing_subscriber::fmt::layer().with_target(false).with_writer(move || lines.clone());
-    let lines = match format.unwrap_or(by_default) {
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).boxed(),
-        LogFormat::Text => lines.boxed(),
+    let lines = match format {
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_span_list(false).map_event_format(Capped).boxed()
+        }
+        LogFormat::Text => lines.map_event_format(Capped).boxed(),
     };
     // Filters of the whole registry and not of the layer: those remember a "no" by thread, and
     // one that no event follows, as sqlx's questions are, swallows the thread's next line.
-    tracing_subscriber::registry().with(filter).with(ours).with(lines).try_init()?;
+    tracing_subscriber::registry().with(filter).with(capped).with(lines).try_init()?;
     Ok(LastLines(queue))
+}
+
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    metadata.target().starts_with("kyc_worker")
+}
+
+/// Writes what a library calls an error as a warning.
+struct Capped<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Capped<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let metadata = event.metadata();
+        if is_ours(metadata) || *metadata.level() != Level::ERROR {
+            return self.0.format_event(context, writer, event);
+        }
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        // The level stands before whatever the library says.
+        writer.write_str(&line.replacen("ERROR", "WARN", 1))
+    }
 }
 
 /// Lines on their way to stdout. A pipe that nobody reads fills up, and a write to it
@@ -98,7 +140,10 @@ impl io::Write for Queue {
 
 /// Writes what has gathered at once, and lets more gather before it looks again: a wake-up and
 /// a write for each line would cost more than the line itself.
-fn write_out(Queue(queue): &Queue) {
+///
+/// JSON may hold what a terminal obeys, in strings; the text format has colours of its own, and
+/// escapes what it is given.
+fn write_out(Queue(queue): &Queue, format: LogFormat) {
     let (gathered, changed) = &**queue;
     let mut lines = Vec::new();
     loop {
@@ -107,7 +152,14 @@ fn write_out(Queue(queue): &Queue) {
         mem::swap(&mut next.lines, &mut lines);
         let (lost, is_awaited) = (mem::take(&mut next.lost), next.is_awaited);
         drop(next);
-        let _nobody_reads_a_closed_one = io::stdout().write_all(&lines).and_then(|()| io::stdout().flush());
+        let text = String::from_utf8_lossy(&lines);
+        let shown = match format {
+            LogFormat::Json => visible_lines(&text),
+            LogFormat::Text => text.as_ref().into(),
+        };
+        let written = io::stdout().write_all(shown.as_bytes()).and_then(|()| io::stdout().flush());
+        let _nobody_reads_a_closed_one = written;
+        drop(shown);
         lines.clear();
         lines.shrink_to(KEPT_BYTES);
         if lost > 0 {

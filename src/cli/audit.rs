@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::open_database;
 use crate::config::{DatabaseSettings, FingerprintSettings};
 use crate::journal::audit::{Audit, Finding, Page};
+use crate::visible::visible;
 
 /// Verify that what the tables say of every job is what was written, and can have happened
 #[derive(Args, Debug)]
@@ -111,7 +112,7 @@ impl Report {
             serde_json::to_writer(&mut self.out, finding)?;
         } else {
             let Finding { job_id, place, what, remedy } = finding;
-            writeln!(self.out, "{job_id}  {place}: {what}; {remedy}")?;
+            writeln!(self.out, "{job_id}  {}", visible(&format!("{place}: {what}; {remedy}")))?;
         }
         // Who watches sees each as it is found.
         self.out.flush().context("cannot write what was found")

@@ -15,6 +15,7 @@ use crate::domain::signature::Signer;
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
+use crate::visible::visible;
 
 /// Look at settings, broker, database and provider; say what is wrong and what to do
 #[derive(Args, Debug)]
@@ -60,9 +61,9 @@ pub(super) async fn run(
     } else {
         areas.iter().for_each(print);
         match wrong {
-            0 => println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
-            1 => println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
-            more => println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
+            0 => anstream::println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
+            1 => anstream::println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
+            more => anstream::println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
         }
     }
     Ok(ExitCode::from(u8::from(wrong > 0)))
@@ -115,7 +116,7 @@ fn unchecked(error: &anyhow::Error) -> Finding {
 }
 
 fn print(area: &Area) {
-    println!("{}{}{0:#}", Style::new().bold(), area.area);
+    anstream::println!("{}{}{0:#}", Style::new().bold(), area.area);
     print_sources(&area.settings);
     for Finding { grade, what, remedy } in &area.findings {
         let name = match grade {
@@ -123,9 +124,9 @@ fn print(area: &Area) {
             Grade::Note => "note",
             Grade::Wrong => "wrong",
         };
-        println!("  {}{name:<6}{0:#} {what}", paint(*grade));
+        anstream::println!("  {}{name:<6}{0:#} {}", paint(*grade), visible(what));
         if let Some(remedy) = remedy {
-            println!("         -> {remedy}");
+            println!("         -> {}", visible(remedy));
         }
     }
 }
@@ -135,7 +136,7 @@ fn print_sources(settings: &[SettingSource]) {
     let (default, given): (Vec<_>, Vec<_>) = settings.iter().partition(|setting| setting.source == "default");
     for setting in given {
         let value = setting.value.as_deref().unwrap_or("(secret)");
-        println!("         {:<26}{value}  from {}", setting.variable, setting.source);
+        println!("         {:<26}{}  from {}", setting.variable, visible(value), setting.source);
     }
     if !default.is_empty() {
         println!("         {} others are at their defaults", default.len());

@@ -1,6 +1,9 @@
 //! The command line: a file a command, with what it takes, what it does and what it prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where the program speaks")]
 
+#[macro_use]
+mod terminal;
+
 mod assets;
 mod audit;
 mod budget;
@@ -25,13 +28,13 @@ mod signed;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Parser, Subcommand};
-use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 
 use crate::config::{
     DatabaseSettings, EnvFile, Parsed, SettingFault, SettingSource, parse_all, setting_sources,
 };
 use crate::journal;
+use crate::visible::visible;
 
 /// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
 /// in Postgres what happened to each.
@@ -113,7 +116,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
         None => {
-            eprintln!("kyc-worker: {error:#}");
+            eprintln!("kyc-worker: {}", visible(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     })
@@ -130,7 +133,7 @@ fn sources_of(command: &clap::Command, matches: &ArgMatches, env_file: &EnvFile)
 fn refuse(faults: &[SettingFault]) -> ExitCode {
     eprintln!("kyc-worker: {} wrong:", if faults.len() == 1 { "a setting is" } else { "settings are" });
     for fault in faults {
-        eprintln!("  {fault}");
+        eprintln!("  {}", visible(&fault.to_string()));
     }
     eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
     ExitCode::from(2)
@@ -170,9 +173,23 @@ fn age_text(age: time::Duration) -> String {
     }
 }
 
-/// A table that fits a terminal.
+/// A table that fits a terminal, each cell on one line.
+struct Table(comfy_table::Table);
+
 fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
+    let mut table = comfy_table::Table::new();
     table.load_style(NOTHING).set_header(header);
-    table
+    Table(table)
+}
+
+impl Table {
+    fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.add_row(cells.into_iter().map(|cell| visible(&cell).into_owned()));
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }

@@ -15,6 +15,7 @@ use crate::journal::interventions::Pause;
 use crate::journal::replicas::WorkerView;
 use crate::journal::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
 use crate::journal::story::AttemptView;
+use crate::visible::visible;
 
 /// Show where the work stands: who works, what came and went, what is open and what went wrong
 #[derive(Args, Debug)]
@@ -62,7 +63,7 @@ async fn count_dead_letters(settings: &BrokerSettings) -> anyhow::Result<u32> {
 
 fn print_answer(Answer { report, dead_letters_queued }: &Answer) {
     if let Some(Pause { at, by, note }) = &report.pause {
-        println!("PAUSED by {by} at {}: {note}\n", time_text(*at));
+        println!("PAUSED by {} at {}: {}\n", visible(by), time_text(*at), visible(note));
     }
     print_workers(&report.workers);
     println!(
@@ -208,7 +209,7 @@ fn print_errors(errors: &[AttemptView]) {
             attempt.job_id,
             attempt.number,
             attempt.verdict.as_deref().unwrap_or_default(),
-            what.map(String::as_str).unwrap_or_default(),
+            visible(what.map(String::as_str).unwrap_or_default()),
         );
     }
 }

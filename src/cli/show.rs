@@ -11,6 +11,7 @@ use crate::config::DatabaseSettings;
 use crate::journal::budget::{CustomerStory, customer_story};
 use crate::journal::interventions::InterventionView;
 use crate::journal::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
+use crate::visible::visible;
 
 /// Show what happened to one job, or where a customer's updates went
 #[derive(Args, Debug)]
@@ -62,9 +63,9 @@ fn print_customer(story: &CustomerStory) {
         Some(set) => println!(
             "  spent elsewhere: {} (says {}, {}: {})",
             story.spent.elsewhere,
-            set.by,
+            visible(&set.by),
             time_text(set.at),
-            set.note
+            visible(&set.note)
         ),
         None => println!("  spent elsewhere: none that we were told of (`kyc-worker budget set` tells us)"),
     }
@@ -92,7 +93,7 @@ fn print_story(story: &JobStory) {
     let SubmissionView { state, reason, .. } = submission;
     println!("job {}: {state}", submission.job_id);
     if let Some(reason) = reason {
-        println!("  {reason}");
+        println!("  {}", visible(reason));
     }
     let customer = submission.customer_id.map(|id| id.to_string());
     let number = submission.document_number_last4.as_ref().map(|last4| format!("…{last4}"));
@@ -113,7 +114,7 @@ fn print_story(story: &JobStory) {
     ];
     for (name, value) in facts {
         if let Some(value) = value {
-            println!("  {name:<13}{value}");
+            println!("  {name:<13}{}", visible(&value));
         }
     }
     println!();
@@ -138,7 +139,7 @@ fn print_story(story: &JobStory) {
     }));
     events.sort_by_key(|(at, _)| *at);
     for (at, event) in events {
-        println!("{}  {event}", time_text(at));
+        println!("{}  {}", time_text(at), visible(&event));
     }
     if let Some(ended_at) = submission.ended_at {
         println!("{}  ended {state}", time_text(ended_at));

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
+use super::terminal::say_exactly;
 use crate::clock::Moment;
 use crate::config::ProviderArgs;
 use crate::domain::canonical_json::Json;
@@ -60,9 +61,10 @@ pub(super) fn run(args: &SignArgs) -> anyhow::Result<ExitCode> {
             "canonical body, profile {profile}, {} bytes; it is signed, and sent as it is:",
             canonical.len()
         );
-        println!("{canonical}\n");
-        println!("message, under HMAC-SHA256 with DOLLARPE_API_SECRET:\n{message}\n");
-        println!("headers:\nX-API-KEY: {MASK}\nX-TIMESTAMP: {timestamp}\nX-SIGNATURE: {signature}");
+        say_exactly(canonical.as_bytes());
+        println!("\nmessage, under HMAC-SHA256 with DOLLARPE_API_SECRET:");
+        say_exactly(message.as_bytes());
+        println!("\nheaders:\nX-API-KEY: {MASK}\nX-TIMESTAMP: {timestamp}\nX-SIGNATURE: {signature}");
     }
     Ok(ExitCode::SUCCESS)
 }
