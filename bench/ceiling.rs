@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use kyc_worker::app::{envelope, provider_settings, take_in};
-use kyc_worker::broker::{Broker, Delivery, Subscription};
+use kyc_worker::broker::{Broker, Delivery, Edge, Subscription};
 use kyc_worker::clock::Moment;
 use kyc_worker::config::RunSettings;
 use kyc_worker::domain::job::{Job, Rules};
@@ -55,16 +55,12 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
         stopping: CancellationToken::new(),
     });
     let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
-    let subscription = Subscription {
-        setting: "QUEUE",
-        queue: settings.broker.queue.clone(),
-        prefetch: settings.work.prefetch,
-    };
+    let subscription = Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch };
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let intake = Intake::default();
     let (is_open, stopping) = (intake.subscribe(), ceiling.stopping.clone());
     tokio::spawn(async move {
-        broker.consume(&subscription, sender, is_open, SessionLoop::default(), stopping).await
+        broker.consume(subscription, sender, is_open, SessionLoop::default(), stopping).await
     });
     let handle = {
         let ceiling = Arc::clone(&ceiling);

@@ -265,7 +265,8 @@ impl Stage {
         for confirm in confirms {
             confirm.await?;
         }
-        publisher.close().await
+        publisher.close().await;
+        Ok(())
     }
 
     /// Starts a program that drains the queue. `name` names its log; `settings` are those of

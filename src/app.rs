@@ -15,7 +15,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use url::Url;
 
 use crate::breaker::Breaker;
-use crate::broker::{Broker, Delivery, Subscription};
+use crate::broker::{Broker, Delivery, Edge, Subscription};
 use crate::config::{Checked, DatabaseSettings, RunSettings};
 use crate::customer_events::CustomerEvents;
 use crate::domain::job::Envelope;
@@ -120,14 +120,10 @@ impl Running {
 
         let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
         let session = tokio::spawn({
-            let subscription = Subscription {
-                setting: "QUEUE",
-                queue: settings.broker.queue.clone(),
-                prefetch: settings.work.prefetch,
-            };
+            let subscription = Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch };
             let (broker, intake) = (broker.clone(), worker.intake.subscribe());
             let (liveness, stopping) = (worker.liveness.session.clone(), worker.stopping.clone());
-            async move { broker.consume(&subscription, sender, intake, liveness, stopping).await }
+            async move { broker.consume(subscription, sender, intake, liveness, stopping).await }
         });
         let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
         let intake = tokio::spawn({
@@ -366,8 +362,7 @@ async fn track_verifications(settings: RunSettings, broker: Broker, worker: Arc<
     let tracker = Tracker::new(Arc::clone(&worker), verification.tracking(), pace, poll);
     let webhooks = async {
         if settings.broker.customer_events {
-            let queue = settings.broker.customer_events_queue.clone();
-            CustomerEvents::new(worker, queue, verification.customer_event_age_max).run(broker).await;
+            CustomerEvents::new(worker, verification.customer_event_age_max).run(broker).await;
         }
     };
     tokio::join!(tracker.run(), webhooks);

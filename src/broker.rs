@@ -4,6 +4,7 @@
 mod acks;
 pub mod dead_letters;
 mod inspect;
+mod patience;
 mod publisher;
 mod session;
 mod topology;
@@ -20,6 +21,7 @@ use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -27,11 +29,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-pub use self::publisher::Publisher;
+use self::patience::{answer, close};
+pub use self::publisher::{NotTaken, Publisher, Wait};
 use self::session::Session;
 pub use self::session::{Delivery, Subscription};
-pub use self::topology::describe_job_arguments;
 use self::topology::set_up_topology;
+pub use self::topology::{Edge, describe_job_arguments};
 use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret};
 use crate::liveness::SessionLoop;
 use crate::tls::certificate_fault;
@@ -57,6 +60,8 @@ pub struct Broker {
     name: String,
     /// Whether the last connection was accepted, and then nothing came.
     was_silent: Arc<AtomicBool>,
+    /// What the topology lacks that we can work without, as it was told last.
+    tolerated: Arc<Mutex<Vec<String>>>,
 }
 
 impl Broker {
@@ -73,7 +78,13 @@ impl Broker {
             .parse()
             .map_err(|_| anyhow!("AMQP_URL: is no AMQP URL; write amqp://user:password@host:port/vhost"))?;
         uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
-        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), was_silent: Arc::default() })
+        Ok(Self {
+            uri,
+            settings: settings.clone(),
+            name: name.to_owned(),
+            was_silent: Arc::default(),
+            tolerated: Arc::default(),
+        })
     }
 
     /// Hands a queue's deliveries to `deliveries`, while `intake` is true and until
@@ -81,7 +92,7 @@ impl Broker {
     /// of. A session that fails is rebuilt, for ever.
     pub async fn consume(
         &self,
-        subscription: &Subscription,
+        subscription: Subscription,
         deliveries: mpsc::Sender<Delivery>,
         mut intake: watch::Receiver<bool>,
         liveness: SessionLoop,
@@ -100,7 +111,8 @@ impl Broker {
             };
             let ended = match session {
                 Ok(session) => {
-                    info!(queue = subscription.queue, "broker session opened");
+                    let (queue, _) = subscription.edge.queue(&self.settings);
+                    info!(queue, "broker session opened");
                     let opened_at = Instant::now();
                     liveness.set_session(true);
                     let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
@@ -167,12 +179,17 @@ impl Broker {
         self.with_channel(async |channel| count_in(channel, "DEAD_LETTER_QUEUE", queue).await).await
     }
 
-    /// Declares the topology, or verifies it, and leaves.
-    ///
-    /// # Errors
-    /// When the broker cannot be reached or has other ideas.
-    pub async fn set_up_topology(&self) -> anyhow::Result<()> {
-        self.with_channel(async |channel| set_up_topology(channel, &self.settings).await).await
+    /// Declares or verifies what an edge needs. Of what it can work with, whoever reads the log
+    /// is told once.
+    async fn set_up_topology(&self, connection: &Connection, edge: Edge) -> anyhow::Result<()> {
+        let tolerated = set_up_topology(connection, &self.settings, edge).await?;
+        let tolerated: Vec<String> = tolerated.iter().map(|fault| format!("{fault:#}")).collect();
+        let mut told = self.tolerated.lock();
+        for fault in tolerated.iter().filter(|fault| !told.contains(fault)) {
+            error!(error = fault, "jobs go on, and dead letters are kept as the broker has it; mend this");
+        }
+        *told = tolerated;
+        Ok(())
     }
 
     async fn with_channel<T>(
@@ -180,11 +197,11 @@ impl Broker {
         work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let connection = self.connect().await?;
-        let channel = connection.create_channel().await?;
-        let done = work(&channel).await;
-        if let Err(error) = connection.close(200, "done".into()).await {
-            debug!(%error, "a connection did not close cleanly");
-        }
+        let done = match answer(connection.create_channel()).await {
+            Ok(channel) => work(&channel).await,
+            Err(error) => Err(error.context("AMQP_URL: cannot open a channel")),
+        };
+        close(&connection).await;
         done
     }
 
@@ -257,8 +274,7 @@ impl Broker {
 
 async fn count_in(channel: &Channel, setting: &str, queue: &str) -> anyhow::Result<u32> {
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    let declared = channel
-        .queue_declare(queue.into(), passive, FieldTable::default())
+    let declared = answer(channel.queue_declare(queue.into(), passive, FieldTable::default()))
         .await
         .with_context(|| format!("{setting}: cannot look at {queue}"))?;
     Ok(declared.message_count())

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::broker::{Broker, Delivery, Subscription};
+use crate::broker::{Broker, Delivery, Edge, Subscription};
 use crate::domain::customer_event::{CustomerEvent, Notice, Notification, Refusal, read_notice};
 use crate::domain::job::Envelope;
 use crate::domain::outcome::Disposition;
@@ -23,7 +23,6 @@ const PREFETCH: u16 = 64;
 /// The receiver of one worker's customer events.
 pub struct CustomerEvents {
     worker: Arc<Worker>,
-    queue: String,
     age_max: Duration,
     /// Events that are no business of ours.
     ignored: u64,
@@ -31,17 +30,16 @@ pub struct CustomerEvents {
 
 impl CustomerEvents {
     /// A receiver for events that were signed at most `age_max` before they were published.
-    pub fn new(worker: Arc<Worker>, queue: String, age_max: Duration) -> Self {
-        Self { worker, queue, age_max, ignored: 0 }
+    pub fn new(worker: Arc<Worker>, age_max: Duration) -> Self {
+        Self { worker, age_max, ignored: 0 }
     }
 
     /// Runs until the worker stops.
     pub async fn run(mut self, broker: Broker) {
-        let subscription =
-            Subscription { setting: "CUSTOMER_EVENTS_QUEUE", queue: self.queue.clone(), prefetch: PREFETCH };
+        let subscription = Subscription { edge: Edge::CustomerEvents, prefetch: PREFETCH };
         let (intake, stopping) = (self.worker.intake.subscribe(), self.worker.stopping.clone());
         let (sender, mut deliveries) = mpsc::channel(usize::from(PREFETCH));
-        let session = broker.consume(&subscription, sender, intake, SessionLoop::default(), stopping.clone());
+        let session = broker.consume(subscription, sender, intake, SessionLoop::default(), stopping.clone());
         let receiving = async move {
             while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
                 // A lost session's deliveries come again with the next.

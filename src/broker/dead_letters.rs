@@ -1,7 +1,7 @@
 //! The dead-letter queue as a person looks at it. What is only looked at goes back when the
 //! connection closes; what is requeued is acked only after the broker has confirmed its copy.
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use lapin::message::{BasicGetMessage, Delivery};
 use lapin::options::{BasicAckOptions, BasicGetOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
@@ -9,6 +9,8 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use super::patience::{answer, close};
+use super::publisher::NotTaken;
 use super::{Broker, Publisher};
 use crate::config::BrokerSettings;
 
@@ -53,7 +55,8 @@ impl DeadLetters {
     /// When the broker cannot be reached.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let connection = broker.connect().await?;
-        let channel = connection.create_channel().await?;
+        let channel =
+            answer(connection.create_channel()).await.context("DEAD_LETTER_QUEUE: cannot open a channel")?;
         let BrokerSettings { dead_letter_queue, exchange, routing_key, .. } = &broker.settings;
         Ok(Self {
             connection,
@@ -70,9 +73,7 @@ impl DeadLetters {
     /// # Errors
     /// When the broker fails, or the queue is not there.
     pub async fn next(&self) -> anyhow::Result<Option<DeadLetter>> {
-        let got = self
-            .channel
-            .basic_get(self.queue.as_str().into(), BasicGetOptions::default())
+        let got = answer(self.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default()))
             .await
             .with_context(|| format!("DEAD_LETTER_QUEUE: cannot read {}", self.queue))?;
         Ok(got.map(|BasicGetMessage { mut delivery, .. }| {
@@ -104,28 +105,26 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When the broker does not take it; then it stays.
-    pub async fn requeue(&self, publisher: &Publisher, letter: &DeadLetter) -> anyhow::Result<()> {
+    pub async fn requeue(&self, publisher: &mut Publisher, letter: &DeadLetter) -> Result<(), NotTaken> {
         let (exchange, routing_key) = match &letter.origin {
             Some((exchange, routing_key)) => (exchange.as_str(), routing_key.as_str()),
             None => (self.exchange.as_str(), self.routing_key.as_str()),
         };
-        let confirm = publisher
-            .publish_to(exchange, routing_key, without_history(&letter.delivery.properties), &letter.body)
-            .await?;
-        confirm.await?;
+        let properties = without_history(&letter.delivery.properties);
+        publisher.publish_again(exchange, routing_key, properties, &letter.body).await?;
         crate::failpoint::reach("requeue-confirmed");
-        if !letter.delivery.ack(BasicAckOptions::default()).await? {
-            bail!("the connection was lost before the dead letter was removed; it is queued and here");
+        let removed = answer(letter.delivery.ack(BasicAckOptions::default())).await;
+        let fault = "its copy is queued, and it is still here: requeue it once more, a job that comes twice is sent once";
+        match removed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NotTaken::Lost(anyhow::anyhow!(fault))),
+            Err(error) => Err(NotTaken::Lost(error.context(fault))),
         }
-        Ok(())
     }
 
     /// Closes the connection: what was only looked at is ready again.
-    ///
-    /// # Errors
-    /// When it is gone already.
-    pub async fn close(self) -> anyhow::Result<()> {
-        Ok(self.connection.close(200, "done".into()).await?)
+    pub async fn close(self) {
+        close(&self.connection).await;
     }
 }
 

@@ -1,29 +1,19 @@
 //! Looks at the broker for `check`: whether `run` could work there. Leaves everything as it is.
 
-use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    QueueDeclareOptions,
-};
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::FieldTable;
-use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind, Queue};
+use lapin::{BasicProperties, Connection, ErrorKind, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
 use super::Broker;
-use super::session::CONSUMER_TAG;
-use super::topology::{arguments, dead_letter_arguments, text, work_arguments};
+use super::patience::{answer, close};
+use super::topology::{Asking, Edge, Part, arguments, dead_letter_arguments, text, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;
 
 /// A broker that has an alarm does not answer a publisher. Others do at once.
 const CONFIRM_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// What is declared: an exchange, or a queue with its arguments.
-enum Part<'a> {
-    Exchange(&'a str),
-    Queue(&'a str, FieldTable),
-}
 
 /// How the broker refuses what it is asked for.
 enum Refusal {
@@ -52,18 +42,17 @@ impl Broker {
             ("EXCHANGE", Part::Exchange(&settings.exchange)),
             ("DEAD_LETTER_EXCHANGE", Part::Exchange(&settings.dead_letter_exchange)),
             ("DEAD_LETTER_QUEUE", Part::Queue(&settings.dead_letter_queue, dead_letter_arguments(settings))),
-            ("QUEUE", Part::Queue(&settings.queue, work_arguments(settings))),
         ];
-        if settings.customer_events {
-            let part = Part::Queue(&settings.customer_events_queue, work_arguments(settings));
-            parts.push(("CUSTOMER_EVENTS_QUEUE", part));
+        let events = settings.customer_events.then_some(Edge::CustomerEvents);
+        for edge in [Edge::Jobs].into_iter().chain(events) {
+            let (queue, _) = edge.queue(settings);
+            parts.push((edge.setting(), Part::Queue(queue, work_arguments(settings))));
         }
         for (setting, part) in parts {
             findings.extend(self.inspect_part(&connection, setting, part).await);
         }
         findings.extend(inspect_alarms(&connection).await);
-        // Nothing hangs on how it ends; and a broker with an alarm does not answer.
-        timeout(CONFIRM_TIME_MAX, connection.close(200, "checked".into())).await.ok();
+        close(&connection).await;
         findings
     }
 
@@ -74,7 +63,11 @@ impl Broker {
     async fn inspect_part(&self, connection: &Connection, setting: &str, part: Part<'_>) -> Vec<Finding> {
         let declares = self.settings.topology == TopologyMode::Declare;
         let name = part.to_string();
-        let found = match declare(connection, &part, true).await {
+        let mut asking = match Asking::new(connection).await {
+            Ok(asking) => asking,
+            Err(error) => return vec![Refusal::from(error).finding(setting, &name, declares)],
+        };
+        let found = match asking.declare(&part, true).await.map_err(Refusal::from) {
             Ok(found) => found,
             Err(Refusal::NotFound) if declares => {
                 let remedy = "`kyc-worker run` declares it";
@@ -84,7 +77,7 @@ impl Broker {
         };
         let mut findings = Vec::new();
         // It is there: declaring it again as we would tells whether it is what we would declare.
-        match declare(connection, &part, false).await {
+        match asking.declare(&part, false).await.map_err(Refusal::from) {
             Ok(_) => findings.push(Finding::ok(format!("{name} is declared as it should be"))),
             // Whoever declares it for us need not let us compare it.
             Err(Refusal::NotPermitted(_)) if !declares => {
@@ -107,9 +100,10 @@ impl Broker {
 async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, found: &Queue) -> Vec<Finding> {
     let impossible = arguments([("x-priority", text("none"))]);
     let options = BasicConsumeOptions::default();
-    let asked = match connection.create_channel().await {
+    let asked = match answer(connection.create_channel()).await {
         Ok(channel) => {
-            channel.basic_consume(queue.into(), CONSUMER_TAG.into(), options, impossible).await.err()
+            let tag = "kyc-worker-check".into();
+            answer(channel.basic_consume(queue.into(), tag, options, impossible)).await.err()
         }
         Err(error) => Some(error),
     };
@@ -151,38 +145,9 @@ async fn inspect_alarms(connection: &Connection) -> Option<Finding> {
     }
 }
 
-/// Declares, or asks for, a part on a channel of its own: a refusal closes the channel.
-async fn declare(connection: &Connection, part: &Part<'_>, passive: bool) -> Result<Option<Queue>, Refusal> {
-    let channel = connection.create_channel().await?;
-    let declared = match part {
-        Part::Exchange(name) => {
-            let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-            let kind = ExchangeKind::Direct;
-            channel.exchange_declare((*name).into(), kind, options, FieldTable::default()).await?;
-            None
-        }
-        Part::Queue(name, arguments) => {
-            let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
-            Some(channel.queue_declare((*name).into(), options, arguments.clone()).await?)
-        }
-    };
-    // Closing is a courtesy: the connection's end closes it too.
-    channel.close(200, "asked".into()).await.ok();
-    Ok(declared)
-}
-
-impl std::fmt::Display for Part<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Exchange(name) => write!(f, "exchange {name}"),
-            Self::Queue(name, _) => write!(f, "queue {name}"),
-        }
-    }
-}
-
-impl From<lapin::Error> for Refusal {
-    fn from(error: lapin::Error) -> Self {
-        let ErrorKind::ProtocolError(refusal) = error.kind() else {
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        let Some(ErrorKind::ProtocolError(refusal)) = error.downcast_ref().map(lapin::Error::kind) else {
             return Self::Other(error.to_string());
         };
         let said = refusal.get_message().to_string();

@@ -1,12 +1,22 @@
 //! Publishes messages, each confirmed.
 
-use anyhow::bail;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, Connection};
+use std::fmt;
+use std::time::Duration;
 
-use super::Broker;
-use super::topology::set_up_topology;
+use anyhow::Context as _;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::AMQPErrorKind;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
+use tokio::time::timeout;
+
+use super::patience::{answer, close};
+use super::topology::Edge;
+use super::{Broker, refusal};
 use crate::config::BrokerSettings;
+
+/// From a message to its confirmation. Longer than any question takes: a broker with an alarm
+/// takes nothing until it is over, and what it does not take can be published again.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A publisher with confirms, on a connection of its own: a broker that blocks publishers
 /// stops a connection altogether, acks and heartbeats included.
@@ -14,6 +24,57 @@ pub struct Publisher {
     connection: Connection,
     channel: Channel,
     settings: BrokerSettings,
+    /// Whom the broker knows us as.
+    user: String,
+}
+
+/// Why a message was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum NotTaken {
+    /// The broker refuses this message, and may take the next.
+    #[error("{0}")]
+    Refused(String),
+    /// The broker takes nothing, or did not say what became of it.
+    #[error("{0}; what was published last may have arrived all the same")]
+    Unconfirmed(Wait),
+    /// The connection failed.
+    #[error(
+        "the connection failed before the confirmation; what was published last may have arrived all the same"
+    )]
+    Lost(#[source] anyhow::Error),
+}
+
+impl From<anyhow::Error> for NotTaken {
+    fn from(error: anyhow::Error) -> Self {
+        match refusal(&error) {
+            Some(AMQPErrorKind::Soft(_)) => {
+                Self::Refused(format!("the broker refused it: {}", error.root_cause()))
+            }
+            _ => Self::Lost(error),
+        }
+    }
+}
+
+/// What a message waits for at the broker, in words.
+#[derive(Clone)]
+pub struct Wait(ConnectionStatus);
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0.blocked() {
+            true => {
+                "RabbitMQ takes no messages now: it has an alarm for memory or disk, see `rabbitmq-diagnostics alarms` and make room"
+            }
+            false => "RabbitMQ has not confirmed a message; look at its log and its load",
+        })?;
+        write!(f, " (a message is waited for {CONFIRM_TIMEOUT:?})")
+    }
+}
+
+impl fmt::Debug for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wait").field("blocked", &self.0.blocked()).finish()
+    }
 }
 
 impl Publisher {
@@ -23,10 +84,10 @@ impl Publisher {
     /// When the broker cannot be reached or has other ideas.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let connection = broker.connect().await?;
-        let channel = connection.create_channel().await?;
-        set_up_topology(&channel, &broker.settings).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { connection, channel, settings: broker.settings.clone() })
+        broker.set_up_topology(&connection, Edge::Jobs).await?;
+        let channel = open_channel(&connection).await?;
+        let user = broker.uri.authority.userinfo.username.clone();
+        Ok(Self { connection, channel, settings: broker.settings.clone(), user })
     }
 
     /// Publishes one persistent message and returns what waits for its confirmation, so
@@ -39,7 +100,7 @@ impl Publisher {
         &self,
         message_id: &str,
         body: &[u8],
-    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
@@ -51,41 +112,79 @@ impl Publisher {
     }
 
     /// The same, to any exchange and with any properties.
-    pub(super) async fn publish_to(
+    async fn publish_to(
         &self,
         exchange: &str,
         routing_key: &str,
         properties: BasicProperties,
         body: &[u8],
-    ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
-        let confirm = self
-            .channel
-            .basic_publish(
-                exchange.into(),
-                routing_key.into(),
-                // A confirm for an unroutable message is an ack; only the returned message tells.
-                BasicPublishOptions { mandatory: true, ..Default::default() },
-                body,
-                properties,
-            )
-            .await?;
+    ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
+        // A confirm for an unroutable message is an ack; only the returned message tells.
+        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let publishing =
+            self.channel.basic_publish(exchange.into(), routing_key.into(), options, body, properties);
+        let wait = self.wait();
+        // A blocked connection does not even send it.
+        let confirm = confirmed(&wait, publishing).await?;
         let place = format!("exchange {exchange} with key {routing_key}");
         Ok(async move {
-            match confirm.await? {
+            match confirmed(&wait, confirm).await? {
                 Confirmation::Ack(None) => Ok(()),
-                Confirmation::Ack(Some(_)) => bail!("no queue is bound to {place}"),
-                Confirmation::Nack(_) | Confirmation::NotRequested => {
-                    bail!("the broker refused a message to {place}; is the queue full?")
-                }
+                Confirmation::Ack(Some(_)) => Err(NotTaken::Refused(format!("no queue is bound to {place}"))),
+                Confirmation::Nack(_) | Confirmation::NotRequested => Err(NotTaken::Refused(format!(
+                    "the broker refused a message to {place}; is the queue full?"
+                ))),
             }
         })
     }
 
-    /// Closes the connection.
+    /// Publishes one message again, with the properties that it had, and waits for its
+    /// confirmation. After a refusal, which closes a channel, the next has a new one.
     ///
     /// # Errors
-    /// When it is gone already.
-    pub async fn close(self) -> anyhow::Result<()> {
-        Ok(self.connection.close(200, "done".into()).await?)
+    /// When the broker does not take it.
+    pub(super) async fn publish_again(
+        &mut self,
+        exchange: &str,
+        routing_key: &str,
+        mut properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), NotTaken> {
+        if !self.channel.status().connected() {
+            self.channel = open_channel(&self.connection).await?;
+        }
+        // RabbitMQ vouches for it, and takes no other user's than the publisher's.
+        if properties.user_id().as_ref().is_some_and(|user| user.as_str() != self.user) {
+            properties = properties.with_user_id(self.user.as_str().into());
+        }
+        self.publish_to(exchange, routing_key, properties, body).await?.await
+    }
+
+    /// What messages wait for.
+    pub fn wait(&self) -> Wait {
+        Wait(self.connection.status().clone())
+    }
+
+    /// Closes the connection.
+    pub async fn close(self) {
+        close(&self.connection).await;
+    }
+}
+
+async fn open_channel(connection: &Connection) -> anyhow::Result<Channel> {
+    let fault = "AMQP_URL: cannot open a channel to publish on";
+    let channel = answer(connection.create_channel()).await.context(fault)?;
+    answer(channel.confirm_select(ConfirmSelectOptions::default())).await.context(fault)?;
+    Ok(channel)
+}
+
+/// Waits for the broker to take what is published.
+async fn confirmed<T>(
+    wait: &Wait,
+    publishing: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, NotTaken> {
+    match timeout(CONFIRM_TIMEOUT, publishing).await {
+        Ok(published) => published.map_err(|error| anyhow::Error::from(error).into()),
+        Err(_elapsed) => Err(NotTaken::Unconfirmed(wait.clone())),
     }
 }

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::acks::{Outstanding, Word};
-use super::topology::set_up_topology;
+use super::patience::{answer, close};
+use super::topology::Edge;
 use super::{Broker, refusal};
 use crate::domain::outcome::Disposition;
 use crate::liveness::Loop;
@@ -29,15 +30,11 @@ const ACK_BATCH_MAX: usize = 512;
 /// How long an ack waits for an older delivery, so that one can do for both.
 const ACK_AGE_MAX: Duration = Duration::from_millis(50);
 
-pub(super) const CONSUMER_TAG: &str = "kyc-worker";
-
-/// A queue to take deliveries from.
-#[derive(Clone, Debug)]
+/// What deliveries to take.
+#[derive(Clone, Copy, Debug)]
 pub struct Subscription {
-    /// The setting that names the queue, for errors.
-    pub setting: &'static str,
-    /// The queue.
-    pub queue: String,
+    /// From whose queue.
+    pub edge: Edge,
     /// How many deliveries may be undisposed.
     pub prefetch: u16,
 }
@@ -60,13 +57,15 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// A header's text, or its number; the header's name in any case.
+    /// A header's text, given as text or as bytes, or its number; the header's name in any case.
     pub fn header(&self, name: &str) -> Option<String> {
         let headers = self.headers.as_ref()?.inner();
         let found = headers.iter().find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
         match found?.1 {
             AMQPValue::LongString(text) => Some(text.to_string()),
             AMQPValue::ShortString(text) => Some(text.to_string()),
+            // Libraries for languages without text of their own send their strings so.
+            AMQPValue::ByteArray(bytes) => String::from_utf8(bytes.as_slice().to_vec()).ok(),
             AMQPValue::LongLongInt(number) => Some(number.to_string()),
             AMQPValue::LongInt(number) => Some(number.to_string()),
             AMQPValue::LongUInt(number) => Some(number.to_string()),
@@ -99,24 +98,30 @@ impl fmt::Debug for Delivery {
 enum BrokenOff {
     /// With the network or the broker.
     #[error("the session broke off; what it had handed over comes again")]
-    Lost(#[source] lapin::Error),
+    Lost(#[source] anyhow::Error),
     /// RabbitMQ, "Delivery Acknowledgement Timeout".
     #[error(
         "a delivery waited longer for its ack than the broker's consumer_timeout; what was handed over comes again; see what holds it up with `kyc-worker report`, or set a longer consumer_timeout at the broker"
     )]
-    HeldTooLong(#[source] lapin::Error),
+    HeldTooLong(#[source] anyhow::Error),
 }
 
-impl From<lapin::Error> for BrokenOff {
-    fn from(error: lapin::Error) -> Self {
-        let is_timeout = match error.kind() {
-            ErrorKind::ProtocolError(refusal) => {
+impl From<anyhow::Error> for BrokenOff {
+    fn from(error: anyhow::Error) -> Self {
+        let is_timeout = match error.downcast_ref().map(lapin::Error::kind) {
+            Some(ErrorKind::ProtocolError(refusal)) => {
                 *refusal.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
                     && refusal.get_message().as_str().contains("timed out")
             }
             _ => false,
         };
         if is_timeout { Self::HeldTooLong(error) } else { Self::Lost(error) }
+    }
+}
+
+impl From<lapin::Error> for BrokenOff {
+    fn from(error: lapin::Error) -> Self {
+        anyhow::Error::from(error).into()
     }
 }
 
@@ -129,20 +134,24 @@ pub(super) fn needs_person(error: &anyhow::Error) -> bool {
     !error.is::<BrokenOff>() && refusal(error).is_some_and(is_refused)
 }
 
-/// One connection, one channel, one consumer. Any error ends it.
+/// One connection, one channel, one consumer at a time. Any error ends it.
 pub(super) struct Session {
     connection: Connection,
     channel: Channel,
-    subscription: Subscription,
+    setting: &'static str,
+    queue: String,
 }
 
 impl Session {
-    pub async fn open(broker: &Broker, subscription: &Subscription) -> anyhow::Result<Self> {
+    pub async fn open(broker: &Broker, subscription: Subscription) -> anyhow::Result<Self> {
+        let Subscription { edge, prefetch } = subscription;
         let connection = broker.connect().await?;
-        let channel = connection.create_channel().await?;
-        set_up_topology(&channel, &broker.settings).await?;
-        channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await?;
-        Ok(Self { connection, channel, subscription: subscription.clone() })
+        broker.set_up_topology(&connection, edge).await?;
+        let (setting, (queue, _)) = (edge.setting(), edge.queue(&broker.settings));
+        let fault = || format!("{setting}: cannot prepare to consume from {queue}");
+        let channel = answer(connection.create_channel()).await.with_context(fault)?;
+        answer(channel.basic_qos(prefetch, BasicQosOptions::default())).await.with_context(fault)?;
+        Ok(Self { connection, channel, setting, queue: queue.to_owned() })
     }
 
     pub async fn run(
@@ -156,7 +165,11 @@ impl Session {
         // Dropped when the worker stops: then `disposed` ends with the last delivery.
         let mut dispositions = Some(dispositions);
         let mut consumer = pin!(None::<Consumer>);
-        let mut is_consuming = false;
+        // Each consumer has a tag of its own. RabbitMQ 3.10 crashes the channel where one that was
+        // cancelled is taken for its successor.
+        let mut consumers = 0_u64;
+        // The tag of the consumer that is not cancelled.
+        let mut consuming = None;
         let (mut acks, words) = Acks::new();
         // Beside the loop: an ack crosses to lapin's own thread and back.
         let mut telling = pin!(tell(&self.channel, words));
@@ -169,13 +182,13 @@ impl Session {
             turns.turn();
             let wants_intake = *intake.borrow_and_update() && !stopping.is_cancelled();
             if wants_intake && consumer.is_none() {
-                consumer.set(Some(self.start_consumer().await?));
-                is_consuming = true;
-            } else if !wants_intake && is_consuming {
+                consumers += 1;
+                let tag = consuming.insert(format!("kyc-worker-{consumers}"));
+                consumer.set(Some(self.start_consumer(tag).await?));
+            } else if !wants_intake && let Some(tag) = consuming.take() {
                 // What was handed over already still arrives, then the stream ends.
-                let cancelled = self.channel.basic_cancel(CONSUMER_TAG.into(), BasicCancelOptions::default());
-                cancelled.await.map_err(BrokenOff::from)?;
-                is_consuming = false;
+                let cancelled = self.channel.basic_cancel(tag.into(), BasicCancelOptions::default());
+                answer(cancelled).await.map_err(BrokenOff::from)?;
             }
             if stopping.is_cancelled() {
                 // Whatever is still in the consumer's buffer goes back to the queue when we close.
@@ -191,7 +204,7 @@ impl Session {
                             hand_over(delivery, dispositions, deliveries, stopping).await;
                         }
                     }
-                    None if is_consuming => bail!("the broker ended the consumer; was the queue deleted?"),
+                    None if consuming.is_some() => bail!("the broker ended the consumer; was the queue deleted?"),
                     None => consumer.set(None),
                 },
                 count = disposed.recv_many(&mut batch, ACK_BATCH_MAX) => {
@@ -215,23 +228,15 @@ impl Session {
         acks.tell_rest();
         drop(acks);
         telling.await?;
-        if let Err(error) = self.connection.close(200, "worker stops".into()).await {
-            debug!(%error, "the connection did not close cleanly");
-        }
+        close(&self.connection).await;
         Ok(())
     }
 
-    async fn start_consumer(&self) -> anyhow::Result<Consumer> {
-        let Subscription { setting, queue, .. } = &self.subscription;
-        self.channel
-            .basic_consume(
-                queue.as_str().into(),
-                CONSUMER_TAG.into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
+    async fn start_consumer(&self, tag: &str) -> anyhow::Result<Consumer> {
+        let (queue, options) = (self.queue.as_str(), BasicConsumeOptions::default());
+        answer(self.channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()))
             .await
-            .with_context(|| format!("{setting}: cannot consume from {queue}"))
+            .with_context(|| format!("{}: cannot consume from {queue}", self.setting))
     }
 }
 
@@ -285,12 +290,13 @@ impl Acks {
 /// that it does not know any more, and close the channel.
 async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> Result<(), BrokenOff> {
     while let Some(word) = words.recv().await {
-        let told = match word {
-            Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
-            Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions::default()).await,
-            Word::DeadLetter(tag) => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
-        };
-        told?;
+        match word {
+            Word::AckUpTo(tag) => answer(channel.basic_ack(tag, BasicAckOptions { multiple: true })).await,
+            Word::Ack(tag) => answer(channel.basic_ack(tag, BasicAckOptions::default())).await,
+            Word::DeadLetter(tag) => {
+                answer(channel.basic_reject(tag, BasicRejectOptions { requeue: false })).await
+            }
+        }?;
     }
     Ok(())
 }

@@ -3,8 +3,11 @@
 use anyhow::Context as _;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, ExchangeKind};
+use lapin::{Channel, Connection, ExchangeKind, Queue};
+use tracing::debug;
 
+use super::patience::answer;
+use super::refusal;
 use crate::config::{BrokerSettings, TopologyMode};
 
 /// Only against a message that kills the worker before its row: the broker dead-letters
@@ -15,58 +18,181 @@ const DELIVERY_LIMIT: i32 = 1000;
 /// twenty times, and has no word for "never" that RabbitMQ 3 knows.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000;
 
-/// Declares or verifies exchanges, queues and bindings.
-pub(super) async fn set_up_topology(channel: &Channel, settings: &BrokerSettings) -> anyhow::Result<()> {
-    let passive = settings.topology == TopologyMode::Verify;
-    let remedy = match settings.topology {
-        TopologyMode::Declare => "if it exists with other arguments, delete it or set TOPOLOGY=verify",
-        TopologyMode::Verify => "declare it at the broker, or set TOPOLOGY=declare",
-    };
-    for (setting, name) in
-        [("EXCHANGE", &settings.exchange), ("DEAD_LETTER_EXCHANGE", &settings.dead_letter_exchange)]
-    {
-        let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-        channel
-            .exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, FieldTable::default())
-            .await
-            .with_context(|| format!("{setting}: cannot use exchange {name}; {remedy}"))?;
+/// Whose queue is set up. Each edge has one of its own, and depends on no other's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Edge {
+    /// Jobs.
+    Jobs,
+    /// The provider's webhooks.
+    CustomerEvents,
+}
+
+impl Edge {
+    /// The setting that names its queue, for errors.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Self::Jobs => "QUEUE",
+            Self::CustomerEvents => "CUSTOMER_EVENTS_QUEUE",
+        }
     }
-    let mut queues = vec![
-        ("DEAD_LETTER_QUEUE", &settings.dead_letter_queue, dead_letter_arguments(settings)),
-        ("QUEUE", &settings.queue, work_arguments(settings)),
-    ];
-    let mut bindings = vec![
-        (&settings.queue, &settings.exchange, &settings.routing_key),
-        (&settings.dead_letter_queue, &settings.dead_letter_exchange, &settings.dead_letter_queue),
-    ];
-    if settings.customer_events {
-        let queue = &settings.customer_events_queue;
-        queues.push(("CUSTOMER_EVENTS_QUEUE", queue, work_arguments(settings)));
-        bindings.push((queue, &settings.exchange, &settings.customer_events_routing_key));
+
+    /// Its queue, and the key that binds it.
+    pub(super) fn queue(self, settings: &BrokerSettings) -> (&str, &str) {
+        match self {
+            Self::Jobs => (&settings.queue, &settings.routing_key),
+            Self::CustomerEvents => (&settings.customer_events_queue, &settings.customer_events_routing_key),
+        }
     }
-    for (setting, name, arguments) in queues {
-        let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
-        channel
-            .queue_declare(name.as_str().into(), options, arguments)
-            .await
-            .with_context(|| format!("{setting}: cannot use queue {name}; {remedy}"))?;
+}
+
+/// What is declared: an exchange, or a queue with its arguments.
+#[derive(Clone)]
+pub(super) enum Part<'a> {
+    Exchange(&'a str),
+    Queue(&'a str, FieldTable),
+}
+
+impl std::fmt::Display for Part<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exchange(name) => write!(f, "exchange {name}"),
+            Self::Queue(name, _) => write!(f, "queue {name}"),
+        }
     }
-    if settings.topology == TopologyMode::Verify {
-        return Ok(());
+}
+
+/// Declares or verifies what an edge needs: its queue, and the place of its dead letters.
+/// Returns the faults that it can work with:
+///
+/// Where the exchange and the queue of dead letters are there, but not as they would be declared
+/// (another `DEAD_LETTER_TTL`, say), rejects are kept as well. Where they are missing, the broker
+/// would hold every reject in the edge's queue, so that is an error.
+pub(super) async fn set_up_topology(
+    connection: &Connection,
+    settings: &BrokerSettings,
+    edge: Edge,
+) -> anyhow::Result<Vec<anyhow::Error>> {
+    let BrokerSettings { exchange, dead_letter_exchange, dead_letter_queue, .. } = settings;
+    let (queue, key) = edge.queue(settings);
+    let mut asking = Asking::new(connection).await?;
+    let mut tolerated = Vec::new();
+    asking.set_up(settings, "EXCHANGE", &Part::Exchange(exchange)).await?;
+    for (setting, part) in [
+        ("DEAD_LETTER_EXCHANGE", Part::Exchange(dead_letter_exchange)),
+        ("DEAD_LETTER_QUEUE", Part::Queue(dead_letter_queue, dead_letter_arguments(settings))),
+    ] {
+        tolerated.extend(asking.set_up_or_find(settings, setting, &part).await?);
     }
-    for (queue, exchange, key) in bindings {
-        channel
-            .queue_bind(
-                queue.as_str().into(),
-                exchange.as_str().into(),
-                key.as_str().into(),
-                QueueBindOptions::default(),
-                FieldTable::default(),
+    asking.set_up(settings, edge.setting(), &Part::Queue(queue, work_arguments(settings))).await?;
+    if settings.topology == TopologyMode::Declare {
+        let dead_letters =
+            (dead_letter_queue.as_str(), dead_letter_exchange.as_str(), dead_letter_queue.as_str());
+        match asking.bind("DEAD_LETTER_QUEUE", dead_letters).await {
+            // Who may not bind it cannot tell that it is bound. If it is not, the broker holds rejects.
+            Err(refused) if refusal(&refused).is_some() => tolerated.push(refused),
+            bound => bound?,
+        }
+        asking.bind(edge.setting(), (queue, exchange, key)).await?;
+    }
+    asking.done().await;
+    Ok(tolerated)
+}
+
+/// Asks for one thing after the other, on a channel that is opened anew after a refusal, which
+/// closes it.
+pub(super) struct Asking<'a> {
+    connection: &'a Connection,
+    channel: Channel,
+}
+
+impl<'a> Asking<'a> {
+    pub async fn new(connection: &'a Connection) -> anyhow::Result<Self> {
+        Ok(Self { connection, channel: answer(connection.create_channel()).await? })
+    }
+
+    /// Declares a part, or asks whether it is there.
+    pub async fn declare(&mut self, part: &Part<'_>, passive: bool) -> anyhow::Result<Option<Queue>> {
+        let channel = self.channel().await?;
+        match part {
+            Part::Exchange(name) => {
+                let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+                let (kind, arguments) = (ExchangeKind::Direct, FieldTable::default());
+                answer(channel.exchange_declare((*name).into(), kind, options, arguments)).await?;
+                Ok(None)
+            }
+            Part::Queue(name, arguments) => {
+                let options = QueueDeclareOptions { passive, ..QueueDeclareOptions::durable() };
+                answer(channel.queue_declare((*name).into(), options, arguments.clone())).await.map(Some)
+            }
+        }
+    }
+
+    /// As `TOPOLOGY` says.
+    async fn set_up(
+        &mut self,
+        settings: &BrokerSettings,
+        setting: &str,
+        part: &Part<'_>,
+    ) -> anyhow::Result<()> {
+        let (passive, remedy) = match settings.topology {
+            TopologyMode::Declare => {
+                (false, "if it exists with other arguments, delete it or set TOPOLOGY=verify")
+            }
+            TopologyMode::Verify => (true, "declare it at the broker, or set TOPOLOGY=declare"),
+        };
+        let declared = self.declare(part, passive).await;
+        declared.with_context(|| format!("{setting}: cannot use {part}; {remedy}"))?;
+        Ok(())
+    }
+
+    /// The same, but what is there already is taken as it is, and the refusal returned.
+    async fn set_up_or_find(
+        &mut self,
+        settings: &BrokerSettings,
+        setting: &str,
+        part: &Part<'_>,
+    ) -> anyhow::Result<Option<anyhow::Error>> {
+        let refused = match self.set_up(settings, setting, part).await {
+            Ok(()) => return Ok(None),
+            Err(error) if settings.topology == TopologyMode::Declare && refusal(&error).is_some() => error,
+            Err(error) => return Err(error),
+        };
+        match self.declare(part, true).await {
+            Ok(_) => Ok(Some(refused)),
+            Err(error) if refusal(&error).is_some() => Err(refused),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Binds a queue to an exchange with a key.
+    async fn bind(
+        &mut self,
+        setting: &str,
+        (queue, exchange, key): (&str, &str, &str),
+    ) -> anyhow::Result<()> {
+        let channel = self.channel().await?;
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let binding = channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments);
+        answer(binding).await.with_context(|| {
+            format!(
+                "{setting}: cannot bind queue {queue} to exchange {exchange}; give this user the rights of docs/deployment.md, \"Least privilege\""
             )
-            .await
-            .with_context(|| format!("cannot bind queue {queue} to exchange {exchange}"))?;
+        })
     }
-    Ok(())
+
+    async fn channel(&mut self) -> anyhow::Result<&Channel> {
+        if !self.channel.status().connected() {
+            self.channel = answer(self.connection.create_channel()).await?;
+        }
+        Ok(&self.channel)
+    }
+
+    /// Closing is a courtesy: the connection's end closes the channel, too.
+    async fn done(self) {
+        if let Err(error) = answer(self.channel.close(200, "asked".into())).await {
+            debug!(%error, "a channel did not close cleanly");
+        }
+    }
 }
 
 /// At-least-once dead-lettering needs a quorum queue that rejects publishes on overflow;

@@ -2,16 +2,19 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::signed::SignedArgs;
-use super::{age_text, open_database, print, table, time_text};
+use super::terminal::say_exactly;
+use super::{age_text, open_database, print, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
-use crate::broker::{Broker, Publisher};
+use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, DatabaseSettings};
 use crate::journal::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
+use crate::visible::visible;
 
 /// Look at dead letters, and have them delivered again
 #[derive(Debug, Subcommand)]
@@ -127,30 +130,46 @@ async fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
     let mut known = Vec::new();
-    while known.len() < args.limit as usize
+    let listed = list_each(&pool, &letters, args.limit as usize, &mut known).await;
+    letters.close().await;
+    // Those that were read are listed all the same.
+    if listed.is_ok() || !known.is_empty() {
+        print(args.json, &known, print_list)?;
+    }
+    listed.context("the list is not whole").map(|()| ExitCode::SUCCESS)
+}
+
+async fn list_each(
+    pool: &sqlx::PgPool,
+    letters: &DeadLetters,
+    limit: usize,
+    known: &mut Vec<Known>,
+) -> anyhow::Result<()> {
+    while known.len() < limit
         && let Some(letter) = letters.next().await?
     {
-        known.push(know(&pool, &letter).await?);
+        known.push(know(pool, &letter).await?);
     }
-    letters.close().await?;
-    print(args.json, &known, |known| {
-        if known.is_empty() {
-            println!("no dead letter is queued");
-            return;
-        }
-        let now = OffsetDateTime::now_utc();
-        let mut lines = table(["id", "age", "by", "reason", "message_id"]);
-        for letter in known {
-            lines.add_row([
-                letter.id.clone(),
-                letter.died_at.map(|at| age_text(now - at)).unwrap_or_default(),
-                letter.by.to_owned(),
-                letter.reason_code.clone().unwrap_or_default(),
-                letter.message_id.clone().unwrap_or_default(),
-            ]);
-        }
-        println!("{lines}");
-    })
+    Ok(())
+}
+
+fn print_list(known: &Vec<Known>) {
+    if known.is_empty() {
+        println!("no dead letter is queued");
+        return;
+    }
+    let now = OffsetDateTime::now_utc();
+    let mut lines = table(["id", "age", "by", "reason", "message_id"]);
+    for letter in known {
+        lines.add_row([
+            letter.id.clone(),
+            letter.died_at.map(|at| age_text(now - at)).unwrap_or_default(),
+            letter.by.to_owned(),
+            letter.reason_code.clone().unwrap_or_default(),
+            letter.message_id.clone().unwrap_or_default(),
+        ]);
+    }
+    println!("{lines}");
 }
 
 #[derive(Serialize)]
@@ -164,52 +183,87 @@ struct Shown {
 async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
-    let mut shown = None;
-    while let Some(letter) = letters.next().await? {
-        if letter.id() == args.id {
-            let body = args.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
-            shown = Some(Shown { known: know(&pool, &letter).await?, body });
-            break;
+    let found = loop {
+        match letters.next().await? {
+            Some(letter) if letter.id() != args.id => {}
+            found => break found,
         }
+    };
+    letters.close().await;
+    let letter = found.ok_or_else(|| not_queued(&args.id))?;
+    let body = args.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
+    let shown = Shown { known: know(&pool, &letter).await?, body };
+    print(args.json, &shown, print_letter)?;
+    if args.body && !args.json {
+        say_exactly(&letter.body);
     }
-    letters.close().await?;
-    let shown = shown.ok_or_else(|| not_queued(&args.id))?;
-    print(args.json, &shown, |Shown { known, body }| {
-        println!("dead letter {}, {} bytes", known.id, known.size);
-        println!("  dead-lettered by the {}", known.by);
-        if let Some(message_id) = &known.message_id {
-            println!("  message_id {message_id}");
-        }
-        if let Some(died_at) = known.died_at {
-            println!("  since {}", time_text(died_at));
-        }
-        match (&known.row, &known.reason_code) {
-            (Some(row), _) => println!("  {}: {}", row.reason_code, row.reason),
-            (None, Some(cause)) => println!("  {cause}"),
-            (None, None) => {}
-        }
-        if let Some(body) = body {
-            println!("{body}");
-        }
-    })
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_letter(Shown { known, .. }: &Shown) {
+    println!("dead letter {}, {} bytes", known.id, known.size);
+    println!("  dead-lettered by the {}", known.by);
+    if let Some(message_id) = &known.message_id {
+        println!("  message_id {}", visible(message_id));
+    }
+    if let Some(died_at) = known.died_at {
+        println!("  since {}", time_text(died_at));
+    }
+    match (&known.row, &known.reason_code) {
+        (Some(row), _) => println!("  {}: {}", row.reason_code, visible(&row.reason)),
+        (None, Some(cause)) => println!("  {}", visible(cause)),
+        (None, None) => {}
+    }
 }
 
 fn not_queued(id: &str) -> anyhow::Error {
     anyhow::anyhow!("no dead letter {id} is queued; `kyc-worker dead-letters list` lists them")
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Requeued {
     requeued: Vec<String>,
+    /// Those that the broker does not take as they are, and why. They stay.
+    refused: Vec<Refused>,
     left: usize,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    id: String,
+    reason: String,
 }
 
 async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let broker = broker(&args.broker)?;
-    let publisher = Publisher::open(&broker).await?;
+    let mut publisher = Publisher::open(&broker).await?;
     let letters = DeadLetters::open(&broker).await?;
-    let mut done = Requeued { requeued: Vec::new(), left: 0 };
+    let mut done = Requeued::default();
+    let ended = requeue_each(args, &pool, &mut publisher, &letters, &mut done).await;
+    letters.close().await;
+    publisher.close().await;
+    // What was done is told, whatever ended it.
+    print(args.json, &done, print_requeued)?;
+    ended?;
+    let is_done =
+        |id: &String| done.requeued.contains(id) || done.refused.iter().any(|refused| refused.id == *id);
+    if let Some(id) = args.ids.iter().find(|id| !is_done(id)) {
+        return Err(not_queued(id));
+    }
+    Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Goes through the dead letters once. One that the broker does not take stays, and the next is
+/// tried; a broker that takes nothing ends it. What was meant and did not happen is written
+/// down behind what was meant.
+async fn requeue_each(
+    args: &RequeueArgs,
+    pool: &sqlx::PgPool,
+    publisher: &mut Publisher,
+    letters: &DeadLetters,
+    done: &mut Requeued,
+) -> anyhow::Result<()> {
     // What comes back while we work is for the next time: no letter goes round twice.
     let mut rest = letters.count().await?;
     while rest > 0
@@ -217,7 +271,7 @@ async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     {
         rest -= 1;
         let id = letter.id();
-        let row = find_dead_letter(&pool, &letter.body_sha256).await?;
+        let row = find_dead_letter(pool, &letter.body_sha256).await?;
         let reason = row.as_ref().map(|row| row.reason_code.as_str()).or(letter.cause.as_deref());
         let is_meant =
             args.all || args.ids.contains(&id) || args.reason.is_some() && args.reason.as_deref() == reason;
@@ -225,17 +279,29 @@ async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
             done.left += 1;
             continue;
         }
-        record_requeue(&pool, &id, row.and_then(|row| row.job_id), args.signed.signed()).await?;
-        letters.requeue(&publisher, &letter).await?;
-        done.requeued.push(id);
+        let (job_id, signed) = (row.and_then(|row| row.job_id), args.signed.signed());
+        record_requeue(pool, &id, job_id, None, signed).await?;
+        let (wait, tell) = (publisher.wait(), |why: &str| eprintln!("{why}"));
+        let Err(failure) = wait_aloud(letters.requeue(publisher, &letter), wait, tell).await else {
+            done.requeued.push(id);
+            continue;
+        };
+        let refused = matches!(failure, NotTaken::Refused(_));
+        let failure = anyhow::Error::from(failure);
+        let reason = format!("{failure:#}");
+        record_requeue(pool, &id, job_id, Some(&reason), signed).await?;
+        if !refused {
+            return Err(failure.context(format!("dead letter {id} was not requeued")));
+        }
+        done.refused.push(Refused { id, reason });
     }
-    letters.close().await?;
-    publisher.close().await?;
-    if let Some(id) = args.ids.iter().find(|id| !done.requeued.contains(*id)) {
-        return Err(not_queued(id));
+    Ok(())
+}
+
+fn print_requeued(done: &Requeued) {
+    done.requeued.iter().for_each(|id| println!("{id}  requeued"));
+    for Refused { id, reason } in &done.refused {
+        println!("{id}  stays: {}", visible(reason));
     }
-    print(args.json, &done, |done| {
-        done.requeued.iter().for_each(|id| println!("{id}  requeued"));
-        println!("requeued {}; {} stay", done.requeued.len(), done.left);
-    })
+    println!("requeued {}; {} stay", done.requeued.len(), done.left + done.refused.len());
 }

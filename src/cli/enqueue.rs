@@ -14,9 +14,12 @@ use tokio::fs::File;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
 use uuid::Uuid;
 
-use crate::broker::{Broker, Publisher};
+use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::{Envelope, Job};
+use crate::visible::visible;
+
+use super::wait_aloud;
 
 /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
 #[derive(Args, Debug)]
@@ -42,7 +45,7 @@ const UNCONFIRMED_MAX: usize = 1024;
 /// Job ids made of a line's content lie in this namespace.
 const LINE_NAMESPACE: Uuid = Uuid::from_u128(0x6b79_632d_776f_726b_6572_2d6c_696e_6573);
 
-type Confirm = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+type Confirm = Pin<Box<dyn Future<Output = Result<(), NotTaken>>>>;
 
 pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
     let broker = Broker::new(&args.broker, &args.broker.url()?, "kyc-worker enqueue")?;
@@ -51,6 +54,7 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
     let progress = progress_bar(size);
     let rules = args.jobs.rules();
 
+    let tell = |why: &str| progress.suspend(|| eprintln!("{why}"));
     let (mut published, mut refused, mut number) = (0u64, 0u64, 0u64);
     let mut unconfirmed: VecDeque<(u64, Confirm)> = VecDeque::new();
     let mut line = Vec::new();
@@ -71,23 +75,24 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
             let envelope =
                 Envelope { body, message_id: Some(&message_id), correlation_id: None, timestamp: None };
             if let Err(invalid) = Job::parse(&envelope, OffsetDateTime::now_utc(), &rules) {
-                progress.suspend(|| eprintln!("line {number}: {invalid}"));
+                progress.suspend(|| eprintln!("line {number}: {}", visible(&invalid.to_string())));
                 refused += 1;
                 continue;
             }
         }
         if unconfirmed.len() == UNCONFIRMED_MAX {
-            confirm_oldest(&mut unconfirmed, published).await?;
+            wait_aloud(confirm_oldest(&mut unconfirmed, published), publisher.wait(), tell).await?;
         }
-        let confirm = publisher.publish(&message_id, body).await.with_context(|| lost(number, published))?;
+        let publishing = wait_aloud(publisher.publish(&message_id, body), publisher.wait(), tell);
+        let confirm = publishing.await.with_context(|| lost(number, published))?;
         unconfirmed.push_back((number, Box::pin(confirm)));
         published += 1;
         progress.set_message(format!("{} published", HumanCount(published)));
     }
     while !unconfirmed.is_empty() {
-        confirm_oldest(&mut unconfirmed, published).await?;
+        wait_aloud(confirm_oldest(&mut unconfirmed, published), publisher.wait(), tell).await?;
     }
-    publisher.close().await?;
+    publisher.close().await;
     progress.finish_and_clear();
     println!("published {published} to {}, each confirmed", args.broker.exchange);
     if refused > 0 {

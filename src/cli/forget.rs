@@ -13,6 +13,7 @@ use crate::broker::Broker;
 use crate::broker::dead_letters::DeadLetters;
 use crate::config::{BrokerSettings, DatabaseSettings};
 use crate::journal::forget::{Forgotten, forget};
+use crate::visible::visible;
 
 /// Remove what could tell who a customer is, and keep what happened
 #[derive(Args, Debug)]
@@ -67,7 +68,7 @@ async fn find_queued(settings: &BrokerSettings, customer_id: Uuid) -> anyhow::Re
             queued.push(letter.id());
         }
     }
-    letters.close().await?;
+    letters.close().await;
     Ok(queued)
 }
 
@@ -83,6 +84,8 @@ fn print_answer(Answer { forgotten, queued, not_looked }: &Answer) {
             "STILL QUEUED, and gone only with DEAD_LETTER_TTL or by hand: dead letters {}",
             queued.join(", ")
         ),
-        (None, not_looked) => println!("NOT LOOKED FOR: {}", not_looked.as_deref().unwrap_or_default()),
+        (None, not_looked) => {
+            println!("NOT LOOKED FOR: {}", visible(not_looked.as_deref().unwrap_or_default()))
+        }
     }
 }

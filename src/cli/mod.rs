@@ -29,7 +29,9 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Parser, Subcommand};
 use comfy_table::presets::NOTHING;
+use tokio::time::{Duration, timeout};
 
+use crate::broker::Wait;
 use crate::config::{
     DatabaseSettings, EnvFile, Parsed, SettingFault, SettingSource, parse_all, setting_sources,
 };
@@ -191,5 +193,20 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Who waits longer for the broker to take a message is told why.
+const WAIT_IN_SILENCE: Duration = Duration::from_secs(3);
+
+/// Waits for the broker to take a message, and tells where that takes long.
+async fn wait_aloud<T>(waiting: impl Future<Output = T>, wait: Wait, tell: impl FnOnce(&str)) -> T {
+    let mut waiting = std::pin::pin!(waiting);
+    match timeout(WAIT_IN_SILENCE, waiting.as_mut()).await {
+        Ok(taken) => taken,
+        Err(_elapsed) => {
+            tell(&wait.to_string());
+            waiting.await
+        }
     }
 }

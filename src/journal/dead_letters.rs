@@ -89,7 +89,7 @@ pub async fn find_dead_letter(pool: &PgPool, body_sha256: &[u8]) -> sqlx::Result
     .await
 }
 
-/// Writes down that a person has a dead letter delivered again.
+/// Writes down that a person has a dead letter delivered again; or, after that, why it was not.
 ///
 /// # Errors
 /// When the database fails.
@@ -97,9 +97,13 @@ pub async fn record_requeue(
     pool: &PgPool,
     letter_id: &str,
     job_id: Option<Uuid>,
+    failure: Option<&str>,
     signed: Signed<'_>,
 ) -> sqlx::Result<()> {
-    let detail = format!("dead letter {letter_id}");
+    let detail = match failure {
+        None => format!("dead letter {letter_id}"),
+        Some(failure) => format!("dead letter {letter_id} stays: {failure}"),
+    };
     let deed = Deed { action: "requeue", job_id, customer_id: None, detail: Some(&detail) };
     record(pool, deed, signed).await
 }

@@ -23,6 +23,14 @@ async fn check_each_done_once(world: &World, jobs: &[Uuid]) {
     assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
 }
 
+/// What passes by itself is no error, whatever a library calls it.
+fn check_no_error(worker: &WorkerProcess) {
+    let log = worker.log();
+    let error = log.lines().find(|line| line.contains(r#""level":"ERROR""#));
+    assert_eq!(error, None);
+    assert!(log.contains(r#""level":"WARN""#), "{log}");
+}
+
 #[test]
 fn a_connection_that_the_operator_closes_is_opened_again() {
     world(async |world| {
@@ -32,6 +40,7 @@ fn a_connection_that_the_operator_closes_is_opened_again() {
         world.wait_for_logs(&worker, OPENED, 2).await;
         check_each_done_once(&world, &jobs).await;
         world.wait_for_no_delivery().await;
+        check_no_error(&worker);
     });
 }
 
@@ -51,6 +60,7 @@ fn a_connection_that_is_reset_or_cut_again_and_again_is_opened_again() {
         }
         check_each_done_once(&world, &jobs).await;
         world.wait_for_no_delivery().await;
+        check_no_error(&worker);
     });
 }
 
@@ -288,4 +298,94 @@ fn a_password_of_the_broker_that_is_rotated_is_read_again_from_its_file() {
         world.check_all_acked([&mut worker]).await;
         assert!(worker.log().contains("AMQP_URL read again from its file"), "{}", worker.log());
     });
+}
+
+const TOLERATED: &str = "jobs go on, and dead letters are kept as the broker has it";
+
+#[test]
+fn another_ttl_of_dead_letters_is_an_error_once_and_stops_no_job() {
+    world(async |world| {
+        world.declare_topology().await;
+        let settings = [("DEAD_LETTER_TTL", "7d"), ("CUSTOMER_EVENTS", "true")];
+        let worker = world.start_worker_with(&settings);
+        world.wait_for_log(&worker, TOLERATED).await;
+        assert!(worker.log().contains("DEAD_LETTER_QUEUE: cannot use queue kyc.dead-letters"));
+        let jobs = world.publish_jobs(3).await;
+        world.wait_for_all_accepted(&jobs).await;
+        world.publish(None, b"{}").await;
+        world.wait_for("the letter", async || world.take_dead_letter().await).await;
+        // One of jobs and one of events, and then another of each.
+        world.wait_for_logs(&worker, OPENED, 2).await;
+        world.close_connections_of_workers().await;
+        world.wait_for_logs(&worker, OPENED, 4).await;
+        assert_eq!(worker.log().matches(TOLERATED).count(), 1, "{}", worker.log());
+
+        let enqueued = world.run(&["enqueue", "/dev/null"], &settings).await;
+        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+    });
+}
+
+#[test]
+fn a_queue_of_events_that_is_not_permitted_stops_no_job() {
+    world(async |world| {
+        world.declare_topology().await;
+        let all_but_events = "^kyc(\\.d.*)?$";
+        let amqp_url = world
+            .allow_user_to(
+                json!({ "configure": all_but_events, "write": all_but_events, "read": all_but_events }),
+            )
+            .await;
+        let worker = world.start_worker_with(&[("AMQP_URL", &amqp_url), ("CUSTOMER_EVENTS", "true")]);
+        world.wait_for_log(&worker, REFUSED).await;
+        assert!(worker.log().contains("CUSTOMER_EVENTS_QUEUE: cannot use queue"), "{}", worker.log());
+        let jobs = world.publish_jobs(3).await;
+        world.wait_for_all_accepted(&jobs).await;
+        world.allow_user(".*").await;
+        world.wait_for_log(&worker, "\"queue\":\"kyc.customer-events\"").await;
+    });
+}
+
+#[test]
+fn a_place_for_dead_letters_that_is_missing_is_waited_for() {
+    world(async |world| {
+        // Enough for jobs; the queue of dead letters is not there, and may not be made.
+        let most = "^kyc(\\.dlx|\\.document-updates)?$";
+        let amqp_url = world.allow_user_to(json!({ "configure": most, "write": ".*", "read": ".*" })).await;
+        let worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        world.wait_for_log(&worker, REFUSED).await;
+        assert!(worker.log().contains("DEAD_LETTER_QUEUE: cannot use queue"), "{}", worker.log());
+        assert!(!world.queue_exists(JOBS).await, "rejects would have nowhere to go");
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(3).await;
+        check_each_done_once(&world, &jobs).await;
+    });
+}
+
+/// The permissions of docs/deployment.md, "Least privilege": declare nothing, or everything.
+#[test]
+fn the_documented_permissions_are_enough_for_jobs_and_events() {
+    let document = include_str!("../../docs/deployment.md");
+    let command = document.lines().find(|line| line.contains("-p VHOST kyc-worker")).expect("the command");
+    let words = shlex::split(command).expect("a command line");
+    let [configure, write, read] = words.last_chunk().expect("three expressions");
+    let verify = json!({ "configure": configure, "write": write, "read": read });
+    let declares = document.lines().find(|line| line.contains("`TOPOLOGY=declare`")).expect("a sentence");
+    let all = declares.split('`').find(|code| code.starts_with("^kyc")).expect("an expression");
+    let declare = json!({ "configure": all, "write": all, "read": all });
+    for (topology, permissions) in [("declare", declare), ("verify", verify)] {
+        world(async |world| {
+            let amqp_url = world.allow_user_to(permissions.clone()).await;
+            let settings = [("TOPOLOGY", topology), ("CUSTOMER_EVENTS", "true"), ("AMQP_URL", &amqp_url)];
+            if topology == "verify" {
+                let mut declaring = world.start_worker_with(&settings[1..2]);
+                world.wait_for_logs(&declaring, OPENED, 2).await;
+                declaring.stop().await;
+            }
+            let worker = world.start_worker_with(&settings);
+            world.wait_for_logs(&worker, OPENED, 2).await;
+            let jobs = world.publish_jobs(3).await;
+            check_each_done_once(&world, &jobs).await;
+            assert!(!worker.log().contains(REFUSED) && !worker.log().contains(TOLERATED), "{}", worker.log());
+        });
+    }
 }

@@ -157,6 +157,28 @@ fn an_event_ends_a_verification_and_a_look_confirms_it() {
     });
 }
 
+/// As client libraries do whose language has no text apart from bytes.
+#[test]
+fn an_event_whose_headers_are_bytes_is_believed() {
+    world_with(world_that_verifies_in(FOR_EVER), async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        world.blind(customer_id).await;
+        let (worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
+
+        let webhook = Webhook::of(customer_id, "FAILED");
+        let mut headers = FieldTable::default();
+        for (name, value) in webhook.properties().headers().clone().expect("headers").inner() {
+            let AMQPValue::LongString(text) = value else { panic!("{name} is no text") };
+            headers.insert(name.clone(), AMQPValue::ByteArray(text.as_bytes().to_vec().into()));
+        }
+        let properties = webhook.properties().with_headers(headers);
+        world.publish_to(ROUTING_KEY, properties, &webhook.body).await;
+        world.wait_for_log(&worker, "verification ended, says a customer event").await;
+        assert_eq!(world.verification(job_id).await.status.as_deref(), Some("FAILED"));
+    });
+}
+
 #[test]
 fn an_event_that_may_be_of_an_earlier_update_ends_nothing_and_brings_a_look() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {

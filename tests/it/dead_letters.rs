@@ -1,10 +1,12 @@
 //! Dead letters are looked at without loss, and delivered again.
 
 use lapin::BasicProperties;
-use serde_json::json;
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{World, job_body, world};
+use crate::own_services::OwnRabbit;
 
 const DEAD_LETTERS: &str = "kyc.dead-letters";
 
@@ -123,10 +125,215 @@ fn the_row_of_a_dead_letter_is_kept_as_long_as_it_should_be() {
                 from unnest(array[interval '91 days', interval '89 days']) age",
             )
             .await;
-        let _worker = world.start_worker();
+        let worker = world.start_worker();
+        // A vhost that goes while its queues are declared takes the broker's dead-lettering along.
+        world.wait_for_log(&worker, "broker session opened").await;
         let rows = "select count(*) from dead_lettered_delivery";
         world.wait_for("a swept row", async || (world.count(rows).await == 1).then_some(())).await;
         let left = "select count(*) from dead_lettered_delivery where reason = '89 days'";
         assert_eq!(world.count(left).await, 1);
+    });
+}
+
+const REQUEUE: [&str; 7] = ["dead-letters", "requeue", "--all", "--by", "ana", "--note", "again"];
+
+/// Puts a good job among the dead letters.
+async fn publish_buried(world: &World, properties: BasicProperties) -> Uuid {
+    let job_id = Uuid::new_v4();
+    let properties = properties.with_message_id(job_id.to_string().into());
+    let body = job_body(Uuid::new_v4(), job_id).to_string();
+    world.publish_dead_letter_with(properties, body.as_bytes()).await;
+    job_id
+}
+
+/// The headers of a letter that came from an exchange of that name.
+fn died_at(exchange: &str) -> FieldTable {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut death = FieldTable::default();
+    death.insert("exchange".into(), text(exchange));
+    death.insert("reason".into(), text("rejected"));
+    death.insert("routing-keys".into(), AMQPValue::FieldArray(FieldArray::from(vec![text("any")])));
+    let mut headers = FieldTable::default();
+    headers.insert(
+        "x-death".into(),
+        AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])),
+    );
+    headers
+}
+
+#[test]
+fn a_letter_of_another_user_is_requeued_in_our_name() {
+    world(async |world| {
+        world.declare_topology().await;
+        let first = publish_buried(&world, BasicProperties::default().with_user_id("guest".into())).await;
+        let second = publish_buried(&world, BasicProperties::default()).await;
+        wait_for_letters(&world, 2).await;
+        let amqp_url = world.allow_user(".*").await;
+        let output = world.run(&REQUEUE, &[("AMQP_URL", &amqp_url)]).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&[first, second]).await;
+        wait_for_letters(&world, 0).await;
+    });
+}
+
+#[test]
+fn a_letter_that_the_broker_refuses_stays_and_hides_no_other() {
+    world(async |world| {
+        world.declare_topology().await;
+        let nowhere = BasicProperties::default().with_headers(died_at("nowhere"));
+        publish_buried(&world, nowhere.clone()).await;
+        let first = publish_buried(&world, BasicProperties::default()).await;
+        // No queue is bound to the key: that closes no channel.
+        publish_buried(&world, BasicProperties::default().with_headers(died_at("kyc"))).await;
+        publish_buried(&world, nowhere).await;
+        let second = publish_buried(&world, BasicProperties::default()).await;
+        wait_for_letters(&world, 5).await;
+
+        let (said, succeeded) = world.ask(&REQUEUE).await;
+        assert!(!succeeded, "not all were requeued");
+        assert_eq!(said["requeued"].as_array().map(Vec::len), Some(2), "{said}");
+        let reasons: Vec<&str> = said["refused"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|refused| refused["reason"].as_str())
+            .collect();
+        assert_eq!(reasons.len(), 3, "{said}");
+        assert!(reasons[0].contains("no exchange 'nowhere'"), "{reasons:?}");
+        assert!(reasons[1].contains("no queue is bound to exchange kyc with key any"), "{reasons:?}");
+        wait_for_letters(&world, 3).await;
+        let of_fate = |stays| {
+            format!(
+                "select count(*) from intervention where action = 'requeue' and detail {stays} '% stays: %'"
+            )
+        };
+        let count = async |query: String| {
+            sqlx::query_scalar::<_, i64>(&query).fetch_one(&world.pool).await.expect("the database answers")
+        };
+        assert_eq!(count(of_fate("not like")).await, 5, "what was meant");
+        assert_eq!(count(of_fate("like")).await, 3, "what came of it");
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&[first, second]).await;
+    });
+}
+
+const FORGED: &str =
+    "\u{1b}[2J\u{1b}]52;c;cm0=\u{7}\u{9b}1m\u{202e}a\u{7f}\n0123456789ab  1 s  worker  requeued";
+
+const REVERSED: &str = "invoice-\u{202e}fdp.exe";
+
+#[test]
+fn what_a_publisher_wrote_moves_no_terminal() {
+    world(async |world| {
+        world.declare_topology().await;
+        let job_id = Uuid::new_v4();
+        let body = job_body(Uuid::new_v4(), job_id).to_string();
+        // What has control characters is not kept.
+        let properties = BasicProperties::default()
+            .with_message_id(job_id.to_string().into())
+            .with_correlation_id(REVERSED.into());
+        world.publish_with(properties, body.as_bytes()).await;
+        let worker = world.start_worker();
+        world.wait_for_state(job_id, &["accepted"]).await;
+        let letter = format!("{{\"{FORGED}\": \"\u{1b}[5m\"}}");
+        world
+            .publish_dead_letter_with(
+                BasicProperties::default().with_message_id(FORGED.into()),
+                letter.as_bytes(),
+            )
+            .await;
+        wait_for_letters(&world, 1).await;
+
+        let (listed, _) = world.ask(&["dead-letters", "list"]).await;
+        assert_eq!(listed[0]["message_id"], FORGED, "JSON is exact");
+        let (shown, _) = world.ask(&["show", &job_id.to_string()]).await;
+        assert_eq!(shown["submission"]["correlation_id"], REVERSED, "JSON is exact: {shown}");
+        let id = listed[0]["id"].as_str().expect("an id").to_owned();
+        let job_id = job_id.to_string();
+        for command in [
+            &["dead-letters", "list"][..],
+            &["dead-letters", "list", "--json"],
+            &["dead-letters", "show", &id],
+            &["show", &job_id],
+            &["show", &job_id, "--json"],
+            &["report"],
+            &["list"],
+        ] {
+            check_shown(&format!("{command:?}"), &world.say(command).await);
+        }
+        let said = world.say(&["dead-letters", "list"]).await;
+        assert_eq!(said.lines().count(), 2, "a header and a line: {said}");
+        assert!(said.contains("\\u001b[2J"), "{said}");
+        check_shown("the log", &worker.log());
+
+        let bytes = world.run(&["dead-letters", "show", &id, "--body"], &[]).await.stdout;
+        assert!(bytes.ends_with(format!("{letter}\n").as_bytes()), "a body that is piped is exact");
+        let file = world.write_file("lines", letter.as_bytes());
+        let refused = world.run(&["enqueue", &file], &[]).await;
+        check_shown("enqueue", &String::from_utf8_lossy(&refused.stderr));
+    });
+}
+
+#[track_caller]
+fn check_shown(what: &str, text: &str) {
+    let obeyed = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    assert!(!text.contains(obeyed), "{what}: {text:?}");
+    assert!(!text.lines().any(|line| line.starts_with("0123456789ab")), "{what}: {text:?}");
+}
+
+#[test]
+fn a_broker_with_an_alarm_is_waited_for_aloud_and_not_for_ever() {
+    let broker = OwnRabbit::start("");
+    world(async |world| {
+        let amqp_url = broker.url();
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("DOCUMENT_TYPES", "PASSPORT")];
+        let start = |arguments: &[&str]| {
+            let mut command = world.command();
+            command.args(arguments).envs(settings);
+            world.spawn(command)
+        };
+        let mut body = job_body(Uuid::new_v4(), Uuid::new_v4());
+        body["document_type"] = json!("VOTER_ID");
+        let lines: Vec<String> = (0..3)
+            .map(|_| {
+                body["job_id"] = json!(Uuid::new_v4());
+                body.to_string()
+            })
+            .collect();
+        let file = world.write_file("lines", lines.join("\n").as_bytes());
+        let enqueue = ["enqueue", "--no-validate", &file];
+
+        // Told while it lasts, and done when it is over.
+        broker.set_memory_alarm(true);
+        let mut enqueueing = start(&enqueue);
+        world.wait_for_log(&enqueueing, "it has an alarm for memory or disk").await;
+        assert!(enqueueing.is_running());
+        broker.set_memory_alarm(false);
+        assert!(enqueueing.exit().await.success(), "{}", enqueueing.log());
+        assert!(enqueueing.log().contains("published 3"), "{}", enqueueing.log());
+
+        let mut worker = start(&["run"]);
+        let invalid = "select count(*) from dead_lettered_delivery";
+        world.wait_for("three letters", async || (world.count(invalid).await == 3).then_some(())).await;
+        let listed = || async {
+            let output = world.run(&["dead-letters", "list", "--json"], &settings).await;
+            serde_json::from_slice::<Vec<Value>>(&output.stdout).map(|letters| letters.len()).ok()
+        };
+        world.wait_for("three in the queue", async || (listed().await == Some(3)).then_some(())).await;
+        worker.stop().await;
+
+        // Given up, with what became of each.
+        broker.set_memory_alarm(true);
+        let mut requeueing = start(&REQUEUE);
+        let ended = requeueing.exit().await;
+        let said = requeueing.log();
+        assert_eq!(ended.code(), Some(1), "{said}");
+        assert!(said.contains("was not requeued") && said.contains("rabbitmq-diagnostics alarms"), "{said}");
+        assert!(said.contains("requeued 0; 0 stay") || said.contains("requeued 1; 0 stay"), "{said}");
+        let stays = "select count(*) from intervention where detail like '% stays: %'";
+        assert_eq!(world.count(stays).await, 1);
+        broker.set_memory_alarm(false);
+        world.wait_for("all that was not taken", async || (listed().await >= Some(2)).then_some(())).await;
     });
 }

@@ -194,6 +194,20 @@ impl OwnRabbit {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports[0])
     }
 
+    /// Has it take no messages, as when its memory is used up; or take them again.
+    pub fn set_memory_alarm(&self, is_set: bool) {
+        let [port, _, epmd_port] = self.ports.map(|port| port.to_string());
+        let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
+        let set = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl")
+            .env("HOME", self.dir.path())
+            .env("ERL_EPMD_PORT", epmd_port)
+            .args(["-n", &format!("kyc{port}@localhost"), "set_vm_memory_high_watermark"])
+            .args(watermark)
+            .output()
+            .expect("rabbitmqctl runs");
+        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+    }
+
     /// Ends it in good order: its clients are told.
     pub fn stop(&mut self) {
         self.end("TERM");

@@ -114,3 +114,25 @@ fn a_replica_is_seen_while_it_lives_and_gone_when_it_stops() {
         world.wait_for("its row to go", async || (world.count(names).await == 0).then_some(())).await;
     });
 }
+
+/// RabbitMQ 3.10 crashes the channel where a consumer takes the tag of the one that was cancelled.
+#[test]
+fn each_consumer_has_a_tag_of_its_own() {
+    world(async |world| {
+        world.declare_topology().await;
+        let _worker = start(&world, "one");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..3 {
+            let tag = world
+                .wait_for("a consumer with another tag", async || {
+                    world.consumer_tags().await.into_iter().find(|tag| !seen.contains(tag))
+                })
+                .await;
+            seen.insert(tag);
+            world.say(&["pause", "--by", "ana", "--note", "again"]).await;
+            world.wait_for_consumers(0).await;
+            world.say(&["resume", "--by", "ana", "--note", "again"]).await;
+            world.wait_for_consumers(1).await;
+        }
+    });
+}

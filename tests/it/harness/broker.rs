@@ -161,11 +161,25 @@ impl World {
         queue["messages"].as_u64()
     }
 
+    /// The tags of the consumers of the queue of jobs, as the management API knows them.
+    pub async fn consumer_tags(&self) -> Vec<String> {
+        let url = format!("{}/api/consumers/{}", management_url(), self.name);
+        let answer = self.http.get(url).send().await.expect("the management API answers");
+        #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
+        let consumers: Vec<Value> = answer.json().await.expect("JSON");
+        let of_jobs = consumers.iter().filter(|consumer| consumer["queue"]["name"] == JOBS);
+        of_jobs.filter_map(|consumer| consumer["consumer_tag"].as_str().map(str::to_owned)).collect()
+    }
+
     /// Puts a message among the dead letters that no worker put there.
     pub async fn publish_dead_letter(&self, body: &[u8]) {
+        self.publish_dead_letter_with(BasicProperties::default(), body).await;
+    }
+
+    pub async fn publish_dead_letter_with(&self, properties: BasicProperties, body: &[u8]) {
         let (exchange, key) = ("kyc.dlx".into(), "kyc.dead-letters".into());
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let publishing = self.channel.basic_publish(exchange, key, options, body, BasicProperties::default());
+        let publishing = self.channel.basic_publish(exchange, key, options, body, properties);
         let confirm = publishing.await.expect("the broker takes a message").await.expect("it confirms");
         assert!(confirm.is_ack() && confirm.take_message().is_none(), "the message found no queue");
     }
