@@ -62,6 +62,8 @@ pub struct Liveness {
     pub session: SessionLoop,
     /// The scheduler's rounds.
     pub scheduler: Loop,
+    /// The reads of unknown outcomes.
+    pub reads: Loop,
     /// The tracker's rounds.
     pub tracker: Loop,
 }
@@ -73,6 +75,7 @@ impl Liveness {
         let loops = [
             ("broker session", &self.session.turns),
             ("scheduler", &self.scheduler),
+            ("reads", &self.reads),
             ("tracker", &self.tracker),
         ];
         loops.into_iter().find(|(_, each)| each.stands_still(now)).map(|(name, _)| name)

@@ -1,12 +1,13 @@
-//! Brings what waits in Postgres on its way: parked jobs that are due, looks at customers
-//! that are due, and claims whose owner vanished. Any replica may take any row.
+//! Brings what waits in Postgres on its way: parked jobs that are due, reads of unknown outcomes
+//! that are due, and claims whose lease has expired. Any replica may take any row. Each of these has
+//! a loop and a result of its own, so that none waits for another.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use uuid::Uuid;
@@ -17,19 +18,23 @@ use crate::intake::Reason;
 use crate::journal::seal::OpenError;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Turn};
 use crate::places::{Place, Places};
-use crate::worker::{JOURNAL_RETRY_DELAY, Worker, log_outcome};
+use crate::worker::{JOURNAL_RETRY_DELAY, Worker, chain, log_outcome};
 
-/// How many rows one statement of upkeep touches at most.
-const BATCH: i64 = 100;
+/// How many rows one statement of maintenance touches at most.
+const BATCH: i64 = 250;
 
 /// How many attempts one commit begins at most.
 const ATTEMPTS_MAX: usize = 32;
 
-/// The shortest pause between two looks, where rows stay due that others hold.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// How many customers are read at once at most: a replica that was killed may leave thousands of
+/// unknown outcomes behind, each of which a read can settle for half a minute and no longer.
+const READS_MAX: usize = 512;
 
-/// How many customers are looked at at once: looks wait for no job.
-const LOOKS_MAX: usize = 32;
+/// How many reads one statement claims at most.
+const READS_CLAIMED_MAX: usize = 32;
+
+/// The shortest pause between two rounds, where rows stay due that others hold.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// How often old payloads, dead letters and dead replicas are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
@@ -50,17 +55,6 @@ impl Patience {
     }
 }
 
-/// When what need not be done at every wake was last done.
-#[derive(Default)]
-struct Chores {
-    tidied_at: Option<Instant>,
-    swept_at: Option<Instant>,
-}
-
-fn is_due(done_at: Option<Instant>, interval: Duration) -> bool {
-    done_at.is_none_or(|done_at| done_at.elapsed() >= interval)
-}
-
 /// What the attempts' loop remembers from one turn to the next.
 struct Memory {
     patience: Patience,
@@ -76,13 +70,16 @@ struct Memory {
 pub struct Scheduler {
     worker: Arc<Worker>,
     places: Arc<Places>,
-    looks: Arc<Semaphore>,
+    /// How many customers are read at once.
+    reads: Arc<Semaphore>,
     tasks: TaskTracker,
     poll: Duration,
     payload_retention: Duration,
     dead_letter_retention: Duration,
     /// Wakes the attempts' loop.
     due: Notify,
+    /// Wakes the reads' loop.
+    read_due: Notify,
 }
 
 impl Scheduler {
@@ -95,39 +92,115 @@ impl Scheduler {
         payload_retention: Duration,
         dead_letter_retention: Duration,
     ) -> Self {
-        let looks = Arc::new(Semaphore::new(LOOKS_MAX));
-        let due = Notify::new();
-        Self { worker, places, looks, tasks, poll, payload_retention, dead_letter_retention, due }
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        let (due, read_due) = (Notify::new(), Notify::new());
+        Self { worker, places, reads, tasks, poll, payload_retention, dead_letter_retention, due, read_due }
     }
 
     /// Runs until the worker stops, and then until what it claimed is among the tasks: a claim
-    /// that is under way is waited for, and what it began is closed as not sent. Attempts wait
-    /// for places, in a loop of their own: a look that waited with them could miss the window in
-    /// which it proves something.
+    /// that is under way is waited for, and what it began is closed as not sent. Attempts wait for
+    /// places and maintenance for locks; a read that waited with them could miss the window in which
+    /// it proves something.
     pub async fn run(self) {
-        tokio::join!(self.tend(), self.begin_attempts());
+        let (payloads, letters) = (self.payload_retention, self.dead_letter_retention);
+        let journal = &self.worker.journal;
+        tokio::join!(
+            self.keep_time(),
+            self.begin_attempts(),
+            self.begin_reads(),
+            self.maintain("rescue of expired leases", self.poll, || self.rescue()),
+            self.maintain("ending what has expired", self.poll, || self.expire()),
+            self.maintain("putting off busy customers' jobs", self.poll, move || async move {
+                Ok(journal.postpone_busy(BATCH).await? < BATCH.unsigned_abs())
+            }),
+            self.maintain("PAYLOAD_RETENTION", SWEEP_INTERVAL, move || async move {
+                let swept = journal.sweep_payloads(payloads, BATCH).await?;
+                Ok(was_all(swept, "removed payloads older than PAYLOAD_RETENTION"))
+            }),
+            self.maintain("DEAD_LETTER_RETENTION", SWEEP_INTERVAL, move || async move {
+                let swept = journal.sweep_dead_letters(letters, BATCH).await?;
+                Ok(was_all(swept, "removed rows of dead letters older than DEAD_LETTER_RETENTION"))
+            }),
+            self.maintain("removing the rows of dead replicas", SWEEP_INTERVAL, move || async move {
+                journal.sweep_workers().await?;
+                Ok(true)
+            }),
+        );
     }
 
-    async fn tend(&self) {
-        let mut done = Chores::default();
+    /// Wakes the others when something is due. What stays due, as others hold it, is asked for ever more
+    /// seldom.
+    async fn keep_time(&self) {
+        let mut hurry = PAUSE_MIN;
         loop {
             self.worker.liveness.scheduler.turn();
             self.due.notify_one();
+            self.read_due.notify_one();
             let begun = Instant::now();
-            let pause = match self.round(&mut done).await {
-                Ok(pause) => {
+            let asking = self.worker.stopping.run_until_cancelled(self.worker.journal.next_due());
+            let Some(next_due) = asking.await else { return };
+            let pause = match next_due {
+                Ok(next_due) => {
                     self.worker.intake.resume_by_work(Reason::Database, begun);
-                    pause
+                    next_due.filter(|_| self.may_begin()).unwrap_or(self.poll)
                 }
                 Err(error) => {
                     self.worker.note_journal_failure(&error);
                     self.poll
                 }
             };
+            hurry = if pause.is_zero() { (hurry * 2).min(self.poll) } else { PAUSE_MIN };
             tokio::select! {
-                () = sleep(pause) => {}
+                () = sleep(pause.max(hurry).min(self.poll)) => {}
                 () = self.worker.parked.notified() => {}
                 () = self.worker.stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// What is due and waits for a place is no reason to hurry.
+    fn may_begin(&self) -> bool {
+        self.worker.breaker.is_closed()
+            && !self.worker.intake.is_paused_for(Reason::Operator)
+            && self.places.try_take().is_some()
+    }
+
+    /// Does a chore again and again, `interval` apart, and at once where it says that it was not all.
+    /// What makes it fail is told once, until it works again, and holds up nothing else.
+    async fn maintain<F>(&self, chore: &'static str, interval: Duration, work: impl Fn() -> F)
+    where
+        F: Future<Output = Result<bool, JournalError>>,
+    {
+        let Worker { intake, stopping, .. } = &*self.worker;
+        let (mut failing, mut is_told) = (None, false);
+        while let Some(done) = stopping.run_until_cancelled(work()).await {
+            let pause = match done {
+                Ok(was_all) => {
+                    if std::mem::take(&mut is_told) {
+                        info!(chore, "maintenance works again");
+                    }
+                    failing = None;
+                    if was_all { interval } else { PAUSE_MIN }
+                }
+                Err(error) => {
+                    let cause = chain(&error);
+                    let is_new = failing.as_ref() != Some(&cause);
+                    // An outage is everybody's, and told by who has a job to write down.
+                    let is_shared = error.is_outage() && (is_new || intake.is_paused_for(Reason::Database));
+                    if !is_shared && (is_new || !is_told) {
+                        error!(
+                            chore,
+                            error = cause,
+                            "maintenance fails; all else goes on, and this is tried again"
+                        );
+                        is_told = true;
+                    }
+                    failing = Some(cause);
+                    interval
+                }
+            };
+            if stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
             }
         }
     }
@@ -176,75 +249,66 @@ impl Scheduler {
         Ok(())
     }
 
-    /// One look at everything that is due, but the attempts. Returns how long until the next
-    /// is worth it.
-    async fn round(&self, done: &mut Chores) -> Result<Duration, JournalError> {
-        let journal = &self.worker.journal;
-        if is_due(done.tidied_at, self.poll) {
-            self.tidy_up().await?;
-            done.tidied_at = Some(Instant::now());
-        }
-        self.begin_looks().await?;
-        journal.postpone_busy(BATCH).await?;
-        if is_due(done.swept_at, SWEEP_INTERVAL) {
-            // A full batch may not have been all.
-            done.swept_at = self.sweep().await?.then(Instant::now);
-        }
-        // What is due and waits for a place is no reason to hurry.
-        let may_begin = self.worker.breaker.is_closed()
-            && !self.worker.intake.is_paused_for(Reason::Operator)
-            && self.places.try_take().is_some();
-        let next_due = journal.next_due().await?;
-        Ok(match next_due.filter(|_| may_begin) {
-            Some(next_due) => next_due.max(PAUSE_MIN).min(self.poll),
-            None => self.poll,
-        })
-    }
-
-    /// Takes over what was left behind, and ends what waited for too long.
-    async fn tidy_up(&self) -> Result<(), JournalError> {
-        for taken in self.worker.journal.take_over(BATCH).await? {
+    /// Rescues claims whose lease has expired: as many as there are, before their customers' reads
+    /// are due. Returns whether that was all, as every chore does.
+    async fn rescue(&self) -> Result<bool, JournalError> {
+        let taken = self.worker.journal.take_over(BATCH).await?;
+        for taken in &taken {
             warn!(
                 job_id = %taken.job_id, attempt = taken.attempt,
                 claimed_by = taken.claimed_by, "a worker vanished in an attempt, its customer will be read back"
             );
         }
-        for job_id in self.worker.journal.expire(BATCH).await? {
+        Ok((taken.len() as i64) < BATCH)
+    }
+
+    /// Ends what waited for too long.
+    async fn expire(&self) -> Result<bool, JournalError> {
+        let expired = self.worker.journal.expire(BATCH).await?;
+        for job_id in &expired {
             info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
         }
-        Ok(())
+        Ok((expired.len() as i64) < BATCH)
     }
 
-    /// Removes what has been kept for long enough. Returns whether that was all.
-    async fn sweep(&self) -> Result<bool, JournalError> {
-        let journal = &self.worker.journal;
-        let payloads = journal.sweep_payloads(self.payload_retention, BATCH).await?;
-        if payloads > 0 {
-            info!(swept = payloads, "removed payloads older than PAYLOAD_RETENTION");
+    /// Begins every read that is due. Reads spend nothing, so no breaker holds them back.
+    async fn begin_reads(&self) {
+        loop {
+            // Not for the clock alone: that may wait for a connection.
+            let waiting = timeout(self.poll, self.read_due.notified());
+            if self.worker.stopping.run_until_cancelled(waiting).await.is_none() {
+                return;
+            }
+            self.worker.liveness.reads.turn();
+            if let Err(error) = self.begin_due_reads().await {
+                self.worker.note_journal_failure(&error);
+            }
         }
-        let rows = journal.sweep_dead_letters(self.dead_letter_retention, BATCH).await?;
-        if rows > 0 {
-            info!(swept = rows, "removed rows of dead letters older than DEAD_LETTER_RETENTION");
-        }
-        journal.sweep_workers().await?;
-        Ok(payloads.max(rows) < BATCH.unsigned_abs())
     }
 
-    /// Begins every look that is due. Looks spend nothing, so no breaker holds them back.
-    async fn begin_looks(&self) -> Result<(), JournalError> {
+    async fn begin_due_reads(&self) -> Result<(), JournalError> {
+        let permit = || Arc::clone(&self.reads);
         while !self.worker.stopping.is_cancelled() {
-            let Ok(permit) = Arc::clone(&self.looks).try_acquire_owned() else { return Ok(()) };
+            // Those that are under way may wait for the database: this loop moves all the same.
+            let Ok(Ok(first)) = timeout(self.poll, permit().acquire_owned()).await else { return Ok(()) };
+            let more = std::iter::from_fn(|| permit().try_acquire_owned().ok());
+            let permits: Vec<_> = std::iter::once(first).chain(more.take(READS_CLAIMED_MAX - 1)).collect();
             let claimed_at = Instant::now();
-            let Some(claim) = self.worker.journal.claim_read().await? else { return Ok(()) };
-            let worker = Arc::clone(&self.worker);
-            let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
-            self.tasks.spawn(
-                async move {
-                    worker.read_back(claim, claimed_at).await;
-                    drop(permit);
-                }
-                .instrument(span),
-            );
+            let claims = self.worker.journal.claim_reads(permits.len()).await?;
+            if claims.is_empty() {
+                return Ok(());
+            }
+            for (claim, permit) in claims.into_iter().zip(permits) {
+                let worker = Arc::clone(&self.worker);
+                let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
+                self.tasks.spawn(
+                    async move {
+                        worker.read_back(claim, claimed_at).await;
+                        drop(permit);
+                    }
+                    .instrument(span),
+                );
+            }
         }
         Ok(())
     }
@@ -295,6 +359,10 @@ impl Scheduler {
                     NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
                     NextAttempt::SteppedAside(_, None) => {}
                     NextAttempt::Unreadable(job_id, error) => tell_unreadable(memory, job_id, error),
+                    NextAttempt::Refused(job_id, error) => error!(
+                        %job_id, error = chain(&error),
+                        "the database refuses this job's next attempt; it is tried again in a minute"
+                    ),
                 }
             }
         }
@@ -328,6 +396,14 @@ fn tell_unreadable(memory: &mut Memory, job_id: Uuid, error: OpenError) {
     } else {
         debug!(%job_id, error = text, "a stored payload cannot be opened");
     }
+}
+
+/// Says how much was removed, if anything was; returns whether that was all there is.
+fn was_all(swept: u64, what: &'static str) -> bool {
+    if swept > 0 {
+        info!(swept, "{what}");
+    }
+    swept < BATCH.unsigned_abs()
 }
 
 #[cfg(test)]

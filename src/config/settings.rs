@@ -39,12 +39,13 @@ pub struct DatabaseSettings {
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
     pub database_url_file: Option<PathBuf>,
 
-    /// How many connections a replica may hold, one of them for what many jobs write at once
+    /// How many connections a replica may hold, one of them for what many jobs write at once, a third of
+    /// the others for reads of unknown outcomes
     #[arg(
         long,
         env = "DATABASE_CONNECTIONS",
         default_value_t = 10,
-        value_parser = clap::value_parser!(u32).range(2..=1000)
+        value_parser = clap::value_parser!(u32).range(3..=1000)
     )]
     pub database_connections: u32,
 }

@@ -16,7 +16,10 @@ use super::open::{NewRow, Opened, Slots, open_many};
 use super::pool::Session;
 use super::seal::Fingerprinter;
 use super::settle::{Closing, close_many};
-use super::{CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, PING_TIME_MAX, bounded};
+use super::{
+    CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, ONE_CLAIM, ONE_ROW, PING_TIME_MAX, bounded,
+    is_taken,
+};
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
 /// for that.
@@ -106,7 +109,7 @@ impl Batches {
         let written = bounded(async {
             let mut connection = self.connection().await?;
             let written = match self.write(&mut connection, self.slots(), changes).await {
-                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                Err(error) if is_taken(&error, &[ONE_CLAIM, ONE_ROW]) => {
                     *self.taken_at.lock() = Some(Instant::now());
                     connection.execute("rollback").await?;
                     self.write(&mut connection, Slots::MaybeTaken, changes).await?

@@ -68,7 +68,7 @@ pub(super) async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> s
                 cross join lateral (
                     select * from attempt a where a.job_id = s.job_id offset 0
                 ) spent
-                where s.customer_id = $1 and spent.verdict in ('accepted', 'unknown')
+                where s.customer_id = $1 and s.attempts > 0 and spent.verdict in ('accepted', 'unknown')
             ) as "here!",
             coalesce((select updates_elsewhere from customer where customer_id = $1), 0) as "elsewhere!""#,
         customer_id,

@@ -14,10 +14,11 @@ use uuid::Uuid;
 use super::budget::spent;
 use super::chain::{Entry, Head, Subject};
 use super::seal::OpenError;
-use super::{BUSY_WAIT_MAX_SECONDS, Claim, DEADLOCK, Journal, JournalError, bounded, column};
+use super::upkeep::NEAR_WAIT_MAX_SECONDS;
+use super::{Claim, Journal, JournalError, bounded, column, is_lost_race};
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
-use crate::domain::outcome::{History, Outcome, Review};
+use crate::domain::outcome::{Exhaustion, History, Outcome, Review};
 use crate::domain::precedence::{Rival, Ruling, Standing, rule};
 use crate::domain::read_back::{Budget, Conclusion};
 
@@ -35,7 +36,17 @@ pub enum NextAttempt {
     SteppedAside(Uuid, Option<Outcome>),
     /// No key opens its payload: it waits for one, and no attempt was begun.
     Unreadable(Uuid, OpenError),
+    /// The database refuses what is written of it. It is tried again after a while, so that it is in
+    /// nobody's way.
+    Refused(Uuid, JournalError),
 }
+
+/// How many older jobs of a customer end at once, because a newer one was accepted. Whatever is left
+/// is ended by the next claim.
+const SUPERSEDED_AT_ONCE: i64 = 100;
+
+/// How long a job is left alone of which the database refuses what is to be written.
+const REFUSED_WAIT_SECONDS: f64 = 60.0;
 
 /// Which attempts may begin.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -88,6 +99,7 @@ struct TakenSlot {
     correlation_id: Option<String>,
     misconfigured: i64,
     unknown: i64,
+    is_expired: bool,
     begun_at: OffsetDateTime,
     chain: Option<[u8; 32]>,
     entries: i32,
@@ -106,22 +118,56 @@ impl Journal {
         turn: Turn,
         limit: usize,
     ) -> Result<Option<Vec<NextAttempt>>, JournalError> {
-        let next = bounded(async {
+        let mut taken = Vec::new();
+        match self.try_next_attempts(t0, turn, limit, &mut taken).await {
+            Ok(next) => Ok(Some(next)),
+            // Another replica took a customer's slot between our read and our claim.
+            Err(JournalError::Database(error)) if is_lost_race(&error) => Ok(None),
+            Err(error) if error.is_of_a_job() => match taken[..] {
+                // The others do not wait for the one that the database refuses: each goes alone.
+                [_, _, ..] => Box::pin(self.next_attempts(t0, turn, 1)).await,
+                [job_id] => {
+                    self.leave_alone(job_id).await?;
+                    Ok(Some(vec![NextAttempt::Refused(job_id, error)]))
+                }
+                [] => Err(error),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Commits the claims, and notes in `taken` whose slots were taken before that failed.
+    async fn try_next_attempts(
+        &self,
+        t0: Moment,
+        turn: Turn,
+        limit: usize,
+        taken: &mut Vec<Uuid>,
+    ) -> Result<Vec<NextAttempt>, JournalError> {
+        bounded(async {
             let mut tx = self.pool.begin().await?;
-            let next = self.next_attempts_in(&mut tx, t0, turn, limit).await?;
+            let slots = self.take_slots(&mut tx, turn, limit).await?;
+            taken.extend(slots.iter().map(|slot| slot.job_id));
+            let next = self.next_attempts_in(&mut tx, t0, turn, slots).await?;
             tx.commit().await?;
             Ok(next)
         })
-        .await;
-        match next {
-            // Another replica took a customer's slot between our look and our claim.
-            Err(JournalError::Database(sqlx::Error::Database(error)))
-                if error.is_unique_violation() || error.code().is_some_and(|code| code == DEADLOCK) =>
-            {
-                Ok(None)
-            }
-            next => next.map(Some),
-        }
+        .await
+    }
+
+    async fn leave_alone(&self, job_id: Uuid) -> Result<(), JournalError> {
+        bounded(
+            sqlx::query!(
+                "-- leave_alone
+                update submission set due_at = now() + make_interval(secs => $2)
+                where job_id = $1 and state = 'waiting' and due_at <= now()",
+                job_id,
+                REFUSED_WAIT_SECONDS,
+            )
+            .execute(&self.pool),
+        )
+        .await?;
+        Ok(())
     }
 
     /// What an earlier [`Journal::next_attempts`] with this `t0` has begun, where its answer was
@@ -145,7 +191,8 @@ impl Journal {
                     (
                         select count(*) from attempt a
                         where a.job_id = s.job_id and a.verdict = 'unknown'
-                    ) as "unknown!"
+                    ) as "unknown!",
+                    false as "is_expired!"
                 from submission s
                 join attempt a on a.job_id = s.job_id and a.number = s.attempts
                 where s.state = 'submitting' and s.claimed_by = $1
@@ -170,14 +217,18 @@ impl Journal {
         tx: &mut PgTransaction<'_>,
         t0: Moment,
         turn: Turn,
-        limit: usize,
+        slots: Vec<TakenSlot>,
     ) -> sqlx::Result<Vec<NextAttempt>> {
-        let slots = self.take_slots(tx, turn, limit).await?;
         let contenders: Vec<Contender> = slots.iter().map(TakenSlot::contender).collect();
         let rulings = look(&mut *tx, &contenders, self.limits.read_back_window).await?;
         let (mut next, mut beginning) = (Vec::with_capacity(slots.len()), Vec::new());
         for ((slot, contender), ruling) in slots.into_iter().zip(&contenders).zip(rulings) {
-            next.push(match ruling {
+            let became = match ruling {
+                _ if slot.is_expired => {
+                    let outcome = Outcome::Exhausted(Exhaustion::Expired);
+                    contender.end(tx, &outcome).await?;
+                    NextAttempt::SteppedAside(slot.job_id, Some(outcome))
+                }
                 // Checked inside the claim of a resend: other jobs may have spent meanwhile.
                 Ruling::Go if contender.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
                     let outcome = Outcome::NeedsReview(Review::LastUpdate);
@@ -196,10 +247,17 @@ impl Journal {
                     }
                 },
                 ruling => {
+                    if let Ruling::Superseded { by } = ruling {
+                        let older = contender.supersede_older(tx, by).await?;
+                        let ended =
+                            |job_id| NextAttempt::SteppedAside(job_id, Some(Outcome::Superseded { by }));
+                        next.extend(older.into_iter().map(ended));
+                    }
                     let ended = contender.step_aside(tx, ruling).await?;
                     NextAttempt::SteppedAside(slot.job_id, ended)
                 }
-            });
+            };
+            next.push(became);
         }
         begin_attempts(tx, &self.worker, &beginning).await?;
         Ok(next)
@@ -280,7 +338,8 @@ impl Journal {
         limit: usize,
     ) -> sqlx::Result<Vec<TakenSlot>> {
         // The slots are taken in the customers' order, as every batch takes them: two that
-        // took them in different orders would wait for each other.
+        // took them in different orders would wait for each other. `offset 0` and `limit 1` keep it a
+        // look-up for each job: Postgres would rather join them with all that wait.
         sqlx::query_as!(
             TakenSlot,
             r#"-- take_slots
@@ -288,17 +347,21 @@ impl Journal {
                 select s.job_id, s.customer_id
                 from submission s
                 where s.state = 'waiting' and s.due_at <= now()
-                    and (s.expires_at is null or s.expires_at > now())
+                    and s.due_at >= coalesce($5::timestamptz, '-infinity')
                     and not exists (
-                        select from submission other
-                        where other.customer_id = s.customer_id
-                            and (
-                                other.state in ('submitting', 'unknown')
-                                or other.state = 'waiting'
-                                    and (other.requested_at, other.received_at, other.job_id)
-                                        > (s.requested_at, s.received_at, s.job_id)
-                            )
+                        select from submission holder
+                        where holder.customer_id = s.customer_id
+                            and holder.state in ('submitting', 'unknown')
+                        offset 0
                     )
+                    and (
+                        select newer.job_id from submission newer
+                        where newer.customer_id = s.customer_id and newer.state = 'waiting'
+                            and (newer.requested_at, newer.received_at, newer.job_id)
+                                > (s.requested_at, s.received_at, s.job_id)
+                        order by newer.requested_at desc, newer.received_at desc, newer.job_id desc
+                        limit 1
+                    ) is null
                     and not (
                         $3 and exists (
                             select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
@@ -320,7 +383,7 @@ impl Journal {
             returning
                 s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
                 s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
-                s.content_hmac, s.correlation_id,
+                s.content_hmac, s.correlation_id, coalesce(s.expires_at <= now(), false) as "is_expired!",
                 now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
                 (
                     select count(*) from attempt a
@@ -334,6 +397,7 @@ impl Journal {
             self.limits.claim_lease.as_secs_f64(),
             turn == Turn::Trial,
             i64::try_from(limit).unwrap_or(i64::MAX),
+            self.floors.due.bound(),
         )
         .fetch_all(tx)
         .await
@@ -392,7 +456,7 @@ pub(super) async fn look(
     let rows = sqlx::query!(
         r#"-- look
         select
-            c.job_id as "contender!", o.job_id, o.state,
+            c.job_id as "contender!", o.job_id as "job_id!", o.state as "state!",
             (o.requested_at, o.received_at, o.job_id) > (c.requested_at, c.received_at, c.job_id)
                 as "is_newer!",
             coalesce(o.content_hmac = c.content_hmac, false) as "has_same_content!",
@@ -412,13 +476,23 @@ pub(super) async fn look(
         from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[])
             as c (job_id, customer_id, requested_at, received_at, content_hmac)
         cross join lateral (
-            select *
+            -- What may have been applied had an attempt, and so has what holds the slot. Of all that
+            -- wait, which may be many, the newest tells whether any is newer.
+            select job_id, customer_id, state, requested_at, received_at, content_hmac
             from submission s
-            where s.customer_id = c.customer_id and s.job_id <> c.job_id
+            where s.customer_id = c.customer_id and s.attempts > 0 and s.job_id <> c.job_id
                 and (
-                    s.state in ('submitting', 'waiting', 'unknown', 'accepted')
+                    s.state in ('submitting', 'unknown', 'accepted')
                     or s.state = 'needs_review' and s.reason_code = 'fate_unknown'
                 )
+            union all
+            (
+                select job_id, customer_id, state, requested_at, received_at, content_hmac
+                from submission s
+                where s.customer_id = c.customer_id and s.state = 'waiting' and s.job_id <> c.job_id
+                order by s.requested_at desc, s.received_at desc, s.job_id desc
+                limit 1
+            )
             -- Keeps it a look-up for each: of a table without statistics Postgres thinks that a
             -- customer has a great many rows, and would read all of it instead.
             offset 0
@@ -468,30 +542,54 @@ impl Contender {
         Ok(Some(outcome))
     }
 
+    /// Whoever releases or ends the newer one wakes this one; its alarm is for what nobody ends.
     async fn wait_behind_newer(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
         sqlx::query!(
             "-- wait_behind_newer
             update submission s
             set state = 'waiting', waiting_for = 'customer', claimed_until = null,
                 attempts = (select count(*) from attempt a where a.job_id = s.job_id),
-                due_at = greatest(
-                    now() + interval '100 ms',
-                    least(
-                        now() + make_interval(secs => $2),
-                        (
-                            select min(newer.due_at) from submission newer
-                            where newer.customer_id = s.customer_id and newer.state = 'waiting'
-                                and newer.job_id <> s.job_id
-                        )
-                    )
-                )
+                due_at = now() + make_interval(secs => $2)
             where s.job_id = $1 and s.state = 'submitting'",
             self.job_id,
-            BUSY_WAIT_MAX_SECONDS,
+            NEAR_WAIT_MAX_SECONDS,
         )
         .execute(&mut *tx)
         .await?;
-        self.wake_others(tx).await
+        wake_newest(tx, &[self.customer_id]).await
+    }
+
+    /// Ends those that wait and are older than this one: a newer one was accepted, which nothing
+    /// takes back, so none of them needs the slot for that. Returns which.
+    async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<Uuid>> {
+        let outcome = Outcome::Superseded { by };
+        sqlx::query_scalar!(
+            "-- supersede_older
+            with older as (
+                select s.job_id
+                from submission s
+                where s.customer_id = $1 and s.state = 'waiting'
+                    and (s.requested_at, s.received_at, s.job_id) < ($2, $3, $4)
+                order by s.requested_at desc, s.received_at desc, s.job_id desc
+                limit $5
+                for update skip locked
+            )
+            update submission s
+            set state = $6, waiting_for = null, due_at = null, reason_code = null, reason = $7,
+                ended_at = greatest(now(), s.received_at), sealed_payload = null
+            from older
+            where s.job_id = older.job_id
+            returning s.job_id",
+            self.customer_id,
+            self.requested_at,
+            self.received_at,
+            self.job_id,
+            SUPERSEDED_AT_ONCE,
+            outcome.state(),
+            &*outcome.reason(),
+        )
+        .fetch_all(tx)
+        .await
     }
 
     /// Gives the slot up until a key may be there: a minute first, then as long again as the job has
@@ -511,7 +609,7 @@ impl Contender {
         )
         .execute(&mut *tx)
         .await?;
-        self.wake_others(tx).await
+        wake_newest(tx, &[self.customer_id]).await
     }
 
     /// Ends the job without an attempt.
@@ -532,36 +630,46 @@ impl Contender {
         )
         .execute(&mut *tx)
         .await?;
-        self.wake_others(tx).await
-    }
-
-    /// Releasing a claim wakes the customer's other jobs, as ending does.
-    async fn wake_others(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        wake_waiters(tx, &[self.customer_id], Some(self.job_id)).await
+        wake_newest(tx, &[self.customer_id]).await
     }
 }
 
-/// Makes those due now that wait for one of these customers, but one job.
-pub(super) async fn wake_waiters(
+/// Makes the newest job due now that waits for each of these customers: whoever releases or ends one
+/// of a customer's jobs wakes the next, and no others. One that waits for its own time keeps that.
+///
+/// To be called after the release, as a statement of its own: its snapshot sees every job that was
+/// waiting by then. One whose commit comes later has a near alarm (`insert_behind`).
+pub(super) async fn wake_newest(tx: &mut PgConnection, customers: &[Uuid]) -> sqlx::Result<()> {
+    wake_newest_due_after(tx, customers, 0.0).await
+}
+
+/// Wakes those alone that would sleep for longer than `seconds`.
+pub(super) async fn wake_newest_due_after(
     tx: &mut PgConnection,
     customers: &[Uuid],
-    but: Option<Uuid>,
+    seconds: f64,
 ) -> sqlx::Result<()> {
     if customers.is_empty() {
         return Ok(());
     }
     sqlx::query!(
-        "-- wake_waiters
-        with waiters as (
+        "-- wake_newest
+        with newest as (
             select w.job_id
             from unnest($1::uuid[]) as released (customer_id)
-            join submission w on w.customer_id = released.customer_id
-            where w.state = 'waiting' and w.waiting_for = 'customer' and w.job_id is distinct from $2
-            for update of w skip locked
+            cross join lateral (
+                select s.job_id, s.waiting_for, s.due_at
+                from submission s
+                where s.customer_id = released.customer_id and s.state = 'waiting'
+                order by s.requested_at desc, s.received_at desc, s.job_id desc
+                limit 1
+                for update skip locked
+            ) w
+            where w.waiting_for = 'customer' and w.due_at > now() + make_interval(secs => $2)
         )
-        update submission s set due_at = now() from waiters where s.job_id = waiters.job_id",
+        update submission s set due_at = now() from newest where s.job_id = newest.job_id",
         customers,
-        but,
+        seconds,
     )
     .execute(tx)
     .await?;

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::interventions::{Deed, Signed, record};
+use super::upkeep::clamped;
 use super::{Journal, JournalError, bounded};
 
 /// Why a worker dead-lettered a message.
@@ -27,6 +28,7 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn sweep_dead_letters(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
+        let retention = clamped(retention);
         let swept = bounded(
             sqlx::query!(
                 "-- sweep_dead_letters

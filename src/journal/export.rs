@@ -55,7 +55,7 @@ pub async fn count_jobs(connection: &mut PgConnection, span: Span) -> sqlx::Resu
         select count(*) as "count!"
         from submission
         where received_at >= $1 and received_at < $2
-            and (ended_at >= $1 or state = 'submitting' or state in ('waiting', 'unknown'))"#,
+            and (ended_at >= $1 or state = 'submitting' or state = 'waiting' or state = 'unknown')"#,
         span.since,
         span.until,
     )
@@ -90,7 +90,7 @@ pub fn jobs(connection: &mut PgConnection, span: Span) -> BoxStream<'_, sqlx::Re
         from submission s
         where s.received_at >= $1 and s.received_at < $2
             -- What was received since has ended since, or is in motion: each has its index.
-            and (s.ended_at >= $1 or s.state = 'submitting' or s.state in ('waiting', 'unknown'))
+            and (s.ended_at >= $1 or s.state = 'submitting' or s.state = 'waiting' or s.state = 'unknown')
         order by s.received_at, s.job_id"#,
         span.since,
         span.until,

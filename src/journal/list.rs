@@ -78,7 +78,9 @@ async fn list_since(
             union all
             select * from submission where state = 'submitting'
             union all
-            select * from submission where state in ('waiting', 'unknown')
+            select * from submission where state = 'waiting'
+            union all
+            select * from submission where state = 'unknown'
         )
         select
             job_id as "job_id!", customer_id, state as "state!", waiting_for, reason_code, reason,

@@ -42,6 +42,7 @@ use sqlx::pool::PoolConnectionMetadata;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _};
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -56,6 +57,7 @@ use self::pool::{Session, addresses, connect_options, is_pooled_by_transaction, 
 pub use self::read_back::{ReadClaim, Settled};
 use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
+use self::upkeep::Floors;
 pub use self::upkeep::TakenOver;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};
 use self::writer::Writer;
@@ -101,6 +103,13 @@ impl JournalError {
         ["22", "54"].iter().any(|class| code.starts_with(class))
     }
 
+    /// Whether the database refuses what was to be written of a job: a value, or a constraint. No other
+    /// job's writes are refused for that.
+    fn is_of_a_job(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        self.is_of_a_value() || code_of(error).starts_with("23")
+    }
+
     /// Whether the pool got no further connection while those it has are answered: the server allows
     /// fewer than `DATABASE_CONNECTIONS`.
     pub fn is_crowded(&self) -> bool {
@@ -128,6 +137,24 @@ fn code_of(error: &sqlx::Error) -> Cow<'_, str> {
 fn needs_person(error: &sqlx::Error) -> bool {
     let code = code_of(error);
     ["08P01", "26", "28", "3D", "42", "XX001", "XX002"].iter().any(|class| code.starts_with(class))
+}
+
+/// The constraint that stands for a customer's slot.
+const ONE_CLAIM: &str = "submission_one_claim_per_customer";
+
+/// The constraint that stands for a `job_id`.
+const ONE_ROW: &str = "submission_pkey";
+
+/// Whether a unique constraint, one of `constraints`, was violated. Any other violation is a fault.
+fn is_taken(error: &sqlx::Error, constraints: &[&str]) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.is_unique_violation() && error.constraint().is_some_and(|name| constraints.contains(&name))
+    })
+}
+
+/// Whether another replica was faster: it took the customer's slot, or waited for what we hold.
+fn is_lost_race(error: &sqlx::Error) -> bool {
+    is_taken(error, &[ONE_CLAIM]) || code_of(error) == DEADLOCK
 }
 
 fn is_outage(error: &sqlx::Error) -> bool {
@@ -177,11 +204,12 @@ const READ_ONLY: &str = "25006";
 /// How many of a worker's connections are for batches.
 const FOR_BATCHES: u32 = 1;
 
+/// For so many of a worker's other connections it has one for reads of unknown outcomes, which come in
+/// time whatever else waits.
+const CONNECTIONS_PER_READER: u32 = 2;
+
 /// SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
-
-/// How long a job whose customer is busy waits at most before it looks again.
-const BUSY_WAIT_MAX_SECONDS: f64 = 30.0;
 
 /// The right to make one attempt now.
 #[derive(Clone, Copy, Debug)]
@@ -324,6 +352,14 @@ pub struct Journal {
     keyring: Keyring,
     fingerprinter: Fingerprinter,
     batches: Writer<Change, Written>,
+    /// For reads of unknown outcomes alone.
+    reads: PgPool,
+    /// Whose turn it is to write down what a read said. Who waits here waits for no connection, which
+    /// the database would be blamed for.
+    concluding: Semaphore,
+    /// How many jobs may be opened alone at once: those of a busy customer leave connections to others.
+    opening: Semaphore,
+    floors: Floors,
     _writing: BatchThread,
 }
 
@@ -344,7 +380,14 @@ impl Journal {
         let thread = writing.handle();
         let batches = Batches::new(pool.clone(), worker.clone(), limits, fingerprinter.clone());
         let batches = Arc::new(batches);
+        let connections = pool.options().get_max_connections();
+        let readers = readers(connections);
         Ok(Self {
+            reads: pool_options(readers, &pool.connect_options(), Session::Work)
+                .connect_lazy_with(pool.connect_options().as_ref().clone()),
+            concluding: Semaphore::new(readers as usize),
+            opening: Semaphore::new((connections as usize / 2).max(1)),
+            floors: Floors::default(),
             batches: Writer::start(move |changes: Vec<Change>| {
                 let batches = Arc::clone(&batches);
                 let written = thread.spawn(async move { batches.commit(&changes).await });
@@ -369,8 +412,15 @@ impl Journal {
         settings: &DatabaseSettings,
         known: &mut Option<Secret>,
     ) -> anyhow::Result<()> {
-        lead_anew(&self.pool, settings, known).await
+        lead_anew(&self.pool, settings, known).await?;
+        self.reads.set_connect_options(self.pool.connect_options().as_ref().clone());
+        Ok(())
     }
+}
+
+/// How many connections are for reads beside so many for all else but batches.
+fn readers(others: u32) -> u32 {
+    (others / CONNECTIONS_PER_READER).max(1)
 }
 
 /// One column of a batch, as Postgres' `unnest` takes it.
@@ -386,13 +436,16 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
     connect_with(settings.database_connections, url, Session::Command).await
 }
 
-/// Opens a pool of connections for a worker, and leaves the one that batches are committed over to
-/// the journal.
+/// Opens a pool of connections for a worker, and leaves those to the journal that batches are
+/// committed over, and that reads of unknown outcomes go over.
 ///
 /// # Errors
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
-    connect_with(settings.database_connections.saturating_sub(FOR_BATCHES), url, Session::Work).await
+    let connections = settings.database_connections.saturating_sub(FOR_BATCHES);
+    // The most that leave room for those of the reads.
+    let others = (1..=connections).rev().find(|others| others + readers(*others) <= connections);
+    connect_with(others.unwrap_or(1), url, Session::Work).await
 }
 
 async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyhow::Result<PgPool> {
@@ -403,6 +456,11 @@ async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyho
         anyhow::Error::new(error).context(what)
     };
     let options = reach(options).await.map_err(fault)?;
+    pool_options(connections, &options, session).connect_with(options).await.map_err(fault)
+}
+
+/// A pool that takes care of its connections itself.
+fn pool_options(connections: u32, options: &PgConnectOptions, session: Session) -> PgPoolOptions {
     let (before_use, after_use) = (options.clone(), options.clone());
     PgPoolOptions::new()
         .max_connections(connections)
@@ -417,9 +475,6 @@ async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyho
             let options = after_use.clone();
             Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO, &options).await) })
         })
-        .connect_with(options)
-        .await
-        .map_err(fault)
 }
 
 /// A migration that waits for a lock has every later statement wait behind it: it gives up soon, and

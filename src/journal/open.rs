@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::batch::{Change, Written};
 use super::chain::Head;
-use super::claim::{Beginning, Contender, begin_attempts, look};
-use super::{BUSY_WAIT_MAX_SECONDS, Claim, Journal, JournalError, Limits, bounded, column};
+use super::claim::{Beginning, Contender, begin_attempts, look, wake_newest};
+use super::upkeep::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS};
+use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Invalid, Job};
 use crate::domain::outcome::{History, Outcome, WaitingFor};
@@ -83,6 +84,15 @@ pub(super) struct NewRow {
     t0: Option<Moment>,
 }
 
+/// A job whose customer is busy.
+struct Behind<'a> {
+    row: &'a NewRow,
+    /// How it ends at once, if it does.
+    outcome: Option<Outcome>,
+    /// Whether it is the newest of its customer's here.
+    is_newest: bool,
+}
+
 /// A delivery that goes to the dead-letter queue.
 #[derive(Clone, Copy)]
 pub struct DeadLetter<'a> {
@@ -116,6 +126,8 @@ impl Journal {
         {
             return Ok(opened);
         }
+        // No semaphore of ours is ever closed.
+        let _turn = self.opening.acquire().await;
         // Rare, and large: not to be carried about by every job.
         let opened = Box::pin(bounded(async {
             let mut tx = self.pool.begin().await?;
@@ -301,6 +313,11 @@ impl NewRow {
         }
     }
 
+    /// By which a customer's jobs are ordered; the greatest is the newest.
+    fn age_key(&self) -> (OffsetDateTime, OffsetDateTime, Uuid) {
+        (self.requested_at, self.received_at, self.job_id)
+    }
+
     fn contender(&self) -> Contender {
         Contender {
             job_id: self.job_id,
@@ -313,11 +330,11 @@ impl NewRow {
     }
 }
 
-/// Claims jobs and begins their first attempts. `None` for those whose `job_id`, or whose
-/// customer's slot, is taken, be it by another of them: nothing is written of them.
+/// Claims jobs and begins their first attempts; those whose customer's slot is taken, be it by another
+/// of them, wait behind it. `None` for those whose `job_id` is taken: nothing is written of them.
 ///
-/// The slots first: the unique index decides between replicas. Then the look, in a statement
-/// of its own, whose snapshot is newer than the slots.
+/// The slots first: the unique index decides between replicas. Then the read of the customer's other
+/// jobs, in a statement of its own, whose snapshot is newer than the slots.
 pub(super) async fn open_many(
     tx: &mut PgConnection,
     worker: &str,
@@ -328,17 +345,22 @@ pub(super) async fn open_many(
     if rows.is_empty() {
         return Ok(Vec::new());
     }
-    // Of two with one job_id, or one customer, the second goes alone, and is compared with the first.
+    // Of two with one job_id the second goes alone, and is compared with the first.
     let (mut job_ids, mut customers) =
         (HashSet::with_capacity(rows.len()), HashSet::with_capacity(rows.len()));
-    let distinct: Vec<&NewRow> = rows
+    let (first, mut behind): (Vec<&NewRow>, Vec<&NewRow>) = rows
         .iter()
         .map(Arc::as_ref)
-        .filter(|row| job_ids.insert(row.job_id) && customers.insert(row.customer_id))
-        .collect();
-    let claimed = insert_claimed(tx, worker, limits, slots, &distinct).await?;
-    let claimed: Vec<(&NewRow, OffsetDateTime)> =
-        distinct.into_iter().filter_map(|row| Some((row, *claimed.get(&row.job_id)?))).collect();
+        .filter(|row| job_ids.insert(row.job_id))
+        .partition(|row| customers.insert(row.customer_id));
+    let begun = insert_claimed(tx, worker, limits, slots, &first).await?;
+    let mut claimed: Vec<(&NewRow, OffsetDateTime)> = Vec::with_capacity(begun.len());
+    for row in first {
+        match begun.get(&row.job_id) {
+            Some(begun_at) => claimed.push((row, *begun_at)),
+            None => behind.push(row),
+        }
+    }
     let contenders: Vec<Contender> = claimed.iter().map(|(row, _)| row.contender()).collect();
     let rulings = look(tx, &contenders, limits.read_back_window).await?;
     let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
@@ -357,7 +379,109 @@ pub(super) async fn open_many(
         opened.insert(row.job_id, became);
     }
     begin_attempts(tx, worker, &beginning).await?;
+    if !behind.is_empty() {
+        opened.extend(open_behind(tx, limits, &behind).await?);
+    }
     Ok(rows.iter().map(|row| opened.remove(&row.job_id)).collect())
+}
+
+/// Writes jobs down that found their customers busy: they wait, or end where a newer one was accepted.
+/// Those whose `job_id` is taken are left out.
+///
+/// Whoever releases the slot wakes the newest job that waits, but sees none whose commit comes after
+/// its own statement. So the newest of these has a near alarm. The others need none: whoever sees
+/// them sees a newer one, which wakes the next when it ends.
+async fn open_behind(
+    tx: &mut PgConnection,
+    limits: &Limits,
+    rows: &[&NewRow],
+) -> sqlx::Result<HashMap<Uuid, Opened>> {
+    let contenders: Vec<Contender> = rows.iter().map(|row| row.contender()).collect();
+    let rulings = look(tx, &contenders, limits.read_back_window).await?;
+    let mut newest: HashMap<Uuid, &NewRow> = HashMap::new();
+    let mut behind = Vec::with_capacity(rows.len());
+    for (row, ruling) in rows.iter().copied().zip(rulings) {
+        // Nothing else is sure without the slot.
+        let outcome = match ruling {
+            Ruling::Superseded { by } => Some(Outcome::Superseded { by }),
+            _ => None,
+        };
+        let known = newest.entry(row.customer_id).or_insert(row);
+        if row.age_key() > known.age_key() {
+            *known = row;
+        }
+        behind.push(Behind { row, outcome, is_newest: false });
+    }
+    for each in &mut behind {
+        each.is_newest = newest.get(&each.row.customer_id).is_some_and(|row| row.job_id == each.row.job_id);
+    }
+    let inserted = insert_behind(tx, &behind).await?;
+    // Where the newest was known already, the others have no alarm but another's.
+    let unwatched = |each: &&Behind<'_>| each.is_newest && !inserted.contains(&each.row.job_id);
+    let unwatched: Vec<Uuid> = behind.iter().filter(unwatched).map(|each| each.row.customer_id).collect();
+    wake_newest(tx, &unwatched).await?;
+    let opened = behind.into_iter().filter(|each| inserted.contains(&each.row.job_id));
+    Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Parked, Opened::Ended))).collect())
+}
+
+async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Result<HashSet<Uuid>> {
+    let all: Vec<&Behind<'_>> = rows.iter().collect();
+    let reasons = column(&all, |each| each.outcome.as_ref().map(|outcome| outcome.reason().into_owned()));
+    let inserted = sqlx::query_scalar!(
+        "-- insert_behind
+        insert into submission (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            state, reason, ended_at, waiting_for, due_at
+        )
+        select
+            new.job_id, new.customer_id, new.document_type, new.document_number_last4, new.content_hmac,
+            new.requested_at, new.received_at, new.expires_at, new.correlation_id,
+            case when new.reason is null then new.sealed_payload end,
+            case when new.reason is null then 'waiting' else 'superseded' end, new.reason,
+            case when new.reason is not null then greatest(now(), new.received_at) end,
+            case when new.reason is null then 'customer' end,
+            case
+                when new.reason is not null then null
+                when not new.is_newest then now() + make_interval(secs => $14)
+                else coalesce(
+                    (
+                        select now() + make_interval(secs => $13)
+                        from submission holder
+                        where holder.customer_id = new.customer_id and holder.state in ('submitting', 'unknown')
+                    ),
+                    now()
+                )
+            end
+        from unnest(
+            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
+            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[],
+            $11::text[], $12::boolean[]
+        ) as new (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload, reason, is_newest
+        )
+        order by new.customer_id, new.job_id
+        on conflict (job_id) do nothing
+        returning job_id",
+        &column(&all, |each| each.row.job_id),
+        &column(&all, |each| each.row.customer_id),
+        &column(&all, |each| each.row.document_type.as_str()) as &[&str],
+        &column(&all, |each| each.row.document_number_last4.as_str()) as &[&str],
+        &column(&all, |each| &each.row.content_hmac[..]) as &[&[u8]],
+        &column(&all, |each| each.row.requested_at),
+        &column(&all, |each| each.row.received_at),
+        &column(&all, |each| each.row.expires_at) as &[Option<OffsetDateTime>],
+        &column(&all, |each| each.row.correlation_id.as_deref()) as &[Option<&str>],
+        &column(&all, |each| each.row.sealed.as_slice()) as &[&[u8]],
+        &reasons as &[Option<String>],
+        &column(&all, |each| each.is_newest),
+        NEAR_WAIT_MIN_SECONDS,
+        FAR_WAIT_SECONDS,
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(inserted.into_iter().collect())
 }
 
 /// Takes the slots, in the customers' order, as every batch takes them: two that took them
@@ -427,7 +551,7 @@ async fn insert_waiting(tx: &mut PgConnection, row: &NewRow, waiting_for: Waitin
             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'waiting', $11,
             coalesce(
                 (
-                    select least(holder.claimed_until, now() + make_interval(secs => $12))
+                    select now() + make_interval(secs => $12)
                     from submission holder
                     where holder.customer_id = $2 and holder.state in ('submitting', 'unknown')
                 ),
@@ -446,7 +570,7 @@ async fn insert_waiting(tx: &mut PgConnection, row: &NewRow, waiting_for: Waitin
         row.correlation_id,
         row.sealed,
         waiting_for.name(),
-        BUSY_WAIT_MAX_SECONDS,
+        NEAR_WAIT_MIN_SECONDS,
     )
     .execute(tx)
     .await?;

@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::chain::{Entry, Head, Subject};
+use super::claim::wake_newest;
 use super::{Claim, Journal, JournalError, bounded};
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Budget, Conclusion, Reading};
@@ -52,11 +53,12 @@ pub enum Settled {
 }
 
 impl Journal {
-    /// Claims the look that has been due the longest. `None` if none is due.
+    /// Claims up to `limit` reads that have been due the longest, over a connection that waits for no
+    /// job.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn claim_read(&self) -> Result<Option<ReadClaim>, JournalError> {
+    pub async fn claim_reads(&self, limit: usize) -> Result<Vec<ReadClaim>, JournalError> {
         // Another update stays suspect until a look shows that its verification is over. A look
         // just after an attempt of unknown fate shows no such thing: the update may have been
         // applied after it. For the same reason a word is no word before the attempt if another
@@ -64,15 +66,16 @@ impl Journal {
         // confirms once. A webhook proves nothing here: it may be about another update.
         // `offset 0` keeps the attempts a look-up for each job: of tables without statistics
         // Postgres thinks that a customer has hundreds of jobs, and would read all attempts.
-        let row = bounded(
+        let rows = bounded(
             sqlx::query!(
-                r#"-- claim_read
+                r#"-- claim_reads
                 with due as (
                     select job_id
                     from submission
                     where state = 'unknown' and due_at <= now()
+                        and due_at >= coalesce($4::timestamptz, '-infinity')
                     order by due_at
-                    limit 1
+                    limit $5
                     for update skip locked
                 ), claimed as (
                     update submission s
@@ -83,7 +86,7 @@ impl Journal {
                     returning s.job_id, s.customer_id, s.claim_token, s.attempts
                 ), looked_at as (
                     insert into customer (customer_id, last_read_at)
-                    select customer_id, now() from claimed
+                    select customer_id, now() from claimed order by customer_id
                     on conflict (customer_id) do update set last_read_at = now()
                 )
                 select
@@ -96,7 +99,8 @@ impl Journal {
                         cross join lateral (
                             select * from attempt a where a.job_id = other.job_id offset 0
                         ) o
-                        where other.customer_id = c.customer_id and other.job_id <> c.job_id
+                        where other.customer_id = c.customer_id and other.attempts > 0
+                            and other.job_id <> c.job_id
                             and o.verdict in ('accepted', 'unknown')
                             and not exists (
                                 select from observation seen
@@ -128,7 +132,8 @@ impl Journal {
                                 cross join lateral (
                                     select * from attempt a where a.job_id = other.job_id offset 0
                                 ) o
-                                where other.customer_id = c.customer_id and other.job_id <> c.job_id
+                                where other.customer_id = c.customer_id and other.attempts > 0
+                            and other.job_id <> c.job_id
                                     and o.verdict in ('accepted', 'unknown')
                                     and seen.at <= o.ended_at + make_interval(
                                         secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
@@ -146,7 +151,8 @@ impl Journal {
                         cross join lateral (
                             select * from attempt a where a.job_id = s.job_id offset 0
                         ) spent
-                        where s.customer_id = c.customer_id and spent.verdict in ('accepted', 'unknown')
+                        where s.customer_id = c.customer_id and s.attempts > 0
+                            and spent.verdict in ('accepted', 'unknown')
                     ) as "spent_here!",
                     coalesce(
                         (select updates_elsewhere from customer where customer_id = c.customer_id), 0
@@ -162,13 +168,14 @@ impl Journal {
                 self.worker,
                 self.limits.claim_lease.as_secs_f64(),
                 self.limits.read_back_window.as_secs_f64(),
+                self.floors.due.bound(),
+                i64::try_from(limit).unwrap_or(i64::MAX),
             )
-            .fetch_optional(&self.pool),
+            .fetch_all(&self.reads),
         )
         .await?;
-        let Some(row) = row else { return Ok(None) };
         let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
-        Ok(Some(ReadClaim {
+        let claims = rows.into_iter().map(|row| ReadClaim {
             job_id: row.job_id,
             customer_id: row.customer_id,
             token: row.claim_token,
@@ -185,7 +192,8 @@ impl Journal {
                 spent_elsewhere: row.spent_elsewhere.unsigned_abs(),
                 limit: self.limits.customer_updates,
             },
-        }))
+        });
+        Ok(claims.collect())
     }
 
     /// Writes down what a look said and what it settled, in one commit.
@@ -213,8 +221,9 @@ impl Journal {
         let is_accepted = matches!(outcome, Some(Outcome::Accepted(_)));
         let entry = observed(claim.at, "read_back", reading, Some(conclusion.name()));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let _turn = self.concluding.acquire().await;
         let concluded = bounded(async {
-            let mut tx = self.pool.begin().await?;
+            let mut tx = self.reads.begin().await?;
             let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(0) };
             let head = head.after(&self.fingerprinter, subject, &entry);
             let concluded = sqlx::query_scalar!(
@@ -239,14 +248,6 @@ impl Journal {
                     )
                     select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15, $18 from concluded
                     returning job_id
-                ), waiters as (
-                    select w.job_id
-                    from submission w
-                    join concluded on concluded.customer_id = w.customer_id
-                    where w.state = 'waiting' and w.waiting_for = 'customer' and $3 <> 'unknown'
-                    for update of w skip locked
-                ), woken as (
-                    update submission w set due_at = now() from waiters where w.job_id = waiters.job_id
                 )
                 select count(*) as "concluded!" from observed"#,
                 claim.job_id,
@@ -270,6 +271,9 @@ impl Journal {
             )
             .fetch_one(&mut *tx)
             .await?;
+            if state != "unknown" {
+                wake_newest(&mut tx, &[claim.customer_id]).await?;
+            }
             tx.commit().await?;
             Ok(concluded)
         })

@@ -5,6 +5,7 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::by_hand::lock_job;
+use super::claim::wake_newest;
 use super::interventions::{Deed, Signed, record};
 
 /// What a person has found out of a job.
@@ -116,6 +117,10 @@ pub async fn resolve(
         _ => {}
     }
     settle_by_hand(&mut tx, job_id, finding).await?;
+    // What the customer's other jobs wait for may have changed.
+    if let Some(customer_id) = row.customer_id {
+        wake_newest(&mut tx, &[customer_id]).await?;
+    }
     let detail = format!("was {was}, resolved as {}", finding.name());
     let deed =
         Deed { action: "resolve", job_id: Some(job_id), customer_id: row.customer_id, detail: Some(&detail) };
@@ -125,27 +130,16 @@ pub async fn resolve(
 }
 
 async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -> sqlx::Result<()> {
-    // An acceptance is followed to the end of its verification, as any other is. Older jobs of
-    // the customer look again at once: what holds them back has changed.
+    // An acceptance is followed to the end of its verification, as any other is.
     sqlx::query!(
         "-- settle_by_hand
-        with settled as (
-            update submission
-            set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), received_at),
-                claim_token = claim_token + 1,
-                sealed_payload = case when $2 = 'exhausted' then sealed_payload end,
-                evidence = case when $2 = 'accepted' then 'person' end,
-                verification_due_at = case when $2 = 'accepted' then now() end
-            where job_id = $1
-            returning job_id, customer_id
-        ), waiters as (
-            select w.job_id
-            from submission w
-            join settled on settled.customer_id = w.customer_id
-            where w.state = 'waiting' and w.waiting_for = 'customer'
-            for update of w skip locked
-        )
-        update submission w set due_at = now() from waiters where w.job_id = waiters.job_id",
+        update submission
+        set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), received_at),
+            claim_token = claim_token + 1,
+            sealed_payload = case when $2 = 'exhausted' then sealed_payload end,
+            evidence = case when $2 = 'accepted' then 'person' end,
+            verification_due_at = case when $2 = 'accepted' then now() end
+        where job_id = $1",
         job_id,
         finding.state(),
         finding.reason_code(),

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::batch::Change;
 use super::chain::{Entry, Head, Subject};
-use super::claim::wake_waiters;
+use super::claim::wake_newest;
 use super::seal::Fingerprinter;
 use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::domain::outcome::{Outcome, Wait};
@@ -242,7 +242,7 @@ impl Journal {
         .await?
             == 1;
         if has_ended {
-            wake_waiters(tx, &[claim.customer_id], Some(claim.job_id)).await?;
+            wake_newest(tx, &[claim.customer_id]).await?;
         }
         Ok(has_ended)
     }
@@ -317,7 +317,7 @@ impl Closing {
 }
 
 /// Closes attempts, adds their results to the histories and moves their submissions on; whoever
-/// releases a slot wakes the customer's waiters. Those are few, and so are customers at their
+/// releases a slot wakes the customer's newest waiter. Few have one, and few customers are at their
 /// limit: statements of their own, which a batch without any is spared. `None` for those whose
 /// claim is gone, or to whose history something was added since it was made: their results go
 /// with other MACs. `now` is the transaction's time, which the rows get as `now()`.
@@ -378,11 +378,14 @@ pub(super) async fn close_many(
         )
         select
             job_id,
-            state <> 'unknown' and exists (
-                select from submission w
-                where w.customer_id = closed.customer_id
-                    and w.state = 'waiting' and w.waiting_for = 'customer'
-            ) as "has_waiters!"
+            -- In the order of the index that is meant: over empty tables any would do, for as long as
+            -- the connection lives.
+            state <> 'unknown' and (
+                select w.job_id from submission w
+                where w.customer_id = closed.customer_id and w.state = 'waiting'
+                order by w.requested_at desc, w.received_at desc, w.job_id desc
+                limit 1
+            ) is not null as "has_waiters!"
         from closed"#,
         &column(&closings, |c| c.claim.job_id),
         &column(&closings, |c| c.claim.token),
@@ -412,7 +415,7 @@ pub(super) async fn close_many(
     .await?;
     let closed: HashMap<Uuid, bool> = closed.into_iter().map(|row| (row.job_id, row.has_waiters)).collect();
     let awaited = |c: &&Closing| closed.get(&c.claim.job_id) == Some(&true);
-    wake_waiters(tx, &customers(closings.iter().copied().filter(awaited)), None).await?;
+    wake_newest(tx, &customers(closings.iter().copied().filter(awaited))).await?;
     let limited = |c: &&Closing| {
         closed.contains_key(&c.claim.job_id) && c.reason_code == Some(Rejection::UpdateLimitExceeded.code())
     };

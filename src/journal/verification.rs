@@ -124,7 +124,8 @@ impl Journal {
                         s.job_id, s.customer_id,
                         exists (
                             select from submission newer
-                            where newer.customer_id = s.customer_id and newer.state = 'accepted'
+                            where newer.customer_id = s.customer_id and newer.attempts > 0
+                                and newer.state = 'accepted'
                                 and (newer.requested_at, newer.received_at, newer.job_id)
                                     > (s.requested_at, s.received_at, s.job_id)
                         ) as is_taken_over
@@ -330,7 +331,8 @@ impl Journal {
                         cross join lateral (
                             select * from attempt a where a.job_id = other.job_id offset 0
                         ) o
-                        where other.customer_id = newest.customer_id and other.job_id <> newest.job_id
+                        where other.customer_id = newest.customer_id and other.attempts > 0
+                            and other.job_id <> newest.job_id
                             and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
                             and not exists (
                                 select from observation seen

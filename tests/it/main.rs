@@ -9,6 +9,7 @@ mod relay;
 
 mod acceptance;
 mod audit;
+mod backlog;
 mod broker_outages;
 mod budget;
 mod check;

@@ -155,6 +155,12 @@ impl State {
                 steps.push(("applied late", after));
             }
         }
+        // Many older jobs end at once, without the slot: an acceptance stays one.
+        if self.jobs[NEWER].row == Row::Accepted && self.jobs[OLDER].row == Row::Waiting {
+            let mut after = *self;
+            after.jobs[OLDER].row = Row::Superseded;
+            steps.push(("superseded with others", after));
+        }
         if self.processing == Some(VERIFICATION) {
             steps.push(("verification ends", Self { processing: None, ..*self }));
         }
