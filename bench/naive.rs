@@ -102,7 +102,7 @@ async fn main() -> anyhow::Result<()> {
 impl Naive {
     async fn handle(&self, delivery: &Delivery) -> anyhow::Result<()> {
         let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
-        let envelope = Envelope { body: &delivery.data, message_id, correlation_id: None, timestamp: None };
+        let envelope = Envelope { body: &delivery.data, message_id, ..Envelope::default() };
         let job = Job::parse(&envelope, OffsetDateTime::now_utc(), &self.rules)
             .map_err(|invalid| anyhow!("{invalid}"))?;
         let signed_at = OffsetDateTime::now_utc();

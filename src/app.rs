@@ -18,7 +18,7 @@ use crate::breaker::Breaker;
 use crate::broker::{Broker, Delivery, Edge, Subscription};
 use crate::config::{Checked, DatabaseSettings, RunSettings};
 use crate::customer_events::CustomerEvents;
-use crate::domain::job::Envelope;
+use crate::domain::job::{BODY_BYTES_MAX, Envelope};
 use crate::domain::signature::Signer;
 use crate::heartbeat::Heartbeat;
 use crate::intake::{Intake, Reason};
@@ -120,7 +120,11 @@ impl Running {
 
         let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
         let session = tokio::spawn({
-            let subscription = Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch };
+            let subscription = Subscription {
+                edge: Edge::Jobs,
+                prefetch: settings.work.prefetch,
+                body_bytes: BODY_BYTES_MAX + 1,
+            };
             let (broker, intake) = (broker.clone(), worker.intake.subscribe());
             let (liveness, stopping) = (worker.liveness.session.clone(), worker.stopping.clone());
             async move { broker.consume(subscription, sender, intake, liveness, stopping).await }
@@ -403,6 +407,8 @@ pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
         message_id: delivery.message_id.as_deref(),
         correlation_id: delivery.correlation_id.as_deref(),
         timestamp: delivery.timestamp,
+        unreadable: &delivery.unreadable,
+        whole: delivery.whole,
     }
 }
 

@@ -3,15 +3,19 @@
 
 mod acks;
 pub mod dead_letters;
+mod filter;
 mod inspect;
 mod patience;
+mod properties;
 mod publisher;
 mod session;
 mod topology;
+mod transport;
+mod wire;
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -19,23 +23,23 @@ use lapin::options::QueueDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
-use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Channel, Connection, ConnectionBuilder, ConnectionProperties};
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties};
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::filter::{Alterations, Appetite, Filter};
 use self::patience::{answer, close};
 pub use self::publisher::{NotTaken, Publisher, Wait};
 use self::session::Session;
 pub use self::session::{Delivery, Subscription};
 use self::topology::set_up_topology;
 pub use self::topology::{Edge, describe_job_arguments};
-use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret};
+use self::transport::Transport;
+use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, parse_amqp_url};
 use crate::liveness::SessionLoop;
 use crate::tls::certificate_fault;
 
@@ -52,14 +56,15 @@ const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// Dead after two missed.
 const HEARTBEAT_SECONDS: u16 = 10;
 
+/// Where lapin does not look for heartbeats, as while a connection is closed, this ends it.
+const SILENCE_MAX: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS as u64);
+
 /// The broker as one worker uses it.
 #[derive(Clone)]
 pub struct Broker {
     uri: AMQPUri,
     settings: BrokerSettings,
     name: String,
-    /// Whether the last connection was accepted, and then nothing came.
-    was_silent: Arc<AtomicBool>,
     /// What the topology lacks that we can work without, as it was told last.
     tolerated: Arc<Mutex<Vec<String>>>,
 }
@@ -73,18 +78,9 @@ impl Broker {
         if let Some(fault) = settings.name_faults().into_iter().next() {
             return Err(fault.into());
         }
-        let mut uri: AMQPUri = url
-            .expose()
-            .parse()
-            .map_err(|_| anyhow!("AMQP_URL: is no AMQP URL; write amqp://user:password@host:port/vhost"))?;
+        let mut uri = parse_amqp_url(url)?;
         uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
-        Ok(Self {
-            uri,
-            settings: settings.clone(),
-            name: name.to_owned(),
-            was_silent: Arc::default(),
-            tolerated: Arc::default(),
-        })
+        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), tolerated: Arc::default() })
     }
 
     /// Hands a queue's deliveries to `deliveries`, while `intake` is true and until
@@ -205,28 +201,53 @@ impl Broker {
         done
     }
 
+    /// Connects, for messages that are taken whole.
     async fn connect(&self) -> anyhow::Result<Connection> {
-        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
-        let place = format!("{}:{}", self.uri.authority.host, self.uri.authority.port);
+        self.connect_for(Appetite::WHOLE).await.map(|(connection, _alterations)| connection)
+    }
+
+    /// Connects, for messages of which `appetite` is taken. What was done to them is told by tag.
+    async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let place = self.place();
         // lapin ignores the connection_timeout of the URI.
-        let connecting = timeout(CONNECT_TIMEOUT, async {
-            if self.was_silent.load(Ordering::Relaxed) {
-                self.wait_for_greeting().await?;
-            }
-            let connecting = ConnectionBuilder::new()?
-                .with_uri(self.uri.clone())
-                .with_properties(properties)
-                .with_tls_config(self.tls_config()?);
-            Ok(connecting.connect().await?)
-        });
-        let connected = connecting.await;
-        self.was_silent.store(connected.is_err(), Ordering::Relaxed);
+        let connected = timeout(CONNECT_TIMEOUT, self.try_to_connect(appetite)).await;
         connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
             |error| {
                 let advice = self.connect_advice(&error);
-                error.context(format!("AMQP_URL: cannot use RabbitMQ at {place}; {advice}"))
+                error.context(format!("AMQP_URL: cannot use {place}; {advice}"))
             },
         )
+    }
+
+    async fn try_to_connect(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let alterations = Alterations::default();
+        let frame_max = self.uri.query.frame_max.unwrap_or_default();
+        let filter = Filter::new(appetite, frame_max, alterations.clone());
+        // Whoever waits no longer for the broker's words leaves lapin's thread waiting for them.
+        let abandoned = CancellationToken::new();
+        let abandons = abandoned.clone().drop_guard();
+        let tls = self.tls_config()?;
+        let transport = Transport::connect(&self.uri, &tls, filter, SILENCE_MAX, abandoned).await?;
+        let transport = Mutex::new(Some(transport));
+        let hand_over = move |_uri, _runtime| {
+            let transport = transport.lock().take();
+            async move {
+                transport
+                    .map(AsyncTcpStream::Plain)
+                    .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+            }
+        };
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let connection =
+            Connection::connector(self.uri.clone(), transport::runtime(), hand_over, properties).await?;
+        abandons.disarm();
+        Ok((connection, alterations))
+    }
+
+    fn place(&self) -> String {
+        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+        let is_ipv6 = host.contains(':');
+        if is_ipv6 { format!("RabbitMQ at [{host}]:{port}") } else { format!("RabbitMQ at {host}:{port}") }
     }
 
     /// What to do about a connection that did not come about.
@@ -258,17 +279,6 @@ impl Broker {
         let identity = identity
             .map(|ClientIdentity { certificate, key }| OwnedIdentity::PKCS8 { pem: certificate, key });
         Ok(OwnedTLSConfig { identity, cert_chain })
-    }
-
-    /// Waits until the server says anything at all, on a connection that is thrown away. Only
-    /// for a server that was silent before: lapin's thread waits for such a one for ever, so
-    /// that every further try would leave another thread behind.
-    async fn wait_for_greeting(&self) -> std::io::Result<()> {
-        let authority = &self.uri.authority;
-        let mut stream = TcpStream::connect((authority.host.as_str(), authority.port)).await?;
-        // Behind TLS this is answered by an alert, which is as good.
-        stream.write_all(b"AMQP\0\0\x09\x01").await?;
-        stream.read(&mut [0]).await.map(|_length| ())
     }
 }
 

@@ -19,6 +19,7 @@ pub use self::settings::{
     ProviderArgs, ReadBackSettings, RunSettings, TopologyMode, VerificationSettings, WorkSettings,
 };
 pub use self::sources::{EnvFile, SettingSource, setting_sources};
+pub use self::urls::parse_amqp_url;
 
 /// A secret as it was given. It never shows.
 #[derive(Clone, Default, Eq, PartialEq)]

@@ -10,7 +10,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use crate::broker::{Broker, Delivery, Edge, Subscription};
-use crate::domain::customer_event::{CustomerEvent, Notice, Notification, Refusal, read_notice};
+use crate::domain::customer_event::{
+    BODY_BYTES_MAX, CustomerEvent, Notice, Notification, Refusal, read_notice,
+};
 use crate::domain::job::Envelope;
 use crate::domain::outcome::Disposition;
 use crate::journal::{DeadLetter, EventNoted};
@@ -36,7 +38,8 @@ impl CustomerEvents {
 
     /// Runs until the worker stops.
     pub async fn run(mut self, broker: Broker) {
-        let subscription = Subscription { edge: Edge::CustomerEvents, prefetch: PREFETCH };
+        let subscription =
+            Subscription { edge: Edge::CustomerEvents, prefetch: PREFETCH, body_bytes: BODY_BYTES_MAX + 1 };
         let (intake, stopping) = (self.worker.intake.subscribe(), self.worker.stopping.clone());
         let (sender, mut deliveries) = mpsc::channel(usize::from(PREFETCH));
         let session = broker.consume(subscription, sender, intake, SessionLoop::default(), stopping.clone());
@@ -57,6 +60,8 @@ impl CustomerEvents {
             message_id: delivery.message_id.as_deref(),
             correlation_id: delivery.correlation_id.as_deref(),
             timestamp: delivery.timestamp,
+            unreadable: &delivery.unreadable,
+            whole: delivery.whole,
         };
         let letter = DeadLetter {
             envelope: &envelope,
@@ -94,6 +99,7 @@ impl CustomerEvents {
             timestamp: timestamp.as_deref(),
             signature: signature.as_deref(),
             published_at: delivery.timestamp,
+            unreadable: &delivery.unreadable,
         };
         match read_notice(&notice, &self.worker.provider.signer(), self.age_max) {
             Ok(Notification::Customer(event)) => self.record(&event).await,

@@ -56,10 +56,6 @@ impl Broker {
         findings
     }
 
-    fn place(&self) -> String {
-        format!("RabbitMQ at {}:{}", self.uri.authority.host, self.uri.authority.port)
-    }
-
     async fn inspect_part(&self, connection: &Connection, setting: &str, part: Part<'_>) -> Vec<Finding> {
         let declares = self.settings.topology == TopologyMode::Declare;
         let name = part.to_string();

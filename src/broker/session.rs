@@ -18,9 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::acks::{Outstanding, Word};
+use super::filter::{Alteration, Alterations, Appetite};
 use super::patience::{answer, close};
+use super::properties::Limits;
 use super::topology::Edge;
 use super::{Broker, refusal};
+use crate::domain::canonical_json::Fault;
+use crate::domain::job::Whole;
 use crate::domain::outcome::Disposition;
 use crate::liveness::Loop;
 
@@ -30,6 +34,9 @@ const ACK_BATCH_MAX: usize = 512;
 /// How long an ack waits for an older delivery, so that one can do for both.
 const ACK_AGE_MAX: Duration = Duration::from_millis(50);
 
+/// Room for what tracing and gateways add to a message, and a bound on what others may.
+const PROPERTIES_MAX: Limits = Limits { bytes: 16 * 1024, values: 256 };
+
 /// What deliveries to take.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
@@ -37,12 +44,18 @@ pub struct Subscription {
     pub edge: Edge,
     /// How many deliveries may be undisposed.
     pub prefetch: u16,
+    /// How much of a body is taken: no more is kept of a larger one.
+    pub body_bytes: usize,
 }
 
 /// One handing-over by the broker.
 pub struct Delivery {
-    /// The message's body.
+    /// The message's body, or the beginning of it.
     pub body: Vec<u8>,
+    /// What the whole body is, where `body` is only the beginning.
+    pub whole: Option<Whole>,
+    /// The properties that could not be read, and are left out.
+    pub unreadable: Vec<Fault>,
     /// The AMQP `message_id`.
     pub message_id: Option<String>,
     /// The AMQP `correlation_id`.
@@ -57,6 +70,28 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    fn new(
+        delivery: lapin::message::Delivery,
+        alteration: Option<Alteration>,
+        dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
+    ) -> Self {
+        let Alteration { faults: unreadable, whole } = alteration.unwrap_or_default();
+        let properties = &delivery.properties;
+        let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+        Self {
+            message_id: text(properties.message_id()),
+            correlation_id: text(properties.correlation_id()),
+            timestamp: *properties.timestamp(),
+            is_redelivered: delivery.redelivered,
+            headers: properties.headers().clone(),
+            tag: delivery.delivery_tag,
+            dispositions,
+            body: delivery.data,
+            whole,
+            unreadable,
+        }
+    }
+
     /// A header's text, given as text or as bytes, or its number; the header's name in any case.
     pub fn header(&self, name: &str) -> Option<String> {
         let headers = self.headers.as_ref()?.inner();
@@ -137,6 +172,7 @@ pub(super) fn needs_person(error: &anyhow::Error) -> bool {
 /// One connection, one channel, one consumer at a time. Any error ends it.
 pub(super) struct Session {
     connection: Connection,
+    alterations: Alterations,
     channel: Channel,
     setting: &'static str,
     queue: String,
@@ -144,14 +180,15 @@ pub(super) struct Session {
 
 impl Session {
     pub async fn open(broker: &Broker, subscription: Subscription) -> anyhow::Result<Self> {
-        let Subscription { edge, prefetch } = subscription;
-        let connection = broker.connect().await?;
+        let Subscription { edge, prefetch, body_bytes } = subscription;
+        let appetite = Appetite { properties: Some(PROPERTIES_MAX), body_bytes: Some(body_bytes as u64) };
+        let (connection, alterations) = broker.connect_for(appetite).await?;
         broker.set_up_topology(&connection, edge).await?;
         let (setting, (queue, _)) = (edge.setting(), edge.queue(&broker.settings));
         let fault = || format!("{setting}: cannot prepare to consume from {queue}");
         let channel = answer(connection.create_channel()).await.with_context(fault)?;
         answer(channel.basic_qos(prefetch, BasicQosOptions::default())).await.with_context(fault)?;
-        Ok(Self { connection, channel, setting, queue: queue.to_owned() })
+        Ok(Self { connection, alterations, channel, setting, queue: queue.to_owned() })
     }
 
     pub async fn run(
@@ -201,7 +238,9 @@ impl Session {
                         if let Some(dispositions) = &dispositions {
                             let delivery = delivery.map_err(BrokenOff::from)?;
                             acks.outstanding.hand_out(delivery.delivery_tag);
-                            hand_over(delivery, dispositions, deliveries, stopping).await;
+                            let alteration = self.alterations.take(self.channel.id(), delivery.delivery_tag);
+                            let delivery = Delivery::new(delivery, alteration, dispositions.clone());
+                            hand_over(delivery, deliveries, stopping).await;
                         }
                     }
                     None if consuming.is_some() => bail!("the broker ended the consumer; was the queue deleted?"),
@@ -311,24 +350,7 @@ async fn next(consumer: Pin<&mut Option<Consumer>>) -> Option<lapin::Result<lapi
     }
 }
 
-async fn hand_over(
-    delivery: lapin::message::Delivery,
-    dispositions: &mpsc::UnboundedSender<(u64, Disposition)>,
-    deliveries: &mpsc::Sender<Delivery>,
-    stopping: &CancellationToken,
-) {
-    let properties = &delivery.properties;
-    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
-    let delivery = Delivery {
-        message_id: text(properties.message_id()),
-        correlation_id: text(properties.correlation_id()),
-        timestamp: *properties.timestamp(),
-        is_redelivered: delivery.redelivered,
-        headers: properties.headers().clone(),
-        tag: delivery.delivery_tag,
-        dispositions: dispositions.clone(),
-        body: delivery.data,
-    };
+async fn hand_over(delivery: Delivery, deliveries: &mpsc::Sender<Delivery>, stopping: &CancellationToken) {
     // It waits only behind deliveries of a session that was lost. What is dropped here goes
     // back to the queue with the session.
     tokio::select! {

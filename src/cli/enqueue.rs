@@ -72,8 +72,7 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
         }
         let message_id = job_id(body).to_string();
         if !args.no_validate {
-            let envelope =
-                Envelope { body, message_id: Some(&message_id), correlation_id: None, timestamp: None };
+            let envelope = Envelope { body, message_id: Some(&message_id), ..Envelope::default() };
             if let Err(invalid) = Job::parse(&envelope, OffsetDateTime::now_utc(), &rules) {
                 progress.suspend(|| eprintln!("line {number}: {}", visible(&invalid.to_string())));
                 refused += 1;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lapin::uri::AMQPUri;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use url::Url;
+use url::{Host, Url};
 
 use super::check::read_pem;
 use super::{Secret, SettingFault};
@@ -91,19 +91,34 @@ pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
     Ok(())
 }
 
-/// Checks `AMQP_URL`. Returns whether it asks for TLS.
-pub(super) fn check_amqp_url(url: &Secret) -> Result<bool, SettingFault> {
+/// RabbitMQ 4 refuses smaller frames.
+const FRAME_MAX_MIN: u32 = 8192;
+
+/// Reads `AMQP_URL`.
+///
+/// # Errors
+/// What is wrong with it; its value, which holds a password, is not shown.
+pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
     let fault = |reason: String| SettingFault::new("AMQP_URL", reason);
     let parsed = parse(url, &AMQP_SCHEMES).map_err(fault)?;
     check_parameters(&parsed, &AMQP_PARAMETERS).map_err(fault)?;
     if parsed.host_str().unwrap_or_default().is_empty() {
         return Err(fault("names no host; write amqp://user:password@host:port/vhost".to_owned()));
     }
-    if url.expose().parse::<AMQPUri>().is_err() {
+    let Ok(mut uri) = url.expose().parse::<AMQPUri>() else {
         let what = "holds a parameter or an escaped character that cannot be read";
         return Err(fault(format!("{what}; special characters are written %XX")));
+    };
+    if uri.query.frame_max.is_some_and(|size| (1..FRAME_MAX_MIN).contains(&size)) {
+        return Err(fault(format!(
+            "frame_max must be at least {FRAME_MAX_MIN}, or 0 for what the broker has"
+        )));
     }
-    Ok(parsed.scheme() == "amqps")
+    // lapin takes an IPv6 address for no host, and goes to localhost.
+    if let Some(Host::Ipv6(address)) = parsed.host() {
+        uri.authority.host = address.to_string();
+    }
+    Ok(uri)
 }
 
 fn parse(url: &Secret, schemes: &[&str]) -> Result<Url, String> {
@@ -182,14 +197,24 @@ mod tests {
 
     #[test]
     fn an_amqp_url_holds_nothing_that_would_be_passed_over() {
-        let check = |url: &str| check_amqp_url(&Secret::from(url)).map_err(|fault| fault.to_string());
-        assert_eq!(check("amqp://guest:guest@h/%2f?frame_max=131072"), Ok(false));
-        assert_eq!(check("amqps://h?auth_mechanism=external"), Ok(true));
+        let check = |url: &str| parse_amqp_url(&Secret::from(url)).map_err(|fault| fault.to_string());
+        for (sound, host, port) in [
+            ("amqp://guest:guest@h/%2f?frame_max=131072", "h", 5672),
+            ("amqps://h?auth_mechanism=external", "h", 5671),
+            ("amqp://127.0.0.1/v?frame_max=0", "127.0.0.1", 5672),
+            ("amqp://guest:guest@[::1]:5673/%2f", "::1", 5673),
+            ("amqps://[2001:db8::7]", "2001:db8::7", 5671),
+        ] {
+            let authority = check(sound).expect(sound).authority;
+            assert_eq!((authority.host.as_str(), authority.port), (host, port), "{sound}");
+        }
         for (odd, said) in [
             ("http://guest:s3cr3t@h", "amqp://"),
             ("amqp:h", "amqp://"),
             ("amqp:///vhost", "no host"),
             ("amqp://h?frame_max=s3cr3t", "cannot be read"),
+            ("amqp://h?frame_max=4096", "at least 8192"),
+            ("amqp://:5672/vhost", "amqp://"),
             ("amqp://h?auth_mechanism=s3cr3t", "cannot be read"),
             ("amqp://u:%ff@h", "cannot be read"),
             ("amqps://h?verify=verify_peer", "the parameter verify"),

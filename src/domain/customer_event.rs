@@ -8,13 +8,13 @@ use time::format_description::well_known::Iso8601;
 use time::{OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
-use super::canonical_json::{Json, Profile};
+use super::canonical_json::{Fault, Json, Profile};
 use super::foreign_text::known_words;
 use super::job::{instant, text_at, uuid};
 use super::signature::Signer;
 
 /// A webhook is a few hundred bytes.
-const BODY_BYTES_MAX: usize = 64 * 1024;
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// A webhook as the gateway passed it on.
 #[derive(Clone, Copy)]
@@ -27,6 +27,8 @@ pub struct Notice<'a> {
     pub signature: Option<&'a str>,
     /// When the gateway published it: the AMQP `timestamp`, in Unix seconds.
     pub published_at: Option<u64>,
+    /// What of its properties could not be read.
+    pub unreadable: &'a [Fault],
 }
 
 /// What the provider tells by itself.
@@ -98,9 +100,10 @@ pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> R
     if notice.body.len() > BODY_BYTES_MAX {
         return Err(invalid("body: is larger than 64 KiB"));
     }
-    let body = Json::parse(notice.body).map_err(|faults| {
-        Refusal::Invalid(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-    })?;
+    if !notice.unreadable.is_empty() {
+        return Err(refuse(notice.unreadable));
+    }
+    let body = Json::parse(notice.body).map_err(|faults| refuse(&faults))?;
     let timestamp = check_signature(notice, &body, signer)?;
     let published_at = notice.published_at.and_then(|seconds| i64::try_from(seconds).ok());
     let published_at =
@@ -152,6 +155,10 @@ fn time_of(text: &str) -> Result<OffsetDateTime, &'static str> {
     })
 }
 
+fn refuse(faults: &[Fault]) -> Refusal {
+    invalid(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
 fn invalid(reason: impl Into<String>) -> Refusal {
     Refusal::Invalid(reason.into())
 }
@@ -182,6 +189,7 @@ mod tests {
             timestamp: Some(&timestamp),
             signature: Some(&signature),
             published_at: u64::try_from(SIGNED_AT + published_after).ok(),
+            unreadable: &[],
         };
         read_notice(&notice, &signer(), Duration::from_secs(300))
     }
@@ -205,6 +213,7 @@ mod tests {
             timestamp: Some("1752670745"),
             signature: Some(&sign(BODY)),
             published_at: Some(1_752_670_745),
+            unreadable: &[],
         };
         assert_eq!(read_notice(&notice, &signer(), Duration::ZERO), Ok(expected));
     }
@@ -242,6 +251,7 @@ mod tests {
             timestamp: Some(&timestamp),
             signature: Some(&signature),
             published_at: u64::try_from(SIGNED_AT).ok(),
+            unreadable: &[],
         };
         let read = |notice: Notice<'_>| {
             read_notice(&notice, &signer(), Duration::from_secs(300)).err().map(|refusal| refusal.code())

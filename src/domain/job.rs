@@ -15,7 +15,8 @@ use self::check::{Check, field};
 pub(super) use self::check::{instant, uuid};
 use super::canonical_json::{Fault, Json, Profile};
 
-const BODY_BYTES_MAX: usize = 64 * 1024;
+/// No job is larger.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
 const FAULTS_MAX: usize = 32;
 const INVALID_CHARS_MAX: usize = 2_000;
 
@@ -67,7 +68,7 @@ pub struct UpdateRequest {
 }
 
 /// A delivery's body and those of its AMQP properties that a job is made of.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct Envelope<'a> {
     /// The payload, untouched.
     pub body: &'a [u8],
@@ -77,6 +78,19 @@ pub struct Envelope<'a> {
     pub correlation_id: Option<&'a str>,
     /// `timestamp`, in Unix seconds.
     pub timestamp: Option<u64>,
+    /// What of its properties could not be read.
+    pub unreadable: &'a [Fault],
+    /// The payload as it was published, where `body` is only the beginning of it.
+    pub whole: Option<Whole>,
+}
+
+/// A payload that was too large to keep.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Whole {
+    /// How many bytes it has.
+    pub size: u64,
+    /// SHA-256 of them.
+    pub sha256: [u8; 32],
 }
 
 /// What differs between installations in what a valid job is.
@@ -111,7 +125,8 @@ impl Job {
 
     /// Parses a delivery.
     ///
-    /// 1. Refuse a body over 64 KiB unread.
+    /// 1. Refuse a body over 64 KiB unread. Refuse properties that could not be read, and go on
+    ///    to the other faults.
     /// 2. Read the JSON, past whatever faults can be passed.
     /// 3. Read the fields that are ours; where the body is silent, the message's
     ///    properties speak.
@@ -134,10 +149,11 @@ impl Job {
         let message_id = envelope.message_id.and_then(|id| uuid(id).ok());
         if envelope.body.len() > BODY_BYTES_MAX {
             let fault = Fault::new("", "is larger than 64 KiB");
-            return Err(Invalid::new(message_id, None, vec![fault]));
+            return Err(Invalid::new(message_id, None, [envelope.unreadable, &[fault]].concat()));
         }
 
-        let (mut json, faults) = Json::read(envelope.body);
+        let (mut json, mut faults) = Json::read(envelope.body);
+        faults.extend_from_slice(envelope.unreadable);
         let mut check = Check { faults };
         let Some(body) = check.object("", Some(&mut json)) else {
             return Err(Invalid::new(message_id, None, check.faults));

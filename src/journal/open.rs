@@ -14,7 +14,7 @@ use super::claim::{Beginning, Contender, begin_attempts, look, wake_newest};
 use super::upkeep::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS};
 use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::clock::Moment;
-use crate::domain::job::{Envelope, Invalid, Job};
+use crate::domain::job::{Envelope, Invalid, Job, Whole};
 use crate::domain::outcome::{History, Outcome, WaitingFor};
 use crate::domain::precedence::Ruling;
 
@@ -609,7 +609,10 @@ pub(super) async fn insert_dead_letter(
     reason_code: &str,
     reason: &str,
 ) -> sqlx::Result<()> {
-    let body_sha256 = Sha256::digest(letter.envelope.body);
+    let Whole { size, sha256 } = letter.envelope.whole.unwrap_or_else(|| Whole {
+        size: letter.envelope.body.len() as u64,
+        sha256: Sha256::digest(letter.envelope.body).into(),
+    });
     // Postgres keeps no NUL in a text, and a delivery that cannot be written down stays for ever.
     let message_id = letter.envelope.message_id.map(|id| id.replace('\0', "\u{fffd}"));
     sqlx::query!(
@@ -625,8 +628,8 @@ pub(super) async fn insert_dead_letter(
         message_id,
         job_id,
         letter.received_at,
-        i32::try_from(letter.envelope.body.len()).unwrap_or(i32::MAX),
-        &body_sha256[..],
+        i32::try_from(size).unwrap_or(i32::MAX),
+        &sha256[..],
         reason_code,
         reason,
         letter.is_redelivered,

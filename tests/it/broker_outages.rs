@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
 
-use crate::harness::{JOBS, NARROW, WorkerProcess, World, world};
+use crate::harness::{JOBS, NARROW, WorkerProcess, World, long_string, world};
 use crate::own_services::OwnRabbit;
 
 const LOST: &str = "broker session lost";
@@ -245,6 +246,36 @@ fn a_broker_that_accepts_and_says_nothing_is_given_up_and_leaves_nothing_behind(
         relay.resume();
         check_each_done_once(&world, &jobs).await;
         assert_eq!(world.count_ready(JOBS).await, 0);
+    });
+}
+
+/// `connection.start`, as RabbitMQ begins.
+fn greeting() -> Vec<u8> {
+    let strings = [&long_string(b"PLAIN")[..], &long_string(b"en_US")].concat();
+    let method = [&[0, 10, 0, 10, 0, 9][..], &long_string(b""), &strings].concat();
+    [&[1, 0, 0][..], &long_string(&method), &[0xce]].concat()
+}
+
+#[test]
+fn a_broker_that_greets_and_then_says_nothing_leaves_nothing_behind() {
+    world(async |world| {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let amqp_url = format!("amqp://guest:guest@{}/%2f", listener.local_addr().expect("an address"));
+        let greeter = tokio::spawn(async move {
+            let mut greeted = Vec::new();
+            loop {
+                let (mut client, _) = listener.accept().await.expect("a connection");
+                client.write_all(&greeting()).await.expect("it reads");
+                greeted.push(client);
+            }
+        });
+        let worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        world.wait_for_log(&worker, "no answer within 10s").await;
+        let (threads, files) = (worker.count_threads(), worker.count_files());
+        world.wait_for_logs(&worker, STILL_AWAY, 3).await;
+        assert!(worker.count_threads() <= threads, "{threads} threads, then {}", worker.count_threads());
+        assert!(worker.count_files() <= files, "{files} files, then {}", worker.count_files());
+        greeter.abort();
     });
 }
 

@@ -4,6 +4,7 @@
 mod broker;
 mod jobs;
 mod provider;
+mod raw;
 mod worker;
 
 use std::fs;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 
 pub use self::broker::JOBS;
 pub use self::jobs::{Observation, Submission, job_body, job_of_link};
+pub use self::raw::{RawBroker, RawProperties, long_string, short_string};
 pub use self::worker::{FINGERPRINT_KEY, NARROW, WorkerProcess};
 use crate::relay::Relay;
 

@@ -41,6 +41,7 @@ mod odd_machines;
 mod one_customer;
 mod outages;
 mod pausing;
+mod poison;
 mod privacy;
 mod provider_outages;
 mod publishing;

@@ -264,8 +264,8 @@ pub fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {
     let envelope = Envelope {
         body: body.as_bytes(),
         message_id: Some(&message_id),
-        correlation_id: None,
         timestamp: u64::try_from(asked.unix_timestamp()).ok(),
+        ..Envelope::default()
     };
     Job::parse(&envelope, OffsetDateTime::now_utc(), &Rules::default()).expect("a valid job")
 }

@@ -275,7 +275,7 @@ impl Maker<'_> {
         self.open_as(&expiring, Admission::Park(WaitingFor::Retry)).await;
         assert_eq!(self.journal.expire(10).await.expect("the database answers"), [expiring.id]);
         let invalid = Uuid::new_v4();
-        let envelope = Envelope { body: b"{}", message_id: None, correlation_id: None, timestamp: None };
+        let envelope = Envelope { body: b"{}", ..Envelope::default() };
         let letter =
             DeadLetter { envelope: &envelope, received_at: self.received_at(), is_redelivered: false };
         let no_job = Invalid { job_id: Some(invalid), customer_id: Some(Uuid::new_v4()), faults: Vec::new() };

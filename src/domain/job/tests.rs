@@ -30,7 +30,7 @@ fn example_text() -> String {
 }
 
 fn envelope(body: &str) -> Envelope<'_> {
-    Envelope { body: body.as_bytes(), message_id: Some(JOB_ID), correlation_id: None, timestamp: None }
+    Envelope { body: body.as_bytes(), message_id: Some(JOB_ID), ..Envelope::default() }
 }
 
 fn parse(envelope: Envelope<'_>) -> Result<Job, Invalid> {

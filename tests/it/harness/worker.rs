@@ -82,6 +82,11 @@ impl WorkerProcess {
         self.status("Threads:").parse().expect("a number")
     }
 
+    /// How many files and sockets it has open.
+    pub fn count_files(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
     /// What the kernel says of it under `key`.
     fn status(&self, key: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");

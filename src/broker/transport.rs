@@ -1,0 +1,272 @@
+//! The way to a broker: each of its addresses is tried, TLS is spoken where the URL says so, and
+//! what the broker sends passes the filter before lapin reads it.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use futures_util::io::{AsyncRead, AsyncWrite};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt as _};
+use lapin::AsyncTcpStream;
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use tokio::net::lookup_host;
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::filter::Filter;
+
+/// The next address is tried beside the last one after this (RFC 8305, "Happy Eyeballs").
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(250);
+
+/// How much is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// After so much lapin gets to send and to handle what it has read.
+const READS_MAX: usize = 16;
+
+/// A heartbeat that says to lapin that the broker is heard, where nothing else of it passes.
+const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
+
+type Socket = <Tokio as Reactor>::TcpStream;
+
+/// The runtime that lapin is to use: tokio's, with our transport.
+pub(super) fn runtime() -> Runtime<RuntimeParts<Tokio, Network>> {
+    Runtime::new(RuntimeParts::new(Tokio::current(), Network(Tokio::current())))
+}
+
+/// A connection to the broker, whose bytes from there pass a filter.
+pub(super) struct Transport {
+    stream: AsyncTcpStream<Socket>,
+    filter: Filter,
+    /// Where bytes are read to.
+    read: Box<[u8]>,
+    /// What lapin is to read, from `taken` on.
+    passed: Vec<u8>,
+    taken: usize,
+    /// How often was read since lapin last had a pause.
+    reads: usize,
+    heard_at: Instant,
+    /// How long the broker may be silent. lapin has such a limit only while it is connected.
+    silence_max: Duration,
+    silence: Pin<Box<Sleep>>,
+    abandoned: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Transport {
+    /// Connects to the first of the host's addresses that answers. Once `abandoned` is cancelled,
+    /// or the broker is silent for `silence_max`, reading fails, which ends lapin's thread.
+    ///
+    /// # Errors
+    /// When no address answers, or TLS fails.
+    pub async fn connect(
+        uri: &AMQPUri,
+        tls: &OwnedTLSConfig,
+        filter: Filter,
+        silence_max: Duration,
+        abandoned: CancellationToken,
+    ) -> io::Result<Self> {
+        let host = uri.authority.host.as_str();
+        let addresses = lookup_host((host, uri.authority.port)).await?;
+        let stream = AsyncTcpStream::Plain(connect_to_any(addresses).await?);
+        let stream = match uri.scheme {
+            AMQPScheme::AMQP => stream,
+            AMQPScheme::AMQPS => stream.into_tls(host, tls.as_ref()).await?,
+        };
+        Ok(Self {
+            stream,
+            filter,
+            read: vec![0; READ_SIZE].into_boxed_slice(),
+            passed: Vec::new(),
+            taken: 0,
+            reads: 0,
+            heard_at: Instant::now(),
+            silence_max,
+            silence: Box::pin(sleep(silence_max)),
+            abandoned: Box::pin(abandoned.cancelled_owned()),
+        })
+    }
+
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if self.abandoned.as_mut().poll(context).is_ready() {
+            return Poll::Ready(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the connection was given up",
+            ));
+        }
+        while self.silence.as_mut().poll(context).is_ready() {
+            let end = self.heard_at + self.silence_max;
+            if end <= Instant::now() {
+                let reason = format!("the broker said nothing for {:?}", self.silence_max);
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
+            self.silence.as_mut().reset(end);
+        }
+        Poll::Pending
+    }
+}
+
+/// Tries every address, each a moment after the one before it or as soon as that has failed.
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Socket> {
+    let tokio = Tokio::current();
+    let mut addresses = addresses.peekable();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = None;
+    loop {
+        attempts.extend(addresses.next().map(|address| tokio.tcp_connect_addr(address)));
+        tokio::select! {
+            Some(attempted) = attempts.next() => match attempted {
+                Ok(socket) => return Ok(socket),
+                Err(error) => failure = Some(error),
+            },
+            () = sleep(NEXT_ADDRESS_AFTER), if addresses.peek().is_some() => {}
+            else => break,
+        }
+    }
+    Err(failure.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address")))
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.taken == this.passed.len() {
+            if this.reads == READS_MAX {
+                this.reads = 0;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let length = match Pin::new(&mut this.stream).poll_read(context, &mut this.read) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => {
+                    this.reads = 0;
+                    return this.poll_end(context).map(Err);
+                }
+            };
+            if length == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            this.reads += 1;
+            this.heard_at = Instant::now();
+            this.passed.clear();
+            this.taken = 0;
+            this.filter.feed(&this.read[..length], &mut this.passed);
+            if this.passed.is_empty() {
+                this.passed.extend_from_slice(&HEARTBEAT);
+            }
+        }
+        let passed = &this.passed[this.taken..];
+        let length = passed.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&passed[..length]);
+        this.taken += length;
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_close(context))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Names the transport to lapin, and keeps tokio's time.
+#[derive(Clone, Debug)]
+pub(super) struct Network(Tokio);
+
+impl Reactor for Network {
+    type TcpStream = Transport;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: io::Read + io::Write + Send + 'static>(
+        &self,
+        _socket: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        Err::<Transport, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = std::time::Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    /// Connections are made before lapin asks for one.
+    fn tcp_connect_addr(
+        &self,
+        _address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        std::future::ready(Err(io::ErrorKind::Unsupported.into()))
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// An address that answers no connection any more: its queue of them is full.
+    async fn swallowing() -> (SocketAddr, TcpListener, Vec<TcpStream>) {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let listener = socket.listen(1).expect("it listens");
+        let (address, mut waiting) = (listener.local_addr().expect("an address"), Vec::new());
+        while let Ok(stream) = timeout(Duration::from_millis(200), TcpStream::connect(address)).await {
+            waiting.push(stream.expect("a connection"));
+        }
+        (address, listener, waiting)
+    }
+
+    #[tokio::test]
+    async fn an_address_that_swallows_packets_does_not_hide_the_next() {
+        let (silent, _listener, _waiting) = swallowing().await;
+        let good = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addresses = [silent, good.local_addr().expect("an address")];
+        let connected = timeout(LONG, connect_to_any(addresses.into_iter())).await.expect("it is in time");
+        assert_eq!(connected.expect("it connects").get_ref().peer_addr().expect("an address"), addresses[1]);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_is_told_where_no_other_answers() {
+        let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = port.local_addr().expect("an address");
+        drop(port);
+        let failure = connect_to_any([address, address].into_iter()).await.err().expect("nobody listens");
+        assert_eq!(failure.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(connect_to_any([].into_iter()).await.is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! One message, whatever its bytes, stops nothing: it is dead-lettered whole with a row, its
+//! neighbours are done once, and neither a session nor a process ends by it.
+
+use serde_json::json;
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use crate::harness::{
+    JOBS, RawBroker, RawProperties, WorkerProcess, World, job_body, long_string, short_string, world,
+};
+
+const DEAD_LETTERS: &str = "kyc.dead-letters";
+
+/// A UUID in binary, as some clients write a `message_id`, and UTF-8 never has it.
+const BINARY: &[u8] = b"\xf0\x9c\x8f\xff\xfe\xd8\x41\x00\x80\xc3\x28\xa0\xa1\xe2\x28\xa1";
+
+/// A poisoned message: its properties, what of it must lie in the dead letters, and what its row
+/// must say.
+struct Poison {
+    properties: RawProperties,
+    bytes: Vec<u8>,
+    said: String,
+}
+
+/// A message whose body is a valid job, named in it.
+async fn publish_with(publisher: &mut RawBroker, properties: &RawProperties) -> (Uuid, Vec<u8>) {
+    let job_id = Uuid::new_v4();
+    let mut body = job_body(Uuid::new_v4(), job_id);
+    body["job_id"] = json!(job_id);
+    let body = body.to_string().into_bytes();
+    publisher.publish(properties, &body).await;
+    (job_id, body)
+}
+
+/// Publishes twenty good jobs around each poison, and checks that a worker does them all and
+/// dead-letters each poison, in one session.
+async fn check_poisons(world: &World, publisher: &mut RawBroker, poisons: Vec<Poison>) -> WorkerProcess {
+    let mut good = world.publish_jobs(10).await;
+    let mut bodies = Vec::new();
+    for poison in &poisons {
+        bodies.push(publish_with(publisher, &poison.properties).await);
+        good.extend(world.publish_jobs(20).await);
+    }
+    let worker = world.start_worker();
+    check_done_once(world, &good).await;
+
+    for (poison, (job_id, body)) in poisons.iter().zip(&bodies) {
+        let job = world.wait_for_state(*job_id, &["invalid"]).await;
+        assert_eq!(job.reason.as_deref(), Some(poison.said.as_str()));
+        let row =
+            sqlx::query("select size, reason, reason_code from dead_lettered_delivery where job_id = $1")
+                .bind(job_id)
+                .fetch_one(&world.pool)
+                .await
+                .expect("one row");
+        assert_eq!(usize::try_from(row.get::<i32, _>("size")), Ok(body.len()));
+        assert_eq!(row.get::<String, _>("reason"), poison.said);
+        assert_eq!(row.get::<String, _>("reason_code"), "invalid");
+        let (properties, letter) = wait_for_letter(world, publisher).await;
+        assert!(letter == *body, "{}: another body", poison.said);
+        let is_there = properties.windows(poison.bytes.len()).any(|bytes| bytes == poison.bytes);
+        assert!(is_there, "{}: other properties", poison.said);
+    }
+    assert_eq!(world.oracle("patches").await.len(), good.len());
+    check_one_session(&worker);
+    worker
+}
+
+async fn check_done_once(world: &World, jobs: &[Uuid]) {
+    for job_id in jobs {
+        let job = world.wait_for_state(*job_id, &["accepted"]).await;
+        assert_eq!(job.deliveries, 1, "handed over once");
+    }
+    world.check_nothing_lost_or_spent_twice(jobs).await;
+}
+
+fn check_one_session(worker: &WorkerProcess) {
+    let log = worker.log();
+    assert_eq!(log.matches("broker session opened").count(), 1, "{log}");
+    assert!(!log.contains("broker session lost"), "{log}");
+}
+
+async fn wait_for_letter(world: &World, reader: &mut RawBroker) -> (Vec<u8>, Vec<u8>) {
+    let what = "a dead letter";
+    world.wait_for(what, async || (world.count_ready(DEAD_LETTERS).await > 0).then_some(())).await;
+    reader.take(DEAD_LETTERS).await.expect(what)
+}
+
+#[test]
+fn a_property_that_is_no_text_ends_its_message_alone() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        // RabbitMQ itself refuses an expiration that is no number, and another's user_id.
+        let names = [
+            "message_id",
+            "correlation_id",
+            "type",
+            "app_id",
+            "content_type",
+            "content_encoding",
+            "reply_to",
+            "cluster_id",
+        ];
+        let mut poisons: Vec<Poison> = names
+            .into_iter()
+            .map(|name| Poison {
+                properties: RawProperties::persistent().with_text(name, BINARY),
+                bytes: short_string(BINARY),
+                said: format!("/properties/{name}: is not UTF-8 (16 bytes)"),
+            })
+            .collect();
+        let header = [&short_string(BINARY)[..], b"S", &long_string(b"value")].concat();
+        poisons.push(Poison {
+            properties: RawProperties::persistent().with_headers(&header),
+            bytes: header,
+            said: "/properties/headers: have a name that is not UTF-8".to_owned(),
+        });
+        check_poisons(&world, &mut publisher, poisons).await;
+    });
+}
+
+/// A header with an array in an array, so many deep.
+fn nested(depth: usize) -> Vec<u8> {
+    let levels = (0..depth).rev().flat_map(|within| {
+        let length = u32::try_from(within * 5).expect("not so deep");
+        [&b"A"[..], &length.to_be_bytes()].concat()
+    });
+    [short_string(b"deep"), levels.collect()].concat()
+}
+
+#[test]
+fn headers_that_are_nested_too_deep_end_their_message_alone() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        let poisons = [1_000, 3_000].map(|depth| {
+            let headers = nested(depth);
+            Poison {
+                properties: RawProperties::persistent().with_headers(&headers),
+                bytes: headers,
+                said: "/properties/headers: are nested deeper than 16 levels".to_owned(),
+            }
+        });
+        check_poisons(&world, &mut publisher, poisons.into()).await;
+    });
+}
+
+#[test]
+fn headers_that_outgrow_a_frame_end_their_message_alone() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        let headers = [&short_string(b"large")[..], b"S", &long_string(&[b'x'; 130_990])].concat();
+        let properties = RawProperties::persistent().with_headers(&headers);
+        let (job_id, body) = publish_with(&mut publisher, &properties).await;
+        // The broker adds how often it was handed over.
+        publisher.hand_back(JOBS).await;
+        let good = world.publish_jobs(20).await;
+        let worker = world.start_worker();
+        check_done_once(&world, &good).await;
+        let job = world.wait_for_state(job_id, &["invalid"]).await;
+        let said = "/properties/headers: make the properties larger than 16384 bytes";
+        assert_eq!(job.reason.as_deref(), Some(said));
+        let (properties, letter) = wait_for_letter(&world, &mut publisher).await;
+        assert!(letter == body && properties.len() > 131_000, "it is dead-lettered whole");
+        check_one_session(&worker);
+    });
+}
+
+#[test]
+fn a_routing_key_that_is_no_text_does_not_keep_a_job_from_being_done() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        // It reaches the queue by a header.
+        let keys = long_string(&[&b"S"[..], &long_string(b"document-update")].concat());
+        let headers = [&short_string(b"CC")[..], b"A", &keys].concat();
+        let properties = RawProperties::persistent().with_headers(&headers);
+        let job_id = Uuid::new_v4();
+        let mut body = job_body(Uuid::new_v4(), job_id);
+        body["job_id"] = json!(job_id);
+        publisher.publish_to(b"kyc", BINARY, &properties, body.to_string().as_bytes()).await;
+        let worker = world.start_worker();
+        check_done_once(&world, &[job_id]).await;
+        check_one_session(&worker);
+    });
+}
+
+#[test]
+fn messages_of_megabytes_beside_a_slow_database_take_little_memory() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        let mut good = world.publish_jobs(20).await;
+        let mut body = vec![b' '; 8 << 20];
+        for number in 0..60_u8 {
+            body[0] = number;
+            let properties = RawProperties::persistent().with_text("message_id", &[b'm', b'0' + number]);
+            publisher.publish(&properties, &body).await;
+        }
+        let lock = world.lock_table("dead_lettered_delivery").await;
+        let worker = world.start_worker_with(&[("CONCURRENCY", "64"), ("PREFETCH", "192")]);
+        check_done_once(&world, &good).await;
+        // All have come and nothing of them can be written down, or the worker has seen that.
+        world
+            .wait_for("a worker with all that it takes", async || {
+                let is_paused = worker.log().contains("intake paused");
+                (is_paused || world.count_ready(JOBS).await == 0).then_some(())
+            })
+            .await;
+        drop(lock);
+        good.extend(world.publish_jobs(20).await);
+        let rows =
+            "select count(*) from dead_lettered_delivery where size = 8388608 and reason like '%64 KiB%'";
+        world.wait_for("sixty rows", async || (world.count(rows).await == 60).then_some(())).await;
+        let hashes = "select count(distinct body_sha256) from dead_lettered_delivery";
+        assert_eq!(world.count(hashes).await, 60);
+        body[0] = 7;
+        let seventh = sqlx::query_scalar::<_, i64>(
+            "select count(*) from dead_lettered_delivery where message_id = 'm7' and body_sha256 = sha256($1)",
+        )
+        .bind(&body)
+        .fetch_one(&world.pool)
+        .await
+        .expect("the database answers");
+        assert_eq!(seventh, 1, "it is the hash of the whole");
+        check_done_once(&world, &good).await;
+        let taken = worker.memory_max_kib();
+        assert!(taken < 96 * 1024, "{taken} KiB");
+        let (_, letter) = wait_for_letter(&world, &mut publisher).await;
+        assert_eq!(letter.len(), body.len(), "it is dead-lettered whole");
+        check_one_session(&worker);
+    });
+}
