@@ -212,7 +212,7 @@ const fn range(
 
 /// The lowest and the highest values, and those just outside.
 const RANGES: [Range; 32] = [
-    range("DATABASE_CONNECTIONS", &["2", "1000"], &["1", "1001"], &[]),
+    range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
     range("DEAD_LETTER_TTL", &["1ms", "90d"], &["0s", "90d 1ms", "3651d", "10000y"], &[]),
     range("REQUEST_TIMEOUT", &["1ms", "20s"], &["0s", "20001ms", "10000y"], &[]),
     range("READ_TIMEOUT", &["1ms", "14s"], &["0s", "14001ms"], &[]),
