@@ -9,10 +9,12 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use super::filter::{Alterations, Appetite};
 use super::patience::{answer, close};
 use super::publisher::NotTaken;
 use super::{Broker, Publisher};
 use crate::config::BrokerSettings;
+use crate::domain::canonical_json::Fault;
 
 /// A dead letter, held until its queue is closed or it is requeued.
 pub struct DeadLetter {
@@ -27,6 +29,9 @@ pub struct DeadLetter {
     pub cause: Option<String>,
     /// When it came here.
     pub died_at: Option<OffsetDateTime>,
+    /// What of its properties could not be read and is not here: published again, it would be
+    /// another message.
+    pub unreadable: Vec<Fault>,
     /// Where it was published to, and with which key.
     origin: Option<(String, String)>,
     delivery: Delivery,
@@ -43,6 +48,7 @@ impl DeadLetter {
 pub struct DeadLetters {
     connection: Connection,
     channel: Channel,
+    alterations: Alterations,
     queue: String,
     exchange: String,
     routing_key: String,
@@ -54,13 +60,14 @@ impl DeadLetters {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
-        let connection = broker.connect().await?;
+        let (connection, alterations) = broker.connect_for(Appetite::WHOLE).await?;
         let channel =
             answer(connection.create_channel()).await.context("DEAD_LETTER_QUEUE: cannot open a channel")?;
         let BrokerSettings { dead_letter_queue, exchange, routing_key, .. } = &broker.settings;
         Ok(Self {
             connection,
             channel,
+            alterations,
             queue: dead_letter_queue.clone(),
             exchange: exchange.clone(),
             routing_key: routing_key.clone(),
@@ -79,6 +86,7 @@ impl DeadLetters {
         Ok(got.map(|BasicGetMessage { mut delivery, .. }| {
             let body = std::mem::take(&mut delivery.data);
             let death = delivery.properties.headers().as_ref().and_then(first_death);
+            let altered = self.alterations.take(self.channel.id(), delivery.delivery_tag);
             DeadLetter {
                 body_sha256: Sha256::digest(&body).into(),
                 body,
@@ -86,6 +94,7 @@ impl DeadLetters {
                 cause: death.and_then(|death| text_of(death, "reason")),
                 died_at: death.and_then(time_of),
                 origin: death.and_then(origin_of),
+                unreadable: altered.map(|alteration| alteration.faults).unwrap_or_default(),
                 delivery,
             }
         }))

@@ -13,6 +13,7 @@ use super::{age_text, open_database, print, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
 use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, DatabaseSettings};
+use crate::domain::canonical_json::Fault;
 use crate::journal::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
 use crate::visible::visible;
 
@@ -277,6 +278,13 @@ async fn requeue_each(
             args.all || args.ids.contains(&id) || args.reason.is_some() && args.reason.as_deref() == reason;
         if !is_meant {
             done.left += 1;
+            continue;
+        }
+        if let Some(Fault { pointer, reason }) = letter.unreadable.first() {
+            let reason = format!(
+                "{pointer}: {reason}; requeued, it would be another message: publish the job anew, with properties in UTF-8"
+            );
+            done.refused.push(Refused { id, reason });
             continue;
         }
         let (job_id, signed) = (row.and_then(|row| row.job_id), args.signed.signed());

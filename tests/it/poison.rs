@@ -168,6 +168,52 @@ fn headers_that_outgrow_a_frame_end_their_message_alone() {
     });
 }
 
+/// Neither of them hides the others, and none is published again as another message.
+#[test]
+fn commands_show_a_letter_that_cannot_be_read_and_leave_it() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut publisher = world.speak_amqp().await;
+        let large = [&short_string(b"large")[..], b"S", &long_string(&[b'x'; 130_900])].concat();
+        let poisons = [
+            RawProperties::persistent().with_text("type", BINARY),
+            RawProperties::persistent().with_headers(&nested(1_000)),
+            RawProperties::persistent().with_headers(&large),
+        ];
+        for poison in &poisons {
+            publish_with(&mut publisher, poison).await;
+        }
+        let _worker = world.start_worker();
+        let all_there = async || (world.count_ready(DEAD_LETTERS).await == 3).then_some(());
+        world.wait_for("three dead letters", all_there).await;
+
+        let (listed, _) = world.ask(&["dead-letters", "list"]).await;
+        let ids: Vec<&str> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|letter| letter["id"].as_str().expect("an id"))
+            .collect();
+        assert_eq!(ids.len(), 3, "{listed}");
+        for id in &ids {
+            world.say(&["dead-letters", "show", id]).await;
+        }
+        let requeue = ["dead-letters", "requeue", "--all", "--by", "ana", "--note", "again"];
+        let (requeued, is_done) = world.ask(&requeue).await;
+        assert!(!is_done && requeued["requeued"] == json!([]), "{requeued}");
+        let refused = requeued["refused"].as_array().expect("a list");
+        assert!(
+            refused.len() == 3
+                && refused.iter().all(|letter| letter["reason"].as_str().is_some_and(|why| why
+                    .starts_with("/properties/")
+                    && why.contains("publish the job anew"))),
+            "{requeued}"
+        );
+        world.wait_for("what was looked at", all_there).await;
+        assert_eq!(world.count("select count(*) from intervention").await, 0, "nothing was done");
+    });
+}
+
 #[test]
 fn a_routing_key_that_is_no_text_does_not_keep_a_job_from_being_done() {
     world(async |world| {
