@@ -143,7 +143,9 @@ fn a_reader_who_was_slow_gets_the_lines_that_waited_for_him() {
         for job_id in jobs {
             let attempted =
                 |line: &&str| line.contains(&job_id.to_string()) && line.contains("submission attempted");
-            assert_eq!(text.lines().filter(attempted).count(), 1, "{job_id}");
+            // More than one where the machine was too slow for the send window.
+            let attempts = world.attempts(job_id).await.len();
+            assert_eq!(text.lines().filter(attempted).count(), attempts, "{job_id}");
         }
         assert!(text.lines().last().expect("a line").contains("stopped"), "the last line comes out too");
     });
