@@ -4,14 +4,16 @@
 use std::fmt;
 use std::time::Duration;
 
-use time::format_description::well_known::Iso8601;
-use time::{OffsetDateTime, PrimitiveDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::canonical_json::{Fault, Json, Profile};
 use super::foreign_text::known_words;
 use super::job::{instant, text_at, uuid};
 use super::signature::Signer;
+
+/// How far ahead of the signature's clock an event may be dated.
+const CLOCK_SKEW_SECONDS_MAX: i64 = 5 * 60;
 
 /// A webhook is a few hundred bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -113,7 +115,7 @@ pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> R
         return Err(Refusal::Stale(age));
     }
     match text_at(&body, "/type") {
-        Some("CUSTOMER") => Ok(Notification::Customer(read_customer_event(&body)?)),
+        Some("CUSTOMER") => Ok(Notification::Customer(read_customer_event(&body, timestamp)?)),
         Some(other) => Ok(Notification::Other(known_words(other))),
         None => Err(invalid("/type: is missing, or no text")),
     }
@@ -130,7 +132,7 @@ fn check_signature(notice: &Notice<'_>, body: &Json, signer: &Signer) -> Result<
     }
 }
 
-fn read_customer_event(body: &Json) -> Result<CustomerEvent, Refusal> {
+fn read_customer_event(body: &Json, signed_at: i64) -> Result<CustomerEvent, Refusal> {
     let text = |pointer: &str| {
         text_at(body, pointer).ok_or_else(|| invalid(format!("{pointer}: is missing, or no text")))
     };
@@ -139,20 +141,34 @@ fn read_customer_event(body: &Json) -> Result<CustomerEvent, Refusal> {
     if status.is_empty() {
         return Err(invalid("/event: is empty"));
     }
+    let at = time_of(text("/timestamp")?).map_err(fault("/timestamp"))?;
+    // A local time that was taken for UTC, say. One that lies too late would be believed too much:
+    // it might be of an earlier update.
+    if at.unix_timestamp() > signed_at + CLOCK_SKEW_SECONDS_MAX {
+        return Err(invalid("/timestamp: is later than X-TIMESTAMP, when it was signed"));
+    }
     Ok(CustomerEvent {
         customer_id: uuid(text("/id")?).map_err(fault("/id"))?,
         status,
         failure_reason: text_at(body, "/metadata/failure_reason").map(known_words),
-        at: time_of(text("/timestamp")?).map_err(fault("/timestamp"))?,
+        at,
     })
 }
 
-/// ISO 8601, in UTC where it names no offset.
+/// ISO 8601: an offset may do without its colon or its minutes, and where none is named it is
+/// UTC, as Python prints it.
 fn time_of(text: &str) -> Result<OffsetDateTime, &'static str> {
-    instant(text).or_else(|reason| {
-        let local = PrimitiveDateTime::parse(text, &Iso8601::DEFAULT).map_err(|_| reason)?;
-        Ok(local.assume_utc())
-    })
+    let (date, clock) = text.split_at_checked("2025-07-16".len()).unwrap_or((text, ""));
+    let (clock, offset) = clock.split_at(clock.find(['Z', 'z', '+', '-']).unwrap_or(clock.len()));
+    let offset = match offset.len() {
+        0 => "Z".to_owned(),
+        // Hours alone.
+        3 => format!("{offset}:00"),
+        // Hours and minutes.
+        5 if offset.is_ascii() => format!("{}:{}", &offset[..3], &offset[3..]),
+        _ => offset.to_owned(),
+    };
+    instant(&format!("{date}{clock}{offset}"))
 }
 
 fn refuse(faults: &[Fault]) -> Refusal {
@@ -232,7 +248,11 @@ mod tests {
         check("metadata", "meta", customer("FAILED", None));
         check("05Z", "05+00:00", customer("FAILED", Some("KYC_FAILED")));
         check("05Z", "05.000000", customer("FAILED", Some("KYC_FAILED")));
-        check("T12:59:05Z", "T18:29:05+05:30", customer("FAILED", Some("KYC_FAILED")));
+        let ist = ["+05:30", "+0530"].map(|offset| format!("T18:29:05{offset}"));
+        let others = ["T07:59:05-05", "T07:59:05-0500", "T12:59:05.000+00", "T12:59:05z", "T12:59:05"];
+        for time in ist.iter().map(String::as_str).chain(others) {
+            check("T12:59:05Z", time, customer("FAILED", Some("KYC_FAILED")));
+        }
         check("CUSTOMER", "TRANSACTION", Ok(Notification::Other("TRANSACTION".to_owned())));
         check("\"type\"", "\"kind\"", Err("/type: is missing, or no text"));
         check("\"id\"", "\"customer\"", Err("/id: is missing, or no text"));
@@ -240,7 +260,25 @@ mod tests {
         check("\"FAILED\"", "7", Err("/event: is missing, or no text"));
         check("\"FAILED\"", "\"\"", Err("/event: is empty"));
         let form = "/timestamp: must be an RFC 3339 time such as 2025-07-16T12:59:05Z";
-        check("2025-07-16T12:59:05Z", "yesterday", Err(form));
+        for time in [
+            "yesterday",
+            "2025-07-16T12:59:05+5",
+            "2025-07-16T12:59:05+053",
+            "2025-07-16T12:59:05 0530",
+            "2025-07-16T12:59:05IST",
+            "2025-07-16T12:59:05+é3",
+            "2025-07-16T12:59:05+05:30:00",
+            "2025-07-16",
+            "20250716T125905Z",
+            "2025-W29-3T12:59:05Z",
+        ] {
+            check("2025-07-16T12:59:05Z", time, Err(form));
+        }
+        let early = "/timestamp: is later than X-TIMESTAMP, when it was signed";
+        check("T12:59:05Z", "T18:29:05", Err(early));
+        check("T12:59:05Z", "T13:04:06Z", Err(early));
+        // BODY's own time is when it was signed.
+        assert_eq!(datetime!(2025-07-16 12:59:05 UTC).unix_timestamp(), SIGNED_AT);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! it. Knows a message's bytes and properties and nothing of the broker they came from.
 
 mod check;
+mod signed_link;
 #[cfg(test)]
 mod tests;
 
@@ -13,7 +14,9 @@ use uuid::Uuid;
 
 use self::check::{Check, field};
 pub(super) use self::check::{instant, uuid};
+use self::signed_link::cut_signature;
 use super::canonical_json::{Fault, Json, Profile};
+use super::invisible::is_invisible;
 
 /// No job is larger.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -52,8 +55,8 @@ pub struct Job {
     pub correlation_id: Option<String>,
     /// What the provider is to be sent.
     pub request: UpdateRequest,
-    /// What a content fingerprint is computed over: the compact canonical text without the
-    /// links' queries and fragments, which change whenever a link is presigned.
+    /// What a content fingerprint is computed over: the compact canonical text without what
+    /// changes in its links whenever they are presigned.
     pub fingerprint_text: String,
 }
 
@@ -137,7 +140,7 @@ impl Job {
     ///
     /// A `message_id` that is no UUID is ignored if the body has a `job_id`, since client
     /// libraries set it as they please. A `correlation_id` longer than 255 characters or
-    /// with control characters is dropped: a label is no reason to refuse a job.
+    /// with invisible characters is dropped: a label is no reason to refuse a job.
     ///
     /// # Errors
     /// All faults at once.
@@ -170,7 +173,7 @@ impl Job {
             (Some(id), Some(requested_at)) if check.faults.is_empty() => {
                 let request = UpdateRequest::from_body(&json)
                     .map_err(|fault| Invalid::new(job_id, customer_id, vec![fault]))?;
-                cut_links(&mut json);
+                cut_signatures(&mut json);
                 Ok(Self {
                     id,
                     customer_id: request.customer_id,
@@ -256,12 +259,13 @@ impl UpdateRequest {
     }
 }
 
-/// Cuts off the links' queries and fragments.
-fn cut_links(body: &mut Json) {
+/// Takes out of the links what their signatures change. What they differ in otherwise, such as
+/// `versionId`, names another document.
+fn cut_signatures(body: &mut Json) {
     if let Json::Object(fields) = body {
         for at in [FRONT_LINK, BACK_LINK] {
             if let Some(Json::String(link)) = field(fields, at) {
-                link.truncate(link.find(['?', '#']).unwrap_or(link.len()));
+                cut_signature(link);
             }
         }
     }
@@ -314,7 +318,7 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 fn label(text: &str) -> Option<String> {
-    let is_kept = text.chars().count() <= 255 && !text.contains(char::is_control);
+    let is_kept = text.chars().count() <= 255 && !text.contains(is_invisible);
     is_kept.then(|| text.to_owned())
 }
 

@@ -5,6 +5,7 @@ pub mod canonical_json;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;
+pub mod invisible;
 pub mod job;
 pub mod outcome;
 pub mod precedence;

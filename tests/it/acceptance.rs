@@ -81,7 +81,7 @@ fn a_job_id_with_another_content_is_a_conflict() {
 
         // Fresh presigned links are no other content.
         let mut again = body;
-        let link = format!("https://files.example.com/{job_id}/front.jpg?X-Signature=fresh");
+        let link = format!("https://files.example.com/{job_id}/front.jpg?X-Amz-Signature=fresh");
         again["document_front_image_url"] = json!(link);
         world.publish(Some(job_id), again.to_string().as_bytes()).await;
         world

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::{BACK_LINK, DOCUMENT_NUMBER, FRONT_LINK, Fields, Rules};
 use crate::domain::canonical_json::{Fault, Json, shown};
+use crate::domain::invisible::is_invisible;
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
@@ -160,12 +161,12 @@ impl Rules {
     }
 
     pub(super) fn link(&self, text: &str) -> Result<(), &'static str> {
-        let is_unfit = |c: char| c.is_whitespace() || c == '\\' || is_unprintable(c);
+        let is_unfit = |c: char| c.is_whitespace() || c == '\\' || is_invisible(c);
         if text.chars().count() > 2_048 {
             return Err("must be at most 2,048 characters");
         }
         if text.contains(is_unfit) {
-            return Err("must not hold whitespace, backslashes or unprintable characters");
+            return Err("must not hold whitespace, backslashes or invisible characters");
         }
 
         let url = Url::parse(text).map_err(|_| "must be an absolute URL")?;
@@ -195,9 +196,11 @@ impl Rules {
 
 fn address(text: &mut String) -> Result<(), &'static str> {
     let trimmed = text.trim();
+    if trimmed.chars().all(|c| c.is_whitespace() || is_invisible(c)) {
+        return Err("must not be blank");
+    }
     match trimmed.chars().count() {
-        0 => return Err("must not be blank"),
-        1..=1_000 => {}
+        0..=1_000 => {}
         _ => return Err("must be at most 1,000 characters"),
     }
     if trimmed.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
@@ -213,25 +216,13 @@ fn document_number(text: &str) -> Result<(), &'static str> {
         1..=64 => {}
         _ => return Err("must be at most 64 characters"),
     }
-    if text.contains(|c: char| is_unprintable(c) || c.is_whitespace() && c != ' ') {
-        return Err("must not hold unprintable characters");
+    if text.contains(|c: char| is_invisible(c) || c.is_whitespace() && c != ' ') {
+        return Err("must not hold invisible characters");
     }
     if text.starts_with(' ') || text.ends_with(' ') || text.contains("  ") {
         return Err("must not begin or end with a space, nor hold two in a row");
     }
     Ok(())
-}
-
-/// Control characters, and the format characters that nobody sees: two numbers that
-/// differ in one of these look the same.
-fn is_unprintable(c: char) -> bool {
-    c.is_control()
-        || matches!(
-            c,
-            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 /// Only the hyphenated form: the parser also takes braces, `urn:uuid:` and bare digits,

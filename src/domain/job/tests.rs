@@ -162,7 +162,9 @@ fn an_address_is_1_to_1000_characters_after_trimming() {
     for (address, fault) in [
         ("", "must not be blank"),
         (" \n\t\u{a0}", "must not be blank"),
+        ("\u{3164}\u{2800} \u{feff}", "must not be blank"),
         ("é", ""),
+        ("क्\u{200d}ष Road", ""),
         ("Flat 4B\r\n\tमुंबई", ""),
         (&"é".repeat(1_000), ""),
         (&format!(" {} ", "é".repeat(1_000)), ""),
@@ -192,7 +194,7 @@ fn a_document_type_is_one_the_provider_supports() {
 fn a_link_is_an_absolute_https_url_of_an_image_or_pdf() {
     let scheme = "must begin with https://";
     let host = "must name a host after ://";
-    let unfit = "must not hold whitespace, backslashes or unprintable characters";
+    let unfit = "must not hold whitespace, backslashes or invisible characters";
     let user = "must not hold a user or password";
     let end = "must have a path that ends in .jpg, .jpeg, .png or .pdf";
     let long = |length: usize| format!("https://h/{}.jpg", "a".repeat(length - 14));
@@ -222,6 +224,7 @@ fn a_link_is_an_absolute_https_url_of_an_image_or_pdf() {
         ("https://h/a b.jpg", unfit),
         ("https://h/a\n.jpg", unfit),
         ("https://h/a\u{202e}.jpg", unfit),
+        ("https://h/a\u{3164}.jpg", unfit),
         ("https://h/a.gif", end),
         ("https://h/a.jpg/", end),
         ("https://h/a.jpg/..", end),
@@ -255,7 +258,7 @@ fn rules_open_what_an_installation_needs() {
 
 #[test]
 fn a_document_number_is_1_to_64_visible_characters() {
-    let unprintable = "must not hold unprintable characters";
+    let unprintable = "must not hold invisible characters";
     let space = "must not begin or end with a space, nor hold two in a row";
     for (number, fault) in [
         ("1", ""),
@@ -278,6 +281,15 @@ fn a_document_number_is_1_to_64_visible_characters() {
         ("1\u{202e}2", unprintable),
         ("1\u{2060}2", unprintable),
         ("\u{feff}12", unprintable),
+        ("1\u{fe0f}2", unprintable),
+        ("1\u{34f}2", unprintable),
+        ("1\u{115f}2", unprintable),
+        ("1\u{3164}2", unprintable),
+        ("1\u{2800}2", unprintable),
+        ("1\u{180b}2", unprintable),
+        ("1\u{e0101}2", unprintable),
+        ("क्\u{200d}ष", unprintable),
+        ("कि12", ""),
     ] {
         check(DOCUMENT_NUMBER, json!(number), fault);
     }
@@ -372,9 +384,13 @@ fn a_job_expires_after_it_was_requested() {
 #[test]
 fn a_correlation_id_that_cannot_be_kept_refuses_no_job() {
     let body = example_text();
-    for (text, is_kept) in
-        [("case-7", true), (&"x".repeat(255), true), (&"x".repeat(256), false), ("a\nb", false)]
-    {
+    for (text, is_kept) in [
+        ("case-7", true),
+        (&"x".repeat(255), true),
+        (&"x".repeat(256), false),
+        ("a\nb", false),
+        ("a\u{202e}b", false),
+    ] {
         let envelope = Envelope { correlation_id: Some(text), ..envelope(&body) };
         let job = parse(envelope).unwrap();
         assert_eq!(job.correlation_id.as_deref(), is_kept.then_some(text));
@@ -474,6 +490,8 @@ fn a_link_presigned_anew_leaves_the_fingerprint_alone() {
     assert_eq!(fingerprint("https://h/a.jpg?X-Amz-Date=1#b"), bare);
     assert_eq!(fingerprint("https://h/a.jpg#b?c"), bare);
     assert_ne!(fingerprint("https://h/b.jpg"), bare);
+    assert_ne!(fingerprint("https://h/a.jpg?versionId=2&X-Amz-Date=1"), bare);
+    assert_ne!(fingerprint("https://h/a.jpg?id=2"), fingerprint("https://h/a.jpg?id=1"));
 }
 
 /// An address, a number and a query string that must never be shown, and what of them

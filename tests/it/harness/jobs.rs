@@ -14,7 +14,7 @@ pub fn job_body(customer_id: Uuid, job_id: Uuid) -> Value {
         "customer_id": customer_id,
         "full_address": "12 Rue Élysée, Mumbai 400001",
         "document_type": "PASSPORT",
-        "document_front_image_url": format!("https://files.example.com/{job_id}/front.jpg?X-Signature=abc"),
+        "document_front_image_url": format!("https://files.example.com/{job_id}/front.jpg?X-Amz-Signature=abc"),
         "document_back_image_url": format!("https://files.example.com/{job_id}/back.png"),
         "document_details": { "document_number": "123456123456", "additional_data": {} }
     })
