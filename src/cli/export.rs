@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize as _;
+use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
@@ -86,7 +87,7 @@ impl Sink {
         let out = stdout().lock();
         Ok(match format {
             ExportFormat::Csv => {
-                let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(out);
+                let mut writer = csv::Writer::from_writer(out);
                 // Also where no job follows: an empty file would look like a failure.
                 writer.write_record(COLUMNS)?;
                 Self::Csv(Box::new(writer))
@@ -97,7 +98,10 @@ impl Sink {
 
     fn write(&mut self, job: &ExportedJob) -> anyhow::Result<()> {
         match self {
-            Self::Csv(writer) => writer.serialize(job)?,
+            Self::Csv(writer) => {
+                let job = serde_json::to_value(job)?;
+                writer.write_record(COLUMNS.map(|column| cell(&job[column])))?;
+            }
             Self::Jsonl(writer) => {
                 job.serialize(&mut serde_json::Serializer::new(&mut *writer))?;
                 writer.write_all(b"\n")?;
@@ -114,7 +118,22 @@ impl Sink {
     }
 }
 
-/// The columns of the CSV, in the order of [`ExportedJob`]'s fields.
+/// A value as a spreadsheet reads it. It takes a text that begins with one of these for a formula,
+/// and runs it, unless a quote comes first (OWASP, "CSV Injection"); numbers and times are none.
+fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text)
+            if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) =>
+        {
+            format!("'{text}")
+        }
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// The columns of the CSV.
 const COLUMNS: [&str; 19] = [
     "job_id",
     "customer_id",
@@ -136,3 +155,30 @@ const COLUMNS: [&str; 19] = [
     "correlation_id",
     "interventions",
 ];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        for (value, expected) in [
+            (json!("=1+1"), "'=1+1"),
+            (json!("+91"), "'+91"),
+            (json!("-1"), "'-1"),
+            (json!("@a"), "'@a"),
+            (json!("\t=1"), "'\t=1"),
+            (json!("\r=1"), "'\r=1"),
+            (json!("＝1"), "'＝1"),
+            (json!("a=1"), "a=1"),
+            (json!("2026-11-24T10:00:00Z"), "2026-11-24T10:00:00Z"),
+            (json!(-1), "-1"),
+            (json!(3), "3"),
+            (json!(null), ""),
+        ] {
+            assert_eq!(cell(&value), expected);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The message contract as a JSON Schema, for publishers and their tools. It refuses
-//! nothing that [`Job::parse`](super::job::Job::parse) accepts; what a schema cannot say,
-//! its descriptions do.
+//! nothing that [`Job::parse`](super::job::Job::parse) accepts, asserted formats included; what a
+//! schema cannot say, its descriptions do.
 
 // Only their shape is used.
 #![expect(dead_code)]
@@ -72,7 +72,8 @@ impl JsonSchema for Link {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "format": "uri", "maxLength": 2048 })
+        // No `format`: a URI has no letters beyond ASCII, and a link may.
+        schemars::json_schema!({ "type": "string", "maxLength": 2048 })
     }
 }
 
@@ -101,17 +102,30 @@ pub fn job_schema(rules: &Rules) -> Value {
     let properties = &mut schema["properties"];
     properties["document_type"]["enum"] = json!(rules.document_types);
     for link in ["document_front_image_url", "document_back_image_url"] {
-        // In any case, as schemes are.
-        let secure = if rules.allow_http_links { "[Ss]?" } else { "[Ss]" };
-        properties[link]["pattern"] = json!(format!("^[Hh][Tt][Tt][Pp]{secure}://"));
-        if !rules.allow_extensionless_links {
-            let said = properties[link]["description"].as_str().unwrap_or_default();
-            properties[link]["description"] =
-                json!(format!("{said} Its path ends in .jpg, .jpeg, .png or .pdf."));
-        }
+        properties[link]["pattern"] = json!(link_pattern(rules));
+        let said = properties[link]["description"].as_str().unwrap_or_default();
+        let file = if rules.allow_extensionless_links { "has no other extension than" } else { "ends in" };
+        properties[link]["description"] = json!(format!(
+            "{said} An absolute URL without user, whitespace, backslashes or invisible characters; its path {file} .jpg, .jpeg, .png or .pdf."
+        ));
     }
     schema["examples"] = json!([example()]);
     schema
+}
+
+/// What a link looks like, in the syntax that every dialect of regular expressions shares: scheme
+/// and extension in any case; what host and port are possible, a pattern does not say.
+fn link_pattern(rules: &Rules) -> String {
+    // What no part of a link holds.
+    let unfit = r"\s\\\u0000-\u0020\u007f";
+    let scheme = if rules.allow_http_links { "[Hh][Tt][Tt][Pp][Ss]?" } else { "[Hh][Tt][Tt][Pp][Ss]" };
+    let with_extension =
+        format!(r"[^/?#{unfit}]*\.([Jj][Pp][Gg]|[Jj][Pp][Ee][Gg]|[Pp][Nn][Gg]|[Pp][Dd][Ff])");
+    let file = match rules.allow_extensionless_links {
+        true => format!("({with_extension}|[^./?#{unfit}]+)"),
+        false => with_extension,
+    };
+    format!("^{scheme}://[^/?#@{unfit}]+/([^?#{unfit}]*/)?{file}([?#][^{unfit}]*)?$")
 }
 
 /// The provider's documented request body: a valid job.
@@ -128,10 +142,132 @@ pub fn example() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use jsonschema::Validator;
+    use proptest::prelude::*;
+    use time::macros::datetime;
+
     use super::*;
+    use crate::domain::job::{Envelope, Job};
+
+    fn validator(rules: &Rules) -> Validator {
+        let options = jsonschema::options().should_validate_formats(true);
+        options.build(&job_schema(rules)).expect("a schema")
+    }
 
     fn accepts(body: &Value) -> bool {
-        jsonschema::validator_for(&job_schema(&Rules::default())).expect("a schema").is_valid(body)
+        validator(&Rules::default()).is_valid(body)
+    }
+
+    /// What the parser says of a body.
+    fn parse(body: &Value, rules: &Rules) -> Result<(), String> {
+        let body = body.to_string();
+        let id = Some("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
+        let envelope =
+            Envelope { body: body.as_bytes(), message_id: id, correlation_id: None, timestamp: None };
+        let now = datetime!(2026-11-24 10:00:00 UTC);
+        Job::parse(&envelope, now, rules).map(drop).map_err(|invalid| invalid.to_string())
+    }
+
+    /// Parser and schema agree, but for what a pattern cannot say.
+    fn check_agreement(body: &Value, rules: &Rules, validator: &Validator) {
+        match (parse(body, rules), validator.is_valid(body)) {
+            (Ok(()), is_valid) => assert!(is_valid, "the schema refuses what the parser takes: {body}"),
+            (Err(fault), true) => assert!(
+                fault.ends_with("must be an absolute URL") || fault.contains("invisible characters"),
+                "the schema takes what the parser refuses: {fault}: {body}"
+            ),
+            (Err(_), false) => {}
+        }
+    }
+
+    fn every_rules() -> [Rules; 4] {
+        [(false, false), (false, true), (true, false), (true, true)].map(|(http, extensionless)| Rules {
+            allow_http_links: http,
+            allow_extensionless_links: extensionless,
+            ..Rules::default()
+        })
+    }
+
+    #[test]
+    fn times_that_the_parser_takes_are_valid_where_formats_are_asserted() {
+        let (rules, validator) = (Rules::default(), validator(&Rules::default()));
+        for time in [
+            "2026-11-24T10:00:00Z",
+            "2026-11-24t10:00:00z",
+            "2026-11-24T10:00:00.123456789+05:30",
+            "2026-11-24T10:00:00-00:00",
+            "2026-11-24 10:00:00Z",
+            "2026-11-24T10:00:00",
+            "2016-12-31T23:59:60Z",
+            "2026-11-24T10:00:00+0530",
+            "0001-01-01T00:00:00Z",
+        ] {
+            let body = with("/requested_at", json!(time));
+            if parse(&body, &rules).is_ok() {
+                assert!(validator.is_valid(&body), "{time}");
+            }
+        }
+    }
+
+    #[test]
+    fn odd_links_are_judged_alike_by_schema_and_parser() {
+        for rules in every_rules() {
+            let validator = validator(&rules);
+            for link in [
+                "https://h/मुंबई.jpg",
+                "https://मुंबई.example/a.jpg",
+                "https://h/a b.jpg",
+                "https://h/a%zz.jpg",
+                "https://h/[a]|^{b}.jpg",
+                "https://h/\"<a>.jpg?q=\"<>|^`{}",
+                "https://[::1]/a.jpg",
+                "https://h:8443/a.jpg#x y",
+                "https://h/a.jpg#é",
+                "https://h/a.jpg?u=a@b",
+                "https://h/a@b.jpg",
+                "https://u@h/a.jpg",
+                "https://h/.jpg",
+                "https://h/a.jpg/..",
+                "https://h/../a.jpg",
+                "https://h/a.jpg/.",
+                "https://h/a.jpg/%2e%2e",
+                "https://h?x=/a.jpg",
+                "https://h#/a.jpg",
+                "https:///a.jpg",
+                "https:/h/a.jpg",
+                "http://h/a",
+                "HTTP://h/a.PdF",
+                "https://h/a.",
+                "https://h/a..",
+                "https://h/a/",
+                "https://h\\a.jpg",
+                "https://h/a.jpg\n",
+            ] {
+                check_agreement(&with("/document_front_image_url", json!(link)), &rules, &validator);
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_048))]
+
+        #[test]
+        fn links_of_any_pieces_are_judged_alike(
+            which in 0..4_usize,
+            scheme in prop::sample::select(vec!["https://", "http://", "HTTPS://", "https:/", "ftp://", ""]),
+            host in prop::sample::select(vec!["h", "h.example:443", "[::1]", "é.example", "u@h", "h:p", "", "1.2.3"]),
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "/", "a", "b.jpg", ".png", ".PDF", ".gif", ".", "..", "?", "#", "@", "é", "%2e", "%", "|", "\"",
+                    "\\", " ", "\u{200b}", "x=1", "&", "[", "{", ":", ";",
+                ]),
+                0..8,
+            ),
+        ) {
+            let rules = &every_rules()[which];
+            let link = format!("{scheme}{host}{}", pieces.concat());
+            check_agreement(&with("/document_back_image_url", json!(link)), rules, &validator(rules));
+        }
     }
 
     /// The example with the value at `pointer` changed.

@@ -177,14 +177,15 @@ impl Rules {
         }
         // Judged as written: the parser takes `https:host` and `https:///host` for
         // `https://host`, which whoever fetches the document may not.
-        let rest = text[url.scheme().len()..].strip_prefix("://");
-        match rest.unwrap_or_default().split(['/', '?', '#']).next() {
+        let rest = text[url.scheme().len()..].strip_prefix("://").unwrap_or_default();
+        match rest.split(['/', '?', '#']).next() {
             None | Some("") => return Err("must name a host after ://"),
             Some(host) if host.contains('@') => return Err("must not hold a user or password"),
             Some(_) => {}
         }
 
-        let file = url.path().rsplit('/').next().unwrap_or_default();
+        let path = rest.split(['?', '#']).next().unwrap_or_default();
+        let file = path.split_once('/').map_or("", |(_, path)| path.rsplit('/').next().unwrap_or_default());
         let extension = file.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
         match extension.as_deref() {
             Some("jpg" | "jpeg" | "png" | "pdf") => Ok(()),
@@ -234,9 +235,11 @@ pub(in crate::domain) fn uuid(text: &str) -> Result<Uuid, &'static str> {
     }
 }
 
+/// With a `T` between date and time, as JSON Schema has it: the parser takes a space, too.
 pub(in crate::domain) fn instant(text: &str) -> Result<OffsetDateTime, &'static str> {
-    OffsetDateTime::parse(text, &Rfc3339)
-        .ok()
+    Some(text)
+        .filter(|text| matches!(text.as_bytes().get(10), Some(b'T' | b't')))
+        .and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok())
         .and_then(|instant| instant.checked_to_offset(UtcOffset::UTC))
         .ok_or("must be an RFC 3339 time such as 2025-07-16T12:59:05Z")
 }

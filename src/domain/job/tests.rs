@@ -67,7 +67,8 @@ fn check(pointer: &str, value: impl Into<Option<Value>>, fault: &str) {
         _ => format!("{pointer}: {fault}"),
     };
     assert_eq!(outcome, expected, "{body}");
-    let schema = jsonschema::validator_for(&job_schema(&Rules::default())).unwrap();
+    let options = jsonschema::options().should_validate_formats(true);
+    let schema = options.build(&job_schema(&Rules::default())).unwrap();
     let is_valid = schema.is_valid(&serde_json::from_str(&body).unwrap());
     assert!(is_valid || !expected.is_empty(), "the schema refuses a valid job: {body}");
 }
@@ -354,6 +355,7 @@ fn a_job_is_dated_by_its_body_then_its_message_then_its_receipt() {
         (&dated("2025-07-16T13:04:05Z"), None, "2025-07-16T13:04:05Z"),
         (&dated("2025-07-16T13:04:05.1Z"), None, ahead),
         (&dated("2025-07-16 12:00"), None, form),
+        (&dated("2025-07-16 12:00:00Z"), None, form),
         (&dated("9999-12-31T23:59:59-05:00"), None, form),
         (&dated(""), Some(noon), form),
         (&body, Some(noon), "2025-07-16T12:00:00Z"),
