@@ -409,6 +409,7 @@ pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
         timestamp: delivery.timestamp,
         unreadable: &delivery.unreadable,
         whole: delivery.whole,
+        timestamp_ms: delivery.timestamp_ms(),
     }
 }
 

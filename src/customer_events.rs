@@ -62,6 +62,7 @@ impl CustomerEvents {
             timestamp: delivery.timestamp,
             unreadable: &delivery.unreadable,
             whole: delivery.whole,
+            timestamp_ms: None,
         };
         let letter = DeadLetter {
             envelope: &envelope,

@@ -108,6 +108,12 @@ impl Delivery {
         }
     }
 
+    /// When the broker took the message, in milliseconds since 1970, where it says so: RabbitMQ
+    /// from 3.12 on ("Message Interceptors"), and its message-timestamp plugin before that.
+    pub fn timestamp_ms(&self) -> Option<i64> {
+        self.header("timestamp_in_ms")?.parse().ok()
+    }
+
     /// Whether the session that it came from still stands, so that disposing of it counts.
     pub fn is_live(&self) -> bool {
         !self.dispositions.is_closed()

@@ -1,15 +1,19 @@
 //! `kyc-worker enqueue`: publishes jobs from JSON lines.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
-use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::fs::File;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
 use uuid::Uuid;
@@ -24,7 +28,7 @@ use super::wait_aloud;
 /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice."
+    after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice. One without a requested_at is dated now, each line later\nthan the one before: of two jobs of a customer the later line wins."
 )]
 pub(super) struct EnqueueArgs {
     /// A file of JSON lines; - for standard input
@@ -58,6 +62,7 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
     let (mut published, mut refused, mut number) = (0u64, 0u64, 0u64);
     let mut unconfirmed: VecDeque<(u64, Confirm)> = VecDeque::new();
     let mut line = Vec::new();
+    let mut dates = Dates::default();
     loop {
         line.clear();
         let read = lines.read_until(b'\n', &mut line).await.context("cannot read the jobs")?;
@@ -66,11 +71,13 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
         }
         number += 1;
         progress.inc(read as u64);
-        let body = line.trim_ascii();
-        if body.is_empty() {
+        let own = line.trim_ascii();
+        if own.is_empty() {
             continue;
         }
-        let message_id = job_id(body).to_string();
+        let message_id = job_id(own).to_string();
+        let body = if args.no_validate { Cow::Borrowed(own) } else { dates.date(own) };
+        let body = body.as_ref();
         if !args.no_validate {
             let envelope = Envelope { body, message_id: Some(&message_id), ..Envelope::default() };
             if let Err(invalid) = Job::parse(&envelope, OffsetDateTime::now_utc(), &rules) {
@@ -126,6 +133,37 @@ fn job_id(body: &[u8]) -> Uuid {
     named.unwrap_or_else(|| Uuid::new_v5(&LINE_NAMESPACE, body))
 }
 
+/// Dates jobs that are not, in their order.
+#[derive(Default)]
+struct Dates {
+    last: Option<OffsetDateTime>,
+}
+
+impl Dates {
+    /// The line, with a `requested_at` later than any before where it has none. What is no
+    /// object stays as it is.
+    fn date<'a>(&mut self, line: &'a [u8]) -> Cow<'a, [u8]> {
+        #[derive(Deserialize)]
+        struct Dated {
+            #[serde(default, deserialize_with = "is_there")]
+            requested_at: bool,
+        }
+        fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+            IgnoredAny::deserialize(deserializer).map(|_| true)
+        }
+        let is_dated = serde_json::from_slice::<Dated>(line).map_or(true, |dated| dated.requested_at);
+        let Some(fields) = line.strip_prefix(b"{").filter(|_| !is_dated) else { return Cow::Borrowed(line) };
+        // To the microsecond, which is what Postgres keeps.
+        let now = OffsetDateTime::now_utc();
+        let now = now.replace_microsecond(now.microsecond()).unwrap_or(now);
+        let at = self.last.map_or(now, |last| now.max(last + Duration::from_micros(1)));
+        self.last = Some(at);
+        let at = at.format(&Rfc3339).unwrap_or_default();
+        let gap = if fields.trim_ascii_start().starts_with(b"}") { "" } else { "," };
+        Cow::Owned([format!("{{\"requested_at\":\"{at}\"{gap}").as_bytes(), fields].concat())
+    }
+}
+
 async fn open(file: &Path) -> anyhow::Result<(Pin<Box<dyn AsyncBufRead>>, Option<u64>)> {
     if file == Path::new("-") {
         return Ok((Box::pin(BufReader::new(tokio::io::stdin())), None));
@@ -154,5 +192,35 @@ mod tests {
         assert_eq!(job_id(own).to_string(), "3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
         assert_eq!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":1}"));
         assert_ne!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":2}"));
+    }
+
+    #[test]
+    fn lines_without_a_date_get_one_each_later_than_the_one_before() {
+        #[derive(Deserialize)]
+        struct Dated {
+            requested_at: String,
+        }
+        let mut dates = Dates::default();
+        let mut last = String::new();
+        for _ in 0..1_000 {
+            let dated = dates.date(br#"{"customer_id":"x"}"#).into_owned();
+            let Dated { requested_at } = serde_json::from_slice(&dated).expect("JSON");
+            let at = OffsetDateTime::parse(&requested_at, &Rfc3339).expect("a time");
+            let before = OffsetDateTime::parse(&last, &Rfc3339);
+            assert!(before.is_err() || before.is_ok_and(|before| before < at), "{last} {requested_at}");
+            assert_eq!(at.nanosecond() % 1_000, 0);
+            last = requested_at;
+        }
+        assert_eq!(dates.date(b"{ }")[..17], *b"{\"requested_at\":\"");
+        assert!(dates.date(b"{ }").ends_with(b"\" }"));
+        for line in [
+            &br#"{"requested_at":"2026-11-24T10:00:00Z"}"#[..],
+            br#"{"requested_at":null}"#,
+            b"[]",
+            b"{",
+            b"x",
+        ] {
+            assert_eq!(*dates.date(line), *line, "it stays as it is");
+        }
     }
 }

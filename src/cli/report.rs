@@ -169,6 +169,12 @@ fn print_open(report: &Report) {
         );
     }
     println!("customers at their limit, of those served: {}\n", report.customers_at_limit);
+    if report.unordered_pairs > 0 {
+        println!(
+            "pairs of a customer's jobs that nothing orders: {}; have their publisher give requested_at\n",
+            report.unordered_pairs
+        );
+    }
     if report.open_by_age.is_empty() {
         return;
     }

@@ -117,6 +117,9 @@ fn print_story(story: &JobStory) {
             println!("  {name:<13}{}", visible(&value));
         }
     }
+    for other in &story.unordered_with {
+        println!("  nothing orders it before or after {other}; have its publisher give requested_at");
+    }
     println!();
     if let Some(requested_at) = submission.requested_at {
         println!("{}  requested", time_text(requested_at));

@@ -144,7 +144,7 @@ fn read_customer_event(body: &Json, signed_at: i64) -> Result<CustomerEvent, Ref
     let at = time_of(text("/timestamp")?).map_err(fault("/timestamp"))?;
     // A local time that was taken for UTC, say. One that lies too late would be believed too much:
     // it might be of an earlier update.
-    if at.unix_timestamp() > signed_at + CLOCK_SKEW_SECONDS_MAX {
+    if at.unix_timestamp() > signed_at.saturating_add(CLOCK_SKEW_SECONDS_MAX) {
         return Err(invalid("/timestamp: is later than X-TIMESTAMP, when it was signed"));
     }
     Ok(CustomerEvent {

@@ -16,7 +16,6 @@ use self::check::{Check, field};
 pub(super) use self::check::{instant, uuid};
 use self::signed_link::cut_signature;
 use super::canonical_json::{Fault, Json, Profile};
-use super::invisible::is_invisible;
 
 /// No job is larger.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -81,6 +80,8 @@ pub struct Envelope<'a> {
     pub correlation_id: Option<&'a str>,
     /// `timestamp`, in Unix seconds.
     pub timestamp: Option<u64>,
+    /// The header `timestamp_in_ms`, with which RabbitMQ can say when a message came to it.
+    pub timestamp_ms: Option<i64>,
     /// What of its properties could not be read.
     pub unreadable: &'a [Fault],
     /// The payload as it was published, where `body` is only the beginning of it.
@@ -140,7 +141,7 @@ impl Job {
     ///
     /// A `message_id` that is no UUID is ignored if the body has a `job_id`, since client
     /// libraries set it as they please. A `correlation_id` longer than 255 characters or
-    /// with invisible characters is dropped: a label is no reason to refuse a job.
+    /// with control characters is dropped: a label is no reason to refuse a job.
     ///
     /// # Errors
     /// All faults at once.
@@ -163,7 +164,7 @@ impl Job {
         };
 
         let job_id = check.job_id(body, message_id);
-        let requested_at = check.requested_at(body, envelope.timestamp, received_at);
+        let requested_at = check.requested_at(body, envelope, received_at);
         let expires_at = check.expires_at(body, requested_at);
         let customer_id = check.request(body, rules);
         check.only("", body, &[&OUR_FIELDS[..], &PROVIDER_FIELDS].concat());
@@ -318,7 +319,7 @@ impl fmt::Display for Invalid {
 impl std::error::Error for Invalid {}
 
 fn label(text: &str) -> Option<String> {
-    let is_kept = text.chars().count() <= 255 && !text.contains(is_invisible);
+    let is_kept = text.chars().count() <= 255 && !text.contains(char::is_control);
     is_kept.then(|| text.to_owned())
 }
 

@@ -35,8 +35,9 @@ struct DocumentUpdate {
     #[serde(default)]
     #[schemars(with = "Uuid")]
     job_id: Option<Uuid>,
-    /// When the customer asked for it (RFC 3339): of two jobs of a customer the later one
-    /// wins. Else the AMQP timestamp, else the time of receipt.
+    /// When the customer asked for it (RFC 3339), to the microsecond: of two jobs of a customer
+    /// the later one wins. Else the header timestamp_in_ms, the AMQP timestamp or the time of
+    /// receipt, which cannot order two jobs within a second.
     #[serde(default)]
     #[schemars(with = "Timestamp")]
     requested_at: Option<Timestamp>,
@@ -162,8 +163,7 @@ mod tests {
     fn parse(body: &Value, rules: &Rules) -> Result<(), String> {
         let body = body.to_string();
         let id = Some("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
-        let envelope =
-            Envelope { body: body.as_bytes(), message_id: id, correlation_id: None, timestamp: None };
+        let envelope = Envelope { body: body.as_bytes(), message_id: id, ..Envelope::default() };
         let now = datetime!(2026-11-24 10:00:00 UTC);
         Job::parse(&envelope, now, rules).map(drop).map_err(|invalid| invalid.to_string())
     }

@@ -37,6 +37,9 @@ pub struct Report {
     pub verifications: Verifications,
     /// How many of the customers whose jobs ended since have spent all their updates, or may have.
     pub customers_at_limit: i64,
+    /// How many pairs of jobs of one customer, received since, nothing orders: both were asked
+    /// for at the same time, or within a minute of each other and dated by their receipt alone.
+    pub unordered_pairs: i64,
     /// How many deliveries were dead-lettered since, by reason.
     pub dead_lettered: Vec<ReasonCount>,
     /// The last attempts since that were not answered as they should be, the latest first. A
@@ -127,6 +130,7 @@ pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sq
         oldest_needs_review: oldest(pool, &["needs_review"]).await?,
         verifications: verifications(pool).await?,
         customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
+        unordered_pairs: unordered_pairs(pool, since).await?,
         dead_lettered: dead_lettered(pool, since).await?,
         last_errors: last_errors(pool, since).await?,
     })
@@ -267,6 +271,38 @@ async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) ->
         where at_most.begun + at_most.elsewhere >= $2 and here.spent + at_most.elsewhere >= $2"#,
         since,
         i64::from(limit),
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Looks each customer up by themselves, as [`customers_at_limit`] does.
+async fn unordered_pairs(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"-- report_unordered
+        select count(*) as "count!"
+        from (
+            select distinct customer_id from submission where ended_at >= $1 order by customer_id
+        ) served
+        cross join lateral (
+            select
+                s.requested_at, s.received_at, s.content_hmac,
+                lag(s.requested_at) over jobs as asked_before,
+                lag(s.received_at) over jobs as received_before,
+                lag(s.content_hmac) over jobs as content_before
+            from submission s
+            where s.customer_id = served.customer_id and s.requested_at is not null
+            window jobs as (order by s.requested_at, s.received_at, s.job_id)
+            offset 0
+        ) job
+        where job.received_at >= $1 and job.content_hmac is distinct from job.content_before
+            and (
+                job.requested_at = job.asked_before
+                -- Dated by their receipt alone.
+                or job.requested_at = job.received_at and job.asked_before = job.received_before
+                    and job.received_at - job.received_before < interval '1 minute'
+            )"#,
+        since,
     )
     .fetch_one(pool)
     .await

@@ -76,6 +76,9 @@ pub struct JobStory {
     pub dead_letters: Vec<DeadLetterView>,
     /// The customer's updates.
     pub spent: Option<Spent>,
+    /// The customer's other jobs that nothing orders before or after this one: both were asked
+    /// for at the same time, or within a minute of each other and dated by their receipt alone.
+    pub unordered_with: Vec<Uuid>,
 }
 
 /// A look at a customer as people see it.
@@ -128,7 +131,37 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
         Some(customer_id) => Some(spent(&mut connection, customer_id).await?),
         None => None,
     };
-    Ok(Some(JobStory { submission, attempts, observations, interventions, dead_letters, spent }))
+    let unordered_with = unordered_with(&mut connection, job_id).await?;
+    Ok(Some(JobStory {
+        submission,
+        attempts,
+        observations,
+        interventions,
+        dead_letters,
+        spent,
+        unordered_with,
+    }))
+}
+
+/// The customer's other jobs that nothing orders before or after this one.
+async fn unordered_with(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "-- show_unordered
+        select other.job_id
+        from submission s
+        join submission other on other.customer_id = s.customer_id and other.job_id <> s.job_id
+        where s.job_id = $1 and s.content_hmac is distinct from other.content_hmac
+            and (
+                s.requested_at = other.requested_at
+                -- Dated by their receipt alone.
+                or s.requested_at = s.received_at and other.requested_at = other.received_at
+                    and abs(extract(epoch from s.received_at - other.received_at)) < 60
+            )
+        order by other.received_at",
+        job_id,
+    )
+    .fetch_all(connection)
+    .await
 }
 
 /// One submission; `None` if it is not known.

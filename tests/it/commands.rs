@@ -28,6 +28,20 @@ fn check(output: &Output, code: i32, out: &[&str], err: &[&str]) {
     assert!(!complained.contains("panicked"), "{complained}");
 }
 
+#[test]
+fn what_sign_shows_is_piped_byte_for_byte() {
+    world(async |world| {
+        let canonical = "{\"full_address\":\"a\u{7f}b\u{9b}2Jc\"}";
+        let arguments = ["sign", "--dollarpe-signing-profile", "compact-utf8"];
+        let signed = world.run_with_input(&arguments, &[], canonical.as_bytes()).await;
+        check(&signed, 0, &[&format!("\n{canonical}\n")], &[]);
+        let signed =
+            world.run_with_input(&[&arguments[..], &["--json"]].concat(), &[], canonical.as_bytes()).await;
+        let json: Value = serde_json::from_slice(&signed.stdout).expect("JSON");
+        assert_eq!(json["canonical_body"], canonical);
+    });
+}
+
 /// A line of `enqueue`'s input, for a customer of its own.
 fn line(job_id: Uuid) -> String {
     let mut body = job_body(Uuid::new_v4(), job_id);

@@ -310,9 +310,10 @@ fn an_event_that_waited_out_an_outage_in_the_queue_is_still_good() {
         let customer_id = Uuid::new_v4();
         let (_worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
         // Signed and published two hours ago.
-        let then = OffsetDateTime::now_utc().unix_timestamp() - 7200;
-        let webhook =
-            Webhook { signed_at: then, published_at: Some(then), ..Webhook::of(customer_id, "VERIFIED") };
+        let then = OffsetDateTime::now_utc() - Duration::from_secs(7200);
+        let seconds = then.unix_timestamp();
+        let webhook = Webhook::with_body(&body(customer_id, "VERIFIED", then));
+        let webhook = Webhook { signed_at: seconds, published_at: Some(seconds), ..webhook };
         world.publish_webhook(&webhook).await;
         world.wait_for_event(job_id).await;
         assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);

@@ -28,6 +28,22 @@ async fn wait_for_letters(world: &World, count: u32) {
     world.wait_for(&what, async || (world.count_ready(DEAD_LETTERS).await == count).then_some(())).await;
 }
 
+/// What a program reads is what was published, whatever a terminal would make of it.
+#[test]
+fn a_letters_body_is_piped_byte_for_byte() {
+    world(async |world| {
+        world.declare_topology().await;
+        let body = b"\x1b[31m{\x7f\xff\xc2\x9b2J\r";
+        world.publish_dead_letter(body).await;
+        wait_for_letters(&world, 1).await;
+        let (listed, _) = world.ask(&["dead-letters", "list"]).await;
+        let id = listed[0]["id"].as_str().expect("an id").to_owned();
+        let shown = world.run(&["dead-letters", "show", &id, "--body"], &[]).await;
+        let end = [&body[..], b"\n"].concat();
+        assert!(shown.stdout.ends_with(&end), "{}", shown.stdout.escape_ascii());
+    });
+}
+
 const STRICT: [(&str, &str); 1] = [("DOCUMENT_TYPES", "PASSPORT")];
 
 #[test]

@@ -10,6 +10,8 @@ use kyc_worker::domain::job::{Envelope, Job, Rules};
 use kyc_worker::domain::outcome::{Outcome, WaitingFor};
 use kyc_worker::journal::seal::{Fingerprinter, Keyring};
 use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened, Turn};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use rand::seq::SliceRandom as _;
 use serde_json::{Value, json};
 use sqlx::{PgPool, Postgres, Transaction};
@@ -254,6 +256,91 @@ pub fn journal_with(pool: PgPool, worker: &str) -> Journal {
     let keyring = Keyring::parse("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").expect("a key");
     let fingerprinter = Fingerprinter::parse(FINGERPRINT_KEY).expect("a key");
     Journal::new(pool, worker.to_owned(), LIMITS, keyring, fingerprinter).expect("a thread")
+}
+
+/// RabbitMQ says when a message came to it, if it is asked to.
+#[test]
+fn the_brokers_milliseconds_order_two_jobs_of_one_second() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let second = OffsetDateTime::now_utc().unix_timestamp() - 60;
+        let [newer, older] = [Uuid::new_v4(), Uuid::new_v4()];
+        // The newer comes first.
+        for (job_id, ms) in [(newer, 700), (older, 300)] {
+            let mut headers = FieldTable::default();
+            headers.insert("timestamp_in_ms".into(), AMQPValue::LongLongInt(second * 1_000 + ms));
+            let properties = BasicProperties::default()
+                .with_message_id(job_id.to_string().into())
+                .with_timestamp(u64::try_from(second).expect("after 1970"))
+                .with_headers(headers);
+            let body = job_body(customer_id, job_id).to_string();
+            world.publish_to("document-update", properties, body.as_bytes()).await;
+            if job_id == newer {
+                let _worker = world.start_worker();
+                world.wait_for_state(newer, &["accepted"]).await;
+            }
+        }
+        let _worker = world.start_worker();
+        world.wait_for_state(older, &["superseded"]).await;
+        assert_eq!(world.count_patches(older).await, 0);
+        let report = world.say(&["report"]).await;
+        assert!(!report.contains("that nothing orders"), "{report}");
+    });
+}
+
+#[test]
+fn jobs_that_nothing_orders_are_counted_and_shown() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customer_id = Uuid::new_v4();
+        let second = u64::try_from(OffsetDateTime::now_utc().unix_timestamp() - 60).expect("after 1970");
+        let jobs = [Uuid::new_v4(), Uuid::new_v4()];
+        let _worker = world.start_worker();
+        for job_id in jobs {
+            let properties =
+                BasicProperties::default().with_message_id(job_id.to_string().into()).with_timestamp(second);
+            let body = job_body(customer_id, job_id).to_string();
+            world.publish_to("document-update", properties, body.as_bytes()).await;
+        }
+        world.wait_for_ended(2).await;
+        let report = world.say(&["report"]).await;
+        assert!(report.contains("pairs of a customer's jobs that nothing orders: 1;"), "{report}");
+        for (job_id, other) in [(jobs[0], jobs[1]), (jobs[1], jobs[0])] {
+            let story = world.say(&["show", &job_id.to_string()]).await;
+            assert!(story.contains(&format!("nothing orders it before or after {other};")), "{story}");
+        }
+    });
+}
+
+/// Two lines of one customer, neither dated: the later wins, whichever replica takes which.
+#[test]
+fn enqueued_lines_of_one_customer_are_applied_in_their_order() {
+    world(async |world| {
+        world.declare_topology().await;
+        let customers: Vec<Uuid> = (0..sized(20, 200)).map(|_| Uuid::new_v4()).collect();
+        let (mut lines, mut pairs) = (String::new(), Vec::new());
+        for customer in &customers {
+            let pair = [Uuid::new_v4(), Uuid::new_v4()];
+            for job_id in pair {
+                let mut body = job_body(*customer, job_id);
+                body["job_id"] = json!(job_id);
+                lines += &format!("{body}\n");
+            }
+            pairs.push(pair);
+        }
+        let enqueued = world.run_with_input(&["enqueue"], &[], lines.as_bytes()).await;
+        assert!(enqueued.status.success());
+        let _workers = [world.start_worker(), world.start_worker(), world.start_worker()];
+        world.wait_for_ended(pairs.len() * 2).await;
+        for [older, newer] in pairs {
+            assert_eq!(world.submission(newer).await.expect("it is known").state, "accepted", "{newer}");
+            let older_state = world.submission(older).await.expect("it is known").state;
+            assert!(["accepted", "superseded"].contains(&older_state.as_str()), "{older}: {older_state}");
+        }
+        let report = world.say(&["report"]).await;
+        assert!(!report.contains("that nothing orders"), "{report}");
+    });
 }
 
 pub fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {

@@ -7,7 +7,7 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 use url::Url;
 use uuid::Uuid;
 
-use super::{BACK_LINK, DOCUMENT_NUMBER, FRONT_LINK, Fields, Rules};
+use super::{BACK_LINK, DOCUMENT_NUMBER, Envelope, FRONT_LINK, Fields, Rules};
 use crate::domain::canonical_json::{Fault, Json, shown};
 use crate::domain::invisible::is_invisible;
 
@@ -88,11 +88,12 @@ impl Check {
     pub fn requested_at(
         &mut self,
         body: &mut Fields,
-        timestamp: Option<u64>,
+        envelope: &Envelope<'_>,
         received_at: OffsetDateTime,
     ) -> Option<OffsetDateTime> {
         const AT: &str = "/requested_at";
-        let requested_at = match timestamp {
+        let broker_took_it = envelope.timestamp_ms.and_then(of_milliseconds);
+        let requested_at = match envelope.timestamp {
             _ if field(body, AT).is_some() => self.text(AT, body, |text| instant(text))?,
             Some(timestamp) => {
                 let seconds = i64::try_from(timestamp).unwrap_or(i64::MAX);
@@ -100,9 +101,13 @@ impl Check {
                     self.refuse(AT, "is missing, and the message's timestamp not in seconds");
                     return None;
                 };
-                instant
+                // Of two jobs within a second the milliseconds tell which came first. A publisher's
+                // own time that lies further off is when the customer asked, before a delay.
+                broker_took_it
+                    .filter(|took_it| (*took_it - instant).unsigned_abs() <= CLOCK_SKEW_MAX)
+                    .unwrap_or(instant)
             }
-            None => received_at,
+            None => broker_took_it.unwrap_or(received_at),
         };
         if requested_at > received_at + CLOCK_SKEW_MAX {
             self.refuse(AT, "is more than 5 minutes ahead of the worker's clock");
@@ -145,6 +150,10 @@ impl Check {
         }
         customer_id
     }
+}
+
+fn of_milliseconds(ms: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000).ok()
 }
 
 pub(super) fn field<'a>(fields: &'a mut Fields, at: &str) -> Option<&'a mut Json> {
