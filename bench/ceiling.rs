@@ -11,7 +11,7 @@ use kyc_worker::app::{envelope, provider_settings, take_in};
 use kyc_worker::broker::{Broker, Delivery, Edge, Subscription};
 use kyc_worker::clock::Moment;
 use kyc_worker::config::RunSettings;
-use kyc_worker::domain::job::{Job, Rules};
+use kyc_worker::domain::job::{BODY_BYTES_MAX, Job, Rules};
 use kyc_worker::domain::outcome::Disposition;
 use kyc_worker::domain::signature::Signer;
 use kyc_worker::domain::verdict::{Verdict, classify};
@@ -55,7 +55,8 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
         stopping: CancellationToken::new(),
     });
     let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
-    let subscription = Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch };
+    let subscription =
+        Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch, body_bytes: BODY_BYTES_MAX + 1 };
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let intake = Intake::default();
     let (is_open, stopping) = (intake.subscribe(), ceiling.stopping.clone());
