@@ -3,12 +3,31 @@
 //!
 //! `KYC_FAILPOINT=name=action` or `name=action@n`: at the `n`-th time (the first, unless
 //! told) that the point is reached, the process is killed (`kill`), stopped until SIGCONT
-//! (`stop`), or panics (`panic`).
+//! (`stop`), or panics (`panic`); or it finds that its machine was suspended (`suspend`) for so
+//! long that every lease is over.
+
+use std::time::Duration;
 
 /// Does what the environment asks for at this point.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
 pub fn reach(_name: &'static str) {}
+
+/// How long the machine was suspended, for clocks that go on meanwhile.
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+pub fn suspended() -> Duration {
+    Duration::ZERO
+}
+
+/// How long the machine was suspended, for clocks that go on meanwhile.
+#[cfg(feature = "failpoints")]
+pub fn suspended() -> Duration {
+    Duration::from_secs(SUSPENDED_SECONDS.load(std::sync::atomic::Ordering::Acquire))
+}
+
+#[cfg(feature = "failpoints")]
+static SUSPENDED_SECONDS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 /// Does what the environment asks for at this point.
 #[cfg(feature = "failpoints")]
@@ -41,6 +60,7 @@ pub fn reach(name: &'static str) {
     let signal = match asked.action.as_str() {
         "kill" => Signal::SIGKILL,
         "stop" => Signal::SIGSTOP,
+        "suspend" => return SUSPENDED_SECONDS.store(84, Ordering::Release),
         _ => panic!("failpoint {name}"),
     };
     if raise(signal).is_err() {

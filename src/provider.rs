@@ -185,7 +185,8 @@ impl Provider {
     ) -> Exchange {
         let deadline = Instant::now() + self.settings.request_timeout;
         let gate = Arc::new(Gate {
-            closes_at: t0.monotonic + self.settings.send_window,
+            t0,
+            window: self.settings.send_window,
             stopping: stopping.clone(),
             state: AtomicU8::new(Gate::OPEN),
             passed_at: OnceLock::new(),
@@ -475,7 +476,9 @@ fn endpoint(base: &Url, segments: &[&str]) -> Url {
 /// answer. So passing and shutting race for one atomic: whichever comes first decides
 /// whether the attempt was sent.
 struct Gate {
-    closes_at: Instant,
+    t0: Moment,
+    /// Counted by a clock that goes on while this machine is suspended, as the lease does.
+    window: Duration,
     stopping: CancellationToken,
     state: AtomicU8,
     /// When the body was handed over.
@@ -491,17 +494,17 @@ impl Gate {
 
     /// Lets the body through, once, if it may still leave.
     fn pass(&self) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let state = if self.stopping.is_cancelled() {
             Self::STOPPING
-        } else if now > self.closes_at {
+        } else if now.since(self.t0) > self.window {
             Self::WINDOW_CLOSED
         } else {
             Self::PASSED
         };
         let passes = self.decide(state).is_ok() && state == Self::PASSED;
         if passes {
-            self.passed_at.get_or_init(|| now);
+            self.passed_at.get_or_init(|| now.monotonic);
         }
         passes
     }
@@ -576,10 +579,14 @@ impl http_body::Body for GatedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::tests::ago;
 
-    fn gate(closes_in: Duration) -> Gate {
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    fn gate(t0: Moment) -> Gate {
         Gate {
-            closes_at: Instant::now() + closes_in,
+            t0,
+            window: WINDOW,
             stopping: CancellationToken::new(),
             state: AtomicU8::new(Gate::OPEN),
             passed_at: OnceLock::new(),
@@ -588,24 +595,28 @@ mod tests {
 
     #[test]
     fn a_body_that_has_left_cannot_be_called_back() {
-        let gate = gate(Duration::from_secs(60));
+        let gate = gate(Moment::now());
         assert!(gate.pass());
         assert_eq!(gate.shut(), None);
     }
 
     #[test]
     fn a_gate_that_was_shut_lets_nothing_through() {
-        let gate = gate(Duration::from_secs(60));
+        let gate = gate(Moment::now());
         assert_eq!(gate.shut(), Some(NotSent::Connect));
         assert!(!gate.pass());
     }
 
     #[test]
     fn nothing_passes_after_the_window_or_once_the_worker_stops() {
-        let late = Gate { closes_at: Instant::now() - Duration::from_millis(1), ..gate(Duration::ZERO) };
-        assert!(!late.pass());
-        assert_eq!(late.shut(), Some(NotSent::WindowClosed));
-        let stopping = gate(Duration::from_secs(60));
+        // Late by one clock is late.
+        for t0 in [ago(61, 61, 61), ago(61, 0, 0), ago(0, 61, 0), ago(0, 0, 61)] {
+            let late = gate(t0);
+            assert!(!late.pass());
+            assert_eq!(late.shut(), Some(NotSent::WindowClosed));
+        }
+        assert!(gate(ago(59, -3600, 59)).pass());
+        let stopping = gate(Moment::now());
         stopping.stopping.cancel();
         assert!(!stopping.pass());
         assert_eq!(stopping.shut(), Some(NotSent::Shutdown));

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::breaker::Event;
+use crate::clock::Moment;
 use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextLook, Tracking};
 use crate::failpoint;
@@ -90,7 +91,7 @@ impl Tracker {
         if limit == 0 || !self.worker.breaker.is_closed() {
             return Ok(nothing);
         }
-        let claimed_at = Instant::now();
+        let claimed_at = Moment::now();
         let DueVerifications { claims, found } =
             self.worker.journal.claim_verifications(&self.pace, limit).await?;
         if found == 0 {
@@ -105,11 +106,12 @@ impl Tracker {
         Ok(Round { begun, pause })
     }
 
-    fn spawn(&self, claim: VerificationClaim, claimed_at: Instant) {
+    fn spawn(&self, claim: VerificationClaim, claimed_at: Moment) {
         let look = Look {
             worker: Arc::clone(&self.worker),
             tracking: self.tracking,
-            begins_until: claimed_at + self.pace.look_time_max,
+            claimed_at,
+            begins_within: self.pace.look_time_max,
             is_failing: Arc::clone(&self.is_failing),
         };
         let permits = Arc::clone(&self.permits);
@@ -138,8 +140,9 @@ struct Round {
 struct Look {
     worker: Arc<Worker>,
     tracking: Tracking,
-    /// Begun later than this, it could come too soon before or after another replica's.
-    begins_until: Instant,
+    claimed_at: Moment,
+    /// Begun later than that, it could come too soon before or after another replica's.
+    begins_within: Duration,
     is_failing: Arc<AtomicBool>,
 }
 
@@ -148,7 +151,7 @@ impl Look {
     /// the look to another, which takes it up when the claim has run out.
     async fn make(&self, claim: &VerificationClaim) {
         failpoint::reach("verification-claimed");
-        if Instant::now() > self.begins_until {
+        if self.claimed_at.elapsed() > self.begins_within {
             return debug!("held up for too long, another replica will look");
         }
         let looking = self.worker.provider.customer(claim.customer_id);

@@ -371,3 +371,34 @@ fn a_look_that_the_worker_fails_in_is_made_again() {
         });
     }
 }
+
+#[test]
+fn an_attempt_whose_machine_was_suspended_at_the_gate_is_not_sent() {
+    world(async |world| {
+        world.declare_topology().await;
+        let settings = [WINDOW, ("KYC_FAILPOINT", "gate=suspend")];
+        let _worker = world.start_worker_with(&settings);
+        let job_id = world.publish_job().await;
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+        let attempts = world.attempts(job_id).await;
+        let ended: Vec<_> =
+            attempts.iter().map(|attempt| (attempt.verdict.as_deref(), attempt.detail.as_deref())).collect();
+        assert_eq!(ended, [(Some("not_sent"), Some("send_window_closed")), (Some("accepted"), None)]);
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+#[test]
+fn a_read_whose_machine_was_suspended_proves_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let answer = json!({ "kind": "respond", "status": 500, "body": "oops" });
+        let job_id = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
+        let _worker = world.start_worker_with(&[WINDOW, ("KYC_FAILPOINT", "read-claimed=suspend")]);
+        let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
+        assert_eq!((job.state.as_str(), job.reason_code.as_deref()), ("needs_review", Some("fate_unknown")));
+        let observations = world.observations(job_id).await;
+        assert!(observations.iter().all(|seen| seen.conclusion.as_deref() != Some("confirming")));
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
