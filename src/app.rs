@@ -111,7 +111,7 @@ impl Running {
     /// Starts every task.
     async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> anyhow::Result<Self> {
         let jobs = TaskTracker::new();
-        // Before anything is taken: the work may be paused.
+        // Before anything is taken: the work may be paused. While that is not known, it is.
         let heartbeat = Heartbeat::new(Arc::clone(worker), jobs.clone())
             .context("the system does not say which process this is")?;
         heartbeat.beat().await;

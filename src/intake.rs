@@ -1,5 +1,5 @@
 //! Whether deliveries may be taken from the broker, and if not, why not. Says each pause
-//! and each resumption once.
+//! and each resumption once. What is not known to be allowed is not allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,6 +10,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use crate::clock::Moment;
+
+/// For so long after a heartbeat that was answered, what it told of a person's pause holds: five
+/// heartbeats, and as long as a replica that is not seen is taken to live.
+pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
+
 /// Why the intake may be paused.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Reason {
@@ -19,6 +25,8 @@ pub enum Reason {
     Database,
     /// A person has paused the work.
     Operator,
+    /// No heartbeat was answered: whether a person has paused the work is not known.
+    Heartbeat,
 }
 
 impl Reason {
@@ -28,6 +36,7 @@ impl Reason {
             Self::Provider => "provider",
             Self::Database => "database",
             Self::Operator => "operator",
+            Self::Heartbeat => "heartbeat",
         }
     }
 }
@@ -60,11 +69,13 @@ struct Pause {
 pub struct Intake {
     pauses: Mutex<BTreeMap<Reason, Pause>>,
     is_open: watch::Sender<bool>,
+    /// When the last heartbeat that was answered began.
+    heard_at: Mutex<Option<Moment>>,
 }
 
 impl Default for Intake {
     fn default() -> Self {
-        Self { pauses: Mutex::default(), is_open: watch::Sender::new(true) }
+        Self { pauses: Mutex::default(), is_open: watch::Sender::new(true), heard_at: Mutex::default() }
     }
 }
 
@@ -77,6 +88,22 @@ impl Intake {
     /// Whether the intake is paused for nothing.
     pub fn is_open(&self) -> bool {
         *self.is_open.borrow()
+    }
+
+    /// Notes that a heartbeat that began at `begun` was answered.
+    pub fn hear(&self, begun: Moment) {
+        *self.heard_at.lock() = Some(begun);
+    }
+
+    /// Whether too long no heartbeat was answered to know whether a person has paused the work.
+    /// The time that this machine was suspended counts.
+    pub fn is_unheard(&self) -> bool {
+        self.heard_at.lock().is_none_or(|heard_at| heard_at.elapsed() >= HEARD_WITHIN)
+    }
+
+    /// Whether no attempt may begin: a person has paused the work, or may have.
+    pub fn is_held(&self) -> bool {
+        self.is_unheard() || self.is_paused_for(Reason::Operator)
     }
 
     /// Whether the intake is paused for `reason`.
@@ -95,6 +122,8 @@ impl Intake {
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
         let cause = cause.to_string();
         let mut pauses = self.pauses.lock();
+        // An outage of the database was told already.
+        let is_told = reason == Reason::Heartbeat && pauses.contains_key(&Reason::Database);
         let before = pauses.remove(&reason);
         let was_passing = before.as_ref().is_some_and(|before| before.severity == Severity::Passing);
         let is_same =
@@ -103,6 +132,7 @@ impl Intake {
         match severity {
             _ if is_same => {}
             Severity::Passing if was_passing => debug!(?reason, cause, "another cause of the pause"),
+            Severity::Passing if is_told => debug!(?reason, cause, "one cause more of the pause"),
             Severity::Passing => warn!(?reason, cause, "intake paused"),
             Severity::NeedsPerson if told.insert(cause.clone()) => {
                 error!(?reason, cause, "intake paused until a person has mended this");
@@ -146,6 +176,7 @@ impl Intake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::tests::ago;
 
     #[test]
     fn the_intake_is_open_when_every_pause_is_over() {
@@ -169,6 +200,23 @@ mod tests {
         assert!(!intake.is_open(), "other work says nothing of it");
         resume_after(QUIET_TIME + Duration::from_secs(1));
         assert!(intake.is_open());
+    }
+
+    #[test]
+    fn attempts_are_held_back_until_a_heartbeat_is_answered_and_once_none_is() {
+        let intake = Intake::default();
+        assert!(intake.is_held(), "nothing was heard yet");
+        intake.hear(Moment::now());
+        assert!(!intake.is_held());
+        intake.pause(Reason::Operator, Severity::Passing, "ana");
+        assert!(intake.is_held());
+        intake.resume(Reason::Operator);
+        intake.hear(ago(9, 9, 9));
+        assert!(!intake.is_held());
+        intake.hear(ago(10, 10, 10));
+        assert!(intake.is_held());
+        intake.hear(ago(1, 1, 85));
+        assert!(intake.is_held(), "the machine was suspended meanwhile");
     }
 
     #[test]

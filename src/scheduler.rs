@@ -160,9 +160,7 @@ impl Scheduler {
 
     /// What is due and waits for a place is no reason to hurry.
     fn may_begin(&self) -> bool {
-        self.worker.breaker.is_closed()
-            && !self.worker.intake.is_paused_for(Reason::Operator)
-            && self.places.try_take().is_some()
+        self.worker.breaker.is_closed() && !self.worker.intake.is_held() && self.places.try_take().is_some()
     }
 
     /// Does a chore again and again, `interval` apart, and at once where it says that it was not all.
@@ -322,8 +320,7 @@ impl Scheduler {
                 return Ok(());
             };
             // What would be held back is not begun: an attempt spends rows, if nothing else.
-            if [Reason::Operator, Reason::Database].iter().any(|reason| worker.intake.is_paused_for(*reason))
-            {
+            if worker.intake.is_held() || worker.intake.is_paused_for(Reason::Database) {
                 return Ok(());
             }
             let turn = match worker.breaker.state() {

@@ -116,7 +116,7 @@ impl Worker {
         failpoint::reach("parsed");
         let admission = if !self.breaker.is_closed() {
             Admission::Park(WaitingFor::Provider)
-        } else if self.intake.is_paused_for(Reason::Operator) || job.is_expired(letter.received_at) {
+        } else if self.intake.is_held() || job.is_expired(letter.received_at) {
             Admission::Park(WaitingFor::Retry)
         } else {
             Admission::Claim(Moment::now())
@@ -229,6 +229,7 @@ impl Worker {
     async fn begin_request(&self, claim: &Claim, place: &mut Place) -> Result<(), NotSent> {
         let beginning = place.begin_request(claim.t0.monotonic);
         match self.stopping.run_until_cancelled(beginning).await {
+            Some(true) if self.intake.is_held() => Err(NotSent::HeldBack),
             Some(true) if self.intake.is_open() || claim.history.is_trial => Ok(()),
             Some(_) => Err(NotSent::HeldBack),
             None => Err(NotSent::Shutdown),

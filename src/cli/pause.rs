@@ -14,7 +14,7 @@ use crate::journal::replicas::workers;
 /// Pause all the work, on every replica: nothing new is begun, what is in flight finishes
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s. Looks at customers whose fate is unknown go on: they spend nothing."
+    after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s; one that cannot hear of it begins nothing more after 10 s. Looks at customers whose fate is unknown go on: they spend nothing."
 )]
 pub(super) struct PauseArgs {
     #[command(flatten)]

@@ -13,6 +13,7 @@ mod backlog;
 mod broker_outages;
 mod budget;
 mod check;
+
 mod commands;
 mod crashes;
 mod customer_events;

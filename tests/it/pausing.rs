@@ -136,3 +136,60 @@ fn each_consumer_has_a_tag_of_its_own() {
         }
     });
 }
+
+#[test]
+fn a_replica_that_hears_nothing_at_its_start_takes_and_sends_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let due = world.publish_job().await;
+        let nowhere = [("DOLLARPE_BASE_URL", "http://127.0.0.1:1/cms/api/v1")];
+        let mut before = world.start_worker_with(&nowhere);
+        world.wait_for_state(due, &["waiting"]).await;
+        before.stop().await;
+        world.say(&["pause", "--by", "ana", "--note", "the database was restored"]).await;
+        let queued = world.publish_jobs(5).await;
+
+        let lock = world.lock_table("worker").await;
+        let worker = start(&world, "unheard");
+        world.wait_for_log(&worker, "no heartbeat was answered").await;
+        world.wait_for_log(&worker, "broker session opened").await;
+        world.wait_for_logs(&worker, "\"no heartbeat", 3).await;
+        assert_eq!((world.count_ready(JOBS).await, world.count_consumers().await), (5, 0));
+        drop(lock);
+        // Then it hears, and obeys.
+        world.wait_for_log(&worker, "ana paused the work").await;
+        let obeys = "select count(*) from worker where paused_for @> '{operator}'";
+        world
+            .wait_for("a replica that says so", async || (world.count(obeys).await == 1).then_some(()))
+            .await;
+        assert_eq!((world.count_ready(JOBS).await, world.oracle("patches").await.len()), (5, 0));
+
+        world.say(&["resume", "--by", "ana", "--note", "it is checked"]).await;
+        world.wait_for_all_accepted(&[&queued[..], &[due]].concat()).await;
+    });
+}
+
+#[test]
+fn a_replica_that_hears_nothing_for_a_while_counts_as_paused_and_reads_go_on() {
+    world(async |world| {
+        world.declare_topology().await;
+        let no = json!({ "kind": "respond", "status": 503, "body": "no" });
+        world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": no } })).await;
+        let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
+        let doubtful = world.publish_broken_job(json!({ "answer": crash })).await;
+        let worker = world.start_worker_with(&[("WORKER_NAME", "unheard"), ("READ_BACK_DEADLINE", "10m")]);
+        world.wait_for_state(doubtful, &["unknown"]).await;
+        let lock = world.lock_table("worker").await;
+        world.wait_for_log(&worker, "no heartbeat was answered").await;
+        world.wait_for_consumers(0).await;
+        let queued = world.publish_jobs(3).await;
+        // What was begun before is looked into: reads spend nothing.
+        world.clear_rules().await;
+        world.wait_for_applied(doubtful).await;
+        assert_eq!((world.count_ready(JOBS).await, world.oracle("patches").await.len()), (3, 1));
+        assert_eq!(worker.log().matches("intake paused").count(), 1, "said once");
+        drop(lock);
+        world.wait_for_all_accepted(&queued).await;
+        assert_eq!(worker.log().matches("intake resumed").count(), 1, "said once");
+    });
+}
