@@ -291,7 +291,6 @@ impl Scheduler {
             let Ok(Ok(first)) = timeout(self.poll, permit().acquire_owned()).await else { return Ok(()) };
             let more = std::iter::from_fn(|| permit().try_acquire_owned().ok());
             let permits: Vec<_> = std::iter::once(first).chain(more.take(READS_CLAIMED_MAX - 1)).collect();
-            let claimed_at = Instant::now();
             let claims = self.worker.journal.claim_reads(permits.len()).await?;
             if claims.is_empty() {
                 return Ok(());
@@ -301,7 +300,7 @@ impl Scheduler {
                 let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
                 self.tasks.spawn(
                     async move {
-                        worker.read_back(claim, claimed_at).await;
+                        worker.read_back(claim).await;
                         drop(permit);
                     }
                     .instrument(span),

@@ -164,7 +164,7 @@ impl Look {
         };
         let status = seen.map(|seen| seen.status.as_str());
         let next = self.tracking.next_look(status, claim.since_acceptance);
-        let record = || self.worker.journal.record_verification(claim, seen, next);
+        let record = || self.worker.journal.record_verification(claim, self.claimed_at, seen, next);
         match self.worker.persist(record).await {
             Some(true) => tell(claim, seen, next),
             Some(false) => debug!("the verification has moved on without this look"),

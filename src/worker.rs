@@ -239,13 +239,14 @@ impl Worker {
     /// Looks at a customer before his first attempt, and keeps the reading as evidence.
     /// What goes wrong here costs evidence and nothing else.
     async fn look_before(&self, claim: &mut Claim, apart: Duration) {
+        let read_at = Moment::now();
         let at = match self.journal.claim_baseline(claim.customer_id, apart).await {
             Ok(Some(at)) => at,
             Ok(None) => return debug!("customer was looked at just now, no baseline"),
             Err(error) => return warn!(error = chain(&error), "no baseline: the journal is unavailable"),
         };
         let reading = self.provider.customer(claim.customer_id).await;
-        if let Err(error) = self.journal.record_baseline(claim, at, &reading).await {
+        if let Err(error) = self.journal.record_baseline(claim, at, read_at, &reading).await {
             warn!(error = chain(&error), "the baseline is lost: the journal is unavailable");
         }
     }
@@ -319,24 +320,24 @@ impl Worker {
     ///
     /// A bug that panics on the way costs this look, which is made again when its claim
     /// has run out.
-    pub async fn read_back(&self, claim: ReadClaim, claimed_at: Instant) {
-        if let Err(Panicked) = unless_it_panics(self.look(claim, claimed_at)).await {
+    pub async fn read_back(&self, claim: ReadClaim) {
+        if let Err(Panicked) = unless_it_panics(self.look(claim)).await {
             error!("the worker failed in a look at a customer; this is a bug, report it");
         }
     }
 
-    async fn look(&self, claim: ReadClaim, claimed_at: Instant) {
+    async fn look(&self, claim: ReadClaim) {
         failpoint::reach("read-claimed");
         let reading = self.provider.customer(claim.customer_id).await;
-        let elapsed = claimed_at.elapsed();
+        let elapsed = claim.claimed_at.elapsed();
         let evidence = Evidence {
             end_to_look: claim.since_end,
-            begin_to_answer: claim.since_begin + elapsed,
+            begin_to_answer: claim.since_begin.after(elapsed),
             look_to_answer: elapsed,
             is_only_suspect: claim.is_only_suspect,
             word_before: claim.word_before.clone(),
             confirmed: claim.confirmed,
-            confirmation_to_answer: claim.since_confirmation + elapsed,
+            confirmation_to_answer: claim.since_confirmation.after(elapsed),
             may_resend: claim.budget.allows_resend(),
             reading,
         };

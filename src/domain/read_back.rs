@@ -181,16 +181,45 @@ impl Timing {
     }
 }
 
+/// How long ago something was, by two witnesses: one clock may be set, or be another one's after
+/// a failover. `None` of a clock that says that it is yet to come, or does not know.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Age {
+    /// By the database's clock.
+    pub database: Option<Duration>,
+    /// By the replicas' own: that of the one that wrote it down, and that of the one that asks.
+    pub replica: Option<Duration>,
+}
+
+impl Age {
+    /// An age that both clocks tell.
+    pub fn agreed(age: Duration) -> Self {
+        Self { database: Some(age), replica: Some(age) }
+    }
+
+    /// The same, so much later.
+    pub fn after(self, later: Duration) -> Self {
+        let after = |age: Option<Duration>| age.map(|age| age + later);
+        Self { database: after(self.database), replica: after(self.replica) }
+    }
+
+    /// What neither clock denies of something that must not be too long ago.
+    fn at_most(self) -> Option<Duration> {
+        Some(self.database?.max(self.replica?))
+    }
+}
+
 /// What is known when a look has been answered. Times run from before the look's
 /// records were taken to after its answer had come, so that they err to the safe side.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// What the look said.
     pub reading: Reading,
-    /// From the attempt's end, or its takeover, to before the look began.
-    pub end_to_look: Duration,
+    /// From the attempt's end, or its takeover, to before the look began, by the database's
+    /// clock. The replicas' clock does not know the end, but that it was after the begin.
+    pub end_to_look: Option<Duration>,
     /// From the attempt's begin to the answer.
-    pub begin_to_answer: Duration,
+    pub begin_to_answer: Age,
     /// From before the look began to its answer.
     pub look_to_answer: Duration,
     /// Before the look began, no other update of the customer was in verification.
@@ -200,9 +229,38 @@ pub struct Evidence {
     /// How many looks have shown that the attempt was not applied.
     pub confirmed: u32,
     /// From before the last of them to the answer.
-    pub confirmation_to_answer: Duration,
+    pub confirmation_to_answer: Age,
     /// Sending again cannot take what may be the customer's last update.
     pub may_resend: bool,
+}
+
+/// The evidence's times, where its clocks may be believed, each taken to the safe side.
+#[derive(Clone, Copy)]
+struct Times {
+    end_to_look: Duration,
+    begin_to_answer: Duration,
+    confirmation_to_answer: Duration,
+}
+
+impl Evidence {
+    /// `None` where a clock was set back, or tells of an end before its begin: then no time is
+    /// known, and nothing is proved.
+    fn times(&self) -> Option<Times> {
+        let end_to_look = self.end_to_look?;
+        if self.begin_to_answer.database? < end_to_look {
+            return None;
+        }
+        Some(Times {
+            end_to_look: end_to_look.min(self.begin_to_answer.replica?),
+            begin_to_answer: self.begin_to_answer.at_most()?,
+            confirmation_to_answer: self.confirmation_to_answer.at_most()?,
+        })
+    }
+
+    /// Whether the deadline has passed by any clock: a person is asked sooner rather than never.
+    fn is_past(&self, deadline: Duration) -> bool {
+        [self.end_to_look, self.begin_to_answer.replica].into_iter().flatten().any(|age| age >= deadline)
+    }
 }
 
 /// What a look proves.
@@ -247,6 +305,12 @@ impl Conclusion {
 
 /// Decides what a look proves of an attempt whose fate is unknown.
 pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
+    let times = match evidence.times() {
+        // That needs no time.
+        _ if evidence.reading == Reading::NotFound => return Conclusion::Rejected,
+        Some(times) => times,
+        None => return look_again(evidence, timing, timing.window),
+    };
     let status = match &evidence.reading {
         Reading::NotFound => return Conclusion::Rejected,
         Reading::Customer(customer) => customer.status.as_str(),
@@ -256,7 +320,7 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         | Reading::OtherCustomer
         | Reading::Misconfigured(_)
         | Reading::Throttled { .. } => {
-            let next_answer = evidence.begin_to_answer + timing.retry_after() + timing.read_time_max;
+            let next_answer = times.begin_to_answer + timing.retry_after() + timing.read_time_max;
             let is_in_window = next_answer <= timing.safe_window();
             return look_again(
                 evidence,
@@ -273,28 +337,28 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         // Another update may be what is in verification; the books may yet tell them apart.
         "PROCESSING" => look_again(evidence, timing, timing.window),
         "VERIFIED" if evidence.is_only_suspect && was_another_word => Conclusion::Applied,
-        "FAILED" => conclude_unchanged(evidence, timing),
+        "FAILED" => conclude_unchanged(evidence, times, timing),
         "UNVERIFIED" if timing.unverified == UnverifiedMeans::NotApplied => {
-            conclude_unchanged(evidence, timing)
+            conclude_unchanged(evidence, times, timing)
         }
         // A late update may still show inside the window, and never after it.
-        _ if evidence.begin_to_answer < timing.window => look_again(evidence, timing, timing.window),
-        _ => give_up(evidence, timing),
+        _ if times.begin_to_answer < timing.window => look_again(evidence, timing, timing.window),
+        _ => give_up(times, timing),
     }
 }
 
 /// The customer is as an update that was not applied leaves him. That proves something
 /// only where no verification can have begun and ended between two looks.
-fn conclude_unchanged(evidence: &Evidence, timing: &Timing) -> Conclusion {
-    if evidence.end_to_look < timing.after {
-        return Conclusion::LookAgain { after: timing.after - evidence.end_to_look };
+fn conclude_unchanged(evidence: &Evidence, times: Times, timing: &Timing) -> Conclusion {
+    if times.end_to_look < timing.after {
+        return Conclusion::LookAgain { after: timing.after - times.end_to_look };
     }
     let unobserved = match evidence.confirmed {
-        0 => evidence.begin_to_answer,
-        _ => evidence.confirmation_to_answer,
+        0 => times.begin_to_answer,
+        _ => times.confirmation_to_answer,
     };
     if unobserved > timing.safe_window() {
-        return give_up(evidence, timing);
+        return give_up(times, timing);
     }
     if evidence.confirmed + 1 < timing.confirmations {
         return Conclusion::Confirming { after: timing.confirm_after(evidence.look_to_answer) };
@@ -304,15 +368,15 @@ fn conclude_unchanged(evidence: &Evidence, timing: &Timing) -> Conclusion {
 
 /// No look can prove any more that the update was not applied. But while it may still be applied
 /// late, the submission keeps its customer: a newer job must not get ahead of it.
-fn give_up(evidence: &Evidence, timing: &Timing) -> Conclusion {
-    match timing.window.checked_sub(evidence.end_to_look) {
+fn give_up(times: Times, timing: &Timing) -> Conclusion {
+    match timing.window.checked_sub(times.end_to_look) {
         None | Some(Duration::ZERO) => Conclusion::Unsettled,
         Some(after) => Conclusion::LookAgain { after },
     }
 }
 
 fn look_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusion {
-    if evidence.end_to_look >= timing.deadline {
+    if evidence.is_past(timing.deadline) {
         return Conclusion::Unsettled;
     }
     Conclusion::LookAgain { after }
@@ -372,13 +436,13 @@ mod tests {
     fn look(reading: Reading) -> Evidence {
         Evidence {
             reading,
-            end_to_look: secs(20),
-            begin_to_answer: secs(31),
+            end_to_look: Some(secs(20)),
+            begin_to_answer: Age::agreed(secs(31)),
             look_to_answer: secs(1),
             is_only_suspect: true,
             word_before: Some("FAILED".to_owned()),
             confirmed: 0,
-            confirmation_to_answer: Duration::ZERO,
+            confirmation_to_answer: Age::agreed(Duration::ZERO),
             may_resend: true,
         }
     }
@@ -392,9 +456,12 @@ mod tests {
         check(&look(reads("PROCESSING")), Conclusion::Applied);
         let ambiguous = Evidence { is_only_suspect: false, ..look(reads("PROCESSING")) };
         check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
-        check(&Evidence { end_to_look: secs(7200), ..ambiguous }, Conclusion::Unsettled);
-        let late =
-            Evidence { begin_to_answer: secs(7000), end_to_look: secs(6900), ..look(reads("PROCESSING")) };
+        check(&Evidence { end_to_look: Some(secs(7200)), ..ambiguous }, Conclusion::Unsettled);
+        let late = Evidence {
+            begin_to_answer: Age::agreed(secs(7000)),
+            end_to_look: Some(secs(6900)),
+            ..look(reads("PROCESSING"))
+        };
         check(&late, Conclusion::Applied);
     }
 
@@ -404,24 +471,28 @@ mod tests {
         check(&first, Conclusion::Confirming { after: secs(43) });
         let second = Evidence {
             confirmed: 1,
-            confirmation_to_answer: secs(46),
-            begin_to_answer: secs(77),
-            end_to_look: secs(65),
+            confirmation_to_answer: Age::agreed(secs(46)),
+            begin_to_answer: Age::agreed(secs(77)),
+            end_to_look: Some(secs(65)),
             ..first
         };
         check(&second, Conclusion::NotApplied);
         check(&Evidence { may_resend: false, ..second.clone() }, Conclusion::LastUpdate);
-        check(&Evidence { confirmation_to_answer: secs(56), ..second }, Conclusion::Unsettled);
+        check(&Evidence { confirmation_to_answer: Age::agreed(secs(56)), ..second }, Conclusion::Unsettled);
     }
 
     #[test]
     fn a_slow_look_leaves_its_confirmation_as_much_time() {
-        let slow = Evidence { begin_to_answer: secs(40), look_to_answer: secs(10), ..look(reads("FAILED")) };
+        let slow = Evidence {
+            begin_to_answer: Age::agreed(secs(40)),
+            look_to_answer: secs(10),
+            ..look(reads("FAILED"))
+        };
         check(&slow, Conclusion::Confirming { after: secs(34) });
         let confirming = Evidence {
             confirmed: 1,
             // As slow again, and begun a second late.
-            confirmation_to_answer: secs(10 + 34 + 1 + 10),
+            confirmation_to_answer: Age::agreed(secs(10 + 34 + 1 + 10)),
             ..slow
         };
         check(&confirming, Conclusion::NotApplied);
@@ -429,21 +500,87 @@ mod tests {
 
     #[test]
     fn failed_outside_the_window_proves_nothing() {
-        let at = |begin_to_answer| Evidence { begin_to_answer, ..look(reads("FAILED")) };
+        let at = |begin_to_answer| Evidence {
+            begin_to_answer: Age::agreed(begin_to_answer),
+            ..look(reads("FAILED"))
+        };
         check(&at(secs(55)), Conclusion::Confirming { after: secs(43) });
-        let settled = |begin_to_answer| Evidence { end_to_look: secs(60), ..at(begin_to_answer) };
+        let settled = |begin_to_answer| Evidence { end_to_look: Some(secs(60)), ..at(begin_to_answer) };
         check(&settled(secs(71)), Conclusion::Unsettled);
-        let early = Evidence { end_to_look: secs(5), ..look(reads("FAILED")) };
+        let early = Evidence { end_to_look: Some(secs(5)), ..look(reads("FAILED")) };
         check(&early, Conclusion::LookAgain { after: secs(10) });
+    }
+
+    /// Ages by the database's clock and by the replicas', in seconds; negative where one says that
+    /// it is yet to come.
+    fn age(database: i64, replica: i64) -> Age {
+        let told = |age: i64| u64::try_from(age).ok().map(secs);
+        Age { database: told(database), replica: told(replica) }
+    }
+
+    #[test]
+    fn the_older_of_two_clocks_ages_counts_and_an_impossible_one_proves_nothing() {
+        let first = |end: Option<u64>, begin: Age| Evidence {
+            end_to_look: end.map(secs),
+            begin_to_answer: begin,
+            ..look(reads("FAILED"))
+        };
+        let confirming = Conclusion::Confirming { after: secs(43) };
+        let unknown = Conclusion::LookAgain { after: secs(60) };
+        for (end, begin, expected) in [
+            (Some(20), age(31, 31), confirming),
+            (Some(20), age(31, 55), confirming),
+            // The database's clock was set back: by its own, the window is still open.
+            (Some(20), age(31, 56), Conclusion::LookAgain { after: secs(40) }),
+            (Some(20), age(31, 91), Conclusion::LookAgain { after: secs(40) }),
+            (Some(20), age(31, 7200), Conclusion::LookAgain { after: secs(40) }),
+            // Set back to before the attempt's end, or its begin.
+            (None, age(5, 75), unknown),
+            (None, age(-1, 75), unknown),
+            (Some(0), age(-1, 75), unknown),
+            // An end before its begin.
+            (Some(90), age(20, 20), unknown),
+            // It was set forward: the attempt has only just begun.
+            (Some(20), age(31, 8), Conclusion::LookAgain { after: secs(7) }),
+            (Some(70), age(81, 8), Conclusion::LookAgain { after: secs(7) }),
+            // The reader's clock is behind that of whoever signed.
+            (Some(20), age(31, -1), unknown),
+            // Nothing is known, and a person is asked in time.
+            (None, age(5, 7200), Conclusion::Unsettled),
+            (Some(7200), age(7210, -1), Conclusion::Unsettled),
+        ] {
+            check(&first(end, begin), expected);
+        }
+        let second = |confirmation_to_answer| Evidence {
+            end_to_look: Some(secs(65)),
+            begin_to_answer: age(77, 77),
+            confirmed: 1,
+            confirmation_to_answer,
+            ..look(reads("FAILED"))
+        };
+        for (confirmation, expected) in [
+            (age(46, 46), Conclusion::NotApplied),
+            (age(46, 55), Conclusion::NotApplied),
+            (age(46, 56), Conclusion::Unsettled),
+            (age(46, 116), Conclusion::Unsettled),
+            (age(116, 46), Conclusion::Unsettled),
+            (age(46, -1), unknown),
+            (age(-1, 46), unknown),
+        ] {
+            check(&second(confirmation), expected);
+        }
+        // Nor does a verification prove anything: which updates came before it is told by clocks.
+        check(&Evidence { begin_to_answer: age(-1, 75), ..look(reads("PROCESSING")) }, unknown);
+        check(&Evidence { begin_to_answer: age(31, 91), ..look(reads("PROCESSING")) }, Conclusion::Applied);
     }
 
     #[test]
     fn a_customer_is_not_let_go_while_an_update_may_still_be_applied() {
         for word in ["FAILED", "VERIFIED", "ON_HOLD"] {
-            let late = Evidence { begin_to_answer: secs(61), ..look(reads(word)) };
+            let late = Evidence { begin_to_answer: Age::agreed(secs(61)), ..look(reads(word)) };
             let late = Evidence { word_before: None, ..late };
             check(&late, Conclusion::LookAgain { after: secs(40) });
-            check(&Evidence { end_to_look: secs(60), ..late }, Conclusion::Unsettled);
+            check(&Evidence { end_to_look: Some(secs(60)), ..late }, Conclusion::Unsettled);
         }
     }
 
@@ -453,7 +590,8 @@ mod tests {
         for word_before in [None, Some("VERIFIED".to_owned()), Some("PROCESSING".to_owned())] {
             let same = Evidence { word_before, ..look(reads("VERIFIED")) };
             check(&same, Conclusion::LookAgain { after: secs(60) });
-            let late = Evidence { begin_to_answer: secs(91), end_to_look: secs(80), ..same };
+            let late =
+                Evidence { begin_to_answer: Age::agreed(secs(91)), end_to_look: Some(secs(80)), ..same };
             check(&late, Conclusion::Unsettled);
         }
         let ambiguous = Evidence { is_only_suspect: false, ..look(reads("VERIFIED")) };
@@ -463,7 +601,11 @@ mod tests {
     #[test]
     fn unverified_is_what_the_operator_says_it_is() {
         check(&look(reads("UNVERIFIED")), Conclusion::LookAgain { after: secs(60) });
-        let late = Evidence { begin_to_answer: secs(91), end_to_look: secs(80), ..look(reads("UNVERIFIED")) };
+        let late = Evidence {
+            begin_to_answer: Age::agreed(secs(91)),
+            end_to_look: Some(secs(80)),
+            ..look(reads("UNVERIFIED"))
+        };
         check(&late, Conclusion::Unsettled);
         let told = Timing { unverified: UnverifiedMeans::NotApplied, ..TIMING };
         let conclusion = conclude(&look(reads("UNVERIFIED")), &told);
@@ -484,9 +626,9 @@ mod tests {
             Reading::Misconfigured(Misconfiguration::ApiKey),
         ] {
             check(&look(reading.clone()), Conclusion::LookAgain { after: secs(5) });
-            let late = Evidence { begin_to_answer: secs(50), ..look(reading.clone()) };
+            let late = Evidence { begin_to_answer: Age::agreed(secs(50)), ..look(reading.clone()) };
             check(&late, Conclusion::LookAgain { after: secs(60) });
-            check(&Evidence { end_to_look: secs(7200), ..late }, Conclusion::Unsettled);
+            check(&Evidence { end_to_look: Some(secs(7200)), ..late }, Conclusion::Unsettled);
         }
     }
 
@@ -592,17 +734,17 @@ mod tests {
                 if in_verification { reads("PROCESSING") } else { reads("FAILED") }
             };
             let first = Evidence {
-                end_to_look: secs(look_at),
-                begin_to_answer: secs(look_at + answer_in),
+                end_to_look: Some(secs(look_at)),
+                begin_to_answer: Age::agreed(secs(look_at + answer_in)),
                 ..look(shows(look_at + answer_in))
             };
             let second_at = look_at + confirm_in;
             if let Conclusion::Confirming { .. } = conclude(&first, &TIMING) {
                 let second = Evidence {
-                    end_to_look: secs(second_at),
-                    begin_to_answer: secs(second_at + confirm_answer_in),
+                    end_to_look: Some(secs(second_at)),
+                    begin_to_answer: Age::agreed(secs(second_at + confirm_answer_in)),
                     confirmed: 1,
-                    confirmation_to_answer: secs(confirm_in + confirm_answer_in),
+                    confirmation_to_answer: Age::agreed(secs(confirm_in + confirm_answer_in)),
                     ..look(shows(second_at + confirm_answer_in))
                 };
                 let is_covered = applied_after <= second_at;

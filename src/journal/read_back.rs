@@ -8,8 +8,9 @@ use uuid::Uuid;
 use super::chain::{Entry, Head, Subject};
 use super::claim::wake_newest;
 use super::{Claim, Journal, JournalError, bounded};
+use crate::clock::Moment;
 use crate::domain::outcome::Outcome;
-use crate::domain::read_back::{Budget, Conclusion, Reading};
+use crate::domain::read_back::{Age, Budget, Conclusion, Reading};
 
 /// The right to look at the customer of a submission in doubt, and what the records said
 /// before the look.
@@ -25,10 +26,13 @@ pub struct ReadClaim {
     pub attempt: i32,
     /// Before the look, by the database's clock.
     pub at: OffsetDateTime,
+    /// The same, by this replica's clocks.
+    pub claimed_at: Moment,
     /// How long ago the attempt began.
-    pub since_begin: Duration,
-    /// How long ago it ended, or was taken over.
-    pub since_end: Duration,
+    pub since_begin: Age,
+    /// How long ago it ended, or was taken over, by the database's clock; `None` if that says that
+    /// it is yet to come.
+    pub since_end: Option<Duration>,
     /// Whether no other update of the customer was in verification.
     pub is_only_suspect: bool,
     /// Our newest word on the customer before the attempt, if no other update came between.
@@ -36,7 +40,7 @@ pub struct ReadClaim {
     /// How many looks have shown that the attempt was not applied.
     pub confirmed: u32,
     /// How long ago the last of them was.
-    pub since_confirmation: Duration,
+    pub since_confirmation: Age,
     /// The customer's updates.
     pub budget: Budget,
 }
@@ -59,11 +63,13 @@ impl Journal {
     /// # Errors
     /// When the database fails.
     pub async fn claim_reads(&self, limit: usize) -> Result<Vec<ReadClaim>, JournalError> {
+        let claimed_at = Moment::now();
         // Another update stays suspect until a look shows that its verification is over. A look
         // just after an attempt of unknown fate shows no such thing: the update may have been
         // applied after it. For the same reason a word is no word before the attempt if another
         // update came after it. And a look whose commit was retried is written down twice, yet
-        // confirms once. A webhook proves nothing here: it may be about another update.
+        // confirms once. A webhook proves nothing here: it may be about another update. What came
+        // before what is told by two clocks, which must agree: the database's may have been set.
         // `offset 0` keeps the attempts a look-up for each job: of tables without statistics
         // Postgres thinks that a customer has hundreds of jobs, and would read all attempts.
         let rows = bounded(
@@ -91,8 +97,7 @@ impl Journal {
                 )
                 select
                     c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, now() as "at!",
-                    extract(epoch from now() - a.begun_at)::float8 as "since_begin!",
-                    extract(epoch from now() - a.ended_at)::float8 as "since_end!",
+                    a.begun_at, a.ended_at as "ended_at!", a.signed_at,
                     not exists (
                         select
                         from submission other
@@ -109,6 +114,9 @@ impl Journal {
                                     and seen.at > o.ended_at + make_interval(
                                         secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
                                     )
+                                    and coalesce(seen.read_at, seen.at) > o.signed_at + make_interval(
+                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                    )
                             )
                             and not exists (
                                 select from observation settled
@@ -123,7 +131,7 @@ impl Journal {
                         where seen.customer_id = c.customer_id and seen.status is not null
                             and seen.purpose <> 'webhook'
                             and (
-                                seen.at < a.begun_at
+                                seen.at < a.begun_at and coalesce(seen.read_at, seen.at) < a.signed_at
                                 or seen.job_id = c.job_id and seen.purpose = 'baseline'
                             )
                             and not exists (
@@ -135,16 +143,19 @@ impl Journal {
                                 where other.customer_id = c.customer_id and other.attempts > 0
                             and other.job_id <> c.job_id
                                     and o.verdict in ('accepted', 'unknown')
-                                    and seen.at <= o.ended_at + make_interval(
-                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                    and (
+                                        seen.at <= o.ended_at + make_interval(
+                                            secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                        )
+                                        or coalesce(seen.read_at, seen.at) <= o.signed_at + make_interval(
+                                            secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
+                                        )
                                     )
                             )
                         order by seen.at desc
                         limit 1
                     ) as word_before,
-                    confirming.times as "confirmed!",
-                    coalesce(extract(epoch from now() - confirming.last_at), 0)::float8
-                        as "since_confirmation!",
+                    confirming.times as "confirmed!", confirming.last_at, confirming.last_read_at,
                     (
                         select count(*)
                         from submission s
@@ -160,7 +171,9 @@ impl Journal {
                 from claimed c
                 join attempt a on a.job_id = c.job_id and a.number = c.attempts
                 cross join lateral (
-                    select count(distinct seen.at) as times, max(seen.at) as last_at
+                    select
+                        count(distinct seen.at) as times, max(seen.at) as last_at,
+                        (array_agg(seen.read_at order by seen.at desc))[1] as last_read_at
                     from observation seen
                     where seen.job_id = c.job_id and seen.conclusion = 'confirming'
                         and seen.at > a.ended_at
@@ -174,19 +187,25 @@ impl Journal {
             .fetch_all(&self.reads),
         )
         .await?;
-        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
+        let by_replica = |at| age(at, claimed_at.wall.into());
         let claims = rows.into_iter().map(|row| ReadClaim {
             job_id: row.job_id,
             customer_id: row.customer_id,
             token: row.claim_token,
             attempt: row.attempts,
             at: row.at,
-            since_begin: seconds(row.since_begin),
-            since_end: seconds(row.since_end),
+            claimed_at,
+            since_begin: Age { database: age(row.begun_at, row.at), replica: by_replica(row.signed_at) },
+            since_end: age(row.ended_at, row.at),
             is_only_suspect: row.is_only_suspect,
             word_before: row.word_before,
             confirmed: u32::try_from(row.confirmed).unwrap_or(u32::MAX),
-            since_confirmation: seconds(row.since_confirmation),
+            since_confirmation: match row.last_at {
+                Some(last_at) => {
+                    Age { database: age(last_at, row.at), replica: row.last_read_at.and_then(by_replica) }
+                }
+                None => Age::agreed(Duration::ZERO),
+            },
             budget: Budget {
                 spent_here: u32::try_from(row.spent_here).unwrap_or(u32::MAX),
                 spent_elsewhere: row.spent_elsewhere.unsigned_abs(),
@@ -244,9 +263,9 @@ impl Journal {
                     returning job_id, customer_id
                 ), observed as (
                     insert into observation (
-                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry
+                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at
                     )
-                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15, $18 from concluded
+                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15, $18, $19 from concluded
                     returning job_id
                 )
                 select count(*) as "concluded!" from observed"#,
@@ -268,6 +287,7 @@ impl Journal {
                 self.limits.verification_after.as_secs_f64(),
                 &head.mac as &[u8],
                 head.entries,
+                OffsetDateTime::from(claim.claimed_at.wall),
             )
             .fetch_one(&mut *tx)
             .await?;
@@ -317,6 +337,7 @@ impl Journal {
         &self,
         claim: &mut Claim,
         at: OffsetDateTime,
+        read_at: Moment,
         reading: &Reading,
     ) -> Result<(), JournalError> {
         let entry = observed(at, "baseline", reading, None);
@@ -331,8 +352,8 @@ impl Journal {
                 with chained as (
                     update submission set chain = $7, entries = $8 where job_id = $1
                 )
-                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error, entry)
-                values ($1, $2, $3, 'baseline', $4, $5, $6, $8)",
+                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error, entry, read_at)
+                values ($1, $2, $3, 'baseline', $4, $5, $6, $8, $9)",
                 claim.job_id,
                 claim.customer_id,
                 at,
@@ -341,6 +362,7 @@ impl Journal {
                 reading.error_code(),
                 &head.mac as &[u8],
                 head.entries,
+                OffsetDateTime::from(read_at.wall),
             )
             .execute(&mut *tx)
             .await?;
@@ -351,6 +373,11 @@ impl Journal {
         claim.head = head;
         Ok(())
     }
+}
+
+/// How long ago `at` was when a clock said `now`; `None` if it is yet to come by that clock.
+fn age(at: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
+    Duration::try_from(now - at).ok()
 }
 
 /// What a look said, as an entry of the history.

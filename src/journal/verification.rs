@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::chain::{Entry, Head, Subject};
 use super::open::insert_dead_letter;
 use super::{DeadLetter, Journal, JournalError, bounded};
+use crate::clock::Moment;
 use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::verification::{NextLook, is_final};
@@ -203,6 +204,7 @@ impl Journal {
     pub async fn record_verification(
         &self,
         claim: &VerificationClaim,
+        claimed_at: Moment,
         seen: Option<&CustomerStatus>,
         next: NextLook,
     ) -> Result<bool, JournalError> {
@@ -242,8 +244,8 @@ impl Journal {
                         and (s.verification_seen_at is null or s.verification_seen_at < $2)
                     returning s.job_id, s.customer_id
                 ), observed as (
-                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry)
-                    select job_id, customer_id, $2, 'verification', $3, $4, $9 from recorded where $7
+                    insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry, read_at)
+                    select job_id, customer_id, $2, 'verification', $3, $4, $9, $10 from recorded where $7
                 ), looked_at as (
                     -- The interval to the next look counts from this one's answer.
                     update customer c set last_read_at = now()
@@ -260,6 +262,7 @@ impl Journal {
                 is_news,
                 &head.mac as &[u8],
                 head.entries,
+                OffsetDateTime::from(claimed_at.wall),
             )
             .fetch_one(&mut *tx)
             .await?;
@@ -340,6 +343,9 @@ impl Journal {
                                     and seen.status not in ('PROCESSING', 'UNVERIFIED')
                                     and seen.at < begun.at
                                     and seen.at > o.ended_at + make_interval(
+                                        secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
+                                    )
+                                    and coalesce(seen.read_at, seen.at) > o.signed_at + make_interval(
                                         secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
                                     )
                             )

@@ -91,7 +91,7 @@ async fn verify(world: &World, journal: &Journal, job_id: Uuid, status: &str, ne
     let pace = Pace { per_second: 1_000_000, apart: Duration::ZERO, look_time_max: AFTER };
     let due = journal.claim_verifications(&pace, 10).await.expect("the database answers");
     let claim = due.claims.iter().find(|claim| claim.job_id == job_id).expect("it is due");
-    let is_recorded = journal.record_verification(claim, Some(&customer(status)), next).await;
+    let is_recorded = journal.record_verification(claim, Moment::now(), Some(&customer(status)), next).await;
     assert!(is_recorded.expect("the database answers"));
 }
 
@@ -101,7 +101,7 @@ async fn eventful_job(world: &World, journal: &Journal) -> Uuid {
     let mut claim = open(journal, Uuid::new_v4()).await;
     let job_id = claim.job_id;
     journal
-        .record_baseline(&mut claim, OffsetDateTime::now_utc(), &reads("FAILED"))
+        .record_baseline(&mut claim, OffsetDateTime::now_utc(), Moment::now(), &reads("FAILED"))
         .await
         .expect("it is kept");
     journal.doubt(&claim, &result(Verdict::Unknown(Phase::ServerError))).await.expect("it is ours");

@@ -13,6 +13,7 @@ mod backlog;
 mod broker_outages;
 mod budget;
 mod check;
+mod clocks;
 
 mod commands;
 mod crashes;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use kyc_worker::domain::outcome::{History, Next, Outcome, next};
 use kyc_worker::domain::precedence::{Rival, Ruling, Standing, rule};
 use kyc_worker::domain::read_back::{
-    Budget, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
+    Age, Budget, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
 };
 use kyc_worker::domain::retry::RetrySchedule;
 use kyc_worker::domain::verdict::{Acceptance, NotSent, Phase, Rejection, Verdict};
@@ -354,13 +354,13 @@ impl State {
         let status = if self.processing.is_some() { "PROCESSING" } else { "FAILED" }.to_owned();
         let evidence = Evidence {
             reading: Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None }),
-            end_to_look: TICK * u32::from(since_end.saturating_sub(age)),
-            begin_to_answer: TICK * u32::from(since_begin),
+            end_to_look: Some(TICK * u32::from(since_end.saturating_sub(age))),
+            begin_to_answer: Age::agreed(TICK * u32::from(since_begin)),
             look_to_answer: TICK * u32::from(age),
             is_only_suspect,
             word_before: None,
             confirmed: u32::from(confirmed),
-            confirmation_to_answer: TICK * u32::from(since_confirmation),
+            confirmation_to_answer: Age::agreed(TICK * u32::from(since_confirmation)),
             may_resend: self.budget().allows_resend(),
         };
         let timing = Timing {
