@@ -15,13 +15,13 @@ use lapin::{Channel, Connection, Consumer, ErrorKind, Event};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::acks::{Outstanding, Word};
 use super::filter::{Alteration, Alterations, Appetite};
 use super::patience::{answer, close};
 use super::properties::Limits;
-use super::topology::Edge;
+use super::topology::{DELIVERY_LIMIT, Edge};
 use super::{Broker, refusal};
 use crate::domain::canonical_json::Fault;
 use crate::domain::job::Whole;
@@ -114,6 +114,21 @@ impl Delivery {
         self.header("timestamp_in_ms")?.parse().ok()
     }
 
+    /// Says so where the broker is about to dead-letter it by itself.
+    fn tell_near_limit(&self) {
+        let count = || self.header("x-delivery-count")?.parse::<i32>().ok();
+        if self.is_redelivered
+            && let Some(count) = count().filter(|count| *count >= DELIVERY_LIMIT / 2)
+        {
+            error!(
+                message_id = self.message_id,
+                count,
+                limit = DELIVERY_LIMIT,
+                "a message comes back again and again; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
+            );
+        }
+    }
+
     /// Whether the session that it came from still stands, so that disposing of it counts.
     pub fn is_live(&self) -> bool {
         !self.dispositions.is_closed()
@@ -182,6 +197,7 @@ pub(super) struct Session {
     channel: Channel,
     setting: &'static str,
     queue: String,
+    prefetch: u16,
 }
 
 impl Session {
@@ -193,8 +209,7 @@ impl Session {
         let (setting, (queue, _)) = (edge.setting(), edge.queue(&broker.settings));
         let fault = || format!("{setting}: cannot prepare to consume from {queue}");
         let channel = answer(connection.create_channel()).await.with_context(fault)?;
-        answer(channel.basic_qos(prefetch, BasicQosOptions::default())).await.with_context(fault)?;
-        Ok(Self { connection, alterations, channel, setting, queue: queue.to_owned() })
+        Ok(Self { connection, alterations, channel, setting, queue: queue.to_owned(), prefetch })
     }
 
     pub async fn run(
@@ -211,8 +226,9 @@ impl Session {
         // Each consumer has a tag of its own. RabbitMQ 3.10 crashes the channel where one that was
         // cancelled is taken for its successor.
         let mut consumers = 0_u64;
-        // The tag of the consumer that is not cancelled.
+        // The tag of the consumer that is not cancelled, and how much it takes.
         let mut consuming = None;
+        let mut pace = Pace::new(self.prefetch);
         let (mut acks, words) = Acks::new();
         // Beside the loop: an ack crosses to lapin's own thread and back.
         let mut telling = pin!(tell(&self.channel, words));
@@ -226,10 +242,13 @@ impl Session {
             let wants_intake = *intake.borrow_and_update() && !stopping.is_cancelled();
             if wants_intake && consumer.is_none() {
                 consumers += 1;
-                let tag = consuming.insert(format!("kyc-worker-{consumers}"));
-                consumer.set(Some(self.start_consumer(tag).await?));
-            } else if !wants_intake && let Some(tag) = consuming.take() {
-                // What was handed over already still arrives, then the stream ends.
+                let (tag, prefetch) = consuming.insert((format!("kyc-worker-{consumers}"), pace.prefetch));
+                consumer.set(Some(self.start_consumer(tag, *prefetch).await?));
+            } else if let Some((tag, _)) =
+                consuming.take_if(|(_, prefetch)| !wants_intake || *prefetch != pace.prefetch)
+            {
+                // What was handed over already still arrives, then the stream ends. A consumer
+                // takes as much as it began with: for more there is another.
                 let cancelled = self.channel.basic_cancel(tag.into(), BasicCancelOptions::default());
                 answer(cancelled).await.map_err(BrokenOff::from)?;
             }
@@ -244,8 +263,10 @@ impl Session {
                         if let Some(dispositions) = &dispositions {
                             let delivery = delivery.map_err(BrokenOff::from)?;
                             acks.outstanding.hand_out(delivery.delivery_tag);
+                            pace.hand_out(delivery.delivery_tag, delivery.redelivered);
                             let alteration = self.alterations.take(self.channel.id(), delivery.delivery_tag);
                             let delivery = Delivery::new(delivery, alteration, dispositions.clone());
+                            delivery.tell_near_limit();
                             hand_over(delivery, deliveries, stopping).await;
                         }
                     }
@@ -256,6 +277,7 @@ impl Session {
                     if count == 0 {
                         break;
                     }
+                    pace.dispose(&batch);
                     acks.dispose(batch.drain(..));
                 }
                 () = acks.wait_for_rest() => acks.tell_rest(),
@@ -277,11 +299,41 @@ impl Session {
         Ok(())
     }
 
-    async fn start_consumer(&self, tag: &str) -> anyhow::Result<Consumer> {
+    async fn start_consumer(&self, tag: &str, prefetch: u16) -> anyhow::Result<Consumer> {
         let (queue, options) = (self.queue.as_str(), BasicConsumeOptions::default());
+        let fault = || format!("{}: cannot consume from {queue}", self.setting);
+        answer(self.channel.basic_qos(prefetch, BasicQosOptions::default())).await.with_context(fault)?;
         answer(self.channel.basic_consume(queue.into(), tag.into(), options, FieldTable::default()))
             .await
-            .with_context(|| format!("{}: cannot consume from {queue}", self.setting))
+            .with_context(fault)
+    }
+}
+
+/// How much a session takes at once: one delivery, until one that was never handed over before
+/// was disposed of. A message that ends sessions or processes comes first again, and RabbitMQ up
+/// to 4.2 counts each such end for everything that was handed over. So it is counted alone.
+struct Pace {
+    prefetch: u16,
+    full: u16,
+    /// The delivery that shows, once it is disposed of, that what comes can be taken.
+    proof: Option<u64>,
+}
+
+impl Pace {
+    fn new(full: u16) -> Self {
+        Self { prefetch: 1, full, proof: None }
+    }
+
+    fn hand_out(&mut self, tag: u64, is_redelivered: bool) {
+        if self.prefetch != self.full && !is_redelivered {
+            self.proof.get_or_insert(tag);
+        }
+    }
+
+    fn dispose(&mut self, disposed: &[(u64, Disposition)]) {
+        if self.proof.is_some_and(|proof| disposed.iter().any(|(tag, _)| *tag == proof)) {
+            (self.prefetch, self.proof) = (self.full, None);
+        }
     }
 }
 
@@ -366,5 +418,27 @@ async fn hand_over(delivery: Delivery, deliveries: &mpsc::Sender<Delivery>, stop
             }
         }
         () = stopping.cancelled() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_takes_one_at_a_time_until_a_new_one_is_done() {
+        let mut pace = Pace::new(64);
+        let dispose = |pace: &mut Pace, tag| pace.dispose(&[(tag, Disposition::Ack)]);
+        for tag in 1..=3 {
+            pace.hand_out(tag, true);
+            dispose(&mut pace, tag);
+            assert_eq!(pace.prefetch, 1, "what came back shows nothing");
+        }
+        pace.hand_out(4, false);
+        pace.hand_out(5, false);
+        dispose(&mut pace, 3);
+        assert_eq!(pace.prefetch, 1);
+        dispose(&mut pace, 4);
+        assert_eq!(pace.prefetch, 64);
     }
 }

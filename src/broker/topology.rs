@@ -10,9 +10,11 @@ use super::patience::answer;
 use super::refusal;
 use crate::config::{BrokerSettings, TopologyMode};
 
-/// Only against a message that kills the worker before its row: the broker dead-letters
-/// it after so many deliveries. Lost connections count too, hence the height.
-const DELIVERY_LIMIT: i32 = 1000;
+/// Only against a message that kills the worker before its row: the broker dead-letters it after
+/// so many deliveries, as many as RabbitMQ 4 takes by itself. A lost session counts for all that
+/// it held, but for one that came back each session begins alone (`session::Pace`), so that no
+/// other comes near.
+pub(super) const DELIVERY_LIMIT: i32 = 20;
 
 /// A dead letter may be looked at as often as people like: RabbitMQ 4 would drop it after
 /// twenty times, and has no word for "never" that RabbitMQ 3 knows.

@@ -234,6 +234,44 @@ fn a_routing_key_that_is_no_text_does_not_keep_a_job_from_being_done() {
 }
 
 #[test]
+fn a_message_that_came_back_often_is_an_error_that_says_so() {
+    world(async |world| {
+        world.declare_topology().await;
+        let job_id = world.publish_job().await;
+        let mut reader = world.speak_amqp().await;
+        for _ in 0..12 {
+            world.wait_for("the message", async || (world.count_ready(JOBS).await == 1).then_some(())).await;
+            reader.hand_back(JOBS).await;
+        }
+        let worker = world.start_worker();
+        world.wait_for_state(job_id, &["accepted"]).await;
+        world.wait_for_log(&worker, "a message comes back again and again").await;
+    });
+}
+
+/// It cannot be read which message ends a process, so all are held against it but the first.
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_message_that_kills_every_process_is_counted_alone() {
+    world(async |world| {
+        world.declare_topology().await;
+        let jobs = world.publish_jobs(20).await;
+        let mut deaths = 0;
+        while world.count_ready(DEAD_LETTERS).await == 0 {
+            assert!(deaths < 30, "it is never dead-lettered");
+            let mut worker = world.start_worker_with(&[("KYC_FAILPOINT", "parsed=kill")]);
+            assert!(!worker.exit().await.success());
+            deaths += 1;
+        }
+        assert!(deaths > 10, "a few deaths are not held against a message");
+        let _worker = world.start_worker();
+        check_done_once(&world, &jobs[1..]).await;
+        assert!(world.submission(jobs[0]).await.is_none());
+        assert_eq!(world.count_ready(DEAD_LETTERS).await, 1);
+    });
+}
+
+#[test]
 fn messages_of_megabytes_beside_a_slow_database_take_little_memory() {
     world(async |world| {
         world.declare_topology().await;
