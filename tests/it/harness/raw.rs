@@ -3,6 +3,7 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use url::Url;
 
 use super::World;
@@ -178,11 +179,16 @@ impl RawBroker {
 
     async fn read(&mut self) -> (u8, Vec<u8>) {
         let mut head = [0; 7];
-        self.stream.read_exact(&mut head).await.expect("the broker says something");
+        self.read_exact(&mut head).await;
         let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
         let mut payload = vec![0; usize::try_from(size).expect("a size") + 1];
-        self.stream.read_exact(&mut payload).await.expect("the broker says it all");
+        self.read_exact(&mut payload).await;
         payload.pop();
         (head[0], payload)
+    }
+
+    async fn read_exact(&mut self, bytes: &mut [u8]) {
+        let reading = timeout(super::deadline(), self.stream.read_exact(bytes));
+        reading.await.expect("the broker says something in time").expect("the broker says something");
     }
 }
