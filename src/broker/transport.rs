@@ -241,6 +241,14 @@ mod tests {
 
     use super::*;
 
+    #[tokio::test]
+    async fn a_connection_is_given_up_once_its_broker_is_silent() {
+        let (heard_at, abandoned) = (Arc::new(Mutex::new(Instant::now())), CancellationToken::new());
+        let silence_max = Duration::from_millis(20);
+        watch_silence(Arc::clone(&heard_at), silence_max, abandoned.clone()).await;
+        assert!(abandoned.is_cancelled() && heard_at.lock().elapsed() >= silence_max);
+    }
+
     const LONG: Duration = Duration::from_secs(20);
 
     /// An address that answers no connection any more: its queue of them is full.

@@ -17,7 +17,9 @@ impl World {
     /// Declares the topology as the worker does, so that publishing has somewhere to go.
     pub async fn declare_topology(&self) {
         let enqueued = self.run(&["enqueue", "/dev/null"], &[]).await;
-        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+        let complaint = String::from_utf8_lossy(&enqueued.stderr);
+        // A connection's own thread may outlive the command's work, and must end as quietly.
+        assert!(enqueued.status.success() && !complaint.contains("panicked"), "{complaint}");
     }
 
     /// Publishes `body` as any AMQP client would, and waits for the confirmation.
