@@ -24,7 +24,8 @@ const INVALID_CHARS_MAX: usize = 2_000;
 
 /// Ours, of a message's body; the rest of it is the provider's.
 pub const OUR_FIELDS: [&str; 3] = ["job_id", "requested_at", "expires_at"];
-const PROVIDER_FIELDS: [&str; 6] = [
+/// The provider's, of the same.
+pub(super) const PROVIDER_FIELDS: [&str; 6] = [
     "customer_id",
     "full_address",
     "document_type",

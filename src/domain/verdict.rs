@@ -8,6 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::foreign_text::{known_id, known_words};
+use super::job::PROVIDER_FIELDS;
 
 /// What came back from one attempt at the provider.
 #[derive(Clone, Debug, PartialEq)]
@@ -452,17 +453,8 @@ fn header_at_fault(field: &str) -> Option<Misconfiguration> {
 
 /// Whether an error's field is one of the request's body, nested ones included.
 fn is_of_the_body(field: &str) -> bool {
-    let names = [
-        "customer_id",
-        "full_address",
-        "document_type",
-        "document_front_image_url",
-        "document_back_image_url",
-        "document_details",
-        "document_number",
-        "additional_data",
-    ];
-    names.contains(&field.split('.').next().unwrap_or_default())
+    let name = field.split('.').next().unwrap_or_default();
+    PROVIDER_FIELDS.contains(&name) || ["document_number", "additional_data"].contains(&name)
 }
 
 /// Gathers the texts under `errors`, each with the field it stands under. The provider
