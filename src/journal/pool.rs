@@ -134,8 +134,7 @@ async fn reach_one_of(
         let there = options.clone().host(&address.ip().to_string()).port(address.port());
         match timeout(share, there.connect()).await {
             Ok(Ok(connection)) => {
-                // Nothing hangs on how it ends.
-                drop(timeout(share, connection.close()).await);
+                hang_up(connection, share).await;
                 return Ok(there);
             }
             Ok(Err(error)) => last = error,
@@ -143,6 +142,11 @@ async fn reach_one_of(
         }
     }
     Err(last)
+}
+
+/// Closes a connection that has served its purpose. Nothing depends on how that ends.
+async fn hang_up(connection: PgConnection, time_max: Duration) {
+    drop(timeout(time_max, connection.close()).await);
 }
 
 /// The addresses that take no connection, where the host has several.
@@ -189,8 +193,7 @@ pub(super) async fn is_pooled_by_transaction(
         is_pooled |= session_id(connection).await? != first;
     }
     if let Some(other) = other {
-        // Nothing hangs on how it ends.
-        drop(timeout(CONNECT_TIME_MAX, other.close()).await);
+        hang_up(other, CONNECT_TIME_MAX).await;
     }
     Ok(is_pooled)
 }
