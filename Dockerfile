@@ -10,13 +10,13 @@ COPY . .
 FROM source AS build
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --locked --release --no-default-features --bin kyc-worker \
+    cargo build --locked --release --package kyc-worker \
     && cp target/release/kyc-worker /usr/local/bin/kyc-worker
 
 FROM source AS build-sandbox
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target,id=sandbox-target \
-    cargo build --locked --release --bin dollarpe-sandbox \
+    cargo build --locked --release --package dollarpe-sandbox \
     && cp target/release/dollarpe-sandbox /usr/local/bin/dollarpe-sandbox
 
 FROM gcr.io/distroless/cc-debian12:nonroot AS sandbox

@@ -46,10 +46,10 @@ check: ## Check format, lints, docs, .sqlx and dependencies
 
 docs: ## Write settings, schemas and figures into docs/ and .env.example anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
-	@UPDATE_DOCS=1 cargo test --locked --quiet --example bench documents
+	@UPDATE_DOCS=1 cargo test --locked --quiet --package kyc-lab --bin bench documents
 
 build: ## Build the optimized worker and the simulated provider, man pages and completions
-	@cargo build --locked --release --bins
+	@cargo build --locked --release --workspace --bins
 	@target/release/kyc-worker man target/release/man
 	@mkdir -p target/release/completions
 	@for shell in bash zsh fish; do target/release/kyc-worker completions $$shell >target/release/completions/kyc-worker.$$shell; done

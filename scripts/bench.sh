@@ -4,8 +4,6 @@
 #
 #   scripts/bench.sh --only latency --latency 50ms --runs 3
 #   scripts/bench.sh --help
-#
-# BENCH_PROFILE=quick uses the demo's build, without linking across crates.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -14,12 +12,7 @@ scripts/services.sh demo
 # shellcheck source=/dev/null
 source target/services.env
 
-profile=${BENCH_PROFILE:-release}
-target=${CARGO_TARGET_DIR:-target}
-if [[ ! -x $target/$profile/examples/bench ]]; then
-    say "Building (the first time, a few minutes) ..."
-fi
-cargo build --locked --quiet --profile "$profile" --bins --example bench --example ceiling --example naive
+build_programs release
 
 if [[ " $* " == *peers* ]]; then
     if ! { command -v node && command -v npm; } >/dev/null; then
@@ -27,8 +20,8 @@ if [[ " $* " == *peers* ]]; then
     fi
     peer=target/bench/node
     mkdir -p "$peer"
-    cp bench/peers/node/package.json bench/peers/node/package-lock.json bench/peers/node/worker.mjs "$peer/"
+    cp crates/lab/peers/node/package.json crates/lab/peers/node/package-lock.json crates/lab/peers/node/worker.mjs "$peer/"
     npm ci --silent --no-audit --no-fund --prefix "$peer" ||
-        fail "npm cannot install the libraries of bench/peers/node"
+        fail "npm cannot install the libraries of crates/lab/peers/node"
 fi
-exec "$target/$profile/examples/bench" "$@"
+exec "$programs/bench" "$@"

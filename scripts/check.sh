@@ -12,11 +12,11 @@ step "formatting"
 cargo fmt --all --check
 step ".sqlx describes the queries"
 scripts/sqlx.sh --check
-step "clippy, with the sandbox and without"
-cargo clippy --locked --all-targets --all-features --quiet -- -D warnings
-cargo clippy --locked --no-default-features --lib --bins --quiet -- -D warnings
+step "clippy, with the points to crash at and without"
+cargo clippy --locked --workspace --all-targets --all-features --quiet -- -D warnings
+cargo clippy --locked --package kyc-worker --lib --bins --quiet -- -D warnings
 step "documentation"
-RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --quiet
+RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps --quiet
 step "dependencies: duplicates, licences, sources"
 cargo deny --locked check --hide-inclusion-graph bans licenses sources
 step "dependencies: none unused"

@@ -82,6 +82,17 @@ management_answers() {
     ' "$url_host" "$url_port" "$token" 2>/dev/null
 }
 
+# Builds every program with profile $1, and leaves in $programs where they lie.
+build_programs() {
+    programs=${CARGO_TARGET_DIR:-target}/${1/#dev/debug}
+    local quiet=--quiet
+    if [[ ! -x $programs/demo ]]; then
+        say "Building; the first time, it takes a few minutes."
+        quiet=
+    fi
+    cargo build --locked ${quiet:+"$quiet"} --profile "$1" --workspace --bins
+}
+
 # Runs a check until it holds, for at most $1 seconds.
 wait_until() {
     local deadline=$((SECONDS + $1))

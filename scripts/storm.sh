@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Kills replicas, broker and database under load for a while, and compares every record with
 # what the provider saw. What is given is passed on: scripts/storm.sh --minutes 3 --seed 7
-# STORM_PROFILE=dev uses the build of the tests instead of an optimized one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
@@ -39,12 +38,5 @@ else
     source target/services.env
 fi
 
-profile=${STORM_PROFILE:-quick}
-directory=$profile
-[[ $profile == dev ]] && directory=debug
-target=${CARGO_TARGET_DIR:-target}
-if [[ ! -x $target/$directory/examples/storm ]]; then
-    say "Building (the first time, a few minutes) ..."
-fi
-cargo build --locked --quiet --profile "$profile" --bins --example storm
-exec "$target/$directory/examples/storm" "${arguments[@]}" "$@"
+build_programs dev
+exec "$programs/storm" "${arguments[@]}" "$@"

@@ -10,7 +10,7 @@ scripts/publishers.sh
 # shellcheck source=/dev/null
 source target/services.env
 
-run=(cargo test --locked --features failpoints)
+run=(cargo test --locked --workspace --features failpoints)
 if [[ $# -gt 0 ]]; then
     exec "${run[@]}" "$@"
 fi

@@ -14,21 +14,21 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 use url::Url;
 
-use crate::breaker::Breaker;
 use crate::broker::{Broker, Delivery, Edge, Subscription};
 use crate::config::{Checked, DatabaseSettings, RunSettings};
-use crate::customer_events::CustomerEvents;
+use crate::control::breaker::Breaker;
+use crate::control::intake::{Intake, Reason};
+use crate::control::liveness::Liveness;
+use crate::control::slots::{Place, Places};
 use crate::domain::job::{BODY_BYTES_MAX, Envelope};
-use crate::domain::signature::Signer;
-use crate::heartbeat::Heartbeat;
-use crate::intake::{Intake, Reason};
 use crate::journal::{self, Journal, JournalError, Limits, Pace};
-use crate::liveness::Liveness;
-use crate::places::{Place, Places};
+use crate::loops::customer_events::CustomerEvents;
+use crate::loops::heartbeat::Heartbeat;
+use crate::loops::scheduler::Scheduler;
+use crate::loops::tracker::Tracker;
 use crate::provider::{Provider, ProviderSettings};
-use crate::scheduler::Scheduler;
-use crate::tracker::Tracker;
 use crate::worker::Worker;
+use dollarpe::signature::Signer;
 
 /// How a run is to go.
 #[derive(Clone, Copy, Debug)]

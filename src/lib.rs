@@ -18,14 +18,10 @@ pub mod broker;
 pub mod journal;
 pub mod provider;
 
-pub mod breaker;
-pub mod customer_events;
-pub mod heartbeat;
-pub mod intake;
-pub mod liveness;
-pub mod places;
-pub mod scheduler;
-pub mod tracker;
+pub mod control;
+pub mod loops;
+
+pub mod desk;
 
 pub mod app;
 pub mod cli;
@@ -34,12 +30,10 @@ pub mod config;
 pub mod failpoint;
 pub mod finding;
 pub mod instance;
+pub mod seal;
 pub mod telemetry;
 pub mod tls;
 pub mod visible;
-
-#[cfg(feature = "sandbox")]
-pub mod sandbox;
 
 /// The runtime that everything runs on: one thread. A replica's work is waiting and little else,
 /// and handing it from thread to thread costs a fifth of its CPU; who needs more cores starts

@@ -13,8 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::field::display;
 use tracing::{debug, error, info, warn};
 
-use crate::breaker::{Breaker, Event, intolerable_skew};
 use crate::clock::Moment;
+use crate::control::breaker::{Breaker, Event, intolerable_skew};
+use crate::control::intake::{Intake, Reason, Severity};
+use crate::control::liveness::Liveness;
+use crate::control::slots::Place;
 use crate::domain::job::{Envelope, Job, Rules, UpdateRequest};
 use crate::domain::outcome::{Disposition, History, Next, Outcome, Receipt, Review, WaitingFor, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, Timing, conclude};
@@ -23,12 +26,9 @@ use crate::domain::verdict::{
     Acceptance, Exchange, NotSent, Phase, Rejection, Verdict, classify, provider_message,
 };
 use crate::failpoint;
-use crate::intake::{Intake, Reason, Severity};
 use crate::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
 };
-use crate::liveness::Liveness;
-use crate::places::Place;
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.

@@ -9,12 +9,12 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
+use super::deadline::{answer, close};
 use super::filter::{Alterations, Appetite};
-use super::patience::{answer, close};
 use super::publisher::NotTaken;
 use super::{Broker, Publisher};
 use crate::config::BrokerSettings;
-use crate::domain::canonical_json::Fault;
+use dollarpe::canonical_json::Fault;
 
 /// A dead letter, held until its queue is closed or it is requeued.
 pub struct DeadLetter {

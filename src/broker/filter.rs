@@ -11,8 +11,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::properties::{self, Limits, Unreadable};
 use super::wire::Cursor;
-use crate::domain::canonical_json::Fault;
 use crate::domain::job::Whole;
+use dollarpe::canonical_json::Fault;
 
 /// Type, channel and size.
 const HEAD: usize = 7;

@@ -7,7 +7,7 @@ use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
 use super::Broker;
-use super::patience::{answer, close};
+use super::deadline::{answer, close};
 use super::topology::{Asking, Edge, Part, arguments, dead_letter_arguments, text, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use lapin::protocol::basic::parse_properties;
 
 use super::wire::Cursor;
-use crate::domain::canonical_json::Fault;
+use dollarpe::canonical_json::Fault;
 
 /// How deep headers may be nested. RabbitMQ's own `x-death` is three levels.
 const DEPTH_MAX: usize = 16;

@@ -9,7 +9,7 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
 use tokio::time::timeout;
 
-use super::patience::{answer, close};
+use super::deadline::{answer, close};
 use super::topology::Edge;
 use super::{Broker, refusal};
 use crate::config::BrokerSettings;

@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::acks::{Outstanding, Word};
+use super::deadline::{answer, close};
 use super::filter::{Alteration, Alterations, Appetite};
-use super::patience::{answer, close};
 use super::properties::Limits;
 use super::topology::{DELIVERY_LIMIT, Edge};
 use super::{Broker, refusal};
-use crate::domain::canonical_json::Fault;
+use crate::control::liveness::Loop;
 use crate::domain::job::Whole;
 use crate::domain::outcome::Disposition;
-use crate::liveness::Loop;
+use dollarpe::canonical_json::Fault;
 
 /// How many dispositions are gathered for one ack at most.
 const ACK_BATCH_MAX: usize = 512;

@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
 use tracing::debug;
 
-use super::patience::answer;
+use super::deadline::answer;
 use super::refusal;
 use crate::config::{BrokerSettings, TopologyMode};
 

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::open_database;
 use crate::config::{DatabaseSettings, FingerprintSettings};
-use crate::journal::audit::{Audit, Finding, Page};
+use crate::journal::history::audit::{Audit, Finding, Page};
 use crate::visible::visible;
 
 /// Verify that what the tables say of every job is what was written, and can have happened

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::open_database;
 use super::signed::SignedArgs;
 use crate::config::DatabaseSettings;
-use crate::journal::budget::{customer_story, set_budget};
+use crate::desk::budget::{customer_story, set_budget};
 
 /// Tell the worker what it cannot know of a customer's updates
 #[derive(Debug, Subcommand)]

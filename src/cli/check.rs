@@ -8,14 +8,14 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::app;
-use crate::breaker::CLOCK_SKEW_MAX;
 use crate::broker::Broker;
 use crate::config::{RunSettings, SettingFault, SettingSource};
-use crate::domain::signature::Signer;
+use crate::control::breaker::CLOCK_SKEW_MAX;
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
 use crate::visible::visible;
+use dollarpe::signature::Signer;
 
 /// Look at settings, broker, database and provider; say what is wrong and what to do
 #[derive(Args, Debug)]

@@ -13,9 +13,9 @@ use super::{age_text, open_database, print, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
 use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, DatabaseSettings};
-use crate::domain::canonical_json::Fault;
-use crate::journal::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
+use crate::desk::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
 use crate::visible::visible;
+use dollarpe::canonical_json::Fault;
 
 /// Look at dead letters, and have them delivered again
 #[derive(Debug, Subcommand)]

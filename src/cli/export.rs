@@ -15,7 +15,7 @@ use time::{Date, OffsetDateTime};
 
 use super::open_database;
 use crate::config::DatabaseSettings;
-use crate::journal::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
+use crate::desk::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
 
 /// Write jobs to standard output for auditors, masked
 #[derive(Args, Debug)]

@@ -12,7 +12,7 @@ use super::{open_database, print};
 use crate::broker::Broker;
 use crate::broker::dead_letters::DeadLetters;
 use crate::config::{BrokerSettings, DatabaseSettings};
-use crate::journal::forget::{Forgotten, forget};
+use crate::desk::forget::{Forgotten, forget};
 use crate::visible::visible;
 
 /// Remove what could tell who a customer is, and keep what happened

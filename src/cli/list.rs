@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{age_text, open_database, print, table};
 use crate::config::{DatabaseSettings, parse_duration};
-use crate::journal::list::{Filter, ListedJob, list};
+use crate::desk::list::{Filter, ListedJob, list};
 
 /// How far back jobs are looked for where that is not said: a search through years would take
 /// longer than any statement may.

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::signed::{MaybeSignedArgs, SignedArgs};
 use super::{open_database, print, time_text};
 use crate::config::DatabaseSettings;
-use crate::journal::interventions::{Pause, current_pause, pause as pause_work, resume as resume_work};
+use crate::desk::interventions::{pause as pause_work, resume as resume_work};
+use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::workers;
 
 /// Pause all the work, on every replica: nothing new is begun, what is in flight finishes

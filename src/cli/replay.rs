@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::signed::MaybeSignedArgs;
 use super::{open_database, print};
 use crate::config::{DatabaseSettings, ReadBackSettings};
-use crate::journal::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
+use crate::desk::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
 
 /// Send ended jobs again; says what that would do, and does it with --yes
 #[derive(Args, Debug)]

@@ -10,11 +10,11 @@ use tokio::time::timeout;
 use super::{open_database, print, table, time_text};
 use crate::broker::Broker;
 use crate::config::{BrokerSettings, DatabaseSettings, ReadBackSettings, parse_duration};
+use crate::desk::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
+use crate::desk::story::AttemptView;
 use crate::instance;
-use crate::journal::interventions::Pause;
+use crate::journal::pause::Pause;
 use crate::journal::replicas::WorkerView;
-use crate::journal::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
-use crate::journal::story::AttemptView;
 use crate::visible::visible;
 
 /// Show where the work stands: who works, what came and went, what is open and what went wrong

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::signed::SignedArgs;
 use super::{open_database, print};
 use crate::config::DatabaseSettings;
-use crate::journal::resolve::{Finding, Resolved, resolve};
+use crate::desk::resolve::{Finding, Resolved, resolve};
 
 /// Settle a job in needs_review with what a person found out; sends nothing
 #[derive(Args, Debug)]

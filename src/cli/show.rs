@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::{open_database, print, table, time_text};
 use crate::config::DatabaseSettings;
-use crate::journal::budget::{CustomerStory, customer_story};
-use crate::journal::interventions::InterventionView;
-use crate::journal::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
+use crate::desk::budget::{CustomerStory, customer_story};
+use crate::desk::interventions::InterventionView;
+use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
 use crate::visible::visible;
 
 /// Show what happened to one job, or where a customer's updates went

@@ -11,9 +11,9 @@ use serde_json::json;
 use super::terminal::say_exactly;
 use crate::clock::Moment;
 use crate::config::ProviderArgs;
-use crate::domain::canonical_json::Json;
 use crate::domain::job::OUR_FIELDS;
-use crate::domain::signature::Signer;
+use dollarpe::canonical_json::Json;
+use dollarpe::signature::Signer;
 
 /// Show what is signed for a request's body: canonical text, message and headers
 #[derive(Args, Debug)]

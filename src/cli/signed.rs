@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::journal::interventions::Signed;
+use crate::desk::interventions::Signed;
 
 /// Who does something by hand, and why. Kept for ever.
 #[derive(Args, Debug)]

@@ -12,8 +12,8 @@ use super::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings, Secret,
     SettingFault,
 };
-use crate::domain::signature::Signer;
-use crate::journal::seal::{Fingerprinter, Keyring};
+use crate::seal::{Fingerprinter, Keyring};
+use dollarpe::signature::Signer;
 
 /// No verification ends sooner, says the provider; that one lasts for longer, it does not.
 const WINDOW_MAX: Duration = Duration::from_secs(60);

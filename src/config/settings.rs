@@ -7,12 +7,12 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::Secret;
-use crate::domain::canonical_json::Profile;
 use crate::domain::job::Rules;
 use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verification::Tracking;
 use crate::telemetry::LogFormat;
+use dollarpe::canonical_json::Profile;
 
 /// Logs.
 #[derive(Args, Clone, Debug)]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::canonical_json::{Fault, Json, Profile};
 use super::foreign_text::known_words;
 use super::job::{instant, text_at, uuid};
-use super::signature::Signer;
+use dollarpe::canonical_json::{Fault, Json, Profile};
+use dollarpe::signature::Signer;
 
 /// How far ahead of the signature's clock an event may be dated.
 const CLOCK_SKEW_SECONDS_MAX: i64 = 5 * 60;

@@ -1,7 +1,6 @@
 //! The rules, pure: no clock, no network, no database, no logging. What they need to
 //! know of the world comes in as arguments.
 
-pub mod canonical_json;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;
@@ -12,6 +11,5 @@ pub mod precedence;
 pub mod read_back;
 pub mod retry;
 pub mod schema;
-pub mod signature;
 pub mod verdict;
 pub mod verification;

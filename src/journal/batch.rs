@@ -12,14 +12,14 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use super::open::{NewRow, Opened, Slots, open_many};
-use super::pool::Session;
-use super::seal::Fingerprinter;
-use super::settle::{Closing, close_many};
-use super::{
+use crate::journal::open::{NewRow, Opened, Slots, open_many};
+use crate::journal::pool::Session;
+use crate::journal::settle::{Closing, close_many};
+use crate::journal::{
     CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, ONE_CLAIM, ONE_ROW, PING_TIME_MAX, bounded,
     is_taken,
 };
+use crate::seal::Fingerprinter;
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
 /// for that.
@@ -30,7 +30,7 @@ const BEGIN: &str = "begin; select now()";
 const CAUTION_TIME: Duration = Duration::from_secs(10);
 
 /// What a job has written with others.
-pub(super) enum Change {
+pub(crate) enum Change {
     /// It is opened.
     Open(Arc<NewRow>),
     /// Its attempt is closed.
@@ -38,7 +38,7 @@ pub(super) enum Change {
 }
 
 /// What became of that.
-pub(super) enum Written {
+pub(crate) enum Written {
     /// It was opened.
     Opened(Opened),
     /// Its attempt was closed.
@@ -46,13 +46,13 @@ pub(super) enum Written {
 }
 
 /// The thread, and what spawns on it.
-pub(super) struct BatchThread {
+pub(crate) struct BatchThread {
     runtime: Option<Runtime>,
     handle: Handle,
 }
 
 /// Commits one batch after the other.
-pub(super) struct Batches {
+pub(crate) struct Batches {
     /// Not for its connections: it knows how to make one.
     pool: PgPool,
     worker: String,

@@ -11,16 +11,16 @@ use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::budget::spent;
-use super::chain::{Entry, Head, Subject};
-use super::seal::OpenError;
-use super::upkeep::NEAR_WAIT_MAX_SECONDS;
-use super::{Claim, Journal, JournalError, bounded, column, is_lost_race};
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{Exhaustion, History, Outcome, Review};
 use crate::domain::precedence::{Rival, Ruling, Standing, rule};
 use crate::domain::read_back::{Budget, Conclusion};
+use crate::journal::budget::spent;
+use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::maintenance::NEAR_WAIT_MAX_SECONDS;
+use crate::journal::{Claim, Journal, JournalError, bounded, column, is_lost_race};
+use crate::seal::OpenError;
 
 /// Why a conclusion comes without a look: the budget alone told it.
 const NOT_LOOKED: &str = "not_looked";
@@ -70,7 +70,7 @@ pub struct ClaimedJob {
 }
 
 /// A job that has its customer's slot, before it may use it.
-pub(super) struct Contender {
+pub(crate) struct Contender {
     pub job_id: Uuid,
     pub customer_id: Uuid,
     pub requested_at: OffsetDateTime,
@@ -80,7 +80,7 @@ pub(super) struct Contender {
 }
 
 /// An attempt about to begin.
-pub(super) struct Beginning {
+pub(crate) struct Beginning {
     pub job_id: Uuid,
     pub attempt: i32,
     pub t0: Moment,
@@ -444,7 +444,7 @@ impl TakenSlot {
 
 /// Looks at the other jobs of each contender's customer, now that the slots are theirs.
 /// Returns a ruling for each, in order.
-pub(super) async fn look(
+pub(crate) async fn look(
     tx: &mut PgConnection,
     contenders: &[Contender],
     read_back_window: Duration,
@@ -639,12 +639,12 @@ impl Contender {
 ///
 /// To be called after the release, as a statement of its own: its snapshot sees every job that was
 /// waiting by then. One whose commit comes later has a near alarm (`insert_behind`).
-pub(super) async fn wake_newest(tx: &mut PgConnection, customers: &[Uuid]) -> sqlx::Result<()> {
+pub(crate) async fn wake_newest(tx: &mut PgConnection, customers: &[Uuid]) -> sqlx::Result<()> {
     wake_newest_due_after(tx, customers, 0.0).await
 }
 
 /// Wakes those alone that would sleep for longer than `seconds`.
-pub(super) async fn wake_newest_due_after(
+pub(crate) async fn wake_newest_due_after(
     tx: &mut PgConnection,
     customers: &[Uuid],
     seconds: f64,
@@ -677,7 +677,7 @@ pub(super) async fn wake_newest_due_after(
 }
 
 /// Writes down that attempts begin. Their first bytes may leave once this is committed.
-pub(super) async fn begin_attempts(
+pub(crate) async fn begin_attempts(
     tx: &mut PgConnection,
     worker: &str,
     beginning: &[Beginning],

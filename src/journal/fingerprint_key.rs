@@ -3,13 +3,13 @@
 
 use sqlx::{PgConnection, PgPool};
 
-use super::audit::Audit;
-use super::seal::Fingerprinter;
 use crate::config::SettingFault;
+use crate::journal::history::audit::Audit;
+use crate::seal::Fingerprinter;
 
 /// Whether a key is the one that this database was written with.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum KeyMatch {
+pub(crate) enum KeyMatch {
     Same,
     Another,
     /// No worker has started here yet.
@@ -17,7 +17,7 @@ pub(super) enum KeyMatch {
 }
 
 /// What is wrong with another key, and what to do.
-pub(super) const ANOTHER_KEY: &str = "is another than the one that this database was written with: no duplicate would be known, \
+pub(crate) const ANOTHER_KEY: &str = "is another than the one that this database was written with: no duplicate would be known, \
      and no history verify; give every replica the first one, it is never rotated";
 
 /// Compares the key with the one that this database was written with, and keeps it as that one where
@@ -45,7 +45,7 @@ pub async fn check_fingerprint_key(pool: &PgPool, fingerprinter: &Fingerprinter)
     }
 }
 
-pub(super) async fn match_key(
+pub(crate) async fn match_key(
     connection: &mut PgConnection,
     fingerprinter: &Fingerprinter,
 ) -> sqlx::Result<KeyMatch> {

@@ -6,12 +6,12 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Error};
 use tokio::time::timeout;
 
-use super::fingerprint_key::{KeyMatch, match_key};
-use super::pool::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
-use super::seal::Fingerprinter;
-use super::{READ_ONLY, code_of};
 use crate::config::Secret;
 use crate::finding::Finding;
+use crate::journal::fingerprint_key::{KeyMatch, match_key};
+use crate::journal::pool::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
+use crate::journal::{READ_ONLY, code_of};
+use crate::seal::Fingerprinter;
 use crate::tls::certificate_fault;
 
 /// A server that has not answered by then does not.
@@ -36,16 +36,16 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 10] = [
 ];
 
 /// A pooler hands our transactions around.
-pub(super) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
+pub(crate) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
     database, and the worker's settings and prepared statements belong to one";
-pub(super) const UNPOOL: &str =
+pub(crate) const UNPOOL: &str =
     "let it pool by session (pool_mode = session), or name Postgres itself in DATABASE_URL";
 
 /// The database holds not every text.
-pub(super) fn wrong_encoding(encoding: &str) -> String {
+pub(crate) fn wrong_encoding(encoding: &str) -> String {
     format!("DATABASE_URL: the database's encoding is {encoding}, which cannot hold every text")
 }
-pub(super) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
+pub(crate) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
 
 /// What an operator may have set for a server, a role or a database, and our sessions set otherwise.
 const SET_BY_US: [(&str, &[&str]); 5] = [
@@ -149,7 +149,7 @@ async fn look(
 }
 
 /// The database's encoding, as Postgres names it.
-pub(super) async fn encoding(connection: &mut PgConnection) -> sqlx::Result<String> {
+pub(crate) async fn encoding(connection: &mut PgConnection) -> sqlx::Result<String> {
     sqlx::query_scalar!(
         r#"-- encoding
         select pg_encoding_to_char(encoding)::text as "encoding!"
@@ -249,7 +249,7 @@ async fn look_at_schema(
     }
     let needed = super::needed_version();
     let remedy = "run `kyc-worker migrate`, or `kyc-worker run --migrate`";
-    match super::schema_version(connection).await? {
+    match crate::journal::schema_version(connection).await? {
         None => {
             findings.push(Finding::wrong("DATABASE_URL: the database has no tables of ours", remedy));
             return Ok(());
@@ -332,7 +332,7 @@ fn fault(place: &str, error: &Error) -> Finding {
 }
 
 /// What to do about a database that cannot be used.
-pub(super) fn advice(error: &Error) -> String {
+pub(crate) fn advice(error: &Error) -> String {
     if let Some(fault) = certificate_fault(error, "sslrootcert, a parameter of DATABASE_URL") {
         return fault;
     }

@@ -1,31 +1,19 @@
 //! What happened to every job, in Postgres: all SQL, and the sealing of payloads. Each
 //! function is one commit, and every write on a claim checks that the claim is still ours.
 
-pub mod audit;
 mod batch;
 pub mod budget;
-mod by_hand;
-mod chain;
-mod claim;
-pub mod dead_letters;
-pub mod export;
+pub(crate) mod claim;
 mod fingerprint_key;
-pub mod forget;
-mod history;
+pub mod history;
 mod inspect;
-pub mod interventions;
-pub mod list;
+mod maintenance;
 mod open;
+pub mod pause;
 mod pool;
 mod read_back;
-pub mod replay;
 pub mod replicas;
-pub mod report;
-pub mod resolve;
-pub mod seal;
 mod settle;
-pub mod story;
-mod upkeep;
 mod verification;
 mod writer;
 
@@ -48,22 +36,22 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use self::batch::{BatchThread, Batches, Change, Written};
-pub use self::chain::Head;
 pub use self::claim::{ClaimedJob, NextAttempt, Turn};
 pub use self::fingerprint_key::check_fingerprint_key;
+pub use self::history::chain::Head;
 pub use self::inspect::inspect;
+use self::maintenance::Floors;
+pub use self::maintenance::TakenOver;
 pub use self::open::{Admission, DeadLetter, Opened};
 use self::pool::{Session, addresses, connect_options, is_pooled_by_transaction, reach};
 pub use self::read_back::{ReadClaim, Settled};
-use self::seal::{Fingerprinter, Keyring};
 pub use self::settle::AttemptResult;
-use self::upkeep::Floors;
-pub use self::upkeep::TakenOver;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};
 use self::writer::Writer;
 use crate::clock::Moment;
 use crate::config::{DatabaseSettings, Secret};
 use crate::domain::outcome::History;
+use crate::seal::{Fingerprinter, Keyring};
 
 /// The migrations, embedded, so that the binary alone can set up a database. Those of a
 /// later release may be there already: replicas of two releases run side by side in an upgrade.

@@ -8,15 +8,15 @@ use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::batch::{Change, Written};
-use super::chain::Head;
-use super::claim::{Beginning, Contender, begin_attempts, look, wake_newest};
-use super::upkeep::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS};
-use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Invalid, Job, Whole};
 use crate::domain::outcome::{History, Outcome, WaitingFor};
 use crate::domain::precedence::Ruling;
+use crate::journal::batch::{Change, Written};
+use crate::journal::claim::{Beginning, Contender, begin_attempts, look, wake_newest};
+use crate::journal::history::chain::Head;
+use crate::journal::maintenance::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS};
+use crate::journal::{Claim, Journal, JournalError, Limits, bounded, column};
 
 /// How a new job is let in.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +60,7 @@ struct Inserted {
 
 /// What is expected of the `job_id`s and the customers' slots of new jobs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Slots {
+pub(crate) enum Slots {
     /// None is taken. If one is, nothing is written: a unique violation.
     Free,
     /// Some may be taken, and nothing is written of those. Postgres looks each of them up before
@@ -69,7 +69,7 @@ pub(super) enum Slots {
 }
 
 /// A job as its row will have it.
-pub(super) struct NewRow {
+pub(crate) struct NewRow {
     job_id: Uuid,
     customer_id: Uuid,
     document_type: String,
@@ -335,7 +335,7 @@ impl NewRow {
 ///
 /// The slots first: the unique index decides between replicas. Then the read of the customer's other
 /// jobs, in a statement of its own, whose snapshot is newer than the slots.
-pub(super) async fn open_many(
+pub(crate) async fn open_many(
     tx: &mut PgConnection,
     worker: &str,
     limits: &Limits,
@@ -602,7 +602,7 @@ async fn count_delivery(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()>
 
 /// Only a delivery that may be a redelivery is compared with the rows that are there:
 /// two equal messages are two dead letters.
-pub(super) async fn insert_dead_letter(
+pub(crate) async fn insert_dead_letter(
     connection: &mut PgConnection,
     letter: DeadLetter<'_>,
     job_id: Option<Uuid>,

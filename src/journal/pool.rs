@@ -9,8 +9,8 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::CONNECT_TIME_MAX;
 use crate::config::Secret;
+use crate::journal::CONNECT_TIME_MAX;
 
 /// What the promises need of a session, and our statements.
 ///
@@ -56,7 +56,7 @@ const READ_BY_INDEX: &str = "set enable_seqscan = off; set jit = off;";
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Session {
+pub(crate) enum Session {
     /// A worker's statements.
     Work,
     /// A worker's batches.
@@ -85,7 +85,7 @@ impl Session {
 }
 
 /// How to connect; and where to, for people.
-pub(super) fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
+pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
     let options: PgConnectOptions = url
         .expose()
         .parse()
@@ -102,7 +102,7 @@ pub(super) fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions,
 /// the time of its own: the library has one limit around all of them, which the first that
 /// swallows packets uses up. It also checks a certificate against the host it connects to, so with
 /// `verify-full` the name stays, and all that goes with it.
-pub(super) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
+pub(crate) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
     let host = options.get_host().trim_matches(['[', ']']);
     if options.get_socket().is_some() {
         return Vec::new();
@@ -116,7 +116,7 @@ pub(super) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
 
 /// Where a connection comes about: at the first address of several that lets us in, or else where
 /// the options say.
-pub(super) async fn reach(options: PgConnectOptions) -> sqlx::Result<PgConnectOptions> {
+pub(crate) async fn reach(options: PgConnectOptions) -> sqlx::Result<PgConnectOptions> {
     let addresses = addresses(&options).await;
     if addresses.len() < 2 || matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
         return Ok(options);
@@ -150,7 +150,7 @@ async fn hang_up(connection: PgConnection, time_max: Duration) {
 }
 
 /// The addresses that take no connection, where the host has several.
-pub(super) async fn silent_addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
+pub(crate) async fn silent_addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
     let addresses = addresses(options).await;
     let share = share_of(CONNECT_TIME_MAX, addresses.len() + 1);
     let mut silent = Vec::new();
@@ -174,7 +174,7 @@ const POOLER_LOOKS: u32 = 5;
 /// Whether a pooler between us and Postgres hands each transaction another session: two connections
 /// that are open at once are then one session, or one is now this and now that. What was set, and
 /// every prepared statement, would be gone or another's.
-pub(super) async fn is_pooled_by_transaction(
+pub(crate) async fn is_pooled_by_transaction(
     connection: &mut PgConnection,
     options: &PgConnectOptions,
 ) -> sqlx::Result<bool> {

@@ -5,12 +5,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::chain::{Entry, Head, Subject};
-use super::claim::wake_newest;
-use super::{Claim, Journal, JournalError, bounded};
 use crate::clock::Moment;
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Budget, Conclusion, Reading};
+use crate::journal::claim::wake_newest;
+use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::{Claim, Journal, JournalError, bounded};
 
 /// The right to look at the customer of a submission in doubt, and what the records said
 /// before the look.

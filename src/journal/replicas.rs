@@ -4,8 +4,8 @@ use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
-use super::interventions::Pause;
-use super::{Journal, JournalError, bounded};
+use crate::journal::pause::Pause;
+use crate::journal::{Journal, JournalError, bounded};
 
 /// A replica that has not been seen for so long is taken for dead.
 const SEEN_WITHIN_SECONDS: f64 = 10.0;

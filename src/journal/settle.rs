@@ -10,13 +10,13 @@ use time::OffsetDateTime;
 use tracing::warn;
 use uuid::Uuid;
 
-use super::batch::Change;
-use super::chain::{Entry, Head, Subject};
-use super::claim::wake_newest;
-use super::seal::Fingerprinter;
-use super::{Claim, Journal, JournalError, Limits, bounded, column};
 use crate::domain::outcome::{Outcome, Wait};
 use crate::domain::verdict::{Acceptance, Rejection, Verdict};
+use crate::journal::batch::Change;
+use crate::journal::claim::wake_newest;
+use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::{Claim, Journal, JournalError, Limits, bounded, column};
+use crate::seal::Fingerprinter;
 
 /// What an attempt came to.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct AttemptResult {
 
 /// An attempt's result with what follows from it, as the rows will have it.
 #[derive(Clone)]
-pub(super) struct Closing {
+pub(crate) struct Closing {
     claim: Claim,
     verdict: &'static str,
     detail: Option<&'static str>,
@@ -321,7 +321,7 @@ impl Closing {
 /// limit: statements of their own, which a batch without any is spared. `None` for those whose
 /// claim is gone, or to whose history something was added since it was made: their results go
 /// with other MACs. `now` is the transaction's time, which the rows get as `now()`.
-pub(super) async fn close_many(
+pub(crate) async fn close_many(
     tx: &mut PgConnection,
     worker: &str,
     fingerprinter: &Fingerprinter,

@@ -7,13 +7,13 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::chain::{Entry, Head, Subject};
-use super::open::insert_dead_letter;
-use super::{DeadLetter, Journal, JournalError, bounded};
 use crate::clock::Moment;
 use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::verification::{NextLook, is_final};
+use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::open::insert_dead_letter;
+use crate::journal::{DeadLetter, Journal, JournalError, bounded};
 
 /// How often customers in verification may be looked at, by all replicas together.
 #[derive(Clone, Copy, Debug)]

@@ -22,7 +22,7 @@ const BUSY_MIN: usize = 8;
 const TOP_UP_TIME_MAX: Duration = Duration::from_millis(20);
 
 /// One task that writes batches, one after the other.
-pub(super) struct Writer<T, R> {
+pub(crate) struct Writer<T, R> {
     waiting: mpsc::Sender<(T, oneshot::Sender<Option<R>>)>,
 }
 

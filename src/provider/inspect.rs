@@ -7,10 +7,10 @@ use clap::ValueEnum as _;
 use uuid::Uuid;
 
 use super::{Provider, endpoint, skew_of};
-use crate::domain::canonical_json::Profile;
 use crate::domain::verdict::{Answer, Exchange, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
+use dollarpe::canonical_json::Profile;
 
 impl Provider {
     /// Looks at everything that a worker needs of the provider. A clock further off than

@@ -103,7 +103,7 @@ async fn begin(world: &World, accepted: u32, elsewhere: u32) -> Case {
 }
 
 fn check_every_history_at(limit: u32) {
-    let settings = kyc_worker::sandbox::Settings { update_limit: limit, ..Default::default() };
+    let settings = dollarpe_sandbox::Settings { update_limit: limit, ..Default::default() };
     world_with(settings, async |world| {
         world.declare_topology().await;
         let limit_text = limit.to_string();

@@ -1,6 +1,6 @@
 //! `check` names each fault and its remedy, and nothing else.
 
-use kyc_worker::sandbox::tls::Authority;
+use dollarpe_sandbox::tls::Authority;
 use serde_json::{Value, json};
 
 use crate::harness::{World, world, world_on};

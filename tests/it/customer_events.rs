@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use kyc_worker::domain::canonical_json::{Json, Profile};
-use kyc_worker::domain::signature::Signer;
+use dollarpe::canonical_json::{Json, Profile};
+use dollarpe::signature::Signer;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};

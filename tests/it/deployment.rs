@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::CommandFactory as _;
+use dollarpe_sandbox::Settings;
 use kyc_worker::cli;
-use kyc_worker::sandbox::Settings;
 use serde_json::Value;
 
 fn path(name: &str) -> PathBuf {

@@ -16,9 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, TryStreamExt as _};
-use kyc_worker::journal::audit::{Audit, Finding};
-use kyc_worker::journal::seal::Fingerprinter;
-use kyc_worker::sandbox;
+use kyc_worker::journal::history::audit::{Audit, Finding};
+use kyc_worker::seal::Fingerprinter;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::json;
@@ -52,7 +51,7 @@ fn deadline() -> Duration {
 
 pub struct World {
     pub pool: PgPool,
-    pub sandbox: sandbox::Running,
+    pub sandbox: dollarpe_sandbox::Running,
     pub http: reqwest::Client,
     name: String,
     admin_url: String,
@@ -70,10 +69,10 @@ pub fn world<F>(test: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
 {
-    world_with(sandbox::Settings::default(), test);
+    world_with(dollarpe_sandbox::Settings::default(), test);
 }
 
-pub fn world_with<F>(settings: sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
+pub fn world_with<F>(settings: dollarpe_sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
 {
@@ -85,10 +84,10 @@ pub fn world_on<F>(admin_url: &str, test: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
 {
-    world_at(admin_url.to_owned(), sandbox::Settings::default(), test);
+    world_at(admin_url.to_owned(), dollarpe_sandbox::Settings::default(), test);
 }
 
-fn world_at<F>(admin_url: String, settings: sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
+fn world_at<F>(admin_url: String, settings: dollarpe_sandbox::Settings, test: impl FnOnce(Arc<World>) -> F)
 where
     F: Future<Output = ()>,
 {
@@ -128,7 +127,7 @@ fn management_url() -> String {
 }
 
 impl World {
-    async fn new(admin_url: String, settings: sandbox::Settings) -> Self {
+    async fn new(admin_url: String, settings: dollarpe_sandbox::Settings) -> Self {
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
         #[expect(clippy::disallowed_methods, reason = "a test's client needs no guards")]
         let http = reqwest::Client::new();
@@ -155,8 +154,8 @@ impl World {
         let amqp_url = format!("{}/{name}", base.trim_end_matches('/'));
         let (connection, channel) = open_channel(&amqp_url).await;
 
-        let settings = sandbox::Settings { listen: ([127, 0, 0, 1], 0).into(), ..settings };
-        let sandbox = sandbox::start(settings).await.expect("the sandbox starts");
+        let settings = dollarpe_sandbox::Settings { listen: ([127, 0, 0, 1], 0).into(), ..settings };
+        let sandbox = dollarpe_sandbox::start(settings).await.expect("the sandbox starts");
         Self {
             pool,
             sandbox,

@@ -5,19 +5,19 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use kyc_worker::clock::Moment;
+use kyc_worker::desk::budget::set_budget;
+use kyc_worker::desk::interventions::Signed;
+use kyc_worker::desk::replay::{Intent, ReplayRules, replay};
+use kyc_worker::desk::resolve::{Finding, resolve};
 use kyc_worker::domain::job::{Envelope, Invalid, Job};
 use kyc_worker::domain::outcome::{Exhaustion, Outcome, Review, Wait, WaitingFor};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
 use kyc_worker::domain::verdict::{Acceptance, Misconfiguration, NotSent, Phase, Rejection, Verdict};
-use kyc_worker::journal::audit::Audit;
-use kyc_worker::journal::budget::set_budget;
-use kyc_worker::journal::interventions::Signed;
-use kyc_worker::journal::replay::{Intent, ReplayRules, replay};
-use kyc_worker::journal::resolve::{Finding, resolve};
-use kyc_worker::journal::seal::Fingerprinter;
+use kyc_worker::journal::history::audit::Audit;
 use kyc_worker::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, NextAttempt, Opened, Settled, Turn,
 };
+use kyc_worker::seal::Fingerprinter;
 use sqlx::FromRow;
 use time::OffsetDateTime;
 use uuid::Uuid;

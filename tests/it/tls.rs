@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use kyc_worker::sandbox::tls::{Authority, Issued};
+use dollarpe_sandbox::tls::{Authority, Issued};
 use serde_json::Value;
 use url::Url;
 

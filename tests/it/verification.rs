@@ -11,7 +11,6 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, world, world_with};
-use kyc_worker::sandbox;
 
 /// The shortest time between two looks at a customer, scaled down.
 const APART: Duration = Duration::from_secs(3);
@@ -38,8 +37,8 @@ pub(crate) fn scaled_with(others: &[(&'static str, &'static str)]) -> Vec<(&'sta
 }
 
 /// A world whose provider verifies in so many milliseconds, within which no look comes.
-pub(crate) fn world_that_verifies_in(ms: u64) -> sandbox::Settings {
-    sandbox::Settings { verification_time: Duration::from_millis(ms).into(), ..Default::default() }
+pub(crate) fn world_that_verifies_in(ms: u64) -> dollarpe_sandbox::Settings {
+    dollarpe_sandbox::Settings { verification_time: Duration::from_millis(ms).into(), ..Default::default() }
 }
 
 #[derive(Debug)]

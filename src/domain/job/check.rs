@@ -8,8 +8,8 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{BACK_LINK, DOCUMENT_NUMBER, Envelope, FRONT_LINK, Fields, Rules};
-use crate::domain::canonical_json::{Fault, Json, shown};
 use crate::domain::invisible::is_invisible;
+use dollarpe::canonical_json::{Fault, Json, shown};
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kyc_worker::sandbox::tls::{Authority, Front};
+use dollarpe_sandbox::tls::{Authority, Front};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use uuid::Uuid;

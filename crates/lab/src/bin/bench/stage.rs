@@ -1,0 +1,361 @@
+//! What a benchmark runs on: a database and queues of its own, the simulated provider in its
+//! fast mode, and the programs under test.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use kyc_worker::broker::{Broker, Publisher};
+use kyc_worker::config::{BrokerSettings, Secret};
+use lapin::options::QueueDeleteOptions;
+use lapin::{Connection, ConnectionProperties};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+use url::Url;
+use uuid::Uuid;
+
+use kyc_lab::{database, program};
+
+const DATABASE: &str = "kyc_bench";
+const EXCHANGE: &str = "kyc-bench";
+const QUEUE: &str = "kyc-bench.document-updates";
+const DEAD_LETTER_EXCHANGE: &str = "kyc-bench.dlx";
+const DEAD_LETTER_QUEUE: &str = "kyc-bench.dead-letters";
+const DEAD_LETTER_TTL: &str = "1h";
+
+/// How long a program may take to say its first word.
+const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// How long the provider's admin interface may take.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How many confirmations are waited for at once.
+const CONFIRMS_MAX: usize = 1000;
+
+/// The worker's own settings of the broker.
+#[derive(Parser)]
+struct Queues {
+    #[command(flatten)]
+    settings: BrokerSettings,
+}
+
+/// Where things are.
+pub struct Stage {
+    pub database_url: Url,
+    pub amqp_url: String,
+    pub logs: PathBuf,
+    pub concurrency: usize,
+    pub prefetch: usize,
+    /// Where scripts/bench.sh has put the Node.js peer with its libraries.
+    pub node_peer: PathBuf,
+}
+
+/// The job ids that publishers make.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobIds {
+    /// UUIDs of version 4.
+    Random,
+    /// UUIDs of version 7, which begin with the time.
+    Growing,
+}
+
+impl JobIds {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Growing => "growing",
+        }
+    }
+
+    fn next(self) -> Uuid {
+        match self {
+            Self::Random => Uuid::new_v4(),
+            Self::Growing => Uuid::now_v7(),
+        }
+    }
+}
+
+/// What drains the queue.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Contender {
+    /// `kyc-worker run`.
+    Worker,
+    /// The same without a database.
+    Ceiling,
+    /// As one would write it in Node.js.
+    Node,
+    /// As one would write it in Rust: a task a message, a commit a statement.
+    Naive,
+}
+
+impl Contender {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Ceiling => "ceiling",
+            Self::Node => "Node.js peer",
+            Self::Naive => "naive Rust",
+        }
+    }
+}
+
+/// A program under way. Dropping it kills it.
+pub struct Program {
+    child: Child,
+}
+
+impl Program {
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
+    /// Stops it as an operator does.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        let status = Command::new("kill").arg(self.id().to_string()).status().await?;
+        ensure!(status.success(), "cannot stop a program");
+        timeout(START_TIME_MAX, self.child.wait()).await.context("a program does not stop")??;
+        Ok(())
+    }
+
+    pub fn check_alive(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) => bail!("a program ended by itself: {status}; see its log"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The simulated provider.
+pub struct Provider {
+    pub program: Program,
+    base_url: String,
+    http: reqwest::Client,
+}
+
+/// What the provider has counted.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Counted {
+    pub applied: u64,
+    /// Failed on purpose.
+    pub not_applied: u64,
+}
+
+impl Counted {
+    pub fn answered(self) -> u64 {
+        self.applied + self.not_applied
+    }
+}
+
+impl Provider {
+    pub async fn counted(&self) -> anyhow::Result<Counted> {
+        let url = self.admin("oracle/summary");
+        let answer = self.http.get(url).timeout(ANSWER_TIME_MAX).send().await?.error_for_status()?;
+        #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
+        let counted = answer.json().await?;
+        Ok(counted)
+    }
+
+    /// Answers 500 to this share of the updates, and applies none of them; but only to a
+    /// customer's first, or a resend could be refused as his last.
+    pub async fn fail(&self, percent: f64) -> anyhow::Result<()> {
+        let rule = json!({
+            "match": { "method": "PATCH", "share": percent / 100.0 },
+            "first_per_customer": 1,
+            "fault": { "apply": "never", "answer": { "kind": "respond", "status": 500 } },
+        });
+        let request = self.http.post(self.admin("rules")).timeout(ANSWER_TIME_MAX).json(&rule);
+        request.send().await?.error_for_status().context("the sandbox refuses a rule")?;
+        Ok(())
+    }
+
+    fn admin(&self, path: &str) -> String {
+        let origin = self.base_url.trim_end_matches("/cms/api/v1");
+        format!("{origin}/_admin/{path}")
+    }
+}
+
+impl Stage {
+    /// Starts the provider, in a process of its own.
+    pub async fn start_provider(&self, latency: Duration) -> anyhow::Result<Provider> {
+        let mut command = Command::new(program("dollarpe-sandbox")?);
+        command.args(["--fast", "--listen", "127.0.0.1:0", "--latency"]);
+        command.arg(humantime::format_duration(latency).to_string());
+        command.stdout(Stdio::piped()).stderr(self.log("sandbox")?).kill_on_drop(true);
+        let mut child = command.spawn().context("cannot start the simulated provider")?;
+        let stdout = child.stdout.take().context("the simulated provider has no stdout")?;
+        let mut lines = BufReader::new(stdout).lines();
+        let line =
+            timeout(START_TIME_MAX, lines.next_line()).await.context("the provider does not start")??;
+        let line = line.context("the simulated provider ended; see its log")?;
+        let base_url = line.rsplit(' ').next().unwrap_or_default().to_owned();
+        #[expect(clippy::disallowed_methods, reason = "talks to the sandbox on this machine alone")]
+        let http = reqwest::Client::new();
+        Ok(Provider { program: Program { child }, base_url, http })
+    }
+
+    /// Makes the database anew, with all migrations, and the peers' two tables.
+    pub async fn recreate_database(&self) -> anyhow::Result<PgPool> {
+        database::recreate(&self.database_url, DATABASE).await?;
+        let pool = database::connect(&self.bench_database_url()).await?;
+        kyc_worker::journal::migrate(&pool).await?;
+        sqlx::raw_sql(include_str!("../../../peers/tables.sql")).execute(&pool).await?;
+        Ok(pool)
+    }
+
+    /// Leaves nothing behind.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        database::drop_if_there(&self.database_url, DATABASE).await?.close().await;
+        self.delete_queues().await
+    }
+
+    /// On this machine nothing is encrypted, the broker's and the provider's words neither.
+    pub fn bench_database_url(&self) -> Url {
+        let mut url = database::url_of(&self.database_url, DATABASE);
+        let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if is_local && !url.query_pairs().any(|(name, _)| name == "sslmode") {
+            url.query_pairs_mut().append_pair("sslmode", "disable");
+        }
+        url
+    }
+
+    async fn delete_queues(&self) -> anyhow::Result<()> {
+        let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default())
+            .await
+            .context("AMQP_URL: cannot use RabbitMQ; `make services` starts one")?;
+        let channel = connection.create_channel().await?;
+        for queue in [QUEUE, DEAD_LETTER_QUEUE] {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        }
+        Ok(connection.close(200, "done".into()).await?)
+    }
+
+    /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
+    pub async fn fill_queue(&self, jobs: usize, job_ids: JobIds) -> anyhow::Result<()> {
+        self.delete_queues().await?;
+        let arguments = [
+            ["--exchange", EXCHANGE],
+            ["--queue", QUEUE],
+            ["--dead-letter-exchange", DEAD_LETTER_EXCHANGE],
+            ["--dead-letter-queue", DEAD_LETTER_QUEUE],
+            ["--dead-letter-ttl", DEAD_LETTER_TTL],
+        ];
+        let arguments = ["bench"].into_iter().chain(arguments.into_iter().flatten());
+        let Queues { settings } = Queues::parse_from(arguments);
+        let broker = Broker::new(&settings, &Secret::from(self.amqp_url.as_str()), "bench")?;
+        let publisher = Publisher::open(&broker).await?;
+        let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
+        for number in 0..jobs {
+            let job_id = job_ids.next().to_string();
+            confirms.push(publisher.publish(&job_id, job(number).as_bytes()).await?);
+            if confirms.len() == CONFIRMS_MAX {
+                for confirm in confirms.drain(..) {
+                    confirm.await?;
+                }
+            }
+        }
+        for confirm in confirms {
+            confirm.await?;
+        }
+        publisher.close().await;
+        Ok(())
+    }
+
+    /// Starts a program that drains the queue. `name` names its log; `settings` are those of
+    /// the worker that are not the usual ones.
+    pub fn start(
+        &self,
+        contender: Contender,
+        name: &str,
+        provider: &Provider,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Program> {
+        let mut command = match contender {
+            Contender::Worker => {
+                let mut command = Command::new(program("kyc-worker")?);
+                command.arg("run");
+                command
+            }
+            Contender::Ceiling => Command::new(program("ceiling")?),
+            Contender::Naive => Command::new(program("naive")?),
+            Contender::Node => {
+                let mut command = Command::new("node");
+                command.arg(self.node_peer.join("worker.mjs"));
+                command
+            }
+        };
+        command
+            .env("DATABASE_URL", self.bench_database_url().as_str())
+            .env("AMQP_URL", &self.amqp_url)
+            .env("EXCHANGE", EXCHANGE)
+            .env("QUEUE", QUEUE)
+            .env("DEAD_LETTER_EXCHANGE", DEAD_LETTER_EXCHANGE)
+            .env("DEAD_LETTER_QUEUE", DEAD_LETTER_QUEUE)
+            .env("DEAD_LETTER_TTL", DEAD_LETTER_TTL)
+            .env("DOLLARPE_BASE_URL", &provider.base_url)
+            .env("DOLLARPE_API_KEY", "sandbox-key")
+            .env("DOLLARPE_API_SECRET", "sandbox-secret")
+            .env("PAYLOAD_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+            .env("FINGERPRINT_KEY", "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=")
+            .env("CONCURRENCY", self.concurrency.to_string())
+            .env("PREFETCH", self.prefetch.to_string())
+            .env("WORKER_NAME", name)
+            .env("LOG_FORMAT", "json")
+            .env("RUST_LOG", "info")
+            .envs(settings.iter().copied())
+            .stdout(self.log(name)?)
+            .stderr(self.log(&format!("{name}.err"))?)
+            .kill_on_drop(true);
+        let child = command.spawn().with_context(|| format!("cannot start the {}", contender.name()))?;
+        Ok(Program { child })
+    }
+
+    /// Where a program's log is.
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    fn log(&self, name: &str) -> anyhow::Result<File> {
+        let path = self.log_path(name);
+        File::create(&path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// A job of about 600 bytes, as a company would publish it.
+fn job(number: usize) -> String {
+    let customer_id = Uuid::new_v4();
+    let link = |side: &str| {
+        format!("https://documents.example.com/kyc/{customer_id}/{side}.jpg?signature=0b1c9a7d3e5f")
+    };
+    let body: Value = json!({
+        "customer_id": customer_id,
+        "full_address": format!("{number} Mahatma Gandhi Road, Bengaluru, Karnataka 560001, India"),
+        "document_type": "PASSPORT",
+        "document_front_image_url": link("front"),
+        "document_back_image_url": link("back"),
+        "document_details": {
+            "document_number": format!("P{:08}", number % 100_000_000),
+            "additional_data": { "file_number": "BN1061234567819", "issued_at": "Bengaluru" },
+        },
+    });
+    body.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_has_about_six_hundred_bytes() {
+        let body = job(12_345);
+        assert!((550..=650).contains(&body.len()), "{}", body.len());
+    }
+}

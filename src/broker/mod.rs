@@ -1,0 +1,301 @@
+//! RabbitMQ: topology, a supervised session that hands out deliveries, and publishing.
+//! Knows bytes and dispositions, nothing of jobs. The only place that acks.
+
+mod acks;
+pub mod dead_letters;
+mod deadline;
+mod filter;
+mod inspect;
+mod properties;
+mod publisher;
+mod session;
+mod topology;
+mod transport;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use lapin::options::QueueDeclareOptions;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use self::deadline::{answer, close};
+use self::filter::{Alterations, Appetite, Filter};
+pub use self::publisher::{NotTaken, Publisher, Wait};
+use self::session::Session;
+pub use self::session::{Delivery, Subscription};
+use self::topology::set_up_topology;
+pub use self::topology::{Edge, describe_job_arguments};
+use self::transport::Transport;
+use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, parse_amqp_url};
+use crate::control::liveness::SessionLoop;
+use crate::tls::certificate_fault;
+
+/// A broker that accepts TCP and never answers is given up after this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session is rebuilt after at least the one and at most the other, jittered.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A session that stood for so long was a good one: the next trouble is a new one.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
+/// Dead after two missed.
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Where lapin does not look for heartbeats, as while a connection is closed, this ends it.
+const SILENCE_MAX: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS as u64);
+
+/// The broker as one worker uses it.
+#[derive(Clone)]
+pub struct Broker {
+    uri: AMQPUri,
+    settings: BrokerSettings,
+    name: String,
+    /// What the topology lacks that we can work without, as it was told last.
+    tolerated: Arc<Mutex<Vec<String>>>,
+}
+
+impl Broker {
+    /// `name` is what the broker's own tools show for our connections.
+    ///
+    /// # Errors
+    /// When the URL is no AMQP URL, or two things have one name. Nothing is connected yet.
+    pub fn new(settings: &BrokerSettings, url: &Secret, name: &str) -> anyhow::Result<Self> {
+        if let Some(fault) = settings.name_faults().into_iter().next() {
+            return Err(fault.into());
+        }
+        let mut uri = parse_amqp_url(url)?;
+        uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), tolerated: Arc::default() })
+    }
+
+    /// Hands a queue's deliveries to `deliveries`, while `intake` is true and until
+    /// `stopping` is cancelled; then returns once the deliveries handed out are disposed
+    /// of. A session that fails is rebuilt, for ever.
+    pub async fn consume(
+        &self,
+        subscription: Subscription,
+        deliveries: mpsc::Sender<Delivery>,
+        mut intake: watch::Receiver<bool>,
+        liveness: SessionLoop,
+        stopping: CancellationToken,
+    ) {
+        let mut broker = self.clone();
+        let mut delay = RECONNECT_DELAY_MIN;
+        // Each cause once for an outage, not once a try.
+        let mut told = BTreeSet::new();
+        while !stopping.is_cancelled() {
+            liveness.turns.turn();
+            let opening = Session::open(&broker, subscription);
+            let session = tokio::select! {
+                session = opening => session,
+                () = stopping.cancelled() => return,
+            };
+            let ended = match session {
+                Ok(session) => {
+                    let (queue, _) = subscription.edge.queue(&self.settings);
+                    info!(queue, "broker session opened");
+                    let opened_at = Instant::now();
+                    liveness.set_session(true);
+                    let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
+                    liveness.set_session(false);
+                    if opened_at.elapsed() >= SETTLED_AFTER {
+                        told.clear();
+                        delay = RECONNECT_DELAY_MIN;
+                    }
+                    ended
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return };
+            let text = format!("{error:#}");
+            if !told.insert(text.clone()) {
+                debug!(error = text, "broker still away");
+            } else if session::needs_person(&error) {
+                error!(error = text, "no broker session until a person has mended this");
+            } else {
+                warn!(error = text, "broker session lost, rebuilding it");
+            }
+            tokio::select! {
+                () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
+                () = stopping.cancelled() => {}
+            }
+            delay = (delay * 2).min(RECONNECT_DELAY_MAX);
+            broker = broker.read_again();
+        }
+    }
+
+    /// Goes by what `AMQP_URL_FILE` says by now: its password may have been rotated.
+    fn read_again(self) -> Self {
+        if self.settings.amqp_url_file.is_none() {
+            return self;
+        }
+        let url = self.settings.url().map_err(anyhow::Error::from);
+        match url.and_then(|url| Self::new(&self.settings, &url, &self.name)) {
+            Ok(again) if again.uri != self.uri => {
+                info!("AMQP_URL read again from its file");
+                again
+            }
+            Ok(_) => self,
+            Err(error) => {
+                debug!(error = format!("{error:#}"), "AMQP_URL cannot be read again");
+                self
+            }
+        }
+    }
+
+    /// How many messages are ready in the queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_ready(&self) -> anyhow::Result<u32> {
+        self.with_channel(async |channel| count_in(channel, "QUEUE", &self.settings.queue).await).await
+    }
+
+    /// How many messages are ready in the dead-letter queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_dead_letters(&self) -> anyhow::Result<u32> {
+        let queue = &self.settings.dead_letter_queue;
+        self.with_channel(async |channel| count_in(channel, "DEAD_LETTER_QUEUE", queue).await).await
+    }
+
+    /// Declares or verifies what an edge needs. Of what it can work with, whoever reads the log
+    /// is told once.
+    async fn set_up_topology(&self, connection: &Connection, edge: Edge) -> anyhow::Result<()> {
+        let tolerated = set_up_topology(connection, &self.settings, edge).await?;
+        let tolerated: Vec<String> = tolerated.iter().map(|fault| format!("{fault:#}")).collect();
+        let mut told = self.tolerated.lock();
+        for fault in tolerated.iter().filter(|fault| !told.contains(fault)) {
+            error!(error = fault, "jobs go on, and dead letters are kept as the broker has it; mend this");
+        }
+        *told = tolerated;
+        Ok(())
+    }
+
+    async fn with_channel<T>(
+        &self,
+        work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let connection = self.connect().await?;
+        let done = match answer(connection.create_channel()).await {
+            Ok(channel) => work(&channel).await,
+            Err(error) => Err(error.context("AMQP_URL: cannot open a channel")),
+        };
+        close(&connection).await;
+        done
+    }
+
+    /// Connects, for messages that are taken whole.
+    async fn connect(&self) -> anyhow::Result<Connection> {
+        self.connect_for(Appetite::WHOLE).await.map(|(connection, _alterations)| connection)
+    }
+
+    /// Connects, for messages of which `appetite` is taken. What was done to them is told by tag.
+    async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let place = self.place();
+        // lapin ignores the connection_timeout of the URI.
+        let connected = timeout(CONNECT_TIMEOUT, self.try_to_connect(appetite)).await;
+        connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
+            |error| {
+                let advice = self.connect_advice(&error);
+                error.context(format!("AMQP_URL: cannot use {place}; {advice}"))
+            },
+        )
+    }
+
+    async fn try_to_connect(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let alterations = Alterations::default();
+        let frame_max = self.uri.query.frame_max.unwrap_or_default();
+        let filter = Filter::new(appetite, frame_max, alterations.clone());
+        // Whoever waits no longer for the broker's words leaves lapin's thread waiting for them.
+        let abandoned = CancellationToken::new();
+        let abandons = abandoned.clone().drop_guard();
+        let tls = self.tls_config()?;
+        let transport = Transport::connect(&self.uri, &tls, filter, SILENCE_MAX, abandoned).await?;
+        let transport = Mutex::new(Some(transport));
+        let hand_over = move |_uri, _runtime| {
+            let transport = transport.lock().take();
+            async move {
+                transport
+                    .map(AsyncTcpStream::Plain)
+                    .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+            }
+        };
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let connection =
+            Connection::connector(self.uri.clone(), transport::runtime(), hand_over, properties).await?;
+        abandons.disarm();
+        Ok((connection, alterations))
+    }
+
+    fn place(&self) -> String {
+        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+        let is_ipv6 = host.contains(':');
+        if is_ipv6 { format!("RabbitMQ at [{host}]:{port}") } else { format!("RabbitMQ at {host}:{port}") }
+    }
+
+    /// What to do about a connection that did not come about.
+    fn connect_advice(&self, error: &anyhow::Error) -> String {
+        if let Some(fault) = certificate_fault(error.as_ref(), "AMQP_CA_FILE") {
+            return fault;
+        }
+        let advice = match refusal(error) {
+            // RabbitMQ answers so to a user and a password that do not go together.
+            Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+                "it refuses the user or the password; special characters in them are written %XX"
+            }
+            Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
+                "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
+            }
+            // Often a reset is all that is left of the server's reason.
+            _ if self.uri.scheme == AMQPScheme::AMQPS => {
+                "is it running, are host and port right, and does it want another client certificate (AMQP_CERT_FILE, AMQP_KEY_FILE)?"
+            }
+            _ => "is it running, and are host and port right?",
+        };
+        advice.to_owned()
+    }
+
+    /// What TLS needs beside the platform's store. Files are read for every connection.
+    fn tls_config(&self) -> anyhow::Result<OwnedTLSConfig> {
+        let BrokerCertificates { authorities, identity } = self.settings.certificates()?;
+        let cert_chain = authorities.map(String::from_utf8).transpose()?;
+        let identity = identity
+            .map(|ClientIdentity { certificate, key }| OwnedIdentity::PKCS8 { pem: certificate, key });
+        Ok(OwnedTLSConfig { identity, cert_chain })
+    }
+}
+
+async fn count_in(channel: &Channel, setting: &str, queue: &str) -> anyhow::Result<u32> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    let declared = answer(channel.queue_declare(queue.into(), passive, FieldTable::default()))
+        .await
+        .with_context(|| format!("{setting}: cannot look at {queue}"))?;
+    Ok(declared.message_count())
+}
+
+/// With what the broker refused us, where it did.
+fn refusal(error: &anyhow::Error) -> Option<&AMQPErrorKind> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).find_map(|error| {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(refusal) => Some(refusal.kind()),
+            _ => None,
+        }
+    })
+}

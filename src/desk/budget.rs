@@ -1,0 +1,120 @@
+//! A customer's updates: how many were spent, and where.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::story::{SubmissionView, submission};
+use crate::journal::budget::{Spent, spent};
+
+/// What is known of a customer.
+#[derive(Debug, Serialize)]
+pub struct CustomerStory {
+    /// The customer.
+    pub customer_id: Uuid,
+    /// His updates.
+    pub spent: Spent,
+    /// Who told us of those spent elsewhere, and why.
+    pub budget_set: Option<BudgetSet>,
+    /// When the provider last said that they are used up.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub limit_reached_at: Option<OffsetDateTime>,
+    /// His jobs, the newest first, each with the number of updates it spent or may have spent.
+    pub jobs: Vec<CustomerJob>,
+}
+
+/// A person's word on updates spent elsewhere.
+#[derive(Debug, Serialize)]
+pub struct BudgetSet {
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub note: String,
+}
+
+/// A job of a customer.
+#[derive(Debug, Serialize)]
+pub struct CustomerJob {
+    /// Where it stands.
+    #[serde(flatten)]
+    pub submission: SubmissionView,
+    /// How many updates it spent, or may have spent.
+    pub spent: i64,
+}
+
+/// Writes down how many updates a customer spent elsewhere, who says so, and why.
+///
+/// # Errors
+/// When the database fails.
+pub async fn set_budget(pool: &PgPool, customer_id: Uuid, used: i32, signed: Signed<'_>) -> sqlx::Result<()> {
+    let mut tx = pool.begin().await?;
+    sqlx::query!(
+        "-- set_budget
+        insert into customer (customer_id, updates_elsewhere, budget_set_at, budget_set_by, budget_note)
+        values ($1, $2, now(), $3, $4)
+        on conflict (customer_id) do update
+            set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4",
+        customer_id,
+        used,
+        signed.by,
+        signed.note,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let detail = format!("{used} spent elsewhere");
+    let deed = Deed { action: "budget", job_id: None, customer_id: Some(customer_id), detail: Some(&detail) };
+    record(&mut *tx, deed, signed).await?;
+    tx.commit().await
+}
+
+/// What is known of a customer; `None` if nothing is.
+///
+/// # Errors
+/// When the database fails.
+pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Option<CustomerStory>> {
+    let mut connection = pool.acquire().await?;
+    let ids = sqlx::query!(
+        r#"-- customer_jobs
+        select
+            s.job_id,
+            (
+                select count(*) from attempt a
+                where a.job_id = s.job_id and a.verdict in ('accepted', 'unknown')
+            ) as "spent!"
+        from submission s
+        where s.customer_id = $1
+        order by s.requested_at desc nulls last, s.received_at desc, s.job_id desc"#,
+        customer_id,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let known = sqlx::query!(
+        "-- customer
+        select budget_set_at, budget_set_by, budget_note, limit_reached_at
+        from customer
+        where customer_id = $1",
+        customer_id,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    if ids.is_empty() && known.is_none() {
+        return Ok(None);
+    }
+    let spent = spent(&mut connection, customer_id).await?;
+    let mut jobs = Vec::with_capacity(ids.len());
+    for row in ids {
+        if let Some(submission) = submission(&mut connection, row.job_id).await? {
+            jobs.push(CustomerJob { submission, spent: row.spent });
+        }
+    }
+    let limit_reached_at = known.as_ref().and_then(|known| known.limit_reached_at);
+    let budget_set = known.and_then(|known| {
+        Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
+    });
+    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs }))
+}

@@ -1,0 +1,83 @@
+//! A customer is forgotten: what could tell who he is goes, what happened stays.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::desk::interventions::{Deed, Signed, record};
+
+/// What was removed.
+#[derive(Debug, Serialize)]
+pub struct Forgotten {
+    /// The customer.
+    pub customer_id: Uuid,
+    /// How many jobs of his there are.
+    pub jobs: u64,
+    /// How many sealed payloads were removed.
+    pub payloads: u64,
+    /// How many fingerprints of dead-lettered bodies were removed.
+    pub dead_letters: u64,
+}
+
+/// Why a customer cannot be forgotten.
+#[derive(Debug, thiserror::Error)]
+pub enum ForgetError {
+    /// His payload is still needed.
+    #[error("job {0} of the customer is in motion; wait for its end, see `kyc-worker show {0}`")]
+    InMotion(Uuid),
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Removes a customer's sealed payloads, fingerprints and masked document numbers, in one
+/// commit with who asked for it. His attempts, observations and the outcomes stay: they hold
+/// nothing that he entered.
+///
+/// # Errors
+/// When a job of his is in motion, or the database fails.
+pub async fn forget(pool: &PgPool, customer_id: Uuid, signed: Signed<'_>) -> Result<Forgotten, ForgetError> {
+    let mut tx = pool.begin().await?;
+    let jobs = sqlx::query!(
+        r#"-- lock_customer
+        select
+            job_id, state in ('submitting', 'waiting', 'unknown') as "is_in_motion!",
+            sealed_payload is not null as "has_payload!"
+        from submission
+        where customer_id = $1
+        order by job_id
+        for update"#,
+        customer_id,
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    if let Some(job) = jobs.iter().find(|job| job.is_in_motion) {
+        return Err(ForgetError::InMotion(job.job_id));
+    }
+    sqlx::query!(
+        "-- forget_submissions
+        update submission
+        set sealed_payload = null, content_hmac = null, document_number_last4 = null
+        where customer_id = $1",
+        customer_id,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let dead_letters = sqlx::query!(
+        r"-- forget_dead_letters
+        update dead_lettered_delivery d
+        set body_sha256 = '\x'
+        from submission s
+        where s.customer_id = $1 and d.job_id = s.job_id",
+        customer_id,
+    )
+    .execute(&mut *tx)
+    .await?
+    .rows_affected();
+    let payloads = jobs.iter().filter(|job| job.has_payload).count() as u64;
+    let detail = format!("{} jobs, {payloads} payloads, {dead_letters} dead letters", jobs.len());
+    let deed = Deed { action: "forget", job_id: None, customer_id: Some(customer_id), detail: Some(&detail) };
+    record(&mut *tx, deed, signed).await?;
+    tx.commit().await?;
+    Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters })
+}

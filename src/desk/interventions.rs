@@ -1,0 +1,111 @@
+//! What people do by hand, each with who and why. Rows are added and never changed.
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgExecutor, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::journal::pause::{Pause, current_pause};
+
+/// Who does something by hand, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Signed<'a> {
+    /// Who.
+    pub by: &'a str,
+    /// Why.
+    pub note: &'a str,
+}
+
+/// What is done by hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Deed<'a> {
+    /// The action, as the table names it.
+    pub action: &'static str,
+    /// The job that it is about.
+    pub job_id: Option<Uuid>,
+    /// The customer that it is about.
+    pub customer_id: Option<Uuid>,
+    /// What exactly.
+    pub detail: Option<&'a str>,
+}
+
+/// What a person did, as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct InterventionView {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub action: String,
+    pub by: Option<String>,
+    pub note: Option<String>,
+    pub detail: Option<String>,
+}
+
+/// What people did to a job, in order.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn interventions_of(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+) -> sqlx::Result<Vec<InterventionView>> {
+    sqlx::query_as!(
+        InterventionView,
+        "-- interventions_of
+        select at, action, by, note, detail from intervention where job_id = $1 order by id",
+        job_id,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Writes down what a person does, in the transaction that does it.
+///
+/// # Errors
+/// When the database fails.
+pub(crate) async fn record(
+    executor: impl PgExecutor<'_>,
+    deed: Deed<'_>,
+    signed: Signed<'_>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- record_intervention
+        insert into intervention (action, by, note, job_id, customer_id, detail, entries)
+        values ($1, $2, $3, $4, $5, $6, (select entries from submission where job_id = $4))",
+        deed.action,
+        signed.by,
+        signed.note,
+        deed.job_id,
+        deed.customer_id,
+        deed.detail,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// Pauses all the work, or renews the pause with another reason.
+///
+/// # Errors
+/// When the database fails.
+pub async fn pause(pool: &PgPool, signed: Signed<'_>) -> sqlx::Result<()> {
+    let deed = Deed { action: "pause", job_id: None, customer_id: None, detail: None };
+    record(pool, deed, signed).await
+}
+
+/// Ends the pause. Returns the pause that was ended; `None` if there was none.
+///
+/// # Errors
+/// When the database fails.
+pub async fn resume(pool: &PgPool, by: Option<&str>, note: Option<&str>) -> sqlx::Result<Option<Pause>> {
+    let Some(pause) = current_pause(pool).await? else { return Ok(None) };
+    sqlx::query!(
+        "-- resume
+        insert into intervention (action, by, note) values ('resume', $1, $2)",
+        by,
+        note,
+    )
+    .execute(pool)
+    .await?;
+    Ok(Some(pause))
+}

@@ -1,0 +1,54 @@
+//! A job's row, locked for what a person does with it.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// A job as it stands, until the transaction ends.
+pub(crate) struct LockedJob {
+    pub customer_id: Option<Uuid>,
+    pub requested_at: Option<OffsetDateTime>,
+    pub received_at: OffsetDateTime,
+    pub content_hmac: Option<Vec<u8>>,
+    pub has_payload: bool,
+    pub is_expired: bool,
+    /// Whether an attempt of it may have been applied.
+    pub is_in_doubt: bool,
+    pub is_accepted_late: bool,
+    pub state: String,
+    pub reason_code: Option<String>,
+}
+
+impl LockedJob {
+    /// Its state with the reason, as people read it.
+    pub fn describe(&self) -> String {
+        match &self.reason_code {
+            Some(reason_code) => format!("{} ({reason_code})", self.state),
+            None => self.state.clone(),
+        }
+    }
+}
+
+/// Locks a job's row, if it is known.
+pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<LockedJob>> {
+    sqlx::query_as!(
+        LockedJob,
+        r#"-- lock_job
+        select
+            customer_id, state, reason_code, requested_at, received_at, content_hmac,
+            sealed_payload is not null as "has_payload!",
+            coalesce(expires_at <= now(), false) as "is_expired!",
+            exists (
+                select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+            ) as "is_in_doubt!",
+            exists (
+                select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
+            ) as "is_accepted_late!"
+        from submission s
+        where job_id = $1
+        for update"#,
+        job_id,
+    )
+    .fetch_optional(tx)
+    .await
+}

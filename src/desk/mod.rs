@@ -1,0 +1,13 @@
+//! What people ask of the records, and do to them. Nothing here takes part in the flow of a job.
+
+pub mod budget;
+pub mod dead_letters;
+pub mod export;
+pub mod forget;
+pub mod interventions;
+pub mod list;
+mod locked_job;
+pub mod replay;
+pub mod report;
+pub mod resolve;
+pub mod story;

@@ -1,0 +1,250 @@
+//! A person sends ended jobs again. Each is checked inside the transaction that parks it:
+//! precedence and budget as a claim checks them, and the claim will check them once more.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::locked_job::{LockedJob, lock_job};
+use crate::domain::precedence::Ruling;
+use crate::domain::read_back::Budget;
+use crate::journal::budget::spent;
+use crate::journal::claim::{Contender, look};
+
+/// Which jobs to send again.
+#[derive(Clone, Debug)]
+pub struct Selection<'a> {
+    /// The state that they ended in.
+    pub state: Option<&'a str>,
+    /// The reason why.
+    pub reason_code: Option<&'a str>,
+    /// How many at most.
+    pub limit: i64,
+}
+
+/// What decides whether a job may be sent again.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplayRules {
+    /// How many updates the provider allows a customer.
+    pub customer_updates: u32,
+    /// A verification lasts at least so long.
+    pub read_back_window: Duration,
+}
+
+/// Whether a replay is to be.
+#[derive(Clone, Copy, Debug)]
+pub enum Intent<'a> {
+    /// Only to know: everything is done, and nothing committed.
+    DryRun,
+    /// To do it, due after so long.
+    Replay {
+        /// Who, and why.
+        signed: Signed<'a>,
+        /// From now to when it is due.
+        delay: Duration,
+    },
+}
+
+/// What became of one job's replay.
+#[derive(Debug, Serialize)]
+pub struct Replay {
+    /// The job.
+    pub job_id: Uuid,
+    /// The customer.
+    pub customer_id: Option<Uuid>,
+    /// How it had ended.
+    pub was: Option<String>,
+    /// How many updates the customer has left before it.
+    pub updates_left: Option<u32>,
+    /// Why it is not sent again; none if it is.
+    pub refusal: Option<Refusal>,
+}
+
+/// Why a job is not sent again.
+#[derive(Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "their texts say it")]
+pub enum Refusal {
+    NotKnown,
+    InMotion,
+    EndedForGood,
+    FateUnknown,
+    AcceptedLate,
+    NoPayload,
+    Expired,
+    BudgetSpent,
+    LastUpdate,
+    Superseded { by: Uuid },
+    Duplicate { of: Uuid },
+    NewerFateUnknown { newer: Uuid },
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotKnown => "no such job is known; is it still in the queue, or dead-lettered?",
+            Self::InMotion => "is in motion already",
+            Self::EndedForGood => "has ended for good; publish a new job instead",
+            Self::FateUnknown => "may have been applied; `kyc-worker resolve` it first",
+            Self::AcceptedLate => "was accepted, as a late answer says; `kyc-worker resolve --as accepted`",
+            Self::NoPayload => "its payload is gone (PAYLOAD_RETENTION, or forgotten); publish it anew",
+            Self::Expired => "its expires_at has passed; publish it anew with links that work",
+            Self::BudgetSpent => "the customer's updates are spent",
+            Self::LastUpdate => "a resend might take the customer's last update",
+            Self::Superseded { by } => return write!(f, "the newer job {by} was accepted"),
+            Self::Duplicate { of } => return write!(f, "job {of} asks for the same, and may be applied"),
+            Self::NewerFateUnknown { newer } => {
+                return write!(f, "the newer job {newer} may be applied; resolve that one first");
+            }
+        })
+    }
+}
+
+impl Serialize for Refusal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// The ended jobs that `selection` means, those asked for first before the others.
+///
+/// # Errors
+/// When the database fails.
+pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "-- find_ended
+        -- Of whom the payload is gone, nothing can be sent again: those that remain are few.
+        select job_id
+        from submission
+        where state in ('exhausted', 'needs_review') and sealed_payload is not null
+            and ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
+        order by requested_at, received_at, job_id
+        limit $3",
+        selection.state,
+        selection.reason_code,
+        selection.limit,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Sends one job again, or says why not. One commit; of a dry run, none.
+///
+/// # Errors
+/// When the database fails.
+pub async fn replay(
+    pool: &PgPool,
+    job_id: Uuid,
+    rules: ReplayRules,
+    intent: Intent<'_>,
+) -> sqlx::Result<Replay> {
+    let mut tx = pool.begin().await?;
+    let Some(row) = lock_job(&mut tx, job_id).await? else {
+        let refusal = Some(Refusal::NotKnown);
+        return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
+    };
+    let budget = match row.customer_id {
+        Some(customer_id) => {
+            let spent = spent(&mut tx, customer_id).await?;
+            let limit = rules.customer_updates;
+            Some(Budget { spent_here: spent.here, spent_elsewhere: spent.elsewhere, limit })
+        }
+        None => None,
+    };
+    let refusal = match refusal_of_row(&row) {
+        Some(refusal) => Some(refusal),
+        None => refusal_of_customer(&mut tx, job_id, &row, budget, rules.read_back_window).await?,
+    };
+    let was = row.describe();
+    if let (None, Intent::Replay { signed, delay }) = (&refusal, intent) {
+        park_again(&mut tx, job_id, delay).await?;
+        let detail = format!("was {was}");
+        let deed = Deed {
+            action: "replay",
+            job_id: Some(job_id),
+            customer_id: row.customer_id,
+            detail: Some(&detail),
+        };
+        record(&mut *tx, deed, signed).await?;
+        tx.commit().await?;
+    }
+    let updates_left = budget.map(Budget::left);
+    Ok(Replay { job_id, customer_id: row.customer_id, was: Some(was), updates_left, refusal })
+}
+
+/// Why the job's own row forbids it.
+fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
+    match row.state.as_str() {
+        "submitting" | "waiting" | "unknown" => return Some(Refusal::InMotion),
+        "exhausted" | "needs_review" => {}
+        _ => return Some(Refusal::EndedForGood),
+    }
+    if row.reason_code.as_deref() == Some("fate_unknown") {
+        return Some(Refusal::FateUnknown);
+    }
+    if row.is_accepted_late {
+        return Some(Refusal::AcceptedLate);
+    }
+    if !row.has_payload {
+        return Some(Refusal::NoPayload);
+    }
+    row.is_expired.then_some(Refusal::Expired)
+}
+
+/// Why the customer's other jobs or his budget forbid it.
+async fn refusal_of_customer(
+    tx: &mut PgConnection,
+    job_id: Uuid,
+    row: &LockedJob,
+    budget: Option<Budget>,
+    read_back_window: Duration,
+) -> sqlx::Result<Option<Refusal>> {
+    let (Some(customer_id), Some(budget)) = (row.customer_id, budget) else {
+        return Ok(Some(Refusal::EndedForGood));
+    };
+    if budget.left() == 0 {
+        return Ok(Some(Refusal::BudgetSpent));
+    }
+    if row.is_in_doubt && !budget.allows_resend() {
+        return Ok(Some(Refusal::LastUpdate));
+    }
+    let contender = Contender {
+        job_id,
+        customer_id,
+        requested_at: row.requested_at.unwrap_or(row.received_at),
+        received_at: row.received_at,
+        content_hmac: row.content_hmac.clone(),
+        is_resend: row.is_in_doubt,
+    };
+    Ok(look(tx, &[contender], read_back_window).await?.into_iter().find_map(refusal_of_ruling))
+}
+
+fn refusal_of_ruling(ruling: Ruling) -> Option<Refusal> {
+    match ruling {
+        // Behind a newer one it waits, as any other job does.
+        Ruling::Go | Ruling::Wait => None,
+        Ruling::Superseded { by } => Some(Refusal::Superseded { by }),
+        Ruling::Duplicate { of } => Some(Refusal::Duplicate { of }),
+        Ruling::NewerFateUnknown { newer } => Some(Refusal::NewerFateUnknown { newer }),
+    }
+}
+
+async fn park_again(tx: &mut PgConnection, job_id: Uuid, delay: Duration) -> sqlx::Result<()> {
+    // The schedule begins anew; whoever still holds an old claim is fenced out.
+    sqlx::query!(
+        "-- park_again
+        update submission
+        set state = 'waiting', waiting_for = 'retry', due_at = now() + make_interval(secs => $2),
+            reason_code = 'replayed', reason = 'a person has it sent again', ended_at = null,
+            retries = 0, claim_token = claim_token + 1, claimed_until = null
+        where job_id = $1",
+        job_id,
+        delay.as_secs_f64(),
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! Where the work stands: what came and went since a time, and what is open now.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::desk::story::AttemptView;
+use crate::journal::pause::{Pause, current_pause};
+use crate::journal::replicas::{WorkerView, workers};
+
+/// Where the work stands.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Since when what came and went is counted.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The pause that holds, if one does.
+    pub pause: Option<Pause>,
+    /// Every replica that lives or died lately.
+    pub workers: Vec<WorkerView>,
+    /// What came and went.
+    pub flow: Flow,
+    /// How many submissions are in each state: all that are open, and those that ended since.
+    pub states: Vec<StateCount>,
+    /// How old what is open is.
+    pub open_by_age: Vec<OpenByAge>,
+    /// The open submission received first.
+    pub oldest_open: Option<OpenWork>,
+    /// The submission in doubt the longest.
+    pub oldest_unknown: Option<OpenWork>,
+    /// The submission that waits for a person the longest.
+    pub oldest_needs_review: Option<OpenWork>,
+    /// The verifications that are followed.
+    pub verifications: Verifications,
+    /// How many of the customers whose jobs ended since have spent all their updates, or may have.
+    pub customers_at_limit: i64,
+    /// How many pairs of jobs of one customer, received since, nothing orders: both were asked
+    /// for at the same time, or within a minute of each other and dated by their receipt alone.
+    pub unordered_pairs: i64,
+    /// How many deliveries were dead-lettered since, by reason.
+    pub dead_lettered: Vec<ReasonCount>,
+    /// The last attempts since that were not answered as they should be, the latest first. A
+    /// rejection is an answer.
+    pub last_errors: Vec<AttemptView>,
+}
+
+/// What came and went, and how long it took from receipt to an acceptance or a rejection.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct Flow {
+    pub received: i64,
+    pub ended: i64,
+    pub p50_ms: Option<f64>,
+    pub p90_ms: Option<f64>,
+    pub p95_ms: Option<f64>,
+    pub p99_ms: Option<f64>,
+    pub max_ms: Option<f64>,
+}
+
+/// How many submissions are in a state, by reason.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct StateCount {
+    pub state: String,
+    pub reason_code: Option<String>,
+    pub count: i64,
+}
+
+/// How many open submissions of a state are how old.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "their names say it")]
+pub struct OpenByAge {
+    pub state: String,
+    pub under_1m: i64,
+    pub under_10m: i64,
+    pub under_1h: i64,
+    pub under_1d: i64,
+    pub older: i64,
+}
+
+/// The verifications that are followed.
+#[derive(Debug, Serialize)]
+pub struct Verifications {
+    /// How many.
+    pub running: i64,
+    /// How many of them take longer than they should.
+    pub overdue: i64,
+    /// Since when the longest one runs.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub oldest_since: Option<OffsetDateTime>,
+}
+
+/// How many deliveries were dead-lettered for a reason.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct ReasonCount {
+    pub reason_code: String,
+    pub count: i64,
+}
+
+/// A submission that is not done.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct OpenWork {
+    pub job_id: Uuid,
+    pub state: String,
+    pub reason_code: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub received_at: OffsetDateTime,
+}
+
+/// Where the work stands. Customers are at their limit with `customer_updates` spent.
+///
+/// # Errors
+/// When the database fails.
+pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sqlx::Result<Report> {
+    let since = OffsetDateTime::now_utc() - since;
+    Ok(Report {
+        since,
+        pause: current_pause(pool).await?,
+        workers: workers(pool).await?,
+        flow: flow(pool, since).await?,
+        states: states(pool, since).await?,
+        open_by_age: open_by_age(pool).await?,
+        oldest_open: oldest(pool, &["submitting", "waiting", "unknown"]).await?,
+        oldest_unknown: oldest(pool, &["unknown"]).await?,
+        oldest_needs_review: oldest(pool, &["needs_review"]).await?,
+        verifications: verifications(pool).await?,
+        customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
+        unordered_pairs: unordered_pairs(pool, since).await?,
+        dead_lettered: dead_lettered(pool, since).await?,
+        last_errors: last_errors(pool, since).await?,
+    })
+}
+
+async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
+    let row = sqlx::query!(
+        r#"-- report_flow
+        -- What was received since has ended since, or is in motion.
+        with ended as (
+            select
+                state, received_at, (extract(epoch from ended_at - received_at) * 1000)::float8 as took
+            from submission
+            where ended_at >= $1
+        )
+        select
+            count(*) filter (where received_at >= $1)
+                + (select count(*) from open_work where not needs_person and received_at >= $1) as "received!",
+            count(*) as "ended!",
+            percentile_cont(array[0.5, 0.9, 0.95, 0.99, 1]) within group (order by took)
+                filter (where state in ('accepted', 'rejected')) as percentiles
+        from ended"#,
+        since,
+    )
+    .fetch_one(pool)
+    .await?;
+    let at = |place: usize| row.percentiles.as_ref().and_then(|percentiles| percentiles.get(place).copied());
+    Ok(Flow {
+        received: row.received,
+        ended: row.ended,
+        p50_ms: at(0),
+        p90_ms: at(1),
+        p95_ms: at(2),
+        p99_ms: at(3),
+        max_ms: at(4),
+    })
+}
+
+async fn states(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<StateCount>> {
+    sqlx::query_as!(
+        StateCount,
+        r#"-- report_states
+        with counted as (
+            select state, reason_code from submission where ended_at >= $1
+            union all
+            select state, reason_code from open_work where state <> 'needs_review'
+            union all
+            select state, reason_code from submission where state = 'needs_review' and ended_at < $1
+        )
+        select state as "state!", reason_code, count(*) as "count!"
+        from counted
+        group by state, reason_code
+        order by state, count(*) desc, reason_code"#,
+        since,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+async fn open_by_age(pool: &PgPool) -> sqlx::Result<Vec<OpenByAge>> {
+    sqlx::query_as!(
+        OpenByAge,
+        r#"-- report_open_by_age
+        select
+            state as "state!",
+            count(*) filter (where age < interval '1 minute') as "under_1m!",
+            count(*) filter (where age >= interval '1 minute' and age < interval '10 minutes') as "under_10m!",
+            count(*) filter (where age >= interval '10 minutes' and age < interval '1 hour') as "under_1h!",
+            count(*) filter (where age >= interval '1 hour' and age < interval '1 day') as "under_1d!",
+            count(*) filter (where age >= interval '1 day') as "older!"
+        from open_work
+        group by state
+        order by state"#,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+async fn oldest(pool: &PgPool, states: &[&str]) -> sqlx::Result<Option<OpenWork>> {
+    sqlx::query_as!(
+        OpenWork,
+        r#"-- report_oldest
+        select job_id as "job_id!", state as "state!", reason_code, received_at as "received_at!"
+        from open_work
+        where state = any($1)
+        order by received_at
+        limit 1"#,
+        states as &[&str],
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+async fn verifications(pool: &PgPool) -> sqlx::Result<Verifications> {
+    sqlx::query_as!(
+        Verifications,
+        r#"-- report_verifications
+        select
+            count(*) as "running!", count(verification_overdue_at) as "overdue!", min(ended_at) as oldest_since
+        from submission
+        where verification_due_at is not null"#,
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Looks each customer up by himself, and in the order of the index, so that it costs what the span
+/// holds and not what there ever was. Few customers have begun enough attempts; only theirs are
+/// read.
+async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"-- report_customers_at_limit
+        select count(*) as "count!"
+        from (
+            select distinct customer_id from submission where ended_at >= $1 order by customer_id
+        ) served
+        cross join lateral (
+            select
+                sum(s.attempts) as begun,
+                coalesce(
+                    (select c.updates_elsewhere from customer c where c.customer_id = served.customer_id), 0
+                ) as elsewhere
+            from submission s
+            where s.customer_id = served.customer_id
+            offset 0
+        ) at_most
+        cross join lateral (
+            select count(*) as spent
+            from submission s
+            cross join lateral (
+                select from attempt a
+                where a.job_id = s.job_id and a.verdict in ('accepted', 'unknown')
+                offset 0
+            ) spending
+            where s.customer_id = served.customer_id
+            offset 0
+        ) here
+        where at_most.begun + at_most.elsewhere >= $2 and here.spent + at_most.elsewhere >= $2"#,
+        since,
+        i64::from(limit),
+    )
+    .fetch_one(pool)
+    .await
+}
+
+/// Looks each customer up by themselves, as [`customers_at_limit`] does.
+async fn unordered_pairs(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        r#"-- report_unordered
+        select count(*) as "count!"
+        from (
+            select distinct customer_id from submission where ended_at >= $1 order by customer_id
+        ) served
+        cross join lateral (
+            select
+                s.requested_at, s.received_at, s.content_hmac,
+                lag(s.requested_at) over jobs as asked_before,
+                lag(s.received_at) over jobs as received_before,
+                lag(s.content_hmac) over jobs as content_before
+            from submission s
+            where s.customer_id = served.customer_id and s.requested_at is not null
+            window jobs as (order by s.requested_at, s.received_at, s.job_id)
+            offset 0
+        ) job
+        where job.received_at >= $1 and job.content_hmac is distinct from job.content_before
+            and (
+                job.requested_at = job.asked_before
+                -- Dated by their receipt alone.
+                or job.requested_at = job.received_at and job.asked_before = job.received_before
+                    and job.received_at - job.received_before < interval '1 minute'
+            )"#,
+        since,
+    )
+    .fetch_one(pool)
+    .await
+}
+
+async fn dead_lettered(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<ReasonCount>> {
+    sqlx::query_as!(
+        ReasonCount,
+        r#"-- report_dead_lettered
+        select reason_code, count(*) as "count!"
+        from dead_lettered_delivery
+        where received_at >= $1
+        group by reason_code
+        order by reason_code"#,
+        since,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+async fn last_errors(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<AttemptView>> {
+    sqlx::query_as!(
+        AttemptView,
+        "-- report_last_errors
+        select
+            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
+            provider_message, error, duration_ms
+        from attempt
+        where verdict in ('not_sent', 'misconfigured', 'unknown') and begun_at >= $1
+        order by begun_at desc
+        limit 10",
+        since,
+    )
+    .fetch_all(pool)
+    .await
+}

@@ -1,0 +1,186 @@
+//! The story of one job, as people read it.
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::desk::dead_letters::{DeadLetterView, dead_letters_of};
+use crate::desk::interventions::{InterventionView, interventions_of};
+use crate::journal::budget::{Spent, spent};
+
+/// A submission as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct SubmissionView {
+    pub job_id: Uuid,
+    pub customer_id: Option<Uuid>,
+    pub document_type: Option<String>,
+    pub document_number_last4: Option<String>,
+    pub state: String,
+    pub waiting_for: Option<String>,
+    pub reason_code: Option<String>,
+    pub reason: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub due_at: Option<OffsetDateTime>,
+    pub deliveries: i32,
+    pub claimed_by: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub requested_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub received_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    pub provider_reference: Option<String>,
+    pub evidence: Option<String>,
+    pub verification_status: Option<String>,
+    pub failure_reason: Option<String>,
+    pub correlation_id: Option<String>,
+    pub has_payload: bool,
+}
+
+/// An attempt as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct AttemptView {
+    pub job_id: Uuid,
+    pub number: i32,
+    pub worker: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub begun_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ended_at: Option<OffsetDateTime>,
+    pub verdict: Option<String>,
+    pub late_verdict: Option<String>,
+    pub detail: Option<String>,
+    pub http_status: Option<i32>,
+    pub provider_message: Option<String>,
+    pub error: Option<String>,
+    pub duration_ms: Option<i32>,
+}
+
+/// The story of one job.
+#[derive(Debug, Serialize)]
+pub struct JobStory {
+    /// Where it stands.
+    pub submission: SubmissionView,
+    /// Its attempts, in order.
+    pub attempts: Vec<AttemptView>,
+    /// The looks at its customer, in order.
+    pub observations: Vec<ObservationView>,
+    /// What people did to it, in order.
+    pub interventions: Vec<InterventionView>,
+    /// Its deliveries that were dead-lettered.
+    pub dead_letters: Vec<DeadLetterView>,
+    /// The customer's updates.
+    pub spent: Option<Spent>,
+    /// The customer's other jobs that nothing orders before or after this one: both were asked
+    /// for at the same time, or within a minute of each other and dated by their receipt alone.
+    pub unordered_with: Vec<Uuid>,
+}
+
+/// A look at a customer as people see it.
+#[derive(Debug, Serialize)]
+#[expect(missing_docs, reason = "the columns are described in the schema")]
+pub struct ObservationView {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub purpose: String,
+    pub status: Option<String>,
+    pub failure_reason: Option<String>,
+    pub error: Option<String>,
+    pub conclusion: Option<String>,
+}
+
+/// The story of one job; `None` if it is not known.
+///
+/// # Errors
+/// When the database fails.
+pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobStory>> {
+    let mut connection = pool.acquire().await?;
+    let Some(submission) = submission(&mut connection, job_id).await? else { return Ok(None) };
+    let attempts = sqlx::query_as!(
+        AttemptView,
+        "-- show_attempts
+        select
+            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
+            provider_message, error, duration_ms
+        from attempt
+        where job_id = $1
+        order by number",
+        job_id,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let observations = sqlx::query_as!(
+        ObservationView,
+        "-- show_observations
+        select at, purpose, status, failure_reason, error, conclusion
+        from observation
+        where job_id = $1
+        order by id",
+        job_id,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let interventions = interventions_of(&mut connection, job_id).await?;
+    let dead_letters = dead_letters_of(&mut connection, job_id).await?;
+    let spent = match submission.customer_id {
+        Some(customer_id) => Some(spent(&mut connection, customer_id).await?),
+        None => None,
+    };
+    let unordered_with = unordered_with(&mut connection, job_id).await?;
+    Ok(Some(JobStory {
+        submission,
+        attempts,
+        observations,
+        interventions,
+        dead_letters,
+        spent,
+        unordered_with,
+    }))
+}
+
+/// The customer's other jobs that nothing orders before or after this one.
+async fn unordered_with(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        "-- show_unordered
+        select other.job_id
+        from submission s
+        join submission other on other.customer_id = s.customer_id and other.job_id <> s.job_id
+        where s.job_id = $1 and s.content_hmac is distinct from other.content_hmac
+            and (
+                s.requested_at = other.requested_at
+                -- Dated by their receipt alone.
+                or s.requested_at = s.received_at and other.requested_at = other.received_at
+                    and abs(extract(epoch from s.received_at - other.received_at)) < 60
+            )
+        order by other.received_at",
+        job_id,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// One submission; `None` if it is not known.
+pub(crate) async fn submission(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+) -> sqlx::Result<Option<SubmissionView>> {
+    sqlx::query_as!(
+        SubmissionView,
+        r#"-- show_submission
+        select
+            job_id, customer_id, document_type, document_number_last4, state, waiting_for,
+            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
+            expires_at, ended_at, provider_reference, evidence, verification_status, failure_reason,
+            correlation_id, sealed_payload is not null as "has_payload!"
+        from submission
+        where job_id = $1"#,
+        job_id,
+    )
+    .fetch_optional(connection)
+    .await
+}

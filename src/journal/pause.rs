@@ -1,0 +1,38 @@
+//! Whether people have paused all the work.
+
+use serde::Serialize;
+use sqlx::PgPool;
+use time::OffsetDateTime;
+
+/// A pause of all the work.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Pause {
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Who paused it.
+    pub by: String,
+    /// Why.
+    pub note: String,
+}
+
+/// The pause that holds now.
+///
+/// # Errors
+/// When the database fails.
+pub async fn current_pause(pool: &PgPool) -> sqlx::Result<Option<Pause>> {
+    sqlx::query_as!(
+        Pause,
+        r#"-- current_pause
+        with newest as (
+            select action, at, by, note
+            from intervention
+            where action in ('pause', 'resume')
+            order by id desc
+            limit 1
+        )
+        select at, by as "by!", note as "note!" from newest where action = 'pause'"#,
+    )
+    .fetch_optional(pool)
+    .await
+}

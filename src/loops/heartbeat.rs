@@ -1,0 +1,121 @@
+//! Tells the journal every two seconds that this replica lives, and hears from it whether
+//! an operator has paused the work.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error};
+
+use crate::clock::Moment;
+use crate::control::intake::{HEARD_WITHIN, Intake, Reason, Severity};
+use crate::instance::instance;
+use crate::journal::JournalError;
+use crate::journal::pause::Pause;
+use crate::journal::replicas::Pulse;
+use crate::worker::Worker;
+
+/// Every replica obeys an operator within 5 s, a slow database included; one whose heartbeats are
+/// not answered begins nothing once it has heard nothing for [`HEARD_WITHIN`].
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// A heartbeat that is not answered by then is given up, and tried again.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
+
+/// The heartbeat of one replica.
+pub struct Heartbeat {
+    worker: Arc<Worker>,
+    jobs: TaskTracker,
+    instance: String,
+    started_at: OffsetDateTime,
+}
+
+impl Heartbeat {
+    /// A heartbeat of this process that counts `jobs` as in flight.
+    ///
+    /// # Errors
+    /// When the system does not say which process this is.
+    pub fn new(worker: Arc<Worker>, jobs: TaskTracker) -> io::Result<Self> {
+        let instance = instance(std::process::id())?;
+        Ok(Self { worker, jobs, instance, started_at: OffsetDateTime::now_utc() })
+    }
+
+    /// Beats once. What a heartbeat told of a pause holds for a while; once none was answered for
+    /// that long, the work counts as paused.
+    ///
+    /// A replica whose loops stand still does not beat: it only looks alive.
+    pub async fn beat(&self) {
+        let Worker { intake, liveness, .. } = &*self.worker;
+        match liveness.standstill() {
+            Some(standstill) => error!(
+                standstill,
+                "a loop of the worker stands still; this is a bug, restart it and report it"
+            ),
+            None => self.ask().await,
+        }
+        if intake.is_unheard() {
+            let cause = format_args!(
+                "no heartbeat was answered for {HEARD_WITHIN:?}, so that a person may have paused the work; \
+                 look at what holds or locks the table worker"
+            );
+            intake.pause(Reason::Heartbeat, Severity::Passing, cause);
+        }
+    }
+
+    /// Tells that this replica lives, and obeys what it hears.
+    async fn ask(&self) {
+        let Worker { journal, intake, liveness, parked, .. } = &*self.worker;
+        let mut paused_for = intake.paused_for();
+        // Whoever reads that this was written knows better.
+        paused_for.retain(|reason| reason != Reason::Heartbeat.name());
+        if !liveness.session.has_session() {
+            paused_for.push("broker".to_owned());
+        }
+        let pulse = Pulse {
+            instance: &self.instance,
+            started_at: self.started_at,
+            in_flight: self.jobs.len(),
+            paused_for,
+        };
+        let begun = Moment::now();
+        match timeout(ANSWER_TIME_MAX, journal.beat(&pulse)).await {
+            Ok(Ok(pause)) => {
+                let was_held = intake.is_held();
+                obey(intake, pause);
+                intake.hear(begun);
+                intake.resume(Reason::Heartbeat);
+                if was_held {
+                    parked.notify_one();
+                }
+            }
+            // Nobody else may notice that this table alone is out of reach.
+            Ok(Err(error)) if error.remedy().is_some() => self.worker.note_journal_failure(&error),
+            Ok(Err(error)) => debug!(%error, "no heartbeat"),
+            Err(_elapsed) => debug!("no heartbeat: no answer within {ANSWER_TIME_MAX:?}"),
+        }
+    }
+
+    /// Beats until `leaving`, and takes its leave.
+    ///
+    /// # Errors
+    /// When the row could not be removed.
+    pub async fn run(self, leaving: CancellationToken) -> Result<(), JournalError> {
+        while leaving.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
+            self.beat().await;
+        }
+        self.worker.journal.leave(&self.instance).await
+    }
+}
+
+fn obey(intake: &Intake, pause: Option<Pause>) {
+    match pause {
+        Some(Pause { by, note, .. }) => {
+            intake.pause(Reason::Operator, Severity::Passing, format_args!("{by} paused the work: {note}"));
+        }
+        None => intake.resume(Reason::Operator),
+    }
+}

@@ -1,0 +1,225 @@
+//! Follows the verifications of accepted updates: looks at each customer until the provider
+//! has spoken its last word on him. Any replica may take any look.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
+
+use crate::clock::Moment;
+use crate::control::breaker::Event;
+use crate::domain::read_back::{CustomerStatus, Reading};
+use crate::domain::verification::{FAILED, NextLook, Tracking};
+use crate::failpoint;
+use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
+use crate::worker::{Panicked, Worker, unless_it_panics};
+
+/// How many customers are looked at at once.
+const LOOKS_MAX: u32 = 32;
+
+/// While looks fail, the longest pause before another is tried.
+const FAILING_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The tracker of one worker.
+pub struct Tracker {
+    worker: Arc<Worker>,
+    tracking: Tracking,
+    pace: Pace,
+    poll: Duration,
+    permits: Arc<Semaphore>,
+    looks: TaskTracker,
+    /// Whether the last look to end failed.
+    is_failing: Arc<AtomicBool>,
+}
+
+impl Tracker {
+    /// A tracker that asks for due looks every `poll` at least.
+    pub fn new(worker: Arc<Worker>, tracking: Tracking, pace: Pace, poll: Duration) -> Self {
+        Self {
+            worker,
+            tracking,
+            pace,
+            poll,
+            permits: Arc::new(Semaphore::new(LOOKS_MAX as usize)),
+            looks: TaskTracker::new(),
+            is_failing: Arc::default(),
+        }
+    }
+
+    /// Runs until the worker stops and the looks under way are written down.
+    pub async fn run(self) {
+        let mut failing_pause = self.poll;
+        loop {
+            self.worker.liveness.tracker.turn();
+            let is_failing = self.is_failing.load(Ordering::Relaxed);
+            let pause = match self.begin_looks(if is_failing { 1 } else { self.batch() }).await {
+                // A provider in trouble is asked less and less often.
+                Ok(Round { begun: 1.., .. }) if is_failing => {
+                    failing_pause = (failing_pause * 2).min(FAILING_PAUSE_MAX);
+                    failing_pause
+                }
+                Ok(Round { pause, .. }) => pause,
+                Err(error) => {
+                    self.worker.note_journal_failure(&error);
+                    self.poll
+                }
+            };
+            if !is_failing {
+                failing_pause = self.poll;
+            }
+            if self.worker.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+                break;
+            }
+        }
+        self.looks.close();
+        self.looks.wait().await;
+    }
+
+    /// A quarter of a second's looks: few at once, so that they spread.
+    fn batch(&self) -> u32 {
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(LOOKS_MAX);
+        self.pace.per_second.div_ceil(4).min(free)
+    }
+
+    /// Begins up to `limit` looks that are due, unless the breaker holds them back.
+    async fn begin_looks(&self, limit: u32) -> Result<Round, JournalError> {
+        let nothing = Round { begun: 0, pause: self.poll };
+        if limit == 0 || !self.worker.breaker.is_closed() {
+            return Ok(nothing);
+        }
+        let claimed_at = Moment::now();
+        let DueVerifications { claims, found } =
+            self.worker.journal.claim_verifications(&self.pace, limit).await?;
+        if found == 0 {
+            return Ok(nothing);
+        }
+        let begun = u32::try_from(claims.len()).unwrap_or(limit);
+        for claim in claims {
+            self.spawn(claim, claimed_at);
+        }
+        let until_next = Duration::from_secs(1) * begun / self.pace.per_second;
+        let pause = until_next.saturating_sub(claimed_at.elapsed()).min(self.poll);
+        Ok(Round { begun, pause })
+    }
+
+    fn spawn(&self, claim: VerificationClaim, claimed_at: Moment) {
+        let look = Look {
+            worker: Arc::clone(&self.worker),
+            tracking: self.tracking,
+            claimed_at,
+            begins_within: self.pace.look_time_max,
+            is_failing: Arc::clone(&self.is_failing),
+        };
+        let permits = Arc::clone(&self.permits);
+        let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
+        self.looks.spawn(
+            async move {
+                // As many were free when it was claimed, and none but us takes any.
+                let _permit = permits.acquire_owned().await;
+                if let Err(Panicked) = unless_it_panics(look.make(&claim)).await {
+                    error!("the worker failed in a look at a verification; this is a bug, report it");
+                }
+            }
+            .instrument(span),
+        );
+    }
+}
+
+/// What asking for due looks came to.
+struct Round {
+    begun: u32,
+    /// Until it is worth asking again.
+    pause: Duration,
+}
+
+/// One look at one customer.
+struct Look {
+    worker: Arc<Worker>,
+    tracking: Tracking,
+    claimed_at: Moment,
+    /// Begun later than that, it could come too soon before or after another replica's.
+    begins_within: Duration,
+    is_failing: Arc<AtomicBool>,
+}
+
+impl Look {
+    /// Looks, decides when to look again, and writes both down. A worker that stops leaves
+    /// the look to another, which takes it up when the claim has run out.
+    async fn make(&self, claim: &VerificationClaim) {
+        failpoint::reach("verification-claimed");
+        if self.claimed_at.elapsed() > self.begins_within {
+            return debug!("held up for too long, another replica will look");
+        }
+        let looking = self.worker.provider.customer(claim.customer_id);
+        let Some(reading) = self.worker.stopping.run_until_cancelled(looking).await else { return };
+        failpoint::reach("verification-answered");
+        self.note_health(&reading);
+        let seen = match &reading {
+            Reading::Customer(customer) => Some(customer),
+            _ => None,
+        };
+        let status = seen.map(|seen| seen.status.as_str());
+        let next = self.tracking.next_look(status, claim.since_acceptance);
+        let record = || self.worker.journal.record_verification(claim, self.claimed_at, seen, next);
+        match self.worker.persist(record).await {
+            Some(true) => tell(claim, seen, next),
+            Some(false) => debug!("the verification has moved on without this look"),
+            None => debug!("stopped before the look was recorded; another replica will look again"),
+        }
+    }
+
+    /// Tells of the first look that fails and of the first that does not, and has the whole
+    /// worker wait where the provider asks for it.
+    fn note_health(&self, reading: &Reading) {
+        if let Reading::Throttled { retry_after } = reading {
+            let until = Instant::now() + self.worker.schedule.pause(*retry_after);
+            self.worker.breaker.note(&Event::PutOff { until }, &self.worker.intake);
+        }
+        let code = reading.error_code();
+        // That a customer is not found is an answer, if an odd one.
+        let fails = code.is_some() && *reading != Reading::NotFound;
+        let failed = self.is_failing.swap(fails, Ordering::Relaxed);
+        match (failed, reading) {
+            (false, Reading::Misconfigured(cause)) => error!(
+                error = code,
+                "looks at verifications are refused: {cause}; look at {}",
+                cause.setting()
+            ),
+            (false, _) if fails => warn!(error = code, "looks at verifications fail, trying one at a time"),
+            (_, Reading::NotFound) => {
+                warn!(error = code, "the provider no longer knows an accepted customer")
+            }
+            (true, _) if !fails => info!("looks at verifications succeed again"),
+            _ => {}
+        }
+    }
+}
+
+/// Says what a look came to: an error once, where a person must ask the provider.
+fn tell(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: NextLook) {
+    let status = seen.map(|seen| seen.status.as_str());
+    let failure_reason = seen.and_then(|seen| seen.failure_reason.as_deref());
+    let after_s = claim.since_acceptance.as_secs();
+    match next {
+        NextLook::Ended => {
+            let failure_reason = failure_reason.filter(|_| status == Some(FAILED));
+            info!(status, failure_reason, after_s, "verification ended");
+        }
+        NextLook::GivenUp => warn!(
+            status = status.or(claim.status.as_deref()),
+            after_s, "verification is not looked at any more: VERIFICATION_GIVE_UP has passed"
+        ),
+        NextLook::After { is_overdue: true, .. } if !claim.was_overdue => error!(
+            status = status.or(claim.status.as_deref()),
+            after_s, "verification is overdue; ask the provider about this customer"
+        ),
+        NextLook::After { .. } if status.is_some() && status != claim.status.as_deref() => {
+            info!(status, after_s, "verification changed");
+        }
+        NextLook::After { delay, .. } => debug!(status, next_in = ?delay, "verification goes on"),
+    }
+}

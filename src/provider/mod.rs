@@ -1,0 +1,640 @@
+//! The DollarPe KYC API over HTTP: its three calls, each signed afresh and bounded in
+//! every direction. Knows nothing of queues or tables.
+
+mod inspect;
+mod lock_step;
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicI64, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper_util::client::legacy::connect::HttpInfo;
+use parking_lot::RwLock;
+use reqwest::header::{
+    ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName,
+    HeaderValue, PRAGMA, RETRY_AFTER,
+};
+use reqwest::{Certificate, Client, Response, Url, redirect, retry};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use self::lock_step::LockStep;
+use crate::clock::Moment;
+use crate::domain::job::UpdateRequest;
+use crate::domain::read_back::{Asked, Reading, read_customer};
+use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase, Verdict, classify, names_customer};
+use crate::failpoint;
+use dollarpe::canonical_json::{Json, Profile};
+use dollarpe::signature::Signer;
+
+/// No answer of the provider is longer; what follows is not read.
+const ANSWER_SIZE_MAX: usize = 64 * 1024;
+
+/// What the kernel took is not sent for longer, without a word from the provider.
+const TCP_USER_TIMEOUT_MAX: Duration = Duration::from_secs(10);
+/// How long a connection may be idle and be used again. A server that closes it just as we write
+/// makes an attempt's outcome unknown. The shortest keep-alive in common use is gunicorn's, 2 s,
+/// counted from before its answer reaches us to after our request reaches it: half of that leaves
+/// a second for the way. A new connection costs a handshake, and only where there is little to do.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// Asks an Envoy on the way, alone or in a service mesh, not to send an update again by itself.
+const ENVOY_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
+
+/// The canonical form of a request without a body.
+const EMPTY_BODY: &str = "{}";
+
+/// How the provider is reached.
+#[derive(Clone, Debug)]
+pub struct ProviderSettings {
+    /// For example `https://sandbox.dollarpe.xyz/cms/api/v1`.
+    pub base_url: Url,
+    /// Certificate authorities to trust beside the platform's, in PEM.
+    pub authorities: Option<Vec<u8>>,
+    /// The canonical form that is signed and sent.
+    pub profile: Profile,
+    /// From an update's start to the last byte of its answer.
+    pub request_timeout: Duration,
+    /// From a look's start to the last byte of its answer.
+    pub read_timeout: Duration,
+    /// From before the claim to the first byte of the request's body.
+    pub send_window: Duration,
+    /// How many connections are kept.
+    pub connections: usize,
+}
+
+/// An update, signed. The body is the very text that was signed.
+pub struct SignedUpdate {
+    body: Bytes,
+    headers: SignedHeaders,
+}
+
+struct SignedHeaders {
+    api_key: HeaderValue,
+    timestamp: HeaderValue,
+    signature: HeaderValue,
+}
+
+/// A client of the provider.
+pub struct Provider {
+    pool: RwLock<Pool>,
+    /// For reads that prove something: each has a connection of its own, where no answer to an
+    /// earlier request can be left over.
+    fresh_client: Client,
+    steps: LockStep,
+    settings: ProviderSettings,
+    update_url: Url,
+    credentials: RwLock<Arc<Credentials>>,
+    /// The provider's clock less ours, in seconds, by its answers to updates: no cache gives those.
+    clock_skew: AtomicI64,
+}
+
+/// The connections for updates. Replaced, all of them, when one was out of step.
+#[derive(Clone)]
+struct Pool {
+    client: Client,
+    generation: u64,
+}
+
+struct Credentials {
+    api_key: HeaderValue,
+    signer: Signer,
+}
+
+/// No answer has told the provider's time yet.
+const SKEW_UNKNOWN: i64 = i64::MIN;
+
+/// A body that only the right profile prints as the provider does: nested keys out of
+/// order, and letters beyond ASCII. Its customer does not exist.
+const UPDATE_PROBE: &str = r#"{
+    "customer_id": "00000000-0000-0000-0000-000000000000",
+    "full_address": "Probe, 1 Rue de l'\u00c9lys\u00e9e",
+    "document_type": "PASSPORT",
+    "document_front_image_url": "https://probe.invalid/front.jpg",
+    "document_back_image_url": "https://probe.invalid/back.jpg",
+    "document_details": {
+        "document_number": "PROBE0000",
+        "additional_data": { "z": { "b": 1, "a": "\u092e\u0941\u0902\u092c\u0908" }, "a": [] }
+    }
+}"#;
+
+impl Provider {
+    /// Builds the client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the platform's certificates cannot be loaded, or the API key cannot be a header.
+    pub fn new(settings: ProviderSettings, signer: Signer) -> anyhow::Result<Self> {
+        let client = build_client(&settings, settings.connections)?;
+        let pool = RwLock::new(Pool { client, generation: 0 });
+        let fresh_client = build_client(&settings, 0)?;
+        let steps = LockStep::new(IDLE_MAX, settings.request_timeout);
+        let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
+        let credentials = RwLock::new(Arc::new(Credentials::new(signer)?));
+        let clock_skew = AtomicI64::new(SKEW_UNKNOWN);
+        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, clock_skew })
+    }
+
+    /// Signs with other credentials from now on. Returns whether they are other ones.
+    ///
+    /// # Errors
+    /// When the API key cannot be a header.
+    pub fn set_credentials(&self, signer: Signer) -> anyhow::Result<bool> {
+        let credentials = Arc::new(Credentials::new(signer)?);
+        let mut current = self.credentials.write();
+        // Two signers are the same if they sign the same.
+        let is_other = current.api_key != credentials.api_key
+            || current.signer.sign(0, EMPTY_BODY) != credentials.signer.sign(0, EMPTY_BODY);
+        *current = credentials;
+        Ok(is_other)
+    }
+
+    /// The provider's clock less ours, in seconds, as its last answer to an update told it.
+    pub fn clock_skew(&self) -> Option<i64> {
+        Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
+    }
+
+    /// Signs as we do now, and so verifies what the provider signs.
+    pub fn signer(&self) -> Signer {
+        self.credentials().signer.clone()
+    }
+
+    /// Signs an update with `t0`'s wall time. The provider refuses a stale timestamp, so
+    /// every attempt is signed afresh.
+    pub fn sign(&self, request: &UpdateRequest, t0: Moment) -> SignedUpdate {
+        let canonical = request.to_canonical(self.settings.profile);
+        let headers = self.sign_text(&canonical, t0);
+        SignedUpdate { body: canonical, headers }
+    }
+
+    /// `PATCH /kyc/update-document-info`, once, for `customer_id`. The body leaves only while the
+    /// send window, counted from `t0`, is open and `stopping` is not cancelled.
+    pub async fn update(
+        &self,
+        customer_id: Uuid,
+        update: SignedUpdate,
+        t0: Moment,
+        stopping: &CancellationToken,
+    ) -> Exchange {
+        let deadline = Instant::now() + self.settings.request_timeout;
+        let gate = Arc::new(Gate {
+            t0,
+            window: self.settings.send_window,
+            stopping: stopping.clone(),
+            state: AtomicU8::new(Gate::OPEN),
+            passed_at: OnceLock::new(),
+        });
+        let body = GatedBody { content: Some(update.body), gate: Arc::clone(&gate) };
+        let Pool { client, generation } = self.pool.read().clone();
+        let request = self.update_request(&client, update.headers).body(reqwest::Body::wrap(body));
+        let lost = |phase| gate.shut().map_or(Exchange::Lost(phase), Exchange::NotSent);
+        let sent = tokio::select! {
+            biased;
+            sent = timeout_at(deadline, request.send()) => sent,
+            () = gate.stopped() => return Exchange::NotSent(NotSent::Shutdown),
+        };
+        match sent {
+            Ok(Ok(response)) => {
+                // Answered before it was asked: whatever that answers, it is not this update.
+                let Some(took) = gate.passed_at.get().map(Instant::elapsed) else {
+                    return lost(Phase::OutOfStep);
+                };
+                let is_out_of_step = local_port(&response)
+                    .is_some_and(|port| self.steps.is_broken_by(port, took, Instant::now()));
+                if is_out_of_step {
+                    self.connect_anew(generation, took);
+                }
+                let mut answer = self.read_answer(response, deadline).await;
+                self.learn_skew(&answer);
+                let may_learn = is_out_of_step || self.steps.is_learning();
+                if may_learn && names_customer(&answer.body, customer_id) {
+                    self.steps.learn(took);
+                }
+                answer.is_out_of_step = is_out_of_step;
+                Exchange::Answered(answer)
+            }
+            Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
+            Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
+        }
+    }
+
+    /// After an answer that was out of step, no connection of its generation is used again: what
+    /// comes next over that one is not the next request's answer either.
+    #[cold]
+    fn connect_anew(&self, generation: u64, took: Duration) {
+        let mut pool = self.pool.write();
+        if pool.generation != generation {
+            return;
+        }
+        warn!(
+            ?took,
+            "an answer came sooner than the provider ever gave one, it may be an earlier request's; connecting anew"
+        );
+        match build_client(&self.settings, self.settings.connections) {
+            Ok(client) => *pool = Pool { client, generation: generation + 1 },
+            Err(error) => error!(error = format!("{error:#}"), "cannot connect anew"),
+        }
+    }
+
+    /// `GET /customer/{id}`. The provider asks for at most one a minute for a customer.
+    ///
+    /// What is read is what the provider says now: on a connection of its own, past caches, and
+    /// not where the answer's date is older. Where no update has told the provider's clock yet and
+    /// a date looks old, an update for nobody tells it.
+    pub async fn customer(&self, customer_id: Uuid) -> Reading {
+        let at = SystemTime::now();
+        let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
+        let exchange = self.get(url).await;
+        let read = |skew| read_customer(&exchange, &Asked { customer_id, at, skew }, SystemTime::now());
+        let skew = self.clock_skew();
+        let reading = read(skew);
+        if reading != Reading::Stale || skew.is_some() {
+            return reading;
+        }
+        self.probe_update().await;
+        read(self.clock_skew())
+    }
+
+    /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
+    ///
+    /// # Errors
+    /// When the provider does not answer with a configuration.
+    pub async fn configuration(&self, customer_id: Uuid) -> anyhow::Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Configured {
+            data: Configuration,
+        }
+        #[derive(Deserialize)]
+        struct Configuration {
+            supported_document_types: Vec<String>,
+        }
+        let id = customer_id.to_string();
+        let exchange = self.get(endpoint(&self.settings.base_url, &["kyc", "configuration", &id])).await;
+        let Exchange::Answered(Answer { status, body: Body::Whole(bytes), .. }) = exchange else {
+            anyhow::bail!("the provider gave no readable answer");
+        };
+        let configured: Configured = serde_json::from_slice(&bytes)
+            .with_context(|| format!("the provider answered {status} without a configuration"))?;
+        Ok(configured.data.supported_document_types)
+    }
+
+    /// Whether the provider takes our updates: a PATCH for a customer who does not exist,
+    /// which changes nothing.
+    pub async fn probe_update(&self) -> bool {
+        let exchange = self.exchange(self.update_probe(self.settings.profile)).await;
+        if let Exchange::Answered(answer) = &exchange {
+            self.learn_skew(answer);
+        }
+        matches!(classify(&exchange, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
+    }
+
+    /// The request that [`Provider::probe_update`] sends, in a profile's form.
+    fn update_probe(&self, profile: Profile) -> reqwest::RequestBuilder {
+        // Unwrap safety: the text is a constant, and a test parses it.
+        #[expect(clippy::expect_used)]
+        let body = Json::parse(UPDATE_PROBE.as_bytes()).expect("the probe is JSON");
+        let canonical = body.to_canonical(profile);
+        let headers = self.sign_text(&canonical, Moment::now());
+        self.update_request(&self.fresh_client, headers).body(canonical)
+    }
+
+    async fn get(&self, url: Url) -> Exchange {
+        self.exchange(self.signed_get(url)).await
+    }
+
+    fn signed_get(&self, url: Url) -> reqwest::RequestBuilder {
+        let headers = self.sign_text(EMPTY_BODY, Moment::now());
+        signed(self.fresh_client.get(url), headers)
+            .header(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"))
+            .header(PRAGMA, HeaderValue::from_static("no-cache"))
+    }
+
+    /// Sends a request that spends nothing.
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> Exchange {
+        match self.ask(request).await {
+            Ok(answer) => Exchange::Answered(answer),
+            Err(Some(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
+            Err(Some(error)) if !error.is_timeout() => Exchange::Lost(Phase::ConnectionLost),
+            Err(_) => Exchange::Lost(Phase::TimedOut),
+        }
+    }
+
+    /// The same; with the client's error, or none where time ran out.
+    async fn ask(&self, request: reqwest::RequestBuilder) -> Result<Answer, Option<reqwest::Error>> {
+        let deadline = Instant::now() + self.settings.read_timeout;
+        match timeout_at(deadline, request.send()).await {
+            Ok(Ok(response)) => Ok(self.read_answer(response, deadline).await),
+            Ok(Err(error)) => Err(Some(error)),
+            Err(_elapsed) => Err(None),
+        }
+    }
+
+    fn sign_text(&self, canonical: impl AsRef<[u8]>, t0: Moment) -> SignedHeaders {
+        let timestamp = t0.unix_seconds();
+        let credentials = self.credentials();
+        let signature = credentials.signer.sign(timestamp, canonical);
+        // Base64 is always a valid header; were it not, the provider would refuse the empty one.
+        let mut signature =
+            HeaderValue::from_str(&signature).unwrap_or_else(|_| HeaderValue::from_static(""));
+        signature.set_sensitive(true);
+        SignedHeaders {
+            api_key: credentials.api_key.clone(),
+            timestamp: HeaderValue::from(timestamp),
+            signature,
+        }
+    }
+
+    fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.read())
+    }
+
+    fn update_request(&self, client: &Client, headers: SignedHeaders) -> reqwest::RequestBuilder {
+        signed(client.patch(self.update_url.clone()), headers)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header(ENVOY_RETRIES, HeaderValue::from_static("0"))
+    }
+}
+
+fn signed(request: reqwest::RequestBuilder, headers: SignedHeaders) -> reqwest::RequestBuilder {
+    request
+        .header("x-api-key", headers.api_key)
+        .header("x-timestamp", headers.timestamp)
+        .header("x-signature", headers.signature)
+}
+
+/// A client that keeps up to `idle_max` connections for another request.
+fn build_client(settings: &ProviderSettings, idle_max: usize) -> anyhow::Result<Client> {
+    let authorities = match &settings.authorities {
+        Some(pem) => Certificate::from_pem_bundle(pem).context("DOLLARPE_CA_FILE: holds no certificate")?,
+        None => Vec::new(),
+    };
+    // What is encoded in a way that nobody asked for cannot be read.
+    let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
+    #[expect(clippy::disallowed_methods, reason = "this is the one place")]
+    Client::builder()
+        .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .http1_only()
+        .https_only(settings.base_url.scheme() == "https")
+        .tls_certs_merge(authorities)
+        // A redirect would take the signature and the body along.
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .referer(false)
+        .no_proxy()
+        .connect_timeout(settings.send_window)
+        .pool_idle_timeout(IDLE_MAX)
+        .pool_max_idle_per_host(idle_max)
+        .tcp_nodelay(true)
+        // So that the kernel delivers nothing once this process was killed and its lease is over.
+        .tcp_user_timeout(settings.request_timeout.min(TCP_USER_TIMEOUT_MAX))
+        .build()
+        .context("cannot set up the HTTP client; are the platform's CA certificates installed?")
+}
+
+/// Which connection an answer came over.
+fn local_port(response: &Response) -> Option<u16> {
+    response.extensions().get::<HttpInfo>().map(|info| info.local_addr().port())
+}
+
+impl Provider {
+    /// Reads an answer's body to the cap and the deadline.
+    async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
+        let status = response.status().as_u16();
+        let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let retry_after = text(RETRY_AFTER).map(str::to_owned);
+        let age_s = response
+            .headers()
+            .get(AGE)
+            .map(|_| text(AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(u64::MAX));
+        let date = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+        let is_encoded = text(CONTENT_ENCODING).is_some_and(|name| !name.eq_ignore_ascii_case("identity"));
+        let whole = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = response.chunk().await.ok()? {
+                if bytes.len() + chunk.len() > ANSWER_SIZE_MAX {
+                    return None;
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Some(bytes)
+        };
+        let body = match timeout_at(deadline, whole).await {
+            Ok(Some(bytes)) if !is_encoded => Body::Whole(bytes),
+            Ok(_) | Err(_) => Body::Unreadable,
+        };
+        Answer { status, retry_after, age_s, date, is_out_of_step: false, body }
+    }
+
+    fn learn_skew(&self, answer: &Answer) {
+        if let Some(skew) = skew_of(answer) {
+            self.clock_skew.store(skew, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Credentials {
+    fn new(signer: Signer) -> anyhow::Result<Self> {
+        let mut api_key = HeaderValue::from_str(signer.api_key())
+            .context("DOLLARPE_API_KEY: has characters that a header cannot carry")?;
+        api_key.set_sensitive(true);
+        Ok(Self { api_key, signer })
+    }
+}
+
+/// The clock behind an answer's `Date` less ours, in seconds.
+fn skew_of(answer: &Answer) -> Option<i64> {
+    let (theirs, ours) = (answer.date?, SystemTime::now());
+    let apart = |later: SystemTime, earlier| later.duration_since(earlier).map(|apart| apart.as_secs());
+    match apart(theirs, ours) {
+        Ok(ahead) => i64::try_from(ahead).ok(),
+        Err(_) => i64::try_from(apart(ours, theirs).ok()?).ok().map(i64::wrapping_neg),
+    }
+}
+
+/// `base` with `segments` after its path, whether or not it ends in a slash.
+fn endpoint(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}
+
+/// The last check before an update leaves, made where it cannot be outrun: in the
+/// request's body, when the client asks for its bytes, after DNS, connect and TLS. A
+/// head without its body is no request.
+///
+/// The client's connection task may ask for the body after we have given up on the
+/// answer. So passing and shutting race for one atomic: whichever comes first decides
+/// whether the attempt was sent.
+struct Gate {
+    t0: Moment,
+    /// Counted by a clock that goes on while this machine is suspended, as the lease does.
+    window: Duration,
+    stopping: CancellationToken,
+    state: AtomicU8,
+    /// When the body was handed over.
+    passed_at: OnceLock<Instant>,
+}
+
+impl Gate {
+    const OPEN: u8 = 0;
+    const PASSED: u8 = 1;
+    const SHUT: u8 = 2;
+    const WINDOW_CLOSED: u8 = 3;
+    const STOPPING: u8 = 4;
+
+    /// Lets the body through, once, if it may still leave.
+    fn pass(&self) -> bool {
+        let now = Moment::now();
+        let state = if self.stopping.is_cancelled() {
+            Self::STOPPING
+        } else if now.since(self.t0) > self.window {
+            Self::WINDOW_CLOSED
+        } else {
+            Self::PASSED
+        };
+        let passes = self.decide(state).is_ok() && state == Self::PASSED;
+        if passes {
+            self.passed_at.get_or_init(|| now.monotonic);
+        }
+        passes
+    }
+
+    /// Lets nothing through any more. `None` if the body has left already.
+    fn shut(&self) -> Option<NotSent> {
+        match self.decide(Self::SHUT).err() {
+            Some(Self::PASSED) => None,
+            Some(Self::WINDOW_CLOSED) => Some(NotSent::WindowClosed),
+            Some(Self::STOPPING) => Some(NotSent::Shutdown),
+            _ => Some(NotSent::Connect),
+        }
+    }
+
+    /// Ends once the worker stops before the body has left, which it then never does. A
+    /// request that cannot connect need not be waited for.
+    async fn stopped(&self) {
+        self.stopping.cancelled().await;
+        match self.decide(Self::STOPPING) {
+            Ok(_) | Err(Self::STOPPING) => {}
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The first to decide wins; the others learn what was decided.
+    fn decide(&self, state: u8) -> Result<u8, u8> {
+        self.state.compare_exchange(Self::OPEN, state, Ordering::AcqRel, Ordering::Acquire)
+    }
+}
+
+/// One frame, behind the gate.
+struct GatedBody {
+    content: Option<Bytes>,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the send window has closed")]
+struct GateClosed;
+
+impl http_body::Body for GatedBody {
+    type Data = Bytes;
+    type Error = GateClosed;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, GateClosed>>> {
+        Poll::Ready(match self.content.take() {
+            None => None,
+            Some(content)
+                if {
+                    failpoint::reach("gate");
+                    self.gate.pass()
+                } =>
+            {
+                Some(Ok(Frame::data(content)))
+            }
+            Some(_) => Some(Err(GateClosed)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.content.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.content.as_ref().map_or(0, |content| content.len() as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::tests::ago;
+
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    fn gate(t0: Moment) -> Gate {
+        Gate {
+            t0,
+            window: WINDOW,
+            stopping: CancellationToken::new(),
+            state: AtomicU8::new(Gate::OPEN),
+            passed_at: OnceLock::new(),
+        }
+    }
+
+    #[test]
+    fn a_body_that_has_left_cannot_be_called_back() {
+        let gate = gate(Moment::now());
+        assert!(gate.pass());
+        assert_eq!(gate.shut(), None);
+    }
+
+    #[test]
+    fn a_gate_that_was_shut_lets_nothing_through() {
+        let gate = gate(Moment::now());
+        assert_eq!(gate.shut(), Some(NotSent::Connect));
+        assert!(!gate.pass());
+    }
+
+    #[test]
+    fn nothing_passes_after_the_window_or_once_the_worker_stops() {
+        // Late by one clock is late.
+        for t0 in [ago(61, 61, 61), ago(61, 0, 0), ago(0, 61, 0), ago(0, 0, 61)] {
+            let late = gate(t0);
+            assert!(!late.pass());
+            assert_eq!(late.shut(), Some(NotSent::WindowClosed));
+        }
+        assert!(gate(ago(59, -3600, 59)).pass());
+        let stopping = gate(Moment::now());
+        stopping.stopping.cancel();
+        assert!(!stopping.pass());
+        assert_eq!(stopping.shut(), Some(NotSent::Shutdown));
+    }
+
+    #[test]
+    fn the_probe_is_json_that_only_the_right_profile_prints() {
+        let body = Json::parse(UPDATE_PROBE.as_bytes()).expect("JSON");
+        let texts = [Profile::Compact, Profile::CompactUtf8, Profile::Spaced]
+            .map(|profile| body.to_canonical(profile));
+        assert!(texts[0] != texts[1] && texts[1] != texts[2] && texts[2] != texts[0]);
+    }
+
+    #[test]
+    fn endpoints_extend_the_base_url_with_or_without_its_slash() {
+        for base in ["https://h/cms/api/v1", "https://h/cms/api/v1/"] {
+            let base = Url::parse(base).expect("a URL");
+            assert_eq!(endpoint(&base, &["customer", "x"]).as_str(), "https://h/cms/api/v1/customer/x");
+        }
+    }
+}
