@@ -35,7 +35,7 @@ done
 # The macros run only where the crate is compiled.
 touch src/lib.rs
 SQLX_OFFLINE=false DATABASE_URL=$url SQLX_OFFLINE_DIR=$described \
-    cargo check --locked --quiet --all-features --lib
+    cargo check --locked --quiet --all-features --lib --package kyc-worker
 [[ -n $(ls "$described") ]] || fail "no query was described; does the crate have any?"
 
 if [[ ${1-} == --check ]]; then

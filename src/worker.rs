@@ -23,7 +23,7 @@ use crate::domain::outcome::{Disposition, History, Next, Outcome, Receipt, Revie
 use crate::domain::read_back::{Conclusion, Evidence, Reading, Timing, conclude};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verdict::{
-    Acceptance, Exchange, NotSent, Phase, Rejection, Verdict, classify, provider_message,
+    Acceptance, FailurePoint, HttpOutcome, NotSent, Rejection, Verdict, classify, provider_message,
 };
 use crate::failpoint;
 use crate::journal::{
@@ -187,7 +187,7 @@ impl Worker {
             error!("the worker failed in an attempt; this is a bug, report it");
             AttemptResult {
                 error: Some("the worker failed in this attempt: a bug of its own"),
-                ..AttemptResult::of(Verdict::Unknown(Phase::ConnectionLost), begun.elapsed())
+                ..AttemptResult::of(Verdict::Unknown(FailurePoint::ConnectionLost), begun.elapsed())
             }
         });
         // Before the place is anybody's: an outage may have shown.
@@ -210,16 +210,16 @@ impl Worker {
         let begun = Instant::now();
         let update = self.provider.sign(request, claim.t0);
         failpoint::reach("signed");
-        let exchange = self.provider.update(claim.customer_id, update, claim.t0, &self.stopping).await;
+        let outcome = self.provider.update(claim.customer_id, update, claim.t0, &self.stopping).await;
         place.note_answer(begun.elapsed());
-        let verdict = classify(&exchange, claim.customer_id, &self.not_applied_statuses, SystemTime::now());
+        let verdict = classify(&outcome, claim.customer_id, &self.not_applied_statuses, SystemTime::now());
         failpoint::reach("answered");
-        let (http_status, provider_message) = match &exchange {
-            Exchange::Answered(answer) if answer.status >= 400 => {
+        let (http_status, provider_message) = match &outcome {
+            HttpOutcome::Answered(answer) if answer.status >= 400 => {
                 (Some(answer.status), provider_message(answer))
             }
-            Exchange::Answered(answer) => (Some(answer.status), None),
-            Exchange::NotSent(_) | Exchange::Lost(_) => (None, None),
+            HttpOutcome::Answered(answer) => (Some(answer.status), None),
+            HttpOutcome::NotSent(_) | HttpOutcome::Lost(_) => (None, None),
         };
         AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
     }

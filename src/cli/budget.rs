@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
+use super::attribution::AttributionArgs;
 use super::open_database;
-use super::signed::SignedArgs;
 use crate::config::DatabaseSettings;
 use crate::desk::budget::{customer_story, set_budget};
 
@@ -29,7 +29,7 @@ pub(super) struct SetArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     used: u32,
     #[command(flatten)]
-    signed: SignedArgs,
+    attribution: AttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -45,7 +45,7 @@ pub(super) async fn run(command: &BudgetCommand) -> anyhow::Result<ExitCode> {
 
 async fn set(args: &SetArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
-    set_budget(&pool, args.customer, i32::try_from(args.used)?, args.signed.signed()).await?;
+    set_budget(&pool, args.customer, i32::try_from(args.used)?, args.attribution.attribution()).await?;
     let story = customer_story(&pool, args.customer).await?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&story)?);

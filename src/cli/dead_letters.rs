@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::signed::SignedArgs;
+use super::attribution::AttributionArgs;
 use super::terminal::say_exactly;
 use super::{age_text, open_database, print, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
@@ -76,7 +76,7 @@ pub(super) struct RequeueArgs {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    signed: SignedArgs,
+    attribution: AttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -287,8 +287,8 @@ async fn requeue_each(
             done.refused.push(Refused { id, reason });
             continue;
         }
-        let (job_id, signed) = (row.and_then(|row| row.job_id), args.signed.signed());
-        record_requeue(pool, &id, job_id, None, signed).await?;
+        let (job_id, attribution) = (row.and_then(|row| row.job_id), args.attribution.attribution());
+        record_requeue(pool, &id, job_id, None, attribution).await?;
         let (wait, tell) = (publisher.wait(), |why: &str| eprintln!("{why}"));
         let Err(failure) = wait_aloud(letters.requeue(publisher, &letter), wait, tell).await else {
             done.requeued.push(id);
@@ -297,7 +297,7 @@ async fn requeue_each(
         let refused = matches!(failure, NotTaken::Refused(_));
         let failure = anyhow::Error::from(failure);
         let reason = format!("{failure:#}");
-        record_requeue(pool, &id, job_id, Some(&reason), signed).await?;
+        record_requeue(pool, &id, job_id, Some(&reason), attribution).await?;
         if !refused {
             return Err(failure.context(format!("dead letter {id} was not requeued")));
         }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::signed::SignedArgs;
+use super::attribution::AttributionArgs;
 use super::{open_database, print};
 use crate::broker::Broker;
 use crate::broker::dead_letters::DeadLetters;
@@ -25,7 +25,7 @@ pub(super) struct ForgetArgs {
     #[arg(long, value_name = "ID")]
     customer: Uuid,
     #[command(flatten)]
-    signed: SignedArgs,
+    attribution: AttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -47,7 +47,7 @@ struct Answer {
 
 pub(super) async fn run(args: &ForgetArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
-    let forgotten = forget(&pool, args.customer, args.signed.signed()).await?;
+    let forgotten = forget(&pool, args.customer, args.attribution.attribution()).await?;
     let (queued, not_looked) = match find_queued(&args.broker, args.customer).await {
         Ok(queued) => (Some(queued), None),
         Err(error) => (None, Some(format!("{error:#}"))),

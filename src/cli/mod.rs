@@ -5,6 +5,7 @@
 mod terminal;
 
 mod assets;
+mod attribution;
 mod audit;
 mod budget;
 mod check;
@@ -23,7 +24,6 @@ mod run;
 mod schema;
 mod show;
 mod sign;
-mod signed;
 
 use std::process::ExitCode;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::signed::{MaybeSignedArgs, SignedArgs};
+use super::attribution::{AttributionArgs, MaybeAttributionArgs};
 use super::{open_database, print, time_text};
 use crate::config::DatabaseSettings;
 use crate::desk::interventions::{pause as pause_work, resume as resume_work};
@@ -19,7 +19,7 @@ use crate::journal::replicas::workers;
 )]
 pub(super) struct PauseArgs {
     #[command(flatten)]
-    signed: SignedArgs,
+    attribution: AttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +32,7 @@ pub(super) struct PauseArgs {
 #[command(after_help = "Example:\n  kyc-worker resume --by ana --note 'maintenance is over'")]
 pub(super) struct ResumeArgs {
     #[command(flatten)]
-    signed: MaybeSignedArgs,
+    attribution: MaybeAttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -54,7 +54,7 @@ struct Answer {
 pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let before = current_pause(&pool).await?;
-    pause_work(&pool, args.signed.signed()).await?;
+    pause_work(&pool, args.attribution.attribution()).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
     print(args.json, &answer, |answer| {
         if let Some(Pause { at, by, note }) = &answer.before {
@@ -66,7 +66,7 @@ pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) async fn resume(args: &ResumeArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
-    let before = resume_work(&pool, args.signed.by.as_deref(), args.signed.note.as_deref()).await?;
+    let before = resume_work(&pool, args.attribution.by.as_deref(), args.attribution.note.as_deref()).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
     print(args.json, &answer, |answer| match &answer.before {
         Some(Pause { at, by, note }) => println!(

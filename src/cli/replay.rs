@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::signed::MaybeSignedArgs;
+use super::attribution::MaybeAttributionArgs;
 use super::{open_database, print};
 use crate::config::{DatabaseSettings, ReadBackSettings};
 use crate::desk::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
@@ -38,7 +38,7 @@ pub(super) struct ReplayArgs {
     #[arg(long, requires = "by", requires = "note")]
     yes: bool,
     #[command(flatten)]
-    signed: MaybeSignedArgs,
+    attribution: MaybeAttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -87,8 +87,8 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let mut replayed = 0_u32;
     for job_id in job_ids {
         let delay = Duration::from_secs_f64(f64::from(replayed) / args.rate);
-        let intent = match args.signed.signed() {
-            Some(signed) if args.yes => Intent::Replay { signed, delay },
+        let intent = match args.attribution.attribution() {
+            Some(attribution) if args.yes => Intent::Replay { attribution, delay },
             _ => Intent::DryRun,
         };
         let job = replay(&pool, job_id, rules, intent).await?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use uuid::Uuid;
 
-use super::signed::SignedArgs;
+use super::attribution::AttributionArgs;
 use super::{open_database, print};
 use crate::config::DatabaseSettings;
 use crate::desk::resolve::{Finding, Resolved, resolve};
@@ -22,7 +22,7 @@ pub(super) struct ResolveArgs {
     #[arg(long = "as", value_name = "FINDING")]
     finding: Finding,
     #[command(flatten)]
-    signed: SignedArgs,
+    attribution: AttributionArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -32,7 +32,7 @@ pub(super) struct ResolveArgs {
 
 pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
-    let resolved = resolve(&pool, args.job_id, args.finding, args.signed.signed()).await?;
+    let resolved = resolve(&pool, args.job_id, args.finding, args.attribution.attribution()).await?;
     print(args.json, &resolved, |Resolved { job_id, was, state, .. }| {
         println!("job {job_id} was {was}, and is {state} now");
         if *state == "exhausted" {

@@ -133,7 +133,9 @@ fn print_story(story: &JobStory) {
     let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
     attempts.iter().for_each(|attempt| tell_attempt(attempt, &mut events));
     events.extend(observations.iter().map(|observation| (observation.at, tell_observation(observation))));
-    events.extend(story.interventions.iter().map(|deed| (deed.at, tell_intervention(deed))));
+    events.extend(
+        story.interventions.iter().map(|intervention| (intervention.at, tell_intervention(intervention))),
+    );
     events.extend(story.dead_letters.iter().map(|letter| {
         (
             letter.received_at,

@@ -313,10 +313,10 @@ pub fn intolerable_skew(provider: &Provider) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::verdict::{Acceptance, Phase};
+    use crate::domain::verdict::{Acceptance, FailurePoint};
 
     const CLOSED: State = State::Closed { failures: 0 };
-    const FAILED: Verdict = Verdict::Unknown(Phase::TimedOut);
+    const FAILED: Verdict = Verdict::Unknown(FailurePoint::TimedOut);
     const REFUSED: Verdict = Verdict::Misconfigured(Misconfiguration::ApiKey);
     const BY_KEY: Cause = Cause::Misconfigured(Misconfiguration::ApiKey);
 

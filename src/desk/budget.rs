@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::story::{SubmissionView, submission};
 use crate::journal::budget::{Spent, spent};
 
@@ -51,7 +51,12 @@ pub struct CustomerJob {
 ///
 /// # Errors
 /// When the database fails.
-pub async fn set_budget(pool: &PgPool, customer_id: Uuid, used: i32, signed: Signed<'_>) -> sqlx::Result<()> {
+pub async fn set_budget(
+    pool: &PgPool,
+    customer_id: Uuid,
+    used: i32,
+    attribution: Attribution<'_>,
+) -> sqlx::Result<()> {
     let mut tx = pool.begin().await?;
     sqlx::query!(
         "-- set_budget
@@ -61,14 +66,19 @@ pub async fn set_budget(pool: &PgPool, customer_id: Uuid, used: i32, signed: Sig
             set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4",
         customer_id,
         used,
-        signed.by,
-        signed.note,
+        attribution.by,
+        attribution.note,
     )
     .execute(&mut *tx)
     .await?;
     let detail = format!("{used} spent elsewhere");
-    let deed = Deed { action: "budget", job_id: None, customer_id: Some(customer_id), detail: Some(&detail) };
-    record(&mut *tx, deed, signed).await?;
+    let intervention = Intervention {
+        action: "budget",
+        job_id: None,
+        customer_id: Some(customer_id),
+        detail: Some(&detail),
+    };
+    record(&mut *tx, intervention, attribution).await?;
     tx.commit().await
 }
 

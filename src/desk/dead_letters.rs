@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::interventions::{Attribution, Intervention, record};
 
 /// Why a worker dead-lettered a message.
 #[derive(Debug, Serialize)]
@@ -67,12 +67,12 @@ pub async fn record_requeue(
     letter_id: &str,
     job_id: Option<Uuid>,
     failure: Option<&str>,
-    signed: Signed<'_>,
+    attribution: Attribution<'_>,
 ) -> sqlx::Result<()> {
     let detail = match failure {
         None => format!("dead letter {letter_id}"),
         Some(failure) => format!("dead letter {letter_id} stays: {failure}"),
     };
-    let deed = Deed { action: "requeue", job_id, customer_id: None, detail: Some(&detail) };
-    record(pool, deed, signed).await
+    let intervention = Intervention { action: "requeue", job_id, customer_id: None, detail: Some(&detail) };
+    record(pool, intervention, attribution).await
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::interventions::{Attribution, Intervention, record};
 
 /// What was removed.
 #[derive(Debug, Serialize)]
@@ -36,7 +36,11 @@ pub enum ForgetError {
 ///
 /// # Errors
 /// When a job of his is in motion, or the database fails.
-pub async fn forget(pool: &PgPool, customer_id: Uuid, signed: Signed<'_>) -> Result<Forgotten, ForgetError> {
+pub async fn forget(
+    pool: &PgPool,
+    customer_id: Uuid,
+    attribution: Attribution<'_>,
+) -> Result<Forgotten, ForgetError> {
     let mut tx = pool.begin().await?;
     let jobs = sqlx::query!(
         r#"-- lock_customer
@@ -76,8 +80,13 @@ pub async fn forget(pool: &PgPool, customer_id: Uuid, signed: Signed<'_>) -> Res
     .rows_affected();
     let payloads = jobs.iter().filter(|job| job.has_payload).count() as u64;
     let detail = format!("{} jobs, {payloads} payloads, {dead_letters} dead letters", jobs.len());
-    let deed = Deed { action: "forget", job_id: None, customer_id: Some(customer_id), detail: Some(&detail) };
-    record(&mut *tx, deed, signed).await?;
+    let intervention = Intervention {
+        action: "forget",
+        job_id: None,
+        customer_id: Some(customer_id),
+        detail: Some(&detail),
+    };
+    record(&mut *tx, intervention, attribution).await?;
     tx.commit().await?;
     Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters })
 }

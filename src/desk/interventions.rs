@@ -9,7 +9,7 @@ use crate::journal::pause::{Pause, current_pause};
 
 /// Who does something by hand, and why.
 #[derive(Clone, Copy, Debug)]
-pub struct Signed<'a> {
+pub struct Attribution<'a> {
     /// Who.
     pub by: &'a str,
     /// Why.
@@ -18,7 +18,7 @@ pub struct Signed<'a> {
 
 /// What is done by hand.
 #[derive(Clone, Copy, Debug)]
-pub struct Deed<'a> {
+pub struct Intervention<'a> {
     /// The action, as the table names it.
     pub action: &'static str,
     /// The job that it is about.
@@ -65,19 +65,19 @@ pub(crate) async fn interventions_of(
 /// When the database fails.
 pub(crate) async fn record(
     executor: impl PgExecutor<'_>,
-    deed: Deed<'_>,
-    signed: Signed<'_>,
+    intervention: Intervention<'_>,
+    attribution: Attribution<'_>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "-- record_intervention
         insert into intervention (action, by, note, job_id, customer_id, detail, entries)
         values ($1, $2, $3, $4, $5, $6, (select entries from submission where job_id = $4))",
-        deed.action,
-        signed.by,
-        signed.note,
-        deed.job_id,
-        deed.customer_id,
-        deed.detail,
+        intervention.action,
+        attribution.by,
+        attribution.note,
+        intervention.job_id,
+        intervention.customer_id,
+        intervention.detail,
     )
     .execute(executor)
     .await?;
@@ -88,9 +88,9 @@ pub(crate) async fn record(
 ///
 /// # Errors
 /// When the database fails.
-pub async fn pause(pool: &PgPool, signed: Signed<'_>) -> sqlx::Result<()> {
-    let deed = Deed { action: "pause", job_id: None, customer_id: None, detail: None };
-    record(pool, deed, signed).await
+pub async fn pause(pool: &PgPool, attribution: Attribution<'_>) -> sqlx::Result<()> {
+    let intervention = Intervention { action: "pause", job_id: None, customer_id: None, detail: None };
+    record(pool, intervention, attribution).await
 }
 
 /// Ends the pause. Returns the pause that was ended; `None` if there was none.

@@ -8,12 +8,12 @@ use serde::{Serialize, Serializer};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::{LockedJob, lock_job};
-use crate::domain::precedence::Ruling;
+use crate::domain::precedence::Decision;
 use crate::domain::read_back::Budget;
 use crate::journal::budget::spent;
-use crate::journal::claim::{Contender, look};
+use crate::journal::claim::{Candidate, look};
 
 /// Which jobs to send again.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub enum Intent<'a> {
     /// To do it, due after so long.
     Replay {
         /// Who, and why.
-        signed: Signed<'a>,
+        attribution: Attribution<'a>,
         /// From now to when it is due.
         delay: Duration,
     },
@@ -159,16 +159,16 @@ pub async fn replay(
         None => refusal_of_customer(&mut tx, job_id, &row, budget, rules.read_back_window).await?,
     };
     let was = row.describe();
-    if let (None, Intent::Replay { signed, delay }) = (&refusal, intent) {
+    if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
         park_again(&mut tx, job_id, delay).await?;
         let detail = format!("was {was}");
-        let deed = Deed {
+        let intervention = Intervention {
             action: "replay",
             job_id: Some(job_id),
             customer_id: row.customer_id,
             detail: Some(&detail),
         };
-        record(&mut *tx, deed, signed).await?;
+        record(&mut *tx, intervention, attribution).await?;
         tx.commit().await?;
     }
     let updates_left = budget.map(Budget::left);
@@ -211,7 +211,7 @@ async fn refusal_of_customer(
     if row.is_in_doubt && !budget.allows_resend() {
         return Ok(Some(Refusal::LastUpdate));
     }
-    let contender = Contender {
+    let candidate = Candidate {
         job_id,
         customer_id,
         requested_at: row.requested_at.unwrap_or(row.received_at),
@@ -219,16 +219,16 @@ async fn refusal_of_customer(
         content_hmac: row.content_hmac.clone(),
         is_resend: row.is_in_doubt,
     };
-    Ok(look(tx, &[contender], read_back_window).await?.into_iter().find_map(refusal_of_ruling))
+    Ok(look(tx, &[candidate], read_back_window).await?.into_iter().find_map(refusal_of_ruling))
 }
 
-fn refusal_of_ruling(ruling: Ruling) -> Option<Refusal> {
-    match ruling {
+fn refusal_of_ruling(decision: Decision) -> Option<Refusal> {
+    match decision {
         // Behind a newer one it waits, as any other job does.
-        Ruling::Go | Ruling::Wait => None,
-        Ruling::Superseded { by } => Some(Refusal::Superseded { by }),
-        Ruling::Duplicate { of } => Some(Refusal::Duplicate { of }),
-        Ruling::NewerFateUnknown { newer } => Some(Refusal::NewerFateUnknown { newer }),
+        Decision::Go | Decision::Wait => None,
+        Decision::Superseded { by } => Some(Refusal::Superseded { by }),
+        Decision::Duplicate { of } => Some(Refusal::Duplicate { of }),
+        Decision::NewerFateUnknown { newer } => Some(Refusal::NewerFateUnknown { newer }),
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use crate::desk::interventions::{Deed, Signed, record};
+use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::lock_job;
 use crate::journal::claim::wake_newest;
 
@@ -101,7 +101,7 @@ pub async fn resolve(
     pool: &PgPool,
     job_id: Uuid,
     finding: Finding,
-    signed: Signed<'_>,
+    attribution: Attribution<'_>,
 ) -> Result<Resolved, ResolveError> {
     let mut tx = pool.begin().await?;
     let row = lock_job(&mut tx, job_id).await?.ok_or(ResolveError::NotKnown(job_id))?;
@@ -122,9 +122,13 @@ pub async fn resolve(
         wake_newest(&mut tx, &[customer_id]).await?;
     }
     let detail = format!("was {was}, resolved as {}", finding.name());
-    let deed =
-        Deed { action: "resolve", job_id: Some(job_id), customer_id: row.customer_id, detail: Some(&detail) };
-    record(&mut *tx, deed, signed).await?;
+    let intervention = Intervention {
+        action: "resolve",
+        job_id: Some(job_id),
+        customer_id: row.customer_id,
+        detail: Some(&detail),
+    };
+    record(&mut *tx, intervention, attribution).await?;
     tx.commit().await?;
     Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state() })
 }

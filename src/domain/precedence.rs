@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 /// Another job of the same customer that may matter.
 #[derive(Clone, Debug)]
-pub struct Rival {
+pub struct Sibling {
     /// The job.
     pub job_id: Uuid,
     /// Whether it was asked for later than ours.
@@ -16,7 +16,7 @@ pub struct Rival {
     pub standing: Standing,
 }
 
-/// Where a rival stands.
+/// Where a sibling stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
     /// It will be sent, or is being sent.
@@ -32,7 +32,7 @@ pub enum Standing {
 
 /// What the job may do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Ruling {
+pub enum Decision {
     /// It goes ahead.
     Go,
     /// It waits behind a newer one.
@@ -55,27 +55,27 @@ pub enum Ruling {
 }
 
 /// Decides. A job that is sent again after an attempt of unknown fate is nobody's duplicate.
-pub fn rule(rivals: &[Rival], is_resend: bool) -> Ruling {
+pub fn rule(siblings: &[Sibling], is_resend: bool) -> Decision {
     let newer = |wanted: fn(Standing) -> bool| {
-        rivals.iter().find(move |rival| rival.is_newer && wanted(rival.standing))
+        siblings.iter().find(move |sibling| sibling.is_newer && wanted(sibling.standing))
     };
-    if let Some(rival) = newer(|standing| matches!(standing, Standing::Accepted { .. })) {
-        return Ruling::Superseded { by: rival.job_id };
+    if let Some(sibling) = newer(|standing| matches!(standing, Standing::Accepted { .. })) {
+        return Decision::Superseded { by: sibling.job_id };
     }
-    let original = rivals.iter().find(|rival| {
+    let original = siblings.iter().find(|sibling| {
         let may_be_applied =
-            matches!(rival.standing, Standing::Accepted { in_verification: true } | Standing::FateUnknown);
-        rival.has_same_content && may_be_applied
+            matches!(sibling.standing, Standing::Accepted { in_verification: true } | Standing::FateUnknown);
+        sibling.has_same_content && may_be_applied
     });
-    if let Some(rival) = original.filter(|_| !is_resend) {
-        return Ruling::Duplicate { of: rival.job_id };
+    if let Some(sibling) = original.filter(|_| !is_resend) {
+        return Decision::Duplicate { of: sibling.job_id };
     }
-    if let Some(rival) = newer(|standing| standing == Standing::FateUnknown) {
-        return Ruling::NewerFateUnknown { newer: rival.job_id };
+    if let Some(sibling) = newer(|standing| standing == Standing::FateUnknown) {
+        return Decision::NewerFateUnknown { newer: sibling.job_id };
     }
     match newer(|standing| standing == Standing::InMotion) {
-        Some(_) => Ruling::Wait,
-        None => Ruling::Go,
+        Some(_) => Decision::Wait,
+        None => Decision::Go,
     }
 }
 
@@ -86,35 +86,35 @@ mod tests {
     const VERIFYING: Standing = Standing::Accepted { in_verification: true };
     const VERIFIED: Standing = Standing::Accepted { in_verification: false };
 
-    fn rival(is_newer: bool, has_same_content: bool, standing: Standing) -> Rival {
-        Rival { job_id: Uuid::from_u128(7), is_newer, has_same_content, standing }
+    fn sibling(is_newer: bool, has_same_content: bool, standing: Standing) -> Sibling {
+        Sibling { job_id: Uuid::from_u128(7), is_newer, has_same_content, standing }
     }
 
-    fn check(rivals: &[Rival], expected: Ruling) {
-        assert_eq!(rule(rivals, false), expected, "{rivals:?}");
+    fn check(siblings: &[Sibling], expected: Decision) {
+        assert_eq!(rule(siblings, false), expected, "{siblings:?}");
     }
 
     #[test]
     fn the_newest_goes_and_older_ones_make_way_only_for_one_that_was_accepted() {
         let id = Uuid::from_u128(7);
-        check(&[], Ruling::Go);
-        check(&[rival(true, false, Standing::InMotion)], Ruling::Wait);
-        check(&[rival(true, false, VERIFIED)], Ruling::Superseded { by: id });
-        check(&[rival(true, false, VERIFYING)], Ruling::Superseded { by: id });
-        check(&[rival(true, false, Standing::FateUnknown)], Ruling::NewerFateUnknown { newer: id });
+        check(&[], Decision::Go);
+        check(&[sibling(true, false, Standing::InMotion)], Decision::Wait);
+        check(&[sibling(true, false, VERIFIED)], Decision::Superseded { by: id });
+        check(&[sibling(true, false, VERIFYING)], Decision::Superseded { by: id });
+        check(&[sibling(true, false, Standing::FateUnknown)], Decision::NewerFateUnknown { newer: id });
         for standing in [Standing::InMotion, VERIFIED, VERIFYING, Standing::FateUnknown] {
-            check(&[rival(false, false, standing)], Ruling::Go);
+            check(&[sibling(false, false, standing)], Decision::Go);
         }
     }
 
     #[test]
     fn the_same_content_is_not_sent_while_it_may_have_been_applied() {
         let of = Uuid::from_u128(7);
-        check(&[rival(false, true, VERIFYING)], Ruling::Duplicate { of });
-        check(&[rival(false, true, Standing::FateUnknown)], Ruling::Duplicate { of });
-        check(&[rival(true, true, Standing::FateUnknown)], Ruling::Duplicate { of });
-        check(&[rival(false, true, VERIFIED)], Ruling::Go);
-        check(&[rival(false, true, Standing::InMotion)], Ruling::Go);
-        assert_eq!(rule(&[rival(false, true, VERIFYING)], true), Ruling::Go);
+        check(&[sibling(false, true, VERIFYING)], Decision::Duplicate { of });
+        check(&[sibling(false, true, Standing::FateUnknown)], Decision::Duplicate { of });
+        check(&[sibling(true, true, Standing::FateUnknown)], Decision::Duplicate { of });
+        check(&[sibling(false, true, VERIFIED)], Decision::Go);
+        check(&[sibling(false, true, Standing::InMotion)], Decision::Go);
+        assert_eq!(rule(&[sibling(false, true, VERIFYING)], true), Decision::Go);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::foreign_text::known_words;
-use super::verdict::{Answer, Exchange, Misconfiguration, Rejection, Verdict, classify, names_another};
+use super::verdict::{Answer, HttpOutcome, Misconfiguration, Rejection, Verdict, classify, names_another};
 
 /// What a GET of a customer told us. Personal data in the answer is dropped here.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -62,10 +62,10 @@ const DATE_TOLERANCE: Duration = Duration::from_secs(5);
 
 /// Reads the answer to a GET of a customer. What is not fresh, or is about another customer,
 /// proves nothing.
-pub fn read_customer(exchange: &Exchange, asked: &Asked, now: SystemTime) -> Reading {
-    let reading = read_any_customer(exchange, asked.customer_id, now);
-    match (&reading, exchange) {
-        (Reading::Customer(_) | Reading::NotFound, Exchange::Answered(answer))
+pub fn read_customer(outcome: &HttpOutcome, asked: &Asked, now: SystemTime) -> Reading {
+    let reading = read_any_customer(outcome, asked.customer_id, now);
+    match (&reading, outcome) {
+        (Reading::Customer(_) | Reading::NotFound, HttpOutcome::Answered(answer))
             if !is_fresh(answer, asked) =>
         {
             Reading::Stale
@@ -74,8 +74,8 @@ pub fn read_customer(exchange: &Exchange, asked: &Asked, now: SystemTime) -> Rea
     }
 }
 
-fn read_any_customer(exchange: &Exchange, customer_id: Uuid, now: SystemTime) -> Reading {
-    if let Exchange::Answered(Answer { status: 200, body, is_out_of_step: false, .. }) = exchange {
+fn read_any_customer(outcome: &HttpOutcome, customer_id: Uuid, now: SystemTime) -> Reading {
+    if let HttpOutcome::Answered(Answer { status: 200, body, is_out_of_step: false, .. }) = outcome {
         let value = body.json().unwrap_or_default();
         let text = |key: &str| value["data"][key].as_str().map(known_words);
         return match text("status").filter(|_| value["status"] == Value::Bool(true)) {
@@ -88,7 +88,7 @@ fn read_any_customer(exchange: &Exchange, customer_id: Uuid, now: SystemTime) ->
             None => Reading::Failed,
         };
     }
-    match classify(exchange, customer_id, &[], now) {
+    match classify(outcome, customer_id, &[], now) {
         Verdict::Rejected(Rejection::CustomerNotFound) => Reading::NotFound,
         Verdict::Misconfigured(cause) => Reading::Misconfigured(cause),
         Verdict::Throttled { retry_after } => Reading::Throttled { retry_after },
@@ -646,7 +646,7 @@ mod tests {
     #[track_caller]
     fn check_reading(answer: Answer, skew: Option<i64>, expected: &Reading) {
         let asked = Asked { customer_id: CUSTOMER, at: at(10_000), skew };
-        let reading = read_customer(&Exchange::Answered(answer.clone()), &asked, at(10_001));
+        let reading = read_customer(&HttpOutcome::Answered(answer.clone()), &asked, at(10_001));
         assert_eq!(reading, *expected, "{answer:?} at skew {skew:?}");
     }
 

@@ -12,13 +12,13 @@ use super::job::PROVIDER_FIELDS;
 
 /// What came back from one attempt at the provider.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Exchange {
+pub enum HttpOutcome {
     /// A status line was seen. It decides, even where the body then failed.
     Answered(Answer),
     /// The request's body never left: nothing can have been applied.
     NotSent(NotSent),
     /// The body left, or may have, and no status was seen.
-    Lost(Phase),
+    Lost(FailurePoint),
 }
 
 /// An answer of the provider, or of something between it and us.
@@ -64,9 +64,9 @@ pub enum NotSent {
     Shutdown,
 }
 
-/// How far an exchange came before its fate was lost.
+/// How far an outcome came before its fate was lost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Phase {
+pub enum FailurePoint {
     /// No complete answer within the request timeout.
     TimedOut,
     /// The connection broke after the body had been handed over.
@@ -100,7 +100,7 @@ pub enum Verdict {
     /// The provider, or a proxy before it, refused us and not the job; nothing spent.
     Misconfigured(Misconfiguration),
     /// The update may have been applied.
-    Unknown(Phase),
+    Unknown(FailurePoint),
 }
 
 /// What the provider said of an update it applied.
@@ -185,7 +185,7 @@ impl NotSent {
     }
 }
 
-impl Phase {
+impl FailurePoint {
     /// The phase as a code.
     pub fn code(self) -> &'static str {
         match self {
@@ -280,19 +280,19 @@ impl fmt::Display for Misconfiguration {
 /// or a field of the request's body. Nor is "nothing was applied": it needs a status that proves
 /// it. What proves neither is `Unknown`, and the customer is read.
 pub fn classify(
-    exchange: &Exchange,
+    outcome: &HttpOutcome,
     customer_id: Uuid,
     not_applied_statuses: &[u16],
     now: SystemTime,
 ) -> Verdict {
-    let answer = match exchange {
-        Exchange::NotSent(cause) => return Verdict::NotSent(*cause),
-        Exchange::Lost(phase) => return Verdict::Unknown(*phase),
-        Exchange::Answered(answer) => answer,
+    let answer = match outcome {
+        HttpOutcome::NotSent(cause) => return Verdict::NotSent(*cause),
+        HttpOutcome::Lost(phase) => return Verdict::Unknown(*phase),
+        HttpOutcome::Answered(answer) => answer,
     };
     // Only an acceptance says by itself whose it is.
     if answer.is_out_of_step && !names_customer(&answer.body, customer_id) {
-        return Verdict::Unknown(Phase::OutOfStep);
+        return Verdict::Unknown(FailurePoint::OutOfStep);
     }
     if answer.status == 429 || not_applied_statuses.contains(&answer.status) {
         let retry_after = answer.retry_after.as_deref();
@@ -307,19 +307,19 @@ pub fn classify(
         403 => Verdict::Misconfigured(Misconfiguration::Forbidden),
         404 => Verdict::Misconfigured(Misconfiguration::Endpoint),
         // Whoever waited for the provider, or for us, gave up: 460 and 499 are load balancers' 408.
-        408 | 460 | 499 | 500..=599 => Verdict::Unknown(Phase::ServerError),
+        408 | 460 | 499 | 500..=599 => Verdict::Unknown(FailurePoint::ServerError),
         400..=498 => classify_refusal(answer.status, &answer.body),
-        _ => Verdict::Unknown(Phase::AmbiguousStatus),
+        _ => Verdict::Unknown(FailurePoint::AmbiguousStatus),
     }
 }
 
 fn classify_success(body: &Body, customer_id: Uuid) -> Verdict {
     let Some(value) = body.json().filter(|value| value["status"] == Value::Bool(true)) else {
-        return Verdict::Unknown(Phase::UnreadableSuccess);
+        return Verdict::Unknown(FailurePoint::UnreadableSuccess);
     };
     let data = &value["data"];
     if names_another(data, customer_id) {
-        return Verdict::Unknown(Phase::OtherCustomer);
+        return Verdict::Unknown(FailurePoint::OtherCustomer);
     }
     let text = |key: &str| data[key].as_str();
     Verdict::Accepted(Acceptance {
@@ -510,31 +510,31 @@ mod tests {
 
     const CUSTOMER: Uuid = Uuid::from_u128(7);
 
-    fn answer(status: u16, body: impl AsRef<[u8]>) -> Exchange {
+    fn answer(status: u16, body: impl AsRef<[u8]>) -> HttpOutcome {
         let body = Body::Whole(body.as_ref().to_vec());
-        Exchange::Answered(Answer { status, body, ..Answer::default() })
+        HttpOutcome::Answered(Answer { status, body, ..Answer::default() })
     }
 
-    fn refused_with(status: u16, message: &str, errors: &str) -> Exchange {
+    fn refused_with(status: u16, message: &str, errors: &str) -> HttpOutcome {
         let body = format!(r#"{{"status":false,"message":"{message}","errors":{errors},"data":null}}"#);
         answer(status, body)
     }
 
-    fn refused(message: &str, errors: &str) -> Exchange {
+    fn refused(message: &str, errors: &str) -> HttpOutcome {
         refused_with(400, message, errors)
     }
 
     #[track_caller]
-    fn check(exchange: Exchange, name: &str, detail: Option<&str>) {
-        let verdict = classify(&exchange, CUSTOMER, &[], SystemTime::UNIX_EPOCH);
-        assert_eq!((verdict.name(), verdict.detail()), (name, detail), "{exchange:?}");
+    fn check(outcome: HttpOutcome, name: &str, detail: Option<&str>) {
+        let verdict = classify(&outcome, CUSTOMER, &[], SystemTime::UNIX_EPOCH);
+        assert_eq!((verdict.name(), verdict.detail()), (name, detail), "{outcome:?}");
     }
 
     #[test]
     fn documented_words_and_fields_of_the_body_reject_the_job() {
         #[track_caller]
-        fn check_rejected(exchange: Exchange, code: &str) {
-            check(exchange, "rejected", Some(code));
+        fn check_rejected(outcome: HttpOutcome, code: &str) {
+            check(outcome, "rejected", Some(code));
         }
         let bad = |errors: &str| refused("Bad Request", errors);
         check_rejected(refused("Customer not found or access denied", "{}"), "customer_not_found");
@@ -561,8 +561,8 @@ mod tests {
     #[test]
     fn a_refusal_of_us_in_the_providers_envelope_is_not_the_jobs() {
         #[track_caller]
-        fn check_ours(exchange: Exchange, code: &str) {
-            check(exchange, "misconfigured", Some(code));
+        fn check_ours(outcome: HttpOutcome, code: &str) {
+            check(outcome, "misconfigured", Some(code));
         }
         let bad = |errors: &str| refused("Bad Request", errors);
         for field in ["signature", "Signature", "X-SIGNATURE", "x_signature"] {
@@ -630,7 +630,7 @@ mod tests {
         check(answer(400, latin1), "rejected", Some("field_refused"));
         let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         check(answer(400, utf16), "misconfigured", Some("not_the_provider"));
-        let unreadable = Exchange::Answered(Answer { status: 400, ..Answer::default() });
+        let unreadable = HttpOutcome::Answered(Answer { status: 400, ..Answer::default() });
         check(unreadable, "misconfigured", Some("unreadable_refusal"));
     }
 
@@ -651,7 +651,7 @@ mod tests {
         {
             check(answer(200, body), "unknown", Some("unreadable_success"));
         }
-        let cut = Exchange::Answered(Answer { status: 200, ..Answer::default() });
+        let cut = HttpOutcome::Answered(Answer { status: 200, ..Answer::default() });
         check(cut, "unknown", Some("unreadable_success"));
         check(answer(204, ""), "unknown", Some("unreadable_success"));
         check(answer(200, r#"{"status":true}"#), "accepted", None);
@@ -678,13 +678,13 @@ mod tests {
 
     #[test]
     fn an_answer_out_of_step_is_believed_only_where_it_names_the_customer() {
-        let out_of_step = |exchange| {
-            let Exchange::Answered(answer) = exchange else { unreachable!() };
-            Exchange::Answered(Answer { is_out_of_step: true, ..answer })
+        let out_of_step = |outcome| {
+            let HttpOutcome::Answered(answer) = outcome else { unreachable!() };
+            HttpOutcome::Answered(Answer { is_out_of_step: true, ..answer })
         };
         let ours = answer(200, format!(r#"{{"status":true,"data":{{"id":"{CUSTOMER}"}}}}"#));
         check(out_of_step(ours), "accepted", None);
-        for exchange in [
+        for outcome in [
             refused("KYC already in use", "{}"),
             refused("Bad Request", r#"{"signature":["Invalid Signature"]}"#),
             answer(200, r#"{"status":true}"#),
@@ -692,7 +692,7 @@ mod tests {
             answer(429, ""),
             answer(503, ""),
         ] {
-            check(out_of_step(exchange), "unknown", Some("out_of_step"));
+            check(out_of_step(outcome), "unknown", Some("out_of_step"));
         }
     }
 
@@ -708,13 +708,13 @@ mod tests {
             200,
             format!(r#"{{"status":true,"data":{{"customer_id":"{CUSTOMER}","status":"PROCESSING"}}}}"#),
         );
-        for (exchange, status) in [(reference, "UNVERIFIED"), (guide, "PROCESSING")] {
+        for (outcome, status) in [(reference, "UNVERIFIED"), (guide, "PROCESSING")] {
             let expected = Acceptance {
                 reference: Some(CUSTOMER.to_string()),
                 verification_status: Some(status.to_owned()),
             };
             assert_eq!(
-                classify(&exchange, CUSTOMER, &[], SystemTime::UNIX_EPOCH),
+                classify(&outcome, CUSTOMER, &[], SystemTime::UNIX_EPOCH),
                 Verdict::Accepted(expected)
             );
         }
@@ -722,9 +722,9 @@ mod tests {
 
     #[test]
     fn what_was_not_sent_or_was_lost_says_so() {
-        check(Exchange::NotSent(NotSent::Connect), "not_sent", Some("connect_failed"));
-        check(Exchange::Lost(Phase::TimedOut), "unknown", Some("timed_out"));
-        check(Exchange::Lost(Phase::ConnectionLost), "unknown", Some("connection_lost"));
+        check(HttpOutcome::NotSent(NotSent::Connect), "not_sent", Some("connect_failed"));
+        check(HttpOutcome::Lost(FailurePoint::TimedOut), "unknown", Some("timed_out"));
+        check(HttpOutcome::Lost(FailurePoint::ConnectionLost), "unknown", Some("connection_lost"));
     }
 
     #[test]
@@ -751,7 +751,7 @@ mod tests {
 
     #[test]
     fn the_providers_words_are_kept_without_what_the_customer_entered() {
-        let Exchange::Answered(said) = answer(
+        let HttpOutcome::Answered(said) = answer(
             400,
             r#"{"status":false,"message":"Bad Request","errors":{"full_address":["12 RUE x is not valid"],
                 "document_details":{"1234 5678":["This field may not be blank."]}}}"#,

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{Exhaustion, History, Outcome, Review};
-use crate::domain::precedence::{Rival, Ruling, Standing, rule};
+use crate::domain::precedence::{Decision, Sibling, Standing, rule};
 use crate::domain::read_back::{Budget, Conclusion};
 use crate::journal::budget::spent;
 use crate::journal::history::chain::{Entry, Head, Subject};
@@ -33,7 +33,7 @@ pub enum NextAttempt {
     /// It is claimed, its next attempt begun.
     Claimed(Box<ClaimedJob>),
     /// It made way for another of its customer; it ended if it says so.
-    SteppedAside(Uuid, Option<Outcome>),
+    YieldedSlot(Uuid, Option<Outcome>),
     /// No key opens its payload: it waits for one, and no attempt was begun.
     Unreadable(Uuid, OpenError),
     /// The database refuses what is written of it. It is tried again after a while, so that it is in
@@ -70,7 +70,7 @@ pub struct ClaimedJob {
 }
 
 /// A job that has its customer's slot, before it may use it.
-pub(crate) struct Contender {
+pub(crate) struct Candidate {
     pub job_id: Uuid,
     pub customer_id: Uuid,
     pub requested_at: OffsetDateTime,
@@ -219,42 +219,42 @@ impl Journal {
         turn: Turn,
         slots: Vec<TakenSlot>,
     ) -> sqlx::Result<Vec<NextAttempt>> {
-        let contenders: Vec<Contender> = slots.iter().map(TakenSlot::contender).collect();
-        let rulings = look(&mut *tx, &contenders, self.limits.read_back_window).await?;
+        let candidates: Vec<Candidate> = slots.iter().map(TakenSlot::candidate).collect();
+        let decisions = look(&mut *tx, &candidates, self.limits.read_back_window).await?;
         let (mut next, mut beginning) = (Vec::with_capacity(slots.len()), Vec::new());
-        for ((slot, contender), ruling) in slots.into_iter().zip(&contenders).zip(rulings) {
-            let became = match ruling {
+        for ((slot, candidate), decision) in slots.into_iter().zip(&candidates).zip(decisions) {
+            let became = match decision {
                 _ if slot.is_expired => {
                     let outcome = Outcome::Exhausted(Exhaustion::Expired);
-                    contender.end(tx, &outcome).await?;
-                    NextAttempt::SteppedAside(slot.job_id, Some(outcome))
+                    candidate.end(tx, &outcome).await?;
+                    NextAttempt::YieldedSlot(slot.job_id, Some(outcome))
                 }
                 // Checked inside the claim of a resend: other jobs may have spent meanwhile.
-                Ruling::Go if contender.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
+                Decision::Go if candidate.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
                     let outcome = Outcome::NeedsReview(Review::LastUpdate);
                     self.note_last_update(tx, &slot).await?;
-                    contender.end(tx, &outcome).await?;
-                    NextAttempt::SteppedAside(slot.job_id, Some(outcome))
+                    candidate.end(tx, &outcome).await?;
+                    NextAttempt::YieldedSlot(slot.job_id, Some(outcome))
                 }
-                Ruling::Go => match self.open_payload(slot.job_id, &slot.sealed) {
+                Decision::Go => match self.open_payload(slot.job_id, &slot.sealed) {
                     Ok(request) => {
                         beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
                         NextAttempt::Claimed(Box::new(self.claimed(slot, request, t0, turn)))
                     }
                     Err(error) => {
-                        contender.wait_for_key(tx).await?;
+                        candidate.wait_for_key(tx).await?;
                         NextAttempt::Unreadable(slot.job_id, error)
                     }
                 },
-                ruling => {
-                    if let Ruling::Superseded { by } = ruling {
-                        let older = contender.supersede_older(tx, by).await?;
+                decision => {
+                    if let Decision::Superseded { by } = decision {
+                        let older = candidate.supersede_older(tx, by).await?;
                         let ended =
-                            |job_id| NextAttempt::SteppedAside(job_id, Some(Outcome::Superseded { by }));
+                            |job_id| NextAttempt::YieldedSlot(job_id, Some(Outcome::Superseded { by }));
                         next.extend(older.into_iter().map(ended));
                     }
-                    let ended = contender.step_aside(tx, ruling).await?;
-                    NextAttempt::SteppedAside(slot.job_id, ended)
+                    let ended = candidate.yield_slot(tx, decision).await?;
+                    NextAttempt::YieldedSlot(slot.job_id, ended)
                 }
             };
             next.push(became);
@@ -430,8 +430,8 @@ impl Journal {
 }
 
 impl TakenSlot {
-    fn contender(&self) -> Contender {
-        Contender {
+    fn candidate(&self) -> Candidate {
+        Candidate {
             job_id: self.job_id,
             customer_id: self.customer_id,
             requested_at: self.requested_at,
@@ -442,21 +442,21 @@ impl TakenSlot {
     }
 }
 
-/// Looks at the other jobs of each contender's customer, now that the slots are theirs.
-/// Returns a ruling for each, in order.
+/// Looks at the other jobs of each candidate's customer, now that the slots are theirs.
+/// Returns a decision for each, in order.
 pub(crate) async fn look(
     tx: &mut PgConnection,
-    contenders: &[Contender],
+    candidates: &[Candidate],
     read_back_window: Duration,
-) -> sqlx::Result<Vec<Ruling>> {
-    let all: Vec<&Contender> = contenders.iter().collect();
+) -> sqlx::Result<Vec<Decision>> {
+    let all: Vec<&Candidate> = candidates.iter().collect();
     // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
     // verification that was open before it; but an attempt of unknown fate may have been
     // applied until the window was over.
     let rows = sqlx::query!(
         r#"-- look
         select
-            c.job_id as "contender!", o.job_id as "job_id!", o.state as "state!",
+            c.job_id as "candidate!", o.job_id as "job_id!", o.state as "state!",
             (o.requested_at, o.received_at, o.job_id) > (c.requested_at, c.received_at, c.job_id)
                 as "is_newer!",
             coalesce(o.content_hmac = c.content_hmac, false) as "has_same_content!",
@@ -498,18 +498,18 @@ pub(crate) async fn look(
             offset 0
         ) o
         order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
-        &column(&all, |contender| contender.job_id),
-        &column(&all, |contender| contender.customer_id),
-        &column(&all, |contender| contender.requested_at),
-        &column(&all, |contender| contender.received_at),
-        &column(&all, |contender| contender.content_hmac.as_deref()) as &[Option<&[u8]>],
+        &column(&all, |candidate| candidate.job_id),
+        &column(&all, |candidate| candidate.customer_id),
+        &column(&all, |candidate| candidate.requested_at),
+        &column(&all, |candidate| candidate.received_at),
+        &column(&all, |candidate| candidate.content_hmac.as_deref()) as &[Option<&[u8]>],
         read_back_window.as_secs_f64(),
     )
     .fetch_all(tx)
     .await?;
-    let mut rivals: HashMap<Uuid, Vec<Rival>> = HashMap::new();
+    let mut siblings: HashMap<Uuid, Vec<Sibling>> = HashMap::new();
     for row in rows {
-        rivals.entry(row.contender).or_default().push(Rival {
+        siblings.entry(row.candidate).or_default().push(Sibling {
             job_id: row.job_id,
             is_newer: row.is_newer,
             has_same_content: row.has_same_content,
@@ -520,20 +520,24 @@ pub(crate) async fn look(
             },
         });
     }
-    let ruling = |contender: &Contender| {
-        rule(rivals.get(&contender.job_id).map_or(&[], Vec::as_slice), contender.is_resend)
+    let decision = |candidate: &Candidate| {
+        rule(siblings.get(&candidate.job_id).map_or(&[], Vec::as_slice), candidate.is_resend)
     };
-    Ok(contenders.iter().map(ruling).collect())
+    Ok(candidates.iter().map(decision).collect())
 }
 
-impl Contender {
-    /// Gives the slot up as the ruling says. `None` when the job waits.
-    pub async fn step_aside(&self, tx: &mut PgConnection, ruling: Ruling) -> sqlx::Result<Option<Outcome>> {
-        let outcome = match ruling {
-            Ruling::Superseded { by } => Outcome::Superseded { by },
-            Ruling::Duplicate { of } => Outcome::Duplicate { of },
-            Ruling::NewerFateUnknown { newer } => Outcome::NeedsReview(Review::NewerFateUnknown { newer }),
-            Ruling::Wait | Ruling::Go => {
+impl Candidate {
+    /// Gives the slot up as the decision says. `None` when the job waits.
+    pub async fn yield_slot(
+        &self,
+        tx: &mut PgConnection,
+        decision: Decision,
+    ) -> sqlx::Result<Option<Outcome>> {
+        let outcome = match decision {
+            Decision::Superseded { by } => Outcome::Superseded { by },
+            Decision::Duplicate { of } => Outcome::Duplicate { of },
+            Decision::NewerFateUnknown { newer } => Outcome::NeedsReview(Review::NewerFateUnknown { newer }),
+            Decision::Wait | Decision::Go => {
                 self.wait_behind_newer(tx).await?;
                 return Ok(None);
             }

@@ -127,7 +127,7 @@ impl Floors {
 
 /// A submission whose owner vanished.
 #[derive(Debug)]
-pub struct TakenOver {
+pub struct Rescued {
     /// The job.
     pub job_id: Uuid,
     /// Who held it.
@@ -221,7 +221,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn take_over(&self, limit: i64) -> Result<Vec<TakenOver>, JournalError> {
+    pub async fn take_over(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
         let taken = bounded(async {
             let mut tx = self.pool.begin().await?;
@@ -263,7 +263,7 @@ impl Journal {
             .execute(&mut *tx)
             .await?;
             tx.commit().await?;
-            let taken = abandoned.into_iter().map(|attempt| TakenOver {
+            let taken = abandoned.into_iter().map(|attempt| Rescued {
                 job_id: attempt.job_id,
                 claimed_by: attempt.claimed_by,
                 attempt: attempt.number,

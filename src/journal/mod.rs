@@ -41,7 +41,7 @@ pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::history::chain::Head;
 pub use self::inspect::inspect;
 use self::maintenance::Floors;
-pub use self::maintenance::TakenOver;
+pub use self::maintenance::Rescued;
 pub use self::open::{Admission, DeadLetter, Opened};
 use self::pool::{Session, addresses, connect_options, is_pooled_by_transaction, reach};
 pub use self::read_back::{ReadClaim, Settled};

@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::clock::Moment;
 use crate::domain::job::{Envelope, Invalid, Job, Whole};
 use crate::domain::outcome::{History, Outcome, WaitingFor};
-use crate::domain::precedence::Ruling;
+use crate::domain::precedence::Decision;
 use crate::journal::batch::{Change, Written};
-use crate::journal::claim::{Beginning, Contender, begin_attempts, look, wake_newest};
+use crate::journal::claim::{Beginning, Candidate, begin_attempts, look, wake_newest};
 use crate::journal::history::chain::Head;
 use crate::journal::maintenance::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS};
 use crate::journal::{Claim, Journal, JournalError, Limits, bounded, column};
@@ -318,8 +318,8 @@ impl NewRow {
         (self.requested_at, self.received_at, self.job_id)
     }
 
-    fn contender(&self) -> Contender {
-        Contender {
+    fn candidate(&self) -> Candidate {
+        Candidate {
             job_id: self.job_id,
             customer_id: self.customer_id,
             requested_at: self.requested_at,
@@ -361,17 +361,17 @@ pub(crate) async fn open_many(
             None => behind.push(row),
         }
     }
-    let contenders: Vec<Contender> = claimed.iter().map(|(row, _)| row.contender()).collect();
-    let rulings = look(tx, &contenders, limits.read_back_window).await?;
+    let candidates: Vec<Candidate> = claimed.iter().map(|(row, _)| row.candidate()).collect();
+    let decisions = look(tx, &candidates, limits.read_back_window).await?;
     let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
-    for (((row, begun_at), contender), ruling) in claimed.into_iter().zip(&contenders).zip(rulings) {
-        let became = match ruling {
-            Ruling::Go => {
+    for (((row, begun_at), candidate), decision) in claimed.into_iter().zip(&candidates).zip(decisions) {
+        let became = match decision {
+            Decision::Go => {
                 let claim = row.claim(begun_at);
                 beginning.push(Beginning { job_id: claim.job_id, attempt: claim.attempt, t0: claim.t0 });
                 Opened::Claimed(claim)
             }
-            ruling => match contender.step_aside(tx, ruling).await? {
+            decision => match candidate.yield_slot(tx, decision).await? {
                 Some(outcome) => Opened::Ended(outcome),
                 None => Opened::Parked,
             },
@@ -396,14 +396,14 @@ async fn open_behind(
     limits: &Limits,
     rows: &[&NewRow],
 ) -> sqlx::Result<HashMap<Uuid, Opened>> {
-    let contenders: Vec<Contender> = rows.iter().map(|row| row.contender()).collect();
-    let rulings = look(tx, &contenders, limits.read_back_window).await?;
+    let candidates: Vec<Candidate> = rows.iter().map(|row| row.candidate()).collect();
+    let decisions = look(tx, &candidates, limits.read_back_window).await?;
     let mut newest: HashMap<Uuid, &NewRow> = HashMap::new();
     let mut behind = Vec::with_capacity(rows.len());
-    for (row, ruling) in rows.iter().copied().zip(rulings) {
+    for (row, decision) in rows.iter().copied().zip(decisions) {
         // Nothing else is sure without the slot.
-        let outcome = match ruling {
-            Ruling::Superseded { by } => Some(Outcome::Superseded { by }),
+        let outcome = match decision {
+            Decision::Superseded { by } => Some(Outcome::Superseded { by }),
             _ => None,
         };
         let known = newest.entry(row.customer_id).or_insert(row);

@@ -44,9 +44,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// that is spent so doubles the wait, until the breaker closes: an outage of a minute costs a
 /// few jobs their resend, one of a day some hundreds and not thousands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Patience(Duration);
+struct ProbeBackoff(Duration);
 
-impl Patience {
+impl ProbeBackoff {
     const MIN: Self = Self(Duration::from_secs(5));
     const MAX: Duration = Duration::from_secs(300);
 
@@ -57,7 +57,7 @@ impl Patience {
 
 /// What the attempts' loop remembers from one turn to the next.
 struct Memory {
-    patience: Patience,
+    probe_backoff: ProbeBackoff,
     /// Whether jobs that wait for a key were tried with those that this worker has.
     has_woken_unreadable: bool,
     /// Why payloads could not be opened, as far as it was told.
@@ -205,7 +205,7 @@ impl Scheduler {
 
     async fn begin_attempts(&self) {
         let mut memory = Memory {
-            patience: Patience::MIN,
+            probe_backoff: ProbeBackoff::MIN,
             has_woken_unreadable: false,
             told: HashSet::new(),
             unanswered: None,
@@ -324,13 +324,13 @@ impl Scheduler {
             }
             let turn = match worker.breaker.state() {
                 State::Closed { .. } => Turn::Any,
-                State::Wanting { since, .. } if since.elapsed() >= memory.patience.0 => Turn::TrialOfAny,
+                State::Wanting { since, .. } if since.elapsed() >= memory.probe_backoff.0 => Turn::TrialOfAny,
                 State::Trial(_) | State::Wanting { .. } => Turn::Trial,
                 State::Open(_) | State::Trying(_) | State::Throttled { .. } => return Ok(()),
             };
             let mut places = vec![place];
             if turn == Turn::Any {
-                memory.patience = Patience::MIN;
+                memory.probe_backoff = ProbeBackoff::MIN;
                 places.extend(std::iter::from_fn(|| self.places.try_take()).take(ATTEMPTS_MAX - 1));
             }
             let t0 = Moment::now();
@@ -352,8 +352,8 @@ impl Scheduler {
                         let Some(place) = places.pop() else { break };
                         self.spawn_claimed(*claimed, turn, place, memory);
                     }
-                    NextAttempt::SteppedAside(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
-                    NextAttempt::SteppedAside(_, None) => {}
+                    NextAttempt::YieldedSlot(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
+                    NextAttempt::YieldedSlot(_, None) => {}
                     NextAttempt::Unreadable(job_id, error) => tell_unreadable(memory, job_id, error),
                     NextAttempt::Refused(job_id, error) => error!(
                         %job_id, error = chain(&error),
@@ -369,7 +369,7 @@ impl Scheduler {
             self.worker.breaker.note(&Event::TrialBegun, &self.worker.intake);
         }
         if turn == Turn::TrialOfAny && claimed.claim.history.unknown > 0 {
-            memory.patience = memory.patience.after_another();
+            memory.probe_backoff = memory.probe_backoff.after_another();
         }
         let worker = Arc::clone(&self.worker);
         let ClaimedJob { claim, request, correlation_id } = claimed;
@@ -409,13 +409,13 @@ mod tests {
     /// How many resends an outage spends whose every trial is one. A good probe comes 5 s after
     /// each that failed.
     fn spent_in(outage: Duration) -> u32 {
-        let (mut patience, mut passed, mut spent) = (Patience::MIN, Duration::ZERO, 0);
+        let (mut probe_backoff, mut passed, mut spent) = (ProbeBackoff::MIN, Duration::ZERO, 0);
         loop {
-            passed += Duration::from_secs(5) + patience.0;
+            passed += Duration::from_secs(5) + probe_backoff.0;
             if passed > outage {
                 return spent;
             }
-            patience = patience.after_another();
+            probe_backoff = probe_backoff.after_another();
             spent += 1;
         }
     }

@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use uuid::Uuid;
 
 use super::{Provider, endpoint, skew_of};
-use crate::domain::verdict::{Answer, Exchange, Misconfiguration, Verdict, classify, provider_message};
+use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
 use dollarpe::canonical_json::Profile;
@@ -160,7 +160,7 @@ impl Provider {
 }
 
 fn judge(answer: &Answer) -> Verdict {
-    classify(&Exchange::Answered(answer.clone()), Uuid::nil(), &[], SystemTime::now())
+    classify(&HttpOutcome::Answered(answer.clone()), Uuid::nil(), &[], SystemTime::now())
 }
 
 fn clock_finding(skew: i64, is_skewed: bool) -> Finding {

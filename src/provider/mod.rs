@@ -30,7 +30,9 @@ use self::lock_step::LockStep;
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
 use crate::domain::read_back::{Asked, Reading, read_customer};
-use crate::domain::verdict::{Answer, Body, Exchange, NotSent, Phase, Verdict, classify, names_customer};
+use crate::domain::verdict::{
+    Answer, Body, FailurePoint, HttpOutcome, NotSent, Verdict, classify, names_customer,
+};
 use crate::failpoint;
 use dollarpe::canonical_json::{Json, Profile};
 use dollarpe::signature::Signer;
@@ -182,7 +184,7 @@ impl Provider {
         update: SignedUpdate,
         t0: Moment,
         stopping: &CancellationToken,
-    ) -> Exchange {
+    ) -> HttpOutcome {
         let deadline = Instant::now() + self.settings.request_timeout;
         let gate = Arc::new(Gate {
             t0,
@@ -194,17 +196,17 @@ impl Provider {
         let body = GatedBody { content: Some(update.body), gate: Arc::clone(&gate) };
         let Pool { client, generation } = self.pool.read().clone();
         let request = self.update_request(&client, update.headers).body(reqwest::Body::wrap(body));
-        let lost = |phase| gate.shut().map_or(Exchange::Lost(phase), Exchange::NotSent);
+        let lost = |phase| gate.shut().map_or(HttpOutcome::Lost(phase), HttpOutcome::NotSent);
         let sent = tokio::select! {
             biased;
             sent = timeout_at(deadline, request.send()) => sent,
-            () = gate.stopped() => return Exchange::NotSent(NotSent::Shutdown),
+            () = gate.stopped() => return HttpOutcome::NotSent(NotSent::Shutdown),
         };
         match sent {
             Ok(Ok(response)) => {
                 // Answered before it was asked: whatever that answers, it is not this update.
                 let Some(took) = gate.passed_at.get().map(Instant::elapsed) else {
-                    return lost(Phase::OutOfStep);
+                    return lost(FailurePoint::OutOfStep);
                 };
                 let is_out_of_step = local_port(&response)
                     .is_some_and(|port| self.steps.is_broken_by(port, took, Instant::now()));
@@ -218,10 +220,10 @@ impl Provider {
                     self.steps.learn(took);
                 }
                 answer.is_out_of_step = is_out_of_step;
-                Exchange::Answered(answer)
+                HttpOutcome::Answered(answer)
             }
-            Ok(Err(error)) if !error.is_timeout() => lost(Phase::ConnectionLost),
-            Ok(Err(_)) | Err(_) => lost(Phase::TimedOut),
+            Ok(Err(error)) if !error.is_timeout() => lost(FailurePoint::ConnectionLost),
+            Ok(Err(_)) | Err(_) => lost(FailurePoint::TimedOut),
         }
     }
 
@@ -251,8 +253,8 @@ impl Provider {
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
         let at = SystemTime::now();
         let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
-        let exchange = self.get(url).await;
-        let read = |skew| read_customer(&exchange, &Asked { customer_id, at, skew }, SystemTime::now());
+        let outcome = self.get(url).await;
+        let read = |skew| read_customer(&outcome, &Asked { customer_id, at, skew }, SystemTime::now());
         let skew = self.clock_skew();
         let reading = read(skew);
         if reading != Reading::Stale || skew.is_some() {
@@ -276,8 +278,8 @@ impl Provider {
             supported_document_types: Vec<String>,
         }
         let id = customer_id.to_string();
-        let exchange = self.get(endpoint(&self.settings.base_url, &["kyc", "configuration", &id])).await;
-        let Exchange::Answered(Answer { status, body: Body::Whole(bytes), .. }) = exchange else {
+        let outcome = self.get(endpoint(&self.settings.base_url, &["kyc", "configuration", &id])).await;
+        let HttpOutcome::Answered(Answer { status, body: Body::Whole(bytes), .. }) = outcome else {
             anyhow::bail!("the provider gave no readable answer");
         };
         let configured: Configured = serde_json::from_slice(&bytes)
@@ -288,11 +290,11 @@ impl Provider {
     /// Whether the provider takes our updates: a PATCH for a customer who does not exist,
     /// which changes nothing.
     pub async fn probe_update(&self) -> bool {
-        let exchange = self.exchange(self.update_probe(self.settings.profile)).await;
-        if let Exchange::Answered(answer) = &exchange {
+        let outcome = self.outcome(self.update_probe(self.settings.profile)).await;
+        if let HttpOutcome::Answered(answer) = &outcome {
             self.learn_skew(answer);
         }
-        matches!(classify(&exchange, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
+        matches!(classify(&outcome, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
     }
 
     /// The request that [`Provider::probe_update`] sends, in a profile's form.
@@ -305,8 +307,8 @@ impl Provider {
         self.update_request(&self.fresh_client, headers).body(canonical)
     }
 
-    async fn get(&self, url: Url) -> Exchange {
-        self.exchange(self.signed_get(url)).await
+    async fn get(&self, url: Url) -> HttpOutcome {
+        self.outcome(self.signed_get(url)).await
     }
 
     fn signed_get(&self, url: Url) -> reqwest::RequestBuilder {
@@ -317,12 +319,12 @@ impl Provider {
     }
 
     /// Sends a request that spends nothing.
-    async fn exchange(&self, request: reqwest::RequestBuilder) -> Exchange {
+    async fn outcome(&self, request: reqwest::RequestBuilder) -> HttpOutcome {
         match self.ask(request).await {
-            Ok(answer) => Exchange::Answered(answer),
-            Err(Some(error)) if error.is_connect() => Exchange::NotSent(NotSent::Connect),
-            Err(Some(error)) if !error.is_timeout() => Exchange::Lost(Phase::ConnectionLost),
-            Err(_) => Exchange::Lost(Phase::TimedOut),
+            Ok(answer) => HttpOutcome::Answered(answer),
+            Err(Some(error)) if error.is_connect() => HttpOutcome::NotSent(NotSent::Connect),
+            Err(Some(error)) if !error.is_timeout() => HttpOutcome::Lost(FailurePoint::ConnectionLost),
+            Err(_) => HttpOutcome::Lost(FailurePoint::TimedOut),
         }
     }
 

@@ -9,7 +9,7 @@ use kyc_worker::clock::Moment;
 use kyc_worker::domain::customer_event::CustomerEvent;
 use kyc_worker::domain::outcome::{Outcome, Review, Wait, WaitingFor};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
-use kyc_worker::domain::verdict::{Acceptance, Phase, Verdict};
+use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Verdict};
 use kyc_worker::domain::verification::NextLook;
 use kyc_worker::journal::{
     Admission, AttemptResult, Claim, EventNoted, Journal, JournalError, NextAttempt, Opened, Pace, Settled,
@@ -104,7 +104,7 @@ async fn eventful_job(world: &World, journal: &Journal) -> Uuid {
         .record_baseline(&mut claim, OffsetDateTime::now_utc(), Moment::now(), &reads("FAILED"))
         .await
         .expect("it is kept");
-    journal.doubt(&claim, &result(Verdict::Unknown(Phase::ServerError))).await.expect("it is ours");
+    journal.doubt(&claim, &result(Verdict::Unknown(FailurePoint::ServerError))).await.expect("it is ours");
     read(world, journal, job_id, Conclusion::Confirming { after: AFTER }, Settled::InDoubt(AFTER)).await;
     read(world, journal, job_id, Conclusion::NotApplied, Settled::SendAgain).await;
     let claim = next_attempt(journal).await;
@@ -353,9 +353,9 @@ fn an_audit_of_all_tells_every_finding_on_a_line_and_rows_without_their_submissi
         ];
         let said = world.say(&["audit"]).await;
         assert_eq!(said, "3 submissions, 18 entries: every history verifies\n");
-        let deed = "insert into intervention (action, by, note, job_id, entries)
+        let intervention = "insert into intervention (action, by, note, job_id, entries)
             values ('replay', 'ana', 'why', $1, 6)";
-        sqlx::query(deed).bind(orphaned).execute(&world.pool).await.expect("the deed");
+        sqlx::query(intervention).bind(orphaned).execute(&world.pool).await.expect("the intervention");
         tamper(&world, edited, "update attempt set worker = 'two' where job_id = $1").await;
         tamper(&world, orphaned, "delete from submission where job_id = $1").await;
 
@@ -461,7 +461,10 @@ fn what_a_person_settled_or_sent_again_verifies() {
         let signed = ["--by", "ana", "--note", "why"];
         for finding in ["accepted", "rejected", "not-applied"] {
             let claim = open(&journal, Uuid::new_v4()).await;
-            journal.doubt(&claim, &result(Verdict::Unknown(Phase::TimedOut))).await.expect("it is ours");
+            journal
+                .doubt(&claim, &result(Verdict::Unknown(FailurePoint::TimedOut)))
+                .await
+                .expect("it is ours");
             let review = Settled::Ended(Outcome::NeedsReview(Review::FateUnknown));
             read(&world, &journal, claim.job_id, Conclusion::Unsettled, review).await;
             let id = claim.job_id.to_string();

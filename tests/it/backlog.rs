@@ -71,7 +71,7 @@ async fn work_beside_a_backlog(world: &World) -> i64 {
     let ended = next(&journal, 32).await;
     let superseded = Outcome::Superseded { by: newest.id };
     let has_made_way =
-        |each: &NextAttempt| matches!(each, NextAttempt::SteppedAside(_, Some(by)) if *by == superseded);
+        |each: &NextAttempt| matches!(each, NextAttempt::YieldedSlot(_, Some(by)) if *by == superseded);
     assert!(ended.len() > 1 && ended.iter().all(has_made_way), "many at once, and none was sent");
     journal.postpone_busy(100).await.expect("the database answers");
     drop(journal);

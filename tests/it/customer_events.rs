@@ -309,7 +309,7 @@ fn an_event_that_waited_out_an_outage_in_the_queue_is_still_good() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         let (_worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
-        // Signed and published two hours ago.
+        // Attribution and published two hours ago.
         let then = OffsetDateTime::now_utc() - Duration::from_secs(7200);
         let seconds = then.unix_timestamp();
         let webhook = Webhook::with_body(&body(customer_id, "VERIFIED", then));

@@ -93,7 +93,7 @@ fn a_job_that_must_wait_for_its_customer_keeps_no_other_waiting() {
     world(async |world| {
         let journal = Arc::new(journal(&world, "one"));
         let customer_id = Uuid::new_v4();
-        let rival = take_slot(&world, &job_asked(customer_id, 60)).await;
+        let sibling = take_slot(&world, &job_asked(customer_id, 60)).await;
         let waiting = tokio::spawn({
             let (journal, job) = (Arc::clone(&journal), job_asked(customer_id, 0));
             async move { open(&journal, &job).await }
@@ -101,7 +101,7 @@ fn a_job_that_must_wait_for_its_customer_keeps_no_other_waiting() {
         let claims = open_all(&journal, &jobs(JOBS)).await;
         assert_eq!(claims.len(), JOBS);
         assert!(!waiting.is_finished(), "its customer is held");
-        rival.rollback().await.expect("it rolls back");
+        sibling.rollback().await.expect("it rolls back");
         waiting.await.expect("it has the slot now");
     });
 }

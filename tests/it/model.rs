@@ -14,12 +14,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use kyc_worker::domain::outcome::{History, Next, Outcome, next};
-use kyc_worker::domain::precedence::{Rival, Ruling, Standing, rule};
+use kyc_worker::domain::precedence::{Decision, Sibling, Standing, rule};
 use kyc_worker::domain::read_back::{
     Age, Budget, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
 };
 use kyc_worker::domain::retry::RetrySchedule;
-use kyc_worker::domain::verdict::{Acceptance, NotSent, Phase, Rejection, Verdict};
+use kyc_worker::domain::verdict::{Acceptance, FailurePoint, NotSent, Rejection, Verdict};
 use uuid::Uuid;
 
 const TICK: Duration = Duration::from_secs(15);
@@ -275,15 +275,16 @@ impl State {
         };
         let job_id = Uuid::from_u128(7);
         let is_newer = job == OLDER;
-        let rival = standing.map(|standing| Rival { job_id, is_newer, has_same_content: false, standing });
+        let sibling =
+            standing.map(|standing| Sibling { job_id, is_newer, has_same_content: false, standing });
         let is_resend = self.jobs[job].unknown > 0;
-        self.jobs[job].row = match rule(rival.as_slice(), is_resend) {
-            Ruling::Go if is_resend && !self.budget().allows_resend() => Row::LastUpdate,
-            Ruling::Go => Row::Submitting,
-            Ruling::Wait => Row::Waiting,
-            Ruling::Superseded { .. } => Row::Superseded,
-            Ruling::NewerFateUnknown { .. } => Row::NewerFateUnknown,
-            Ruling::Duplicate { .. } => unreachable!("their contents differ"),
+        self.jobs[job].row = match rule(sibling.as_slice(), is_resend) {
+            Decision::Go if is_resend && !self.budget().allows_resend() => Row::LastUpdate,
+            Decision::Go => Row::Submitting,
+            Decision::Wait => Row::Waiting,
+            Decision::Superseded { .. } => Row::Superseded,
+            Decision::NewerFateUnknown { .. } => Row::NewerFateUnknown,
+            Decision::Duplicate { .. } => unreachable!("their contents differ"),
         };
         if self.jobs[job].row != Row::Submitting {
             return Worker::Idle;
@@ -307,7 +308,7 @@ impl State {
         let verdict = match answer {
             Answer::Accepted => Verdict::Accepted(Acceptance::default()),
             Answer::Rejected => Verdict::Rejected(Rejection::FieldRefused),
-            Answer::Lost => Verdict::Unknown(Phase::TimedOut),
+            Answer::Lost => Verdict::Unknown(FailurePoint::TimedOut),
             Answer::NotSent => Verdict::NotSent(NotSent::WindowClosed),
         };
         let is_ours = self.jobs[job].token == token || !protocol.compares_tokens;

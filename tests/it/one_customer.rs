@@ -371,7 +371,7 @@ pub async fn take_slot(world: &World, job: &Job) -> Transaction<'static, Postgre
             job_id, customer_id, requested_at, received_at, sealed_payload, state, attempts, claim_token,
             claimed_by, claimed_until
         )
-        values ($1, $2, $3, now(), 'sealed', 'submitting', 1, 1, 'rival', now() + interval '25 s')";
+        values ($1, $2, $3, now(), 'sealed', 'submitting', 1, 1, 'sibling', now() + interval '25 s')";
     execute(&mut tx, insert, job).await;
     tx
 }
@@ -513,7 +513,7 @@ fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
             tx.commit().await.expect("it commits");
             let next = claiming.await.expect("no panic").expect("the database answers");
             let is_as_expected = match (state, next.as_deref()) {
-                ("superseded", Some([NextAttempt::SteppedAside(id, Some(outcome))])) => {
+                ("superseded", Some([NextAttempt::YieldedSlot(id, Some(outcome))])) => {
                     *id == older.id && *outcome == Outcome::Superseded { by: newer.id }
                 }
                 ("submitting", Some([NextAttempt::Claimed(claimed)])) => claimed.claim.job_id == older.id,

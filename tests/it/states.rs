@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use kyc_worker::clock::Moment;
 use kyc_worker::desk::budget::set_budget;
-use kyc_worker::desk::interventions::Signed;
+use kyc_worker::desk::interventions::Attribution;
 use kyc_worker::desk::replay::{Intent, ReplayRules, replay};
 use kyc_worker::desk::resolve::{Finding, resolve};
 use kyc_worker::domain::job::{Envelope, Invalid, Job};
 use kyc_worker::domain::outcome::{Exhaustion, Outcome, Review, Wait, WaitingFor};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
-use kyc_worker::domain::verdict::{Acceptance, Misconfiguration, NotSent, Phase, Rejection, Verdict};
+use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Misconfiguration, NotSent, Rejection, Verdict};
 use kyc_worker::journal::history::audit::Audit;
 use kyc_worker::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, NextAttempt, Opened, Settled, Turn,
@@ -26,7 +26,7 @@ use crate::harness::{FINGERPRINT_KEY, World, world};
 use crate::one_customer::{job_asked, journal};
 
 const AFTER: Duration = Duration::from_secs(3_600);
-const BY_ANA: Signed<'static> = Signed { by: "ana", note: "why" };
+const BY_ANA: Attribution<'static> = Attribution { by: "ana", note: "why" };
 
 /// Where a job stands, and how that is known.
 #[derive(Clone, Debug, Eq, FromRow, Hash, PartialEq)]
@@ -93,7 +93,7 @@ impl Maker<'_> {
     }
 
     async fn doubt(&self, claim: &Claim) -> Uuid {
-        let unknown = Verdict::Unknown(Phase::ServerError);
+        let unknown = Verdict::Unknown(FailurePoint::ServerError);
         self.journal.doubt(claim, &result(unknown)).await.expect("the claim is ours");
         self.later(claim.job_id).await
     }
@@ -170,7 +170,7 @@ impl Maker<'_> {
         let older = self.throttle(&self.claim(&job_asked(customer_id, 60)).await).await;
         self.accept(&self.claim(&job_asked(customer_id, 0)).await).await;
         let next = self.next(older).await;
-        assert!(matches!(next, NextAttempt::SteppedAside(_, Some(Outcome::Superseded { .. }))));
+        assert!(matches!(next, NextAttempt::YieldedSlot(_, Some(Outcome::Superseded { .. }))));
         older
     }
 
@@ -300,7 +300,7 @@ impl Maker<'_> {
         set_budget(&self.world.pool, last.customer_id, 2, BY_ANA).await.expect("it is counted");
         let next = self.next(cleared).await;
         let is_last = Outcome::NeedsReview(Review::LastUpdate);
-        assert!(matches!(next, NextAttempt::SteppedAside(_, Some(outcome)) if outcome == is_last));
+        assert!(matches!(next, NextAttempt::YieldedSlot(_, Some(outcome)) if outcome == is_last));
         vec![
             self.overtaken().await,
             self.opened_behind(&second, 60, false).await,

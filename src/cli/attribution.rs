@@ -1,12 +1,12 @@
-//! What is done by hand is signed.
+//! Who does something by hand, and why: the arguments that every such command takes.
 
 use clap::Args;
 
-use crate::desk::interventions::Signed;
+use crate::desk::interventions::Attribution;
 
 /// Who does something by hand, and why. Kept for ever.
 #[derive(Args, Debug)]
-pub(super) struct SignedArgs {
+pub(super) struct AttributionArgs {
     /// Who does this; kept for ever
     #[arg(long, value_name = "NAME", value_parser = parse_text)]
     by: String,
@@ -15,15 +15,15 @@ pub(super) struct SignedArgs {
     note: String,
 }
 
-impl SignedArgs {
-    pub fn signed(&self) -> Signed<'_> {
-        Signed { by: &self.by, note: &self.note }
+impl AttributionArgs {
+    pub fn attribution(&self) -> Attribution<'_> {
+        Attribution { by: &self.by, note: &self.note }
     }
 }
 
 /// The same, where it need not be said.
 #[derive(Args, Debug)]
-pub(super) struct MaybeSignedArgs {
+pub(super) struct MaybeAttributionArgs {
     /// Who does this; kept for ever
     #[arg(long, value_name = "NAME", value_parser = parse_text)]
     pub by: Option<String>,
@@ -32,9 +32,9 @@ pub(super) struct MaybeSignedArgs {
     pub note: Option<String>,
 }
 
-impl MaybeSignedArgs {
-    pub fn signed(&self) -> Option<Signed<'_>> {
-        Some(Signed { by: self.by.as_deref()?, note: self.note.as_deref()? })
+impl MaybeAttributionArgs {
+    pub fn attribution(&self) -> Option<Attribution<'_>> {
+        Some(Attribution { by: self.by.as_deref()?, note: self.note.as_deref()? })
     }
 }
 
