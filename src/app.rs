@@ -93,7 +93,6 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     }
 }
 
-/// A worker at work.
 struct Running {
     /// What is done with deliveries and due jobs.
     jobs: TaskTracker,
@@ -108,7 +107,6 @@ struct Running {
 }
 
 impl Running {
-    /// Starts every task.
     async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> anyhow::Result<Self> {
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.

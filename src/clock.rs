@@ -13,7 +13,6 @@ use crate::failpoint;
 /// neither for sure. Another machine's clock, which ends a lease, goes on meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// For timers.
     pub monotonic: Instant,
     /// For the provider and for people, in whole microseconds as Postgres keeps them.
     pub wall: SystemTime,
@@ -22,7 +21,6 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// This moment.
     pub fn now() -> Self {
         let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let micros = u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX);

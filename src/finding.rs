@@ -6,7 +6,6 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Grade {
-    /// As it should be.
     Ok,
     /// Worth knowing; nothing fails for it.
     Note,
@@ -17,7 +16,6 @@ pub enum Grade {
 /// One thing, as it was found.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// How it was found.
     pub grade: Grade,
     /// What was found. It begins with the setting to blame, where there is one.
     pub what: String,
@@ -27,17 +25,14 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// As it should be.
     pub fn ok(what: impl Into<String>) -> Self {
         Self { grade: Grade::Ok, what: what.into(), remedy: None }
     }
 
-    /// Worth knowing.
     pub fn note(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { grade: Grade::Note, what: what.into(), remedy: Some(remedy.into()) }
     }
 
-    /// Wrong.
     pub fn wrong(what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { grade: Grade::Wrong, what: what.into(), remedy: Some(remedy.into()) }
     }

@@ -39,19 +39,14 @@ const JOURNAL_RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
 /// What every job goes through.
 pub struct Worker {
-    /// What happened, in Postgres.
     pub journal: Journal,
-    /// The DollarPe API.
     pub provider: Provider,
     /// Whether the provider may be bothered.
     pub breaker: Breaker,
     /// Whether deliveries may be taken.
     pub intake: Intake,
-    /// Whether its loops move.
     pub liveness: Liveness,
-    /// Which jobs are valid.
     pub rules: Rules,
-    /// When to try again.
     pub schedule: RetrySchedule,
     /// When looks at customers prove something.
     pub timing: Timing,

@@ -10,7 +10,6 @@ use crate::domain::outcome::Disposition;
 pub(super) enum Word {
     /// This delivery and every one before it that it has not been told of.
     AckUpTo(u64),
-    /// This delivery.
     Ack(u64),
     /// This delivery, to the dead letters.
     DeadLetter(u64),

@@ -22,12 +22,10 @@ pub struct DeadLetter {
     pub body: Vec<u8>,
     /// SHA-256 of the body.
     pub body_sha256: [u8; 32],
-    /// The AMQP `message_id`.
     pub message_id: Option<String>,
     /// Why it is here: `rejected` by a worker, or by the broker itself `delivery_limit`,
     /// `expired` or `maxlen`.
     pub cause: Option<String>,
-    /// When it came here.
     pub died_at: Option<OffsetDateTime>,
     /// What of its properties could not be read and is not here: published again, it would be
     /// another message.

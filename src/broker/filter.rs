@@ -14,7 +14,6 @@ use super::wire::Cursor;
 use crate::domain::job::Whole;
 use dollarpe::canonical_json::Fault;
 
-/// Type, channel and size.
 const HEAD: usize = 7;
 
 /// What a frame is beside its payload.

@@ -53,7 +53,6 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
 /// A session that stood for so long was a good one: the next trouble is a new one.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
-/// Dead after two missed.
 const HEARTBEAT_SECONDS: u16 = 10;
 
 /// Where lapin does not look for heartbeats, as while a connection is closed, this ends it.

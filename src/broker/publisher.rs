@@ -37,7 +37,6 @@ pub enum NotTaken {
     /// The broker takes nothing, or did not say what became of it.
     #[error("{0}; what was published last may have arrived all the same")]
     Unconfirmed(Wait),
-    /// The connection failed.
     #[error(
         "the connection failed before the confirmation; what was published last may have arrived all the same"
     )]
@@ -160,12 +159,10 @@ impl Publisher {
         self.publish_to(exchange, routing_key, properties, body).await?.await
     }
 
-    /// What messages wait for.
     pub fn wait(&self) -> Wait {
         Wait(self.connection.status().clone())
     }
 
-    /// Closes the connection.
     pub async fn close(self) {
         close(&self.connection).await;
     }

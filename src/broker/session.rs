@@ -37,10 +37,8 @@ const ACK_AGE_MAX: Duration = Duration::from_millis(50);
 /// Room for what tracing and gateways add to a message, and a bound on what others may.
 const PROPERTIES_MAX: Limits = Limits { bytes: 16 * 1024, values: 256 };
 
-/// What deliveries to take.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
-    /// From whose queue.
     pub edge: Edge,
     /// How many deliveries may be undisposed.
     pub prefetch: u16,
@@ -56,9 +54,7 @@ pub struct Delivery {
     pub whole: Option<Whole>,
     /// The properties that could not be read, and are left out.
     pub unreadable: Vec<Fault>,
-    /// The AMQP `message_id`.
     pub message_id: Option<String>,
-    /// The AMQP `correlation_id`.
     pub correlation_id: Option<String>,
     /// The AMQP `timestamp`, in seconds since 1970.
     pub timestamp: Option<u64>,
@@ -155,7 +151,6 @@ enum BrokenOff {
     /// With the network or the broker.
     #[error("the session broke off; what it had handed over comes again")]
     Lost(#[source] anyhow::Error),
-    /// RabbitMQ, "Delivery Acknowledgement Timeout".
     #[error(
         "a delivery waited longer for its ack than the broker's consumer_timeout; what was handed over comes again; see what holds it up with `kyc-worker report`, or set a longer consumer_timeout at the broker"
     )]

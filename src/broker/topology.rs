@@ -23,9 +23,7 @@ const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000;
 /// Whose queue is set up. Each edge has one of its own, and depends on no other's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Edge {
-    /// Jobs.
     Jobs,
-    /// The provider's webhooks.
     CustomerEvents,
 }
 
@@ -129,7 +127,6 @@ impl<'a> Asking<'a> {
         }
     }
 
-    /// As `TOPOLOGY` says.
     async fn set_up(
         &mut self,
         settings: &BrokerSettings,

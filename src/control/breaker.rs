@@ -27,15 +27,12 @@ use crate::provider::Provider;
 /// A clock further off the provider's than this may not sign.
 pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 
-/// Where the breaker stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
-    /// Work flows.
     Closed {
         /// Attempts that failed, or were refused as nobody documents it, since the last answered one.
         failures: u32,
     },
-    /// No attempt begins.
     Open(Cause),
     /// A probe was answered: one attempt may begin.
     Trial(Cause),
@@ -43,55 +40,44 @@ pub enum State {
     Wanting {
         /// Why the breaker is not closed.
         cause: Cause,
-        /// Since then.
         since: Instant,
     },
     /// That attempt is under way.
     Trying(Cause),
     /// The provider asked everybody to wait.
     Throttled {
-        /// Until then.
         until: Instant,
     },
 }
 
-/// Why the breaker opened.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Cause {
     /// The provider cannot be reached, or does not answer.
     Failing,
-    /// The provider refuses us.
     Misconfigured(Misconfiguration),
     /// Our clock is that many seconds off the provider's: it would refuse our signatures.
     ClockSkew(i64),
 }
 
-/// What the breaker learns.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event<'a> {
-    /// An attempt ended.
     Attempted {
-        /// Its verdict.
         verdict: &'a Verdict,
         /// Whether it was the trial.
         is_trial: bool,
     },
     /// The provider asked to wait.
     PutOff {
-        /// Until then.
         until: Instant,
     },
-    /// That time has come.
     WaitOver,
     /// The provider's clock and ours are too far apart.
     ClockSkewed(i64),
     /// The provider answered a probe as it should.
     ProbeAnswered,
-    /// The trial begins.
     TrialBegun,
     /// There is nothing to try.
     NothingToTry {
-        /// Since now.
         at: Instant,
     },
 }
@@ -144,7 +130,6 @@ impl State {
 enum Judgement {
     Good,
     Failure,
-    /// Everybody is refused.
     Refusal(Misconfiguration),
     /// It may be about one job.
     OddRefusal(Misconfiguration),
@@ -186,12 +171,10 @@ impl Breaker {
         Self { state: watch::Sender::new(State::Closed { failures: 0 }), failures_max }
     }
 
-    /// Where it stands.
     pub fn state(&self) -> State {
         *self.state.borrow()
     }
 
-    /// Whether attempts may begin.
     pub fn is_closed(&self) -> bool {
         matches!(self.state(), State::Closed { .. })
     }

@@ -44,9 +44,7 @@ impl Reason {
 /// Who must act on a pause.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Severity {
-    /// It passes by itself.
     Passing,
-    /// A person must act.
     NeedsPerson,
 }
 

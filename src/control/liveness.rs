@@ -24,7 +24,6 @@ impl Default for Loop {
 }
 
 impl Loop {
-    /// Shows it.
     pub fn turn(&self) {
         *self.turned_at.lock() = Instant::now();
     }
@@ -38,7 +37,6 @@ impl Loop {
 /// The broker's loop: whether it moves, and whether it has a session.
 #[derive(Clone, Debug, Default)]
 pub struct SessionLoop {
-    /// Whether it moves.
     pub turns: Loop,
     has_session: Arc<AtomicBool>,
 }
@@ -60,11 +58,9 @@ impl SessionLoop {
 pub struct Liveness {
     /// The broker's session, and its rebuilding.
     pub session: SessionLoop,
-    /// The scheduler's rounds.
     pub scheduler: Loop,
     /// The reads of unknown outcomes.
     pub reads: Loop,
-    /// The tracker's rounds.
     pub tracker: Loop,
 }
 

@@ -12,9 +12,7 @@ use crate::journal::budget::{Spent, spent};
 /// What is known of a customer.
 #[derive(Debug, Serialize)]
 pub struct CustomerStory {
-    /// The customer.
     pub customer_id: Uuid,
-    /// His updates.
     pub spent: Spent,
     /// Who told us of those spent elsewhere, and why.
     pub budget_set: Option<BudgetSet>,
@@ -28,19 +26,15 @@ pub struct CustomerStory {
 /// A person's word on updates spent elsewhere.
 #[derive(Debug, Serialize)]
 pub struct BudgetSet {
-    /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// Who.
     pub by: String,
-    /// Why.
     pub note: String,
 }
 
 /// A job of a customer.
 #[derive(Debug, Serialize)]
 pub struct CustomerJob {
-    /// Where it stands.
     #[serde(flatten)]
     pub submission: SubmissionView,
     /// How many updates it spent, or may have spent.
@@ -48,9 +42,6 @@ pub struct CustomerJob {
 }
 
 /// Writes down how many updates a customer spent elsewhere, who says so, and why.
-///
-/// # Errors
-/// When the database fails.
 pub async fn set_budget(
     pool: &PgPool,
     customer_id: Uuid,
@@ -83,9 +74,6 @@ pub async fn set_budget(
 }
 
 /// What is known of a customer; `None` if nothing is.
-///
-/// # Errors
-/// When the database fails.
 pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Option<CustomerStory>> {
     let mut connection = pool.acquire().await?;
     let ids = sqlx::query!(

@@ -9,7 +9,6 @@ use crate::desk::interventions::{Attribution, Intervention, record};
 
 /// Why a worker dead-lettered a message.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct DeadLetterView {
     pub job_id: Option<Uuid>,
     #[serde(with = "time::serde::rfc3339")]
@@ -19,9 +18,6 @@ pub struct DeadLetterView {
 }
 
 /// The dead-lettered deliveries that named a job, in order.
-///
-/// # Errors
-/// When the database fails.
 pub(crate) async fn dead_letters_of(
     connection: &mut PgConnection,
     job_id: Uuid,
@@ -40,9 +36,6 @@ pub(crate) async fn dead_letters_of(
 }
 
 /// Why the message with this body was dead-lettered last; `None` where no worker did it.
-///
-/// # Errors
-/// When the database fails.
 pub async fn find_dead_letter(pool: &PgPool, body_sha256: &[u8]) -> sqlx::Result<Option<DeadLetterView>> {
     sqlx::query_as!(
         DeadLetterView,
@@ -59,9 +52,6 @@ pub async fn find_dead_letter(pool: &PgPool, body_sha256: &[u8]) -> sqlx::Result
 }
 
 /// Writes down that a person has a dead letter delivered again; or, after that, why it was not.
-///
-/// # Errors
-/// When the database fails.
 pub async fn record_requeue(
     pool: &PgPool,
     letter_id: &str,

@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 /// A job as auditors see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct ExportedJob {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
@@ -39,16 +38,11 @@ pub struct ExportedJob {
 /// The span of time to export: jobs received from `since` on, and before `until`.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
-    /// From then on.
     pub since: OffsetDateTime,
-    /// Until before then.
     pub until: OffsetDateTime,
 }
 
 /// How many jobs lie in the span.
-///
-/// # Errors
-/// When the database fails.
 pub async fn count_jobs(connection: &mut PgConnection, span: Span) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"-- count_exported
@@ -64,9 +58,6 @@ pub async fn count_jobs(connection: &mut PgConnection, span: Span) -> sqlx::Resu
 }
 
 /// Lets this connection's statements take as long as they need.
-///
-/// # Errors
-/// When the database fails.
 pub async fn lift_time_limit(connection: &mut PgConnection) -> sqlx::Result<()> {
     sqlx::query("-- lift_time_limit\nset statement_timeout = 0").execute(connection).await?;
     Ok(())

@@ -6,10 +6,8 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 
-/// What was removed.
 #[derive(Debug, Serialize)]
 pub struct Forgotten {
-    /// The customer.
     pub customer_id: Uuid,
     /// How many jobs of his there are.
     pub jobs: u64,
@@ -25,7 +23,6 @@ pub enum ForgetError {
     /// His payload is still needed.
     #[error("job {0} of the customer is in motion; wait for its end, see `kyc-worker show {0}`")]
     InMotion(Uuid),
-    /// The database failed.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }

@@ -10,9 +10,7 @@ use crate::journal::pause::{Pause, current_pause};
 /// Who does something by hand, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct Attribution<'a> {
-    /// Who.
     pub by: &'a str,
-    /// Why.
     pub note: &'a str,
 }
 
@@ -25,13 +23,11 @@ pub struct Intervention<'a> {
     pub job_id: Option<Uuid>,
     /// The customer that it is about.
     pub customer_id: Option<Uuid>,
-    /// What exactly.
     pub detail: Option<&'a str>,
 }
 
 /// What a person did, as people see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct InterventionView {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -42,9 +38,6 @@ pub struct InterventionView {
 }
 
 /// What people did to a job, in order.
-///
-/// # Errors
-/// When the database fails.
 pub(crate) async fn interventions_of(
     connection: &mut PgConnection,
     job_id: Uuid,
@@ -60,9 +53,6 @@ pub(crate) async fn interventions_of(
 }
 
 /// Writes down what a person does, in the transaction that does it.
-///
-/// # Errors
-/// When the database fails.
 pub(crate) async fn record(
     executor: impl PgExecutor<'_>,
     intervention: Intervention<'_>,
@@ -85,18 +75,12 @@ pub(crate) async fn record(
 }
 
 /// Pauses all the work, or renews the pause with another reason.
-///
-/// # Errors
-/// When the database fails.
 pub async fn pause(pool: &PgPool, attribution: Attribution<'_>) -> sqlx::Result<()> {
     let intervention = Intervention { action: "pause", job_id: None, customer_id: None, detail: None };
     record(pool, intervention, attribution).await
 }
 
 /// Ends the pause. Returns the pause that was ended; `None` if there was none.
-///
-/// # Errors
-/// When the database fails.
 pub async fn resume(pool: &PgPool, by: Option<&str>, note: Option<&str>) -> sqlx::Result<Option<Pause>> {
     let Some(pause) = current_pause(pool).await? else { return Ok(None) };
     sqlx::query!(

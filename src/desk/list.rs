@@ -10,7 +10,6 @@ use uuid::Uuid;
 const LOOK_BACK_MIN: Duration = Duration::HOUR;
 const LOOK_BACK_GROWTH: i32 = 4;
 
-/// What to list.
 #[derive(Clone, Debug)]
 pub struct Filter<'a> {
     /// Only jobs in this state.
@@ -22,13 +21,11 @@ pub struct Filter<'a> {
     /// Only jobs received since. Without it, jobs of any age: to be asked of a customer, or of
     /// a state that jobs do not stay in.
     pub since: Option<OffsetDateTime>,
-    /// How many at most.
     pub limit: i64,
 }
 
 /// A job in a list.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct ListedJob {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
@@ -45,9 +42,6 @@ pub struct ListedJob {
 }
 
 /// The jobs that match, those received last first. Reads no more than it has to go back.
-///
-/// # Errors
-/// When the database fails.
 pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> sqlx::Result<Vec<ListedJob>> {
     let Some(since) = filter.since else { return list_since(pool, filter, None).await };
     let now = OffsetDateTime::now_utc();

@@ -20,9 +20,7 @@ use crate::journal::claim::{Candidate, look};
 pub struct Selection<'a> {
     /// The state that they ended in.
     pub state: Option<&'a str>,
-    /// The reason why.
     pub reason_code: Option<&'a str>,
-    /// How many at most.
     pub limit: i64,
 }
 
@@ -42,7 +40,6 @@ pub enum Intent<'a> {
     DryRun,
     /// To do it, due after so long.
     Replay {
-        /// Who, and why.
         attribution: Attribution<'a>,
         /// From now to when it is due.
         delay: Duration,
@@ -52,11 +49,8 @@ pub enum Intent<'a> {
 /// What became of one job's replay.
 #[derive(Debug, Serialize)]
 pub struct Replay {
-    /// The job.
     pub job_id: Uuid,
-    /// The customer.
     pub customer_id: Option<Uuid>,
-    /// How it had ended.
     pub was: Option<String>,
     /// How many updates the customer has left before it.
     pub updates_left: Option<u32>,
@@ -66,7 +60,6 @@ pub struct Replay {
 
 /// Why a job is not sent again.
 #[derive(Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "their texts say it")]
 pub enum Refusal {
     NotKnown,
     InMotion,
@@ -110,9 +103,6 @@ impl Serialize for Refusal {
 }
 
 /// The ended jobs that `selection` means, those asked for first before the others.
-///
-/// # Errors
-/// When the database fails.
 pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         "-- find_ended
@@ -132,9 +122,6 @@ pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Resul
 }
 
 /// Sends one job again, or says why not. One commit; of a dry run, none.
-///
-/// # Errors
-/// When the database fails.
 pub async fn replay(
     pool: &PgPool,
     job_id: Uuid,

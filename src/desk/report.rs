@@ -11,7 +11,6 @@ use crate::desk::story::AttemptView;
 use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::{WorkerView, workers};
 
-/// Where the work stands.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Since when what came and went is counted.
@@ -21,7 +20,6 @@ pub struct Report {
     pub pause: Option<Pause>,
     /// Every replica that lives or died lately.
     pub workers: Vec<WorkerView>,
-    /// What came and went.
     pub flow: Flow,
     /// How many submissions are in each state: all that are open, and those that ended since.
     pub states: Vec<StateCount>,
@@ -49,7 +47,6 @@ pub struct Report {
 
 /// What came and went, and how long it took from receipt to an acceptance or a rejection.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "their names say it")]
 pub struct Flow {
     pub received: i64,
     pub ended: i64,
@@ -62,7 +59,6 @@ pub struct Flow {
 
 /// How many submissions are in a state, by reason.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct StateCount {
     pub state: String,
     pub reason_code: Option<String>,
@@ -71,7 +67,6 @@ pub struct StateCount {
 
 /// How many open submissions of a state are how old.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "their names say it")]
 pub struct OpenByAge {
     pub state: String,
     pub under_1m: i64,
@@ -84,7 +79,6 @@ pub struct OpenByAge {
 /// The verifications that are followed.
 #[derive(Debug, Serialize)]
 pub struct Verifications {
-    /// How many.
     pub running: i64,
     /// How many of them take longer than they should.
     pub overdue: i64,
@@ -95,7 +89,6 @@ pub struct Verifications {
 
 /// How many deliveries were dead-lettered for a reason.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct ReasonCount {
     pub reason_code: String,
     pub count: i64,
@@ -103,7 +96,6 @@ pub struct ReasonCount {
 
 /// A submission that is not done.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct OpenWork {
     pub job_id: Uuid,
     pub state: String,
@@ -113,9 +105,6 @@ pub struct OpenWork {
 }
 
 /// Where the work stands. Customers are at their limit with `customer_updates` spent.
-///
-/// # Errors
-/// When the database fails.
 pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sqlx::Result<Report> {
     let since = OffsetDateTime::now_utc() - since;
     Ok(Report {

@@ -11,7 +11,6 @@ use crate::journal::budget::{Spent, spent};
 
 /// A submission as people see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct SubmissionView {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
@@ -43,7 +42,6 @@ pub struct SubmissionView {
 
 /// An attempt as people see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct AttemptView {
     pub job_id: Uuid,
     pub number: i32,
@@ -64,9 +62,7 @@ pub struct AttemptView {
 /// The story of one job.
 #[derive(Debug, Serialize)]
 pub struct JobStory {
-    /// Where it stands.
     pub submission: SubmissionView,
-    /// Its attempts, in order.
     pub attempts: Vec<AttemptView>,
     /// The looks at its customer, in order.
     pub observations: Vec<ObservationView>,
@@ -74,7 +70,6 @@ pub struct JobStory {
     pub interventions: Vec<InterventionView>,
     /// Its deliveries that were dead-lettered.
     pub dead_letters: Vec<DeadLetterView>,
-    /// The customer's updates.
     pub spent: Option<Spent>,
     /// The customer's other jobs that nothing orders before or after this one: both were asked
     /// for at the same time, or within a minute of each other and dated by their receipt alone.
@@ -83,7 +78,6 @@ pub struct JobStory {
 
 /// A look at a customer as people see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct ObservationView {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -95,9 +89,6 @@ pub struct ObservationView {
 }
 
 /// The story of one job; `None` if it is not known.
-///
-/// # Errors
-/// When the database fails.
 pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobStory>> {
     let mut connection = pool.acquire().await?;
     let Some(submission) = submission(&mut connection, job_id).await? else { return Ok(None) };

@@ -23,9 +23,7 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 pub struct Notice<'a> {
     /// The body, as it was.
     pub body: &'a [u8],
-    /// `X-TIMESTAMP`.
     pub timestamp: Option<&'a str>,
-    /// `X-SIGNATURE`.
     pub signature: Option<&'a str>,
     /// When the gateway published it: the AMQP `timestamp`, in Unix seconds.
     pub published_at: Option<u64>,
@@ -36,7 +34,6 @@ pub struct Notice<'a> {
 /// What the provider tells by itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Notification {
-    /// Something of a customer.
     Customer(CustomerEvent),
     /// Something else, of this type, as far as its words are known.
     Other(String),
@@ -45,7 +42,6 @@ pub enum Notification {
 /// What the provider says of a customer.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct CustomerEvent {
-    /// Whom it is about.
     pub customer_id: Uuid,
     /// The verification status; words that nobody knows are withheld.
     pub status: String,
@@ -58,7 +54,6 @@ pub struct CustomerEvent {
 /// Why a webhook is not believed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Refusal {
-    /// It breaks the contract.
     Invalid(String),
     /// The provider did not sign it.
     Forged(&'static str),

@@ -14,7 +14,6 @@ use super::verification::is_final;
 /// What is wrong with a job's history.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fault {
-    /// Which of its rows.
     pub place: String,
     /// What is wrong with it.
     pub what: String,
@@ -22,9 +21,7 @@ pub struct Fault {
     pub remedy: &'static str,
 }
 
-/// A job's own row.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct Submission {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
@@ -52,9 +49,7 @@ pub struct Submission {
     pub entries: i32,
 }
 
-/// An attempt's row.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct Attempt {
     pub job_id: Uuid,
     pub number: i32,
@@ -73,9 +68,7 @@ pub struct Attempt {
     pub late_entry: Option<i32>,
 }
 
-/// An observation's row.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct Observation {
     pub id: i64,
     pub job_id: Uuid,
@@ -91,7 +84,6 @@ pub struct Observation {
 
 /// What a person did to the job.
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct Intervention {
     pub job_id: Uuid,
     pub at: OffsetDateTime,
@@ -102,7 +94,6 @@ pub struct Intervention {
 
 /// The job of the same customer that the reason names.
 #[derive(Clone, Copy, Debug)]
-#[expect(missing_docs, reason = "their names say it")]
 pub struct Sibling {
     pub job_id: Uuid,
     pub is_newer: bool,
@@ -116,11 +107,8 @@ pub struct Sibling {
 /// All that the tables say of a job.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// Its own row.
     pub submission: Submission,
-    /// By number.
     pub attempts: Vec<Attempt>,
-    /// As they were written.
     pub observations: Vec<Observation>,
     /// As they were done: `replay`, `resolve`, `review`.
     pub interventions: Vec<Intervention>,
@@ -140,7 +128,6 @@ enum Event<'a> {
 /// What the events so far have come to.
 #[derive(Clone, Copy)]
 enum Standing<'a> {
-    /// It was not tried.
     Untried,
     /// It waits: its last attempt spent nothing.
     Retry(&'a Attempt),
@@ -267,7 +254,6 @@ impl History {
         }
     }
 
-    /// Attempts follow one another.
     fn order(&self, faults: &mut Faults) {
         for (attempt, next) in self.attempts.iter().zip(self.attempts.iter().skip(1)) {
             let place = || format!("attempt {}", next.number);

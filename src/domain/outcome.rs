@@ -11,7 +11,6 @@ use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
 
 /// The states of a submission, in the schema's words.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(missing_docs, reason = "the column is described in the schema")]
 pub enum State {
     Submitting,
     Waiting,
@@ -73,7 +72,6 @@ pub fn named_job(reason: &str) -> Option<Uuid> {
     reason.split_whitespace().find_map(|word| word.parse().ok())
 }
 
-/// How a submission ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
     /// The provider applied the update.
@@ -82,26 +80,21 @@ pub enum Outcome {
     Rejected(Rejection),
     /// A newer job of the customer was accepted.
     Superseded {
-        /// Which.
         by: Uuid,
     },
     /// Another job with the same content was, or may have been, applied.
     Duplicate {
-        /// Which.
         of: Uuid,
     },
     /// The job ran out of attempts or of time.
     Exhausted(Exhaustion),
-    /// A person must decide.
     NeedsReview(Review),
 }
 
-/// What ran out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Exhaustion {
     /// As many attempts as are allowed were answered, throttled or not sent.
     Attempts,
-    /// The job's `expires_at` passed.
     Expired,
 }
 
@@ -113,10 +106,7 @@ pub enum Review {
     /// The update was not applied, but sending it again might take the customer's last one.
     LastUpdate,
     /// A newer job of the customer may have been applied, and nobody knows.
-    NewerFateUnknown {
-        /// Which.
-        newer: Uuid,
-    },
+    NewerFateUnknown { newer: Uuid },
     /// The provider refuses us, or with words that are not documented, for this job and not for others.
     RefusedOnlyForThisJob,
 }
@@ -230,12 +220,9 @@ impl WaitingFor {
     }
 }
 
-/// What follows an attempt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
-    /// The submission ends.
     End(Outcome),
-    /// The submission is parked.
     Wait(Wait),
     /// Nobody knows whether the attempt was applied: the customer is looked at.
     ReadBack,
@@ -244,9 +231,7 @@ pub enum Next {
 /// How a submission is parked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wait {
-    /// What for.
     pub waiting_for: WaitingFor,
-    /// How long at least.
     pub delay: Duration,
     /// Whether the attempt counts against the schedule.
     pub counts: bool,
@@ -257,7 +242,6 @@ pub struct Wait {
 pub struct History {
     /// Attempts that count against the schedule.
     pub retries: u32,
-    /// Attempts that ended `misconfigured`.
     pub misconfigured: u32,
     /// Attempts that were ever of unknown fate.
     pub unknown: u32,
@@ -331,7 +315,6 @@ pub enum Receipt {
     Known,
     /// A `job_id` we have already, with another content.
     Conflict,
-    /// No job.
     Invalid,
     /// The worker failed on it: a bug of ours.
     WorkerFailed,
@@ -359,7 +342,7 @@ impl Receipt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::verdict::{Misconfiguration, Phase};
+    use crate::domain::verdict::{FailurePoint, Misconfiguration};
 
     const SCHEDULE: RetrySchedule = RetrySchedule {
         delay_min: Duration::from_millis(500),
@@ -391,7 +374,7 @@ mod tests {
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
         check(refused, first, wait(WaitingFor::Provider, 0, false));
-        check(Verdict::Unknown(Phase::TimedOut), first, Next::ReadBack);
+        check(Verdict::Unknown(FailurePoint::TimedOut), first, Next::ReadBack);
     }
 
     #[test]

@@ -6,17 +6,14 @@ use uuid::Uuid;
 /// Another job of the same customer that may matter.
 #[derive(Clone, Debug)]
 pub struct Sibling {
-    /// The job.
     pub job_id: Uuid,
     /// Whether it was asked for later than ours.
     pub is_newer: bool,
     /// Whether it asks for the same as ours.
     pub has_same_content: bool,
-    /// Where it stands.
     pub standing: Standing,
 }
 
-/// Where a sibling stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Standing {
     /// It will be sent, or is being sent.
@@ -33,23 +30,19 @@ pub enum Standing {
 /// What the job may do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Decision {
-    /// It goes ahead.
     Go,
     /// It waits behind a newer one.
     Wait,
     /// A newer one was accepted.
     Superseded {
-        /// Which.
         by: Uuid,
     },
     /// Another one with the same content was, or may have been, applied.
     Duplicate {
-        /// Which.
         of: Uuid,
     },
     /// A newer one may have been applied, and nobody knows.
     NewerFateUnknown {
-        /// Which.
         newer: Uuid,
     },
 }

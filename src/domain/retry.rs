@@ -5,10 +5,8 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
-/// The schedule of retries.
 #[derive(Clone, Copy, Debug)]
 pub struct RetrySchedule {
-    /// The first delay.
     pub delay_min: Duration,
     /// No delay is longer, whatever the jitter or the provider says.
     pub delay_max: Duration,

@@ -24,7 +24,6 @@ pub enum HttpOutcome {
 /// An answer of the provider, or of something between it and us.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answer {
-    /// The HTTP status.
     pub status: u16,
     /// The `Retry-After` header, as it was written.
     pub retry_after: Option<String>,
@@ -43,7 +42,6 @@ pub struct Answer {
 /// The body of an [`Answer`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Body {
-    /// It arrived whole.
     Whole(Vec<u8>),
     /// It was cut, timed out, grew past the cap, or is encoded in a way that we did not ask for.
     #[default]
@@ -60,7 +58,6 @@ pub enum NotSent {
     /// Opened ahead, it found no place among the requests in flight before its window closed, or
     /// the intake paused.
     HeldBack,
-    /// The worker is stopping.
     Shutdown,
 }
 
@@ -136,7 +133,6 @@ pub enum Misconfiguration {
     Endpoint,
     /// 301, 302, 307, 308: redirects are never followed, they would take the signature along.
     Redirected,
-    /// `Invalid Signature`.
     Signature,
     /// The timestamp is refused, as too old for instance.
     Timestamp,

@@ -16,16 +16,13 @@ pub struct Tracking {
     pub give_up: Duration,
 }
 
-/// What follows a look.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NextLook {
     /// None: the verification has ended.
     Ended,
     /// None: it has taken too long.
     GivenUp,
-    /// One after that long.
     After {
-        /// From this look's record.
         delay: Duration,
         /// Whether the deadline has passed.
         is_overdue: bool,

@@ -31,17 +31,12 @@ const CAUTION_TIME: Duration = Duration::from_secs(10);
 
 /// What a job has written with others.
 pub(crate) enum Change {
-    /// It is opened.
     Open(Arc<NewRow>),
-    /// Its attempt is closed.
     Close(Arc<Closing>),
 }
 
-/// What became of that.
 pub(crate) enum Written {
-    /// It was opened.
     Opened(Opened),
-    /// Its attempt was closed.
     Closed,
 }
 
@@ -81,7 +76,6 @@ impl BatchThread {
         Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
     }
 
-    /// What spawns on it.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }

@@ -48,10 +48,8 @@ const SUPERSEDED_AT_ONCE: i64 = 100;
 /// How long a job is left alone of which the database refuses what is to be written.
 const REFUSED_WAIT_SECONDS: f64 = 60.0;
 
-/// Which attempts may begin.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Turn {
-    /// Any that are due.
     Any,
     /// A trial, while the breaker is not closed: of no job that was ever of unknown fate.
     Trial,
@@ -61,9 +59,7 @@ pub enum Turn {
 
 /// A job that waited, claimed again.
 pub struct ClaimedJob {
-    /// The claim.
     pub claim: Claim,
-    /// What to submit.
     pub request: UpdateRequest,
     /// Upstream's own name for what the job belongs to.
     pub correlation_id: Option<String>,
@@ -109,9 +105,6 @@ impl Journal {
     /// Claims up to `limit` jobs that have been due the longest, of customers who are free,
     /// and begins their next attempts, in one commit. Of a customer's jobs the newest goes
     /// first. `None` when another replica was faster; empty when nothing is due.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn next_attempts(
         &self,
         t0: Moment,
@@ -172,9 +165,6 @@ impl Journal {
 
     /// What an earlier [`Journal::next_attempts`] with this `t0` has begun, where its answer was
     /// lost. To be asked once: whoever gets them sends them.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn find_begun(&self, t0: Moment, turn: Turn) -> Result<Vec<ClaimedJob>, JournalError> {
         let begun = bounded(
             sqlx::query_as!(
@@ -411,9 +401,6 @@ impl Journal {
 
     /// Makes those due now that wait for the key of their payload: a worker that has just started may
     /// have it.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn wake_unreadable(&self) -> Result<(), JournalError> {
         bounded(
             sqlx::query!(

@@ -48,7 +48,6 @@ const FALLBACK: Duration = Duration::from_secs(3_600);
 #[derive(Default)]
 pub(crate) struct Floor(Mutex<Read>);
 
-/// What was read last.
 #[derive(Default)]
 struct Read {
     /// Before this there was nothing any more.
@@ -128,9 +127,7 @@ impl Floors {
 /// A submission whose owner vanished.
 #[derive(Debug)]
 pub struct Rescued {
-    /// The job.
     pub job_id: Uuid,
-    /// Who held it.
     pub claimed_by: Option<String>,
     /// The attempt that was open.
     pub attempt: i32,
@@ -218,9 +215,6 @@ async fn lock_abandoned(
 impl Journal {
     /// Takes over up to `limit` submissions whose worker vanished after it had begun an
     /// attempt: its fate is unknown, and the customer is to be looked at.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn take_over(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
         let taken = bounded(async {
@@ -277,9 +271,6 @@ impl Journal {
 
     /// Ends up to `limit` waiting submissions whose `expires_at` has passed, and wakes the customers'
     /// next. One that had passed before the submission waited is ended by its claim.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn expire(&self, limit: i64) -> Result<Vec<Uuid>, JournalError> {
         let outcome = Outcome::Exhausted(Exhaustion::Expired);
         let now = self.floors.now();
@@ -322,9 +313,6 @@ impl Journal {
     /// Puts off up to `limit` due submissions that another one of their customer is ahead of. Whoever
     /// releases or ends that one wakes the next; this is for commits that cross. The newest, which the
     /// others rely on, does not sleep for long, whatever it was that it slept through.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn postpone_busy(&self, limit: i64) -> Result<u64, JournalError> {
         bounded(async {
             let mut tx = self.pool.begin().await?;
@@ -394,9 +382,6 @@ impl Journal {
     }
 
     /// Removes up to `limit` payloads of submissions that ended longer than `retention` ago.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn sweep_payloads(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
         let now = self.floors.now();
@@ -427,9 +412,6 @@ impl Journal {
     }
 
     /// How long until the next submission is due; zero if one is due now.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn next_due(&self) -> Result<Option<Duration>, JournalError> {
         let read = bounded(
             sqlx::query!(
@@ -461,9 +443,6 @@ impl Journal {
     }
 
     /// How many submissions are in motion.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn count_in_motion(&self) -> Result<i64, JournalError> {
         bounded(
             sqlx::query_scalar!(
@@ -490,9 +469,6 @@ impl Journal {
     }
 
     /// Removes up to `limit` rows of deliveries dead-lettered longer than `retention` ago.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn sweep_dead_letters(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
         let swept = bounded(

@@ -196,21 +196,16 @@ const FOR_BATCHES: u32 = 1;
 /// time whatever else waits.
 const CONNECTIONS_PER_READER: u32 = 2;
 
-/// SQLSTATE `deadlock_detected`.
 const DEADLOCK: &str = "40P01";
 
 /// The right to make one attempt now.
 #[derive(Clone, Copy, Debug)]
 pub struct Claim {
-    /// The job.
     pub job_id: Uuid,
-    /// The customer.
     pub customer_id: Uuid,
     /// Grows with every claim of the job; fences out whoever held an older one.
     pub token: i64,
-    /// The attempt's number.
     pub attempt: i32,
-    /// The attempts before it.
     pub history: History,
     /// When this attempt's send window began.
     pub t0: Moment,
@@ -471,7 +466,6 @@ const MIGRATION_LOCK_TIMEOUT: &str = "set lock_timeout = '1s'";
 const MIGRATION_PAUSE: Duration = Duration::from_secs(1);
 const MIGRATION_TRIES: u32 = 60;
 
-/// SQLSTATE `lock_not_available`.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Brings the schema up to this version's, and gives the roles of deploy/roles.sql their rights,

@@ -32,11 +32,9 @@ pub enum Admission {
 pub enum Opened {
     /// It is ours to submit, and its first attempt is begun.
     Claimed(Claim),
-    /// It waits.
     Parked,
     /// It ended at once, for another job of its customer.
     Ended(Outcome),
-    /// We have it already.
     Known,
     /// Its `job_id` is taken by another content.
     Conflict,
@@ -96,9 +94,7 @@ struct Behind<'a> {
 /// A delivery that goes to the dead-letter queue.
 #[derive(Clone, Copy)]
 pub struct DeadLetter<'a> {
-    /// The delivery.
     pub envelope: &'a Envelope<'a>,
-    /// When it came.
     pub received_at: OffsetDateTime,
     /// Whether the broker may have handed it over before.
     pub is_redelivered: bool,
@@ -111,9 +107,6 @@ impl Journal {
     ///
     /// Calling it again after an error is safe, with the same `admission`: what a lost
     /// answer had committed is found again.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn open(
         &self,
         job: &Job,
@@ -236,9 +229,6 @@ impl Journal {
 
     /// Writes down a delivery that is no job, in one commit. Where its `job_id` can be
     /// read and is not taken, it gets a submission too, so that upstream finds it there.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_invalid(
         &self,
         letter: DeadLetter<'_>,
@@ -270,9 +260,6 @@ impl Journal {
     }
 
     /// Writes down a delivery whose `job_id` is taken by another content.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_conflict(&self, letter: DeadLetter<'_>, job_id: Uuid) -> Result<(), JournalError> {
         let reason =
             "/job_id: is taken by a job with another content; publish this one under an id of its own";
@@ -284,9 +271,6 @@ impl Journal {
     }
 
     /// Writes down a delivery that the worker failed on.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_worker_failed(&self, letter: DeadLetter<'_>) -> Result<(), JournalError> {
         let reason = "the worker failed on this delivery: a bug of its own; report it, and requeue the message after the fix";
         bounded(async {

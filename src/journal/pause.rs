@@ -7,19 +7,13 @@ use time::OffsetDateTime;
 /// A pause of all the work.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Pause {
-    /// Since when.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// Who paused it.
     pub by: String,
-    /// Why.
     pub note: String,
 }
 
 /// The pause that holds now.
-///
-/// # Errors
-/// When the database fails.
 pub async fn current_pause(pool: &PgPool) -> sqlx::Result<Option<Pause>> {
     sqlx::query_as!(
         Pause,

@@ -57,16 +57,13 @@ const READ_BY_INDEX: &str = "set enable_seqscan = off; set jit = off;";
 /// What a session is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Session {
-    /// A worker's statements.
     Work,
-    /// A worker's batches.
     Batches,
     /// A command that people wait for.
     Command,
 }
 
 impl Session {
-    /// Sets a session up.
     pub async fn set_up(self, connection: &mut PgConnection) -> sqlx::Result<()> {
         let statements = match self {
             Self::Work => [SESSION, LOOK_UP_BY_INDEX, ""],

@@ -16,13 +16,10 @@ use crate::journal::{Claim, Journal, JournalError, bounded};
 /// before the look.
 #[derive(Clone, Debug)]
 pub struct ReadClaim {
-    /// The job.
     pub job_id: Uuid,
-    /// Whom to look at.
     pub customer_id: Uuid,
     /// Fences out whoever held an older claim.
     pub token: i64,
-    /// The attempt in doubt.
     pub attempt: i32,
     /// Before the look, by the database's clock.
     pub at: OffsetDateTime,
@@ -41,14 +38,11 @@ pub struct ReadClaim {
     pub confirmed: u32,
     /// How long ago the last of them was.
     pub since_confirmation: Age,
-    /// The customer's updates.
     pub budget: Budget,
 }
 
-/// What a look settled.
 #[derive(Clone, Debug)]
 pub enum Settled {
-    /// The submission ended.
     Ended(Outcome),
     /// It is to be sent again, now.
     SendAgain,
@@ -59,9 +53,6 @@ pub enum Settled {
 impl Journal {
     /// Claims up to `limit` reads that have been due the longest, over a connection that waits for no
     /// job.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn claim_reads(&self, limit: usize) -> Result<Vec<ReadClaim>, JournalError> {
         let claimed_at = Moment::now();
         // Another update stays suspect until a look shows that its verification is over. A look
@@ -304,9 +295,6 @@ impl Journal {
 
     /// Takes the right to look at a customer before his first attempt here, unless he was
     /// looked at less than `apart` ago, by any replica.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn claim_baseline(
         &self,
         customer_id: Uuid,
@@ -330,9 +318,6 @@ impl Journal {
     }
 
     /// Writes down what a look before the first attempt said, and moves the claim's head on.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_baseline(
         &self,
         claim: &mut Claim,

@@ -16,9 +16,7 @@ const REMEMBERED_SECONDS: f64 = 3600.0;
 /// What a replica says of itself.
 #[derive(Clone, Debug)]
 pub struct Pulse<'a> {
-    /// Which process it is.
     pub instance: &'a str,
-    /// When it started.
     pub started_at: OffsetDateTime,
     /// How many deliveries and jobs it is working on.
     pub in_flight: usize,
@@ -28,7 +26,6 @@ pub struct Pulse<'a> {
 
 /// A replica as people see it.
 #[derive(Debug, Serialize)]
-#[expect(missing_docs, reason = "the columns are described in the schema")]
 pub struct WorkerView {
     pub name: String,
     pub instance: String,
@@ -45,9 +42,6 @@ pub struct WorkerView {
 
 impl Journal {
     /// Writes down that this replica lives, and reads whether the work is paused.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
         bounded(
             sqlx::query_as!(
@@ -79,9 +73,6 @@ impl Journal {
     }
 
     /// Removes this replica's row: it stops in good order.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn leave(&self, instance: &str) -> Result<(), JournalError> {
         bounded(
             sqlx::query!(
@@ -97,9 +88,6 @@ impl Journal {
     }
 
     /// Forgets replicas that died long ago.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn sweep_workers(&self) -> Result<(), JournalError> {
         bounded(
             sqlx::query!(
@@ -115,9 +103,6 @@ impl Journal {
 }
 
 /// Every replica that lives or died lately.
-///
-/// # Errors
-/// When the database fails.
 pub async fn workers(pool: &PgPool) -> sqlx::Result<Vec<WorkerView>> {
     sqlx::query_as!(
         WorkerView,

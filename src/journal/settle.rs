@@ -21,7 +21,6 @@ use crate::seal::Fingerprinter;
 /// What an attempt came to.
 #[derive(Debug)]
 pub struct AttemptResult {
-    /// What it means.
     pub verdict: Verdict,
     /// The HTTP status, where one was seen.
     pub http_status: Option<u16>,
@@ -29,7 +28,6 @@ pub struct AttemptResult {
     pub provider_message: Option<String>,
     /// What went wrong on our side.
     pub error: Option<&'static str>,
-    /// How long it took.
     pub duration: Duration,
 }
 
@@ -164,9 +162,6 @@ impl Journal {
     /// Adds the result of an attempt whose claim was lost. A late acceptance ends the
     /// submission, if nothing else has since, and fences out whoever holds it now; any
     /// other result is a note. Returns whether it ended the submission.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_late(&self, claim: &Claim, verdict: &Verdict) -> Result<bool, JournalError> {
         bounded(async {
             let mut tx = self.pool.begin().await?;
@@ -276,7 +271,6 @@ impl Closing {
             || acceptance.is_some_and(|a| a.reference.is_some() || a.verification_status.is_some())
     }
 
-    /// The same without them.
     fn without_texts(&self) -> Self {
         let acceptance = self.acceptance.as_ref().map(|_| Acceptance::default());
         Self { provider_message: None, acceptance, ..self.clone() }

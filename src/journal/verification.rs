@@ -26,7 +26,6 @@ pub struct Pace {
     pub look_time_max: Duration,
 }
 
-/// Verifications that were due.
 #[derive(Debug)]
 pub struct DueVerifications {
     /// Those that are ours to look at now.
@@ -38,15 +37,12 @@ pub struct DueVerifications {
 /// The right to look at a customer in verification, and what the records said before the look.
 #[derive(Debug)]
 pub struct VerificationClaim {
-    /// The accepted job.
     pub job_id: Uuid,
-    /// Whom to look at.
     pub customer_id: Uuid,
     /// Before the look, by the database's clock.
     pub at: OffsetDateTime,
     /// How long ago the job was accepted.
     pub since_acceptance: Duration,
-    /// The provider's latest word.
     pub status: Option<String>,
     /// Why the verification failed, in the provider's latest words.
     pub failure_reason: Option<String>,
@@ -61,7 +57,6 @@ pub enum EventNoted {
     Ended(Uuid),
     /// It is written down with this job, and says nothing sure of it.
     Stored(Uuid),
-    /// We had it already.
     Known,
     /// No job is the customer's.
     UnknownCustomer,
@@ -104,9 +99,6 @@ impl Journal {
     /// Claims up to `limit` looks that have been due the longest, as `pace` allows. A job
     /// whose customer has a newer accepted one is not looked at any more, and one whose
     /// customer was looked at just now waits.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn claim_verifications(
         &self,
         pace: &Pace,
@@ -198,9 +190,6 @@ impl Journal {
     /// Writes down what a look said, if it said something, and when the next one is due, in
     /// one commit. Returns false, and changes nothing, where the verification has ended
     /// meanwhile, was taken over, or is known as of a later time.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_verification(
         &self,
         claim: &VerificationClaim,
@@ -279,9 +268,6 @@ impl Journal {
     /// It is taken for the job's end at once if it says that a verification has ended; not
     /// sooner after the job's attempt began than one may; later than anything known of it;
     /// and with no other update of the customer in verification when the attempt began.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_customer_event(&self, event: &CustomerEvent) -> Result<EventNoted, JournalError> {
         bounded(async {
             let mut tx = self.pool.begin().await?;
@@ -412,9 +398,6 @@ impl Journal {
     }
 
     /// Writes down a customer event that is not believed.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn record_refused_event(
         &self,
         letter: DeadLetter<'_>,

@@ -76,9 +76,7 @@ pub struct Scheduler {
     poll: Duration,
     payload_retention: Duration,
     dead_letter_retention: Duration,
-    /// Wakes the attempts' loop.
     due: Notify,
-    /// Wakes the reads' loop.
     read_due: Notify,
 }
 

@@ -1,6 +1,5 @@
 //! Promises, each broken on purpose: the real binary against a real broker, a real
 //! database and the sandbox over HTTP.
-#![allow(missing_docs, reason = "a test's name says what it is for")]
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "tests fail loudly")]
 
 mod harness;

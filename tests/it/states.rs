@@ -151,7 +151,7 @@ impl Maker<'_> {
 
     async fn replayed(&self, job_id: Uuid) -> Uuid {
         let rules = ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(60) };
-        let intent = Intent::Replay { signed: BY_ANA, delay: AFTER };
+        let intent = Intent::Replay { attribution: BY_ANA, delay: AFTER };
         let replayed = replay(&self.world.pool, job_id, rules, intent).await.expect("the database answers");
         assert_eq!(replayed.refusal, None);
         job_id

@@ -17,7 +17,6 @@ pub(super) use self::check::{instant, uuid};
 use self::signed_link::cut_signature;
 use dollarpe::canonical_json::{Fault, Json, Profile};
 
-/// No job is larger.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 const FAULTS_MAX: usize = 32;
 const INVALID_CHARS_MAX: usize = 2_000;
@@ -51,7 +50,6 @@ pub struct Job {
     pub requested_at: OffsetDateTime,
     /// When the request loses its meaning, in UTC; presigned links die.
     pub expires_at: Option<OffsetDateTime>,
-    /// Upstream's own label.
     pub correlation_id: Option<String>,
     /// What the provider is to be sent.
     pub request: UpdateRequest,
@@ -73,11 +71,8 @@ pub struct UpdateRequest {
 /// A delivery's body and those of its AMQP properties that a job is made of.
 #[derive(Clone, Copy, Default)]
 pub struct Envelope<'a> {
-    /// The payload, untouched.
     pub body: &'a [u8],
-    /// `message_id`.
     pub message_id: Option<&'a str>,
-    /// `correlation_id`.
     pub correlation_id: Option<&'a str>,
     /// `timestamp`, in Unix seconds.
     pub timestamp: Option<u64>,

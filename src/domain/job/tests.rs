@@ -13,7 +13,6 @@ const JOB_ID: &str = "0b4d3c2e-8f1a-4f7e-9f55-6f0a3b1c2d3e";
 const CUSTOMER_ID: &str = "4e6f1b20-a73c-11ec-b909-0242ac120002";
 const OTHER_ID: &str = "11111111-2222-4333-8444-555555555555";
 
-/// The provider's documented example.
 fn example() -> Value {
     json!({
         "customer_id": CUSTOMER_ID,

@@ -22,7 +22,6 @@ const PAGE: i64 = 2_000;
 const BEGIN: &str = "begin isolation level repeatable read read only; set local statement_timeout = 0; \
      set local idle_in_transaction_session_timeout = 0";
 
-/// An audit under way.
 pub struct Audit {
     tx: PgTransaction<'static>,
     fingerprinter: Fingerprinter,
@@ -41,24 +40,17 @@ pub struct Page {
     pub verified: u64,
     /// How many are not, though no part of them is missing.
     pub broken: u64,
-    /// All that is wrong.
     pub findings: Vec<Finding>,
 }
 
 impl Audit {
     /// Begins an audit of what is there now.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn begin(pool: &PgPool, fingerprinter: Fingerprinter) -> sqlx::Result<Self> {
         let tx = pool.begin_with(BEGIN).await?;
         Ok(Self { tx, fingerprinter, next: Some(Uuid::nil()) })
     }
 
     /// How many submissions there are.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn count(&mut self) -> sqlx::Result<i64> {
         sqlx::query_scalar!(
             r#"-- count_audited
@@ -69,9 +61,6 @@ impl Audit {
     }
 
     /// Examines some more histories; `None` after the last.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn next_page(&mut self) -> sqlx::Result<Option<Page>> {
         let Some(first) = self.next else { return Ok(None) };
         let job_ids = sqlx::query_scalar!(
@@ -91,9 +80,6 @@ impl Audit {
     }
 
     /// Examines the histories of these jobs. One that is not known is a finding.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub async fn examine(&mut self, job_ids: &[Uuid]) -> sqlx::Result<Page> {
         let mut page = Page::default();
         let mut histories = self.histories(job_ids).await?;

@@ -26,12 +26,9 @@ pub struct Head {
     pub entries: i32,
 }
 
-/// Whose history it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Subject {
-    /// The job.
     pub job_id: Uuid,
-    /// Its customer.
     pub customer_id: Uuid,
 }
 
@@ -39,7 +36,6 @@ pub(crate) struct Subject {
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(test, derive(PartialEq))]
 pub(crate) enum Entry<'a> {
-    /// An attempt was closed.
     Attempt {
         number: i32,
         worker: &'a str,
@@ -94,9 +90,6 @@ impl Head {
 
     /// Locks a submission's row until the transaction's end, and returns where its chain stands
     /// and the transaction's time. `None` if there is no such submission.
-    ///
-    /// # Errors
-    /// When the database fails.
     pub(crate) async fn lock(
         tx: &mut PgConnection,
         job_id: Uuid,

@@ -11,9 +11,7 @@ use crate::seal::Fingerprinter;
 /// What is wrong with a job's history.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
-    /// The job.
     pub job_id: Uuid,
-    /// Which of its rows.
     pub place: String,
     /// What is wrong with it.
     pub what: String,
