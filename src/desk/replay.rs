@@ -13,7 +13,8 @@ use crate::desk::locked_job::{LockedJob, lock_job};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Budget;
 use crate::journal::budget::spent;
-use crate::journal::claim::{Candidate, look};
+use crate::journal::rows::Candidate;
+use crate::journal::statements::claim::look;
 
 /// Which jobs to send again.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::lock_job;
-use crate::journal::claim::wake_newest;
+use crate::journal::statements::wake::wake_newest;
 
 /// What a person has found out of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]

@@ -12,13 +12,13 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
-use crate::journal::open::{NewRow, Opened, Slots, open_many};
-use crate::journal::pool::Session;
-use crate::journal::settle::{Closing, close_many};
-use crate::journal::{
-    CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, ONE_CLAIM, ONE_ROW, PING_TIME_MAX, bounded,
-    is_taken,
-};
+use crate::journal::error::{ONE_CLAIM, ONE_ROW, is_taken};
+use crate::journal::pool::bounded;
+use crate::journal::rows::{Closing, NewRow, Slots};
+use crate::journal::session::Session;
+use crate::journal::statements::close::close_many;
+use crate::journal::statements::open::open_many;
+use crate::journal::{CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, Opened, PING_TIME_MAX};
 use crate::seal::Fingerprinter;
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second

@@ -8,9 +8,10 @@ use tokio::time::timeout;
 
 use crate::config::Secret;
 use crate::finding::Finding;
+use crate::journal::error::{READ_ONLY, code_of};
 use crate::journal::fingerprint_key::{KeyMatch, match_key};
-use crate::journal::pool::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
-use crate::journal::{READ_ONLY, code_of};
+use crate::journal::schema::{needed_version, schema_version};
+use crate::journal::session::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
 use crate::seal::Fingerprinter;
 use crate::tls::certificate_fault;
 
@@ -247,9 +248,9 @@ async fn look_at_schema(
         ));
         return Ok(());
     }
-    let needed = super::needed_version();
+    let needed = needed_version();
     let remedy = "run `kyc-worker migrate`, or `kyc-worker run --migrate`";
-    match crate::journal::schema_version(connection).await? {
+    match schema_version(connection).await? {
         None => {
             findings.push(Finding::wrong("DATABASE_URL: the database has no tables of ours", remedy));
             return Ok(());

@@ -10,24 +10,16 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::domain::outcome::{Exhaustion, Outcome};
-use crate::journal::claim::{wake_newest, wake_newest_due_after};
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::{Journal, JournalError, bounded};
+use crate::journal::pool::bounded;
+use crate::journal::statements::wake::{
+    FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest, wake_newest_due_after,
+};
+use crate::journal::{Journal, JournalError};
 use crate::seal::Fingerprinter;
-
-/// The newest job that waits for its customer is looked at after so long at least, and then after as
-/// long again as the slot has been held: whoever releases the slot wakes it, unless their commits cross.
-pub(crate) const NEAR_WAIT_MIN_SECONDS: f64 = 1.0;
-
-/// It is looked at after so long at most.
-pub(crate) const NEAR_WAIT_MAX_SECONDS: f64 = 30.0;
 
 /// Behind an attempt of unknown fate, which takes a minute to settle, it is looked at so often.
 const UNKNOWN_WAIT_SECONDS: f64 = 10.0;
-
-/// A job that is not its customer's newest need not be looked at: the newest goes first, and wakes the
-/// next when it ends. All of a backlog are looked at so seldom.
-pub(crate) const FAR_WAIT_SECONDS: f64 = 300.0;
 
 /// Nothing was kept for longer, and Postgres' times go back no further than some thousands of years.
 const RETENTION_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);

@@ -1,226 +1,205 @@
-//! Connections to Postgres: where they lead, and what every session of ours is set to, whatever
-//! the server, the database or the role have for a default. Knows no table.
+//! Pools of connections: how they are opened, when a connection may be used again, and how long any of
+//! them is waited for.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use parking_lot::{Mutex, const_mutex};
+use sqlx::pool::PoolConnectionMetadata;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::info;
 
-use crate::config::Secret;
-use crate::journal::CONNECT_TIME_MAX;
+use crate::config::{DatabaseSettings, Secret};
+use crate::journal::error::READ_ONLY;
+use crate::journal::session::{Session, addresses, connect_options, is_pooled_by_transaction, reach};
+use crate::journal::{
+    ANSWER_TIME_MAX, CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, JournalError, PING_TIME_MAX, inspect,
+};
 
-/// What the promises need of a session, and our statements.
-///
-/// - Whoever took a customer's slot looks with a second statement, which must see what was
-///   committed meanwhile: read committed.
-/// - What was committed outlives a crash of the server, and of its disk where a standby is waited
-///   for. An operator's `remote_write` and `remote_apply` stay.
-/// - Two replicas never mean different tables by one name.
-/// - No statement waits for ever.
-///
-/// Set by statements: poolers refuse or forget what a startup packet asks for. Whether the session
-/// is read-only is not set: that is an operator's switch, or their disk is full.
-const SESSION: &str = "
-    set default_transaction_isolation = 'read committed';
-    set default_transaction_deferrable = off;
-    select set_config('synchronous_commit', 'on', false)
-        where current_setting('synchronous_commit') in ('off', 'local');
-    set search_path = public;
-    set standard_conforming_strings = on;
-    set statement_timeout = '10s';
-    set lock_timeout = '5s';
-    set idle_in_transaction_session_timeout = '10s';";
+/// When connections were last found to be of no use that others of their age may share:
+/// forgotten by the network, or made while the database was read-only. Process-wide, as
+/// a pool's hooks know nothing of its journal.
+static DISTRUSTED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
-/// Every statement of the worker's looks few rows up by an index. On tables that are new, or
-/// that grew since they were analyzed, Postgres would rather read them whole, and remember that
-/// plan for as long as the connection lives. Compiling a plan, sharing it among processes, or making
-/// it anew for each few rows pays for none of them.
-const LOOK_UP_BY_INDEX: &str = "
-    set enable_seqscan = off;
-    set enable_bitmapscan = off;
-    set enable_hashjoin = off;
-    set enable_mergejoin = off;
-    set jit = off;
-    set max_parallel_workers_per_gather = 0;
-    set plan_cache_mode = force_generic_plan;";
+/// When the database last did what it was asked for, over any connection of this process.
+pub(crate) static ANSWERED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
-/// A row that somebody holds keeps a batch for no longer than this.
-const BATCH_LOCK_TIMEOUT: &str = "set lock_timeout = '250ms';";
-
-/// What people ask spans a day of a table that only grows. Where its statistics are older than
-/// that day, Postgres would read the years before it, too.
-const READ_BY_INDEX: &str = "set enable_seqscan = off; set jit = off;";
-
-/// What a session is for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Session {
-    Work,
-    Batches,
-    /// A command that people wait for.
-    Command,
+pub(crate) fn answered_within(time: Duration) -> bool {
+    ANSWERED_AT.lock().is_some_and(|at| at.elapsed() < time)
 }
 
-impl Session {
-    pub async fn set_up(self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        let statements = match self {
-            Self::Work => [SESSION, LOOK_UP_BY_INDEX, ""],
-            Self::Batches => [SESSION, LOOK_UP_BY_INDEX, BATCH_LOCK_TIMEOUT],
-            Self::Command => [SESSION, READ_BY_INDEX, ""],
-        };
-        connection.execute(&*statements.concat()).await.map(|_set| ())
-    }
+/// How many of a worker's connections are for batches.
+const FOR_BATCHES: u32 = 1;
 
-    /// Connects and sets the session up.
-    pub async fn connect(self, options: &PgConnectOptions) -> sqlx::Result<PgConnection> {
-        let mut connection = options.connect().await?;
-        self.set_up(&mut connection).await?;
-        Ok(connection)
-    }
-}
+/// For so many of a worker's other connections it has one for reads of unknown outcomes, which come in
+/// time whatever else waits.
+const CONNECTIONS_PER_READER: u32 = 2;
 
-/// How to connect; and where to, for people.
-pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
-    let options: PgConnectOptions = url
-        .expose()
-        .parse()
-        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
-    let place = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => format!("{}:{}", options.get_host(), options.get_port()),
-    };
-    // A pooler refuses what it does not know, and we need no more digits than the server's default.
-    Ok((options.application_name("kyc-worker").extra_float_digits(None), place))
-}
-
-/// The addresses that the database's host has, where it has several. Each is tried with a share of
-/// the time of its own: the library has one limit around all of them, which the first that
-/// swallows packets uses up. It also checks a certificate against the host it connects to, so with
-/// `verify-full` the name stays, and all that goes with it.
-pub(crate) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
-    let host = options.get_host().trim_matches(['[', ']']);
-    if options.get_socket().is_some() {
-        return Vec::new();
-    }
-    match timeout(CONNECT_TIME_MAX, lookup_host((host, options.get_port()))).await {
-        Ok(Ok(found)) => found.collect(),
-        // Connecting finds it out again, and tells.
-        Ok(Err(_)) | Err(_) => Vec::new(),
-    }
-}
-
-/// Where a connection comes about: at the first address of several that lets us in, or else where
-/// the options say.
-pub(crate) async fn reach(options: PgConnectOptions) -> sqlx::Result<PgConnectOptions> {
-    let addresses = addresses(&options).await;
-    if addresses.len() < 2 || matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
-        return Ok(options);
-    }
-    reach_one_of(&addresses, &options, share_of(CONNECT_TIME_MAX, addresses.len())).await
-}
-
-async fn reach_one_of(
-    addresses: &[SocketAddr],
-    options: &PgConnectOptions,
-    share: Duration,
-) -> sqlx::Result<PgConnectOptions> {
-    let mut last = sqlx::Error::PoolTimedOut;
-    for address in addresses {
-        let there = options.clone().host(&address.ip().to_string()).port(address.port());
-        match timeout(share, there.connect()).await {
-            Ok(Ok(connection)) => {
-                hang_up(connection, share).await;
-                return Ok(there);
-            }
-            Ok(Err(error)) => last = error,
-            Err(_elapsed) => {}
+/// Waits for the database, but not for ever.
+pub(crate) async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
+    match timeout(ANSWER_TIME_MAX, work).await {
+        Ok(Ok(done)) => {
+            *ANSWERED_AT.lock() = Some(Instant::now());
+            Ok(done)
         }
-    }
-    Err(last)
-}
-
-/// Closes a connection that has served its purpose. Nothing depends on how that ends.
-async fn hang_up(connection: PgConnection, time_max: Duration) {
-    drop(timeout(time_max, connection.close()).await);
-}
-
-/// The addresses that take no connection, where the host has several.
-pub(crate) async fn silent_addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
-    let addresses = addresses(options).await;
-    let share = share_of(CONNECT_TIME_MAX, addresses.len() + 1);
-    let mut silent = Vec::new();
-    if addresses.len() > 1 {
-        for address in addresses {
-            if !matches!(timeout(share, TcpStream::connect(address)).await, Ok(Ok(_))) {
-                silent.push(address);
+        Ok(Err(error)) => {
+            if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == READ_ONLY)
+            {
+                distrust_connections();
             }
+            Err(error.into())
         }
+        Err(_elapsed) => Err(JournalError::TimedOut),
     }
-    silent
 }
 
-fn share_of(time: Duration, parts: usize) -> Duration {
-    time / u32::try_from(parts).unwrap_or(u32::MAX).max(1)
+/// From now on, connections that were made before are closed instead of used. At most once
+/// a second: those made since may be as bad, and are not to be made anew without a pause.
+fn distrust_connections() {
+    let mut distrusted_at = DISTRUSTED_AT.lock();
+    if distrusted_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+        *distrusted_at = Some(Instant::now());
+    }
 }
 
-/// How often the two connections are asked, which sees through a pooler that is busy with others.
-const POOLER_LOOKS: u32 = 5;
-
-/// Whether a pooler between us and Postgres hands each transaction another session: two connections
-/// that are open at once are then one session, or one is now this and now that. What was set, and
-/// every prepared statement, would be gone or another's.
-pub(crate) async fn is_pooled_by_transaction(
+/// Whether a connection may be used again. The pool asks this itself, but without an end. What
+/// may not be used is closed by the pool.
+async fn is_usable(
     connection: &mut PgConnection,
+    about: PoolConnectionMetadata,
+    idle_time_min: Duration,
     options: &PgConnectOptions,
-) -> sqlx::Result<bool> {
-    let mut other = match options.connect().await {
-        Ok(other) => Some(other),
-        // There may be none to spare.
-        Err(sqlx::Error::Database(_)) => None,
-        Err(error) => return Err(error),
-    };
-    let first = session_id(connection).await?;
-    let mut is_pooled = false;
-    for _ in 0..POOLER_LOOKS {
-        if let Some(other) = &mut other {
-            is_pooled |= session_id(other).await? == first;
+) -> bool {
+    let distrusted_at = *DISTRUSTED_AT.lock();
+    let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
+    if about.idle_for < idle_time_min && !is_distrusted {
+        return true;
+    }
+    match timeout(PING_TIME_MAX, connection.ping()).await {
+        Ok(answer) => answer.is_ok() && !is_distrusted,
+        Err(_elapsed) => {
+            distrust_connections();
+            drop_silent(connection, options).await;
+            false
         }
-        is_pooled |= session_id(connection).await? != first;
     }
-    if let Some(other) = other {
-        hang_up(other, CONNECT_TIME_MAX).await;
-    }
-    Ok(is_pooled)
 }
 
-/// The server's process. Asked without a prepared statement, which such a pooler breaks.
-async fn session_id(connection: &mut PgConnection) -> sqlx::Result<i32> {
-    connection.fetch_one("select pg_backend_pid()").await?.try_get(0)
+/// Drops a connection that says nothing, and leaves another in its place for the pool to close:
+/// closing waits, under TLS, for a last word of the peer's, and holds the connection's place in
+/// the pool until the kernel gives up. Waits for the database if that is away.
+async fn drop_silent(connection: &mut PgConnection, options: &PgConnectOptions) {
+    loop {
+        match timeout(CONNECT_TIME_MAX, options.connect()).await {
+            Ok(Ok(other)) => {
+                *connection = other;
+                return;
+            }
+            // It refuses us, for a password that was changed, say: then the old one is closed after all.
+            Ok(Err(sqlx::Error::Database(_))) => return,
+            Ok(Err(_)) | Err(_) => sleep(CONNECT_PAUSE).await,
+        }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn an_address_that_says_nothing_gives_way_to_the_next() {
-        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let postgres = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addresses = [&silent, &postgres].map(|listener| listener.local_addr().expect("an address"));
-        tokio::spawn(async move {
-            let (mut client, _) = postgres.accept().await.expect("a client");
-            let _startup = client.read(&mut [0; 1024]).await;
-            // Logged in, and ready for queries.
-            let _gone = client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
-            let _terminate = client.read(&mut [0; 16]).await;
-        });
-        let options = PgConnectOptions::new_without_pgpass().ssl_mode(PgSslMode::Disable);
-        let there = reach_one_of(&addresses, &options, Duration::from_secs(2)).await.expect("the second");
-        assert_eq!(there.get_port(), addresses[1].port());
+/// Leads new connections of `pool` where the setting says by now: its file, last read as `known`,
+/// may have been rotated, and the host have another address that answers. Connections that are open
+/// stay as they are.
+///
+/// # Errors
+/// When there is no way in.
+pub(crate) async fn lead_anew(
+    pool: &PgPool,
+    settings: &DatabaseSettings,
+    known: &mut Option<Secret>,
+) -> anyhow::Result<()> {
+    let url = settings.url()?;
+    let (options, _place) = connect_options(&url)?;
+    // Where nothing may have changed there is nothing to find out, and nobody to ask too often.
+    let is_known = known.as_ref() == Some(&url);
+    if is_known && addresses(&options).await.len() < 2 {
+        return Ok(());
     }
+    let options = reach(options).await?;
+    if !is_known && settings.database_url_file.is_some() {
+        info!("DATABASE_URL read again from its file");
+    }
+    if options.get_host() != pool.connect_options().get_host() {
+        info!(host = options.get_host(), "the database is looked for at another of its addresses");
+    }
+    pool.set_connect_options(options);
+    *known = Some(url);
+    Ok(())
+}
+
+/// How many connections are for reads beside so many for all else but batches.
+pub(crate) fn readers(others: u32) -> u32 {
+    (others / CONNECTIONS_PER_READER).max(1)
+}
+
+/// Opens a pool of connections for a command that people wait for.
+///
+/// # Errors
+/// When Postgres cannot be reached; the error names the setting and never the password.
+pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
+    connect_with(settings.database_connections, url, Session::Command).await
+}
+
+/// Opens a pool of connections for a worker, and leaves those to the journal that batches are
+/// committed over, and that reads of unknown outcomes go over.
+///
+/// # Errors
+/// When Postgres cannot be reached; the error names the setting and never the password.
+pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
+    let connections = settings.database_connections.saturating_sub(FOR_BATCHES);
+    // The most that leave room for those of the reads.
+    let others = (1..=connections).rev().find(|others| others + readers(*others) <= connections);
+    connect_with(others.unwrap_or(1), url, Session::Work).await
+}
+
+async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyhow::Result<PgPool> {
+    let (options, place) = connect_options(url)?;
+    let fault = |error| {
+        let advice = inspect::advice(&error);
+        let what = format!("DATABASE_URL: cannot use Postgres at {place}; {advice}");
+        anyhow::Error::new(error).context(what)
+    };
+    let options = reach(options).await.map_err(fault)?;
+    pool_options(connections, &options, session).connect_with(options).await.map_err(fault)
+}
+
+/// A pool that takes care of its connections itself.
+pub(crate) fn pool_options(connections: u32, options: &PgConnectOptions, session: Session) -> PgPoolOptions {
+    let (before_use, after_use) = (options.clone(), options.clone());
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(CONNECT_TIME_MAX)
+        .test_before_acquire(false)
+        .after_connect(move |connection, _about| Box::pin(session.set_up(connection)))
+        .before_acquire(move |connection, about| {
+            let options = before_use.clone();
+            Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN, &options).await) })
+        })
+        .after_release(move |connection, about| {
+            let options = after_use.clone();
+            Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO, &options).await) })
+        })
+}
+
+/// Checks that the session is one that the promises can rest on: our own, and with an encoding that
+/// holds every text.
+///
+/// # Errors
+/// When it is not, and a person must change that.
+pub async fn check_session(pool: &PgPool) -> anyhow::Result<()> {
+    let mut connection = pool.acquire().await?;
+    if is_pooled_by_transaction(&mut connection, &pool.connect_options()).await? {
+        // Another's statements may be prepared on it.
+        connection.detach();
+        anyhow::bail!("{}; {}", inspect::POOLED, inspect::UNPOOL);
+    }
+    let encoding = inspect::encoding(&mut connection).await?;
+    anyhow::ensure!(encoding == "UTF8", "{}; {}", inspect::wrong_encoding(&encoding), inspect::RECODE);
+    Ok(())
 }

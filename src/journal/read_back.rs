@@ -8,9 +8,10 @@ use uuid::Uuid;
 use crate::clock::Moment;
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Budget, Conclusion, Reading};
-use crate::journal::claim::wake_newest;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::{Claim, Journal, JournalError, bounded};
+use crate::journal::pool::bounded;
+use crate::journal::statements::wake::wake_newest;
+use crate::journal::{Claim, Journal, JournalError};
 
 /// The right to look at the customer of a submission in doubt, and what the records said
 /// before the look.

@@ -5,7 +5,8 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 
 use crate::journal::pause::Pause;
-use crate::journal::{Journal, JournalError, bounded};
+use crate::journal::pool::bounded;
+use crate::journal::{Journal, JournalError};
 
 /// A replica that has not been seen for so long is taken for dead.
 const SEEN_WITHIN_SECONDS: f64 = 10.0;

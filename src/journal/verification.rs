@@ -12,8 +12,9 @@ use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::verification::{NextLook, is_final};
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::open::insert_dead_letter;
-use crate::journal::{DeadLetter, Journal, JournalError, bounded};
+use crate::journal::pool::bounded;
+use crate::journal::statements::open::insert_dead_letter;
+use crate::journal::{DeadLetter, Journal, JournalError};
 
 /// How often customers in verification may be looked at, by all replicas together.
 #[derive(Clone, Copy, Debug)]

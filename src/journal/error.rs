@@ -1,0 +1,148 @@
+//! Why the journal did not do what it was asked for: what the server's codes mean for whoever asked.
+
+use std::borrow::Cow;
+
+use crate::journal::inspect::advice;
+use crate::journal::pool::answered_within;
+use crate::journal::{ANSWER_TIME_MAX, CONNECT_TIME_MAX};
+
+/// Why a write or a read of the journal failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Another worker has taken the job over: this one may write nothing more about it.
+    #[error("the claim is no longer ours")]
+    Fenced,
+    /// The database did not do it.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// The database did not answer.
+    #[error("the database did not answer within {ANSWER_TIME_MAX:?}")]
+    TimedOut,
+}
+
+impl JournalError {
+    /// What a person must do before the database does it, where trying again is of no use until then.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::Database(error) if needs_person(error) => Some(advice(error)),
+            _ => None,
+        }
+    }
+
+    /// Whether the database cannot hold a value that was to be written. It never will.
+    pub fn is_of_a_value(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        let code = code_of(error);
+        ["22", "54"].iter().any(|class| code.starts_with(class))
+    }
+
+    /// Whether the database refuses what was to be written of a job: a value, or a constraint. No other
+    /// job's writes are refused for that.
+    pub(crate) fn is_of_a_job(&self) -> bool {
+        let Self::Database(error) = self else { return false };
+        self.is_of_a_value() || code_of(error).starts_with("23")
+    }
+
+    /// Whether the pool got no further connection while those it has are answered: the server allows
+    /// fewer than `DATABASE_CONNECTIONS`.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::PoolTimedOut)) && answered_within(CONNECT_TIME_MAX)
+    }
+
+    /// Whether the database is away, or as good as away, and not this one statement's fault.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Fenced => false,
+            Self::TimedOut => true,
+            Self::Database(error) => is_outage(error),
+        }
+    }
+}
+
+/// What the server calls an error.
+pub(crate) fn code_of(error: &sqlx::Error) -> Cow<'_, str> {
+    error.as_database_error().and_then(|error| error.code()).unwrap_or_default()
+}
+
+/// Whether the server or a pooler refuses us, or what our statements need is not there: refused
+/// logins, unknown databases, missing rights, tables and columns, statements that are not prepared any
+/// more, data that is corrupted (PostgreSQL, "Error Codes"). PgBouncer says 08P01 whatever it refuses.
+pub(crate) fn needs_person(error: &sqlx::Error) -> bool {
+    let code = code_of(error);
+    ["08P01", "26", "28", "3D", "42", "XX001", "XX002"].iter().any(|class| code.starts_with(class))
+}
+
+/// The constraint that stands for a customer's slot.
+pub(crate) const ONE_CLAIM: &str = "submission_one_claim_per_customer";
+
+/// The constraint that stands for a `job_id`.
+pub(crate) const ONE_ROW: &str = "submission_pkey";
+
+/// Whether a unique constraint, one of `constraints`, was violated. Any other violation is a fault.
+pub(crate) fn is_taken(error: &sqlx::Error, constraints: &[&str]) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.is_unique_violation() && error.constraint().is_some_and(|name| constraints.contains(&name))
+    })
+}
+
+/// Whether another replica was faster: it took the customer's slot, or waited for what we hold.
+pub(crate) fn is_lost_race(error: &sqlx::Error) -> bool {
+    is_taken(error, &[ONE_CLAIM]) || code_of(error) == DEADLOCK
+}
+
+pub(crate) fn is_outage(error: &sqlx::Error) -> bool {
+    use sqlx::Error::{Database, Io, PoolClosed, PoolTimedOut, Protocol, Tls, WorkerCrashed};
+    match error {
+        Io(_) | Tls(_) | Protocol(_) | PoolTimedOut | PoolClosed | WorkerCrashed => true,
+        // Connection exceptions, resources, operator intervention, system errors, read-only, and
+        // locks that took too long (PostgreSQL, "Error Codes").
+        Database(error) => {
+            let code = error.code().unwrap_or_default();
+            ["08", "53", "57", "58", READ_ONLY, "55P03"].iter().any(|class| code.starts_with(class))
+        }
+        _ => false,
+    }
+}
+
+/// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
+/// may hold for as long as the connection does.
+pub(crate) const READ_ONLY: &str = "25006";
+
+const DEADLOCK: &str = "40P01";
+
+/// Whether an error only says that the database is away, so that trying again helps.
+pub fn is_away(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(is_outage)
+}
+
+/// Whether a person must let us in, or give us rights, so that trying again helps after that.
+pub fn is_refused(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref()).any(needs_person)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::journal::pool::ANSWERED_AT;
+
+    #[test]
+    fn a_pool_that_cannot_grow_is_no_outage_while_others_work() {
+        let crowded = JournalError::Database(sqlx::Error::PoolTimedOut);
+        *ANSWERED_AT.lock() = None;
+        assert!(crowded.is_outage() && !crowded.is_crowded(), "nothing is answered");
+        *ANSWERED_AT.lock() = Some(Instant::now());
+        assert!(crowded.is_crowded(), "others are answered");
+        assert!(crowded.remedy().is_none() && !crowded.is_of_a_value());
+    }
+
+    #[test]
+    fn a_database_that_hangs_up_is_away_and_one_without_our_tables_is_not() {
+        let hung_up = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = anyhow::Error::new(sqlx::Error::Io(hung_up)).context("a migration failed");
+        assert!(is_away(&error));
+        assert!(!is_away(&anyhow::anyhow!("DATABASE_URL: the database has no tables of ours")));
+        assert!(!is_away(&anyhow::Error::new(sqlx::Error::RowNotFound)));
+    }
+}

@@ -1,0 +1,345 @@
+//! Jobs and dead letters get their rows.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::job::Whole;
+use crate::domain::outcome::{Outcome, WaitingFor};
+use crate::domain::precedence::Decision;
+use crate::journal::Limits;
+use crate::journal::rows::{Beginning, Candidate, DeadLetter, NewRow, Opened, Slots, column};
+use crate::journal::statements::claim::{begin_attempts, look};
+use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
+
+/// A job that was let in and claimed.
+struct Inserted {
+    job_id: Uuid,
+    begun_at: OffsetDateTime,
+}
+
+/// A job whose customer is busy.
+struct Behind<'a> {
+    row: &'a NewRow,
+    /// How it ends at once, if it does.
+    outcome: Option<Outcome>,
+    /// Whether it is the newest of its customer's here.
+    is_newest: bool,
+}
+
+/// Claims jobs and begins their first attempts; those whose customer's slot is taken, be it by another
+/// of them, wait behind it. `None` for those whose `job_id` is taken: nothing is written of them.
+///
+/// The slots first: the unique index decides between replicas. Then the read of the customer's other
+/// jobs, in a statement of its own, whose snapshot is newer than the slots.
+pub(crate) async fn open_many(
+    tx: &mut PgConnection,
+    worker: &str,
+    limits: &Limits,
+    slots: Slots,
+    rows: &[Arc<NewRow>],
+) -> sqlx::Result<Vec<Option<Opened>>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Of two with one job_id the second goes alone, and is compared with the first.
+    let (mut job_ids, mut customers) =
+        (HashSet::with_capacity(rows.len()), HashSet::with_capacity(rows.len()));
+    let (first, mut behind): (Vec<&NewRow>, Vec<&NewRow>) = rows
+        .iter()
+        .map(Arc::as_ref)
+        .filter(|row| job_ids.insert(row.job_id))
+        .partition(|row| customers.insert(row.customer_id));
+    let begun = insert_claimed(tx, worker, limits, slots, &first).await?;
+    let mut claimed: Vec<(&NewRow, OffsetDateTime)> = Vec::with_capacity(begun.len());
+    for row in first {
+        match begun.get(&row.job_id) {
+            Some(begun_at) => claimed.push((row, *begun_at)),
+            None => behind.push(row),
+        }
+    }
+    let candidates: Vec<Candidate> = claimed.iter().map(|(row, _)| row.candidate()).collect();
+    let decisions = look(tx, &candidates, limits.read_back_window).await?;
+    let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
+    for (((row, begun_at), candidate), decision) in claimed.into_iter().zip(&candidates).zip(decisions) {
+        let became = match decision {
+            Decision::Go => {
+                let claim = row.claim(begun_at);
+                beginning.push(Beginning { job_id: claim.job_id, attempt: claim.attempt, t0: claim.t0 });
+                Opened::Claimed(claim)
+            }
+            decision => match candidate.yield_slot(tx, decision).await? {
+                Some(outcome) => Opened::Ended(outcome),
+                None => Opened::Parked,
+            },
+        };
+        opened.insert(row.job_id, became);
+    }
+    begin_attempts(tx, worker, &beginning).await?;
+    if !behind.is_empty() {
+        opened.extend(open_behind(tx, limits, &behind).await?);
+    }
+    Ok(rows.iter().map(|row| opened.remove(&row.job_id)).collect())
+}
+
+/// Writes jobs down that found their customers busy: they wait, or end where a newer one was accepted.
+/// Those whose `job_id` is taken are left out.
+///
+/// Whoever releases the slot wakes the newest job that waits, but sees none whose commit comes after
+/// its own statement. So the newest of these has a near alarm. The others need none: whoever sees
+/// them sees a newer one, which wakes the next when it ends.
+async fn open_behind(
+    tx: &mut PgConnection,
+    limits: &Limits,
+    rows: &[&NewRow],
+) -> sqlx::Result<HashMap<Uuid, Opened>> {
+    let candidates: Vec<Candidate> = rows.iter().map(|row| row.candidate()).collect();
+    let decisions = look(tx, &candidates, limits.read_back_window).await?;
+    let mut newest: HashMap<Uuid, &NewRow> = HashMap::new();
+    let mut behind = Vec::with_capacity(rows.len());
+    for (row, decision) in rows.iter().copied().zip(decisions) {
+        // Nothing else is sure without the slot.
+        let outcome = match decision {
+            Decision::Superseded { by } => Some(Outcome::Superseded { by }),
+            _ => None,
+        };
+        let known = newest.entry(row.customer_id).or_insert(row);
+        if row.age_key() > known.age_key() {
+            *known = row;
+        }
+        behind.push(Behind { row, outcome, is_newest: false });
+    }
+    for each in &mut behind {
+        each.is_newest = newest.get(&each.row.customer_id).is_some_and(|row| row.job_id == each.row.job_id);
+    }
+    let inserted = insert_behind(tx, &behind).await?;
+    // Where the newest was known already, the others have no alarm but another's.
+    let unwatched = |each: &&Behind<'_>| each.is_newest && !inserted.contains(&each.row.job_id);
+    let unwatched: Vec<Uuid> = behind.iter().filter(unwatched).map(|each| each.row.customer_id).collect();
+    wake_newest(tx, &unwatched).await?;
+    let opened = behind.into_iter().filter(|each| inserted.contains(&each.row.job_id));
+    Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Parked, Opened::Ended))).collect())
+}
+
+async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Result<HashSet<Uuid>> {
+    let all: Vec<&Behind<'_>> = rows.iter().collect();
+    let reasons = column(&all, |each| each.outcome.as_ref().map(|outcome| outcome.reason().into_owned()));
+    let inserted = sqlx::query_scalar!(
+        "-- insert_behind
+        insert into submission (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            state, reason, ended_at, waiting_for, due_at
+        )
+        select
+            new.job_id, new.customer_id, new.document_type, new.document_number_last4, new.content_hmac,
+            new.requested_at, new.received_at, new.expires_at, new.correlation_id,
+            case when new.reason is null then new.sealed_payload end,
+            case when new.reason is null then 'waiting' else 'superseded' end, new.reason,
+            case when new.reason is not null then greatest(now(), new.received_at) end,
+            case when new.reason is null then 'customer' end,
+            case
+                when new.reason is not null then null
+                when not new.is_newest then now() + make_interval(secs => $14)
+                else coalesce(
+                    (
+                        select now() + make_interval(secs => $13)
+                        from submission holder
+                        where holder.customer_id = new.customer_id and holder.state in ('submitting', 'unknown')
+                    ),
+                    now()
+                )
+            end
+        from unnest(
+            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
+            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[],
+            $11::text[], $12::boolean[]
+        ) as new (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload, reason, is_newest
+        )
+        order by new.customer_id, new.job_id
+        on conflict (job_id) do nothing
+        returning job_id",
+        &column(&all, |each| each.row.job_id),
+        &column(&all, |each| each.row.customer_id),
+        &column(&all, |each| each.row.document_type.as_str()) as &[&str],
+        &column(&all, |each| each.row.document_number_last4.as_str()) as &[&str],
+        &column(&all, |each| &each.row.content_hmac[..]) as &[&[u8]],
+        &column(&all, |each| each.row.requested_at),
+        &column(&all, |each| each.row.received_at),
+        &column(&all, |each| each.row.expires_at) as &[Option<OffsetDateTime>],
+        &column(&all, |each| each.row.correlation_id.as_deref()) as &[Option<&str>],
+        &column(&all, |each| each.row.sealed.as_slice()) as &[&[u8]],
+        &reasons as &[Option<String>],
+        &column(&all, |each| each.is_newest),
+        NEAR_WAIT_MIN_SECONDS,
+        FAR_WAIT_SECONDS,
+    )
+    .fetch_all(tx)
+    .await?;
+    Ok(inserted.into_iter().collect())
+}
+
+/// Takes the slots, in the customers' order, as every batch takes them: two that took them
+/// in different orders would wait for each other. Returns the jobs whose slots were free, and
+/// when their first attempts begin.
+async fn insert_claimed(
+    tx: &mut PgConnection,
+    worker: &str,
+    limits: &Limits,
+    slots: Slots,
+    rows: &[&NewRow],
+) -> sqlx::Result<HashMap<Uuid, OffsetDateTime>> {
+    // One statement, but for what it does where something is taken.
+    macro_rules! insert_claimed {
+        ($name:literal, $on_conflict:literal) => {
+            sqlx::query_as!(
+                Inserted,
+                $name
+                    + r#"
+                    insert into submission (
+                        job_id, customer_id, document_type, document_number_last4, content_hmac,
+                        requested_at, received_at, expires_at, correlation_id, sealed_payload,
+                        state, attempts, claim_token, claimed_by, claimed_until
+                    )
+                    select new.*, 'submitting', 1, 1, $11, now() + make_interval(secs => $12)
+                    from unnest(
+                        $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
+                        $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[]
+                    ) as new (job_id, customer_id)
+                    order by new.customer_id, new.job_id
+                    "#
+                    + $on_conflict
+                    + r#" returning job_id, now() as "begun_at!""#,
+                &column(rows, |row| row.job_id),
+                &column(rows, |row| row.customer_id),
+                &column(rows, |row| row.document_type.as_str()) as &[&str],
+                &column(rows, |row| row.document_number_last4.as_str()) as &[&str],
+                &column(rows, |row| &row.content_hmac[..]) as &[&[u8]],
+                &column(rows, |row| row.requested_at),
+                &column(rows, |row| row.received_at),
+                &column(rows, |row| row.expires_at) as &[Option<OffsetDateTime>],
+                &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
+                &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
+                worker,
+                limits.claim_lease.as_secs_f64(),
+            )
+            .fetch_all(tx)
+            .await?
+        };
+    }
+    let inserted = match slots {
+        Slots::Free => insert_claimed!("-- insert_claimed", ""),
+        Slots::MaybeTaken => insert_claimed!("-- insert_claimed_if_free", "on conflict do nothing"),
+    };
+    Ok(inserted.into_iter().map(|row| (row.job_id, row.begun_at)).collect())
+}
+
+pub(crate) async fn insert_waiting(
+    tx: &mut PgConnection,
+    row: &NewRow,
+    waiting_for: WaitingFor,
+) -> sqlx::Result<bool> {
+    let inserted = sqlx::query!(
+        "-- insert_waiting
+        insert into submission (
+            job_id, customer_id, document_type, document_number_last4, content_hmac,
+            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            state, waiting_for, due_at
+        )
+        values (
+            $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'waiting', $11,
+            coalesce(
+                (
+                    select now() + make_interval(secs => $12)
+                    from submission holder
+                    where holder.customer_id = $2 and holder.state in ('submitting', 'unknown')
+                ),
+                now()
+            )
+        )
+        on conflict (job_id) do nothing",
+        row.job_id,
+        row.customer_id,
+        row.document_type,
+        row.document_number_last4,
+        &row.content_hmac,
+        row.requested_at,
+        row.received_at,
+        row.expires_at,
+        row.correlation_id,
+        row.sealed,
+        waiting_for.name(),
+        NEAR_WAIT_MIN_SECONDS,
+    )
+    .execute(tx)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// An invalid delivery is no claim on a `job_id`: a valid one starts afresh.
+pub(crate) async fn delete_invalid(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- delete_invalid
+        delete from submission where job_id = $1 and state = 'invalid'",
+        job_id,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+pub(crate) async fn count_delivery(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- count_delivery
+        update submission set deliveries = deliveries + 1 where job_id = $1",
+        job_id,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Only a delivery that may be a redelivery is compared with the rows that are there:
+/// two equal messages are two dead letters.
+pub(crate) async fn insert_dead_letter(
+    connection: &mut PgConnection,
+    letter: DeadLetter<'_>,
+    job_id: Option<Uuid>,
+    reason_code: &str,
+    reason: &str,
+) -> sqlx::Result<()> {
+    let Whole { size, sha256 } = letter.envelope.whole.unwrap_or_else(|| Whole {
+        size: letter.envelope.body.len() as u64,
+        sha256: Sha256::digest(letter.envelope.body).into(),
+    });
+    // Postgres keeps no NUL in a text, and a delivery that cannot be written down stays for ever.
+    let message_id = letter.envelope.message_id.map(|id| id.replace('\0', "\u{fffd}"));
+    sqlx::query!(
+        "-- insert_dead_letter
+        insert into dead_lettered_delivery (
+            message_id, job_id, received_at, size, body_sha256, reason_code, reason
+        )
+        select $1, $2, $3, $4, $5, $6, $7
+        where not $8 or not exists (
+            select from dead_lettered_delivery
+            where body_sha256 = $5 and message_id is not distinct from $1 and reason_code = $6
+        )",
+        message_id,
+        job_id,
+        letter.received_at,
+        i32::try_from(size).unwrap_or(i32::MAX),
+        &sha256[..],
+        reason_code,
+        reason,
+        letter.is_redelivered,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
