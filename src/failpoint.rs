@@ -8,10 +8,45 @@
 
 use std::time::Duration;
 
+macro_rules! points {
+    ($($point:ident = $name:literal),* $(,)?) => {
+        /// A step at which a process can end. A test says of each what must be true after it.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum Point { $($point),* }
+
+        /// Every point, in the order of a job's way.
+        pub const ALL: &[Point] = &[$(Point::$point),*];
+
+        impl Point {
+            /// What `KYC_FAILPOINT` calls it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$point => $name),* }
+            }
+        }
+    };
+}
+
+points! {
+    Parsed = "parsed",
+    Opened = "opened",
+    Received = "received",
+    Claimed = "claimed",
+    Signed = "signed",
+    Gate = "gate",
+    Answered = "answered",
+    Concluded = "concluded",
+    ReadClaimed = "read-claimed",
+    ReadAnswered = "read-answered",
+    ReadConcluded = "read-concluded",
+    VerificationClaimed = "verification-claimed",
+    VerificationAnswered = "verification-answered",
+    RequeueConfirmed = "requeue-confirmed",
+}
+
 /// Does what the environment asks for at this point.
 #[cfg(not(feature = "failpoints"))]
 #[inline(always)]
-pub fn reach(_name: &'static str) {}
+pub fn reach(_point: Point) {}
 
 /// How long the machine was suspended, for clocks that go on meanwhile.
 #[cfg(not(feature = "failpoints"))]
@@ -31,14 +66,14 @@ static SUSPENDED_SECONDS: std::sync::atomic::AtomicU64 = std::sync::atomic::Atom
 
 /// Does what the environment asks for at this point.
 #[cfg(feature = "failpoints")]
-pub fn reach(name: &'static str) {
+pub fn reach(point: Point) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use nix::sys::signal::{Signal, raise};
 
     struct Asked {
-        name: String,
+        point: Point,
         action: String,
         countdown: AtomicU32,
     }
@@ -49,10 +84,14 @@ pub fn reach(name: &'static str) {
         let (name, action) = text.split_once('=')?;
         let (action, count) = action.split_once('@').unwrap_or((action, "1"));
         let countdown = AtomicU32::new(count.parse().ok()?);
-        Some(Asked { name: name.to_owned(), action: action.to_owned(), countdown })
+        let Some(point) = ALL.iter().copied().find(|point| point.name() == name) else {
+            panic!("there is no failpoint {name}");
+        };
+        Some(Asked { point, action: action.to_owned(), countdown })
     });
 
-    let Some(asked) = ASKED.as_ref().filter(|asked| asked.name == name) else { return };
+    let Some(asked) = ASKED.as_ref().filter(|asked| asked.point == point) else { return };
+    let name = point.name();
     let step = |left: u32| left.checked_sub(1);
     if asked.countdown.fetch_update(Ordering::AcqRel, Ordering::Acquire, step) != Ok(1) {
         return;

@@ -25,7 +25,7 @@ use crate::domain::retry::RetrySchedule;
 use crate::domain::verdict::{
     Acceptance, FailurePoint, HttpOutcome, NotSent, Rejection, Verdict, classify, provider_message,
 };
-use crate::failpoint;
+use crate::failpoint::{self, Point};
 use crate::journal::{
     Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
 };
@@ -108,7 +108,7 @@ impl Worker {
                 return Some(Received::without_work(Receipt::Invalid));
             }
         };
-        failpoint::reach("parsed");
+        failpoint::reach(Point::Parsed);
         let admission = if !self.breaker.is_closed() {
             Admission::Park(WaitingFor::Provider)
         } else if self.intake.is_held() || job.is_expired(letter.received_at) {
@@ -117,7 +117,7 @@ impl Worker {
             Admission::Claim(Moment::now())
         };
         let opened = self.open(&job, letter.received_at, admission).await?;
-        failpoint::reach("opened");
+        failpoint::reach(Point::Opened);
         let received = match opened {
             Opened::Claimed(claim) => {
                 Received { disposition: Receipt::Opened.disposition(), work: Some((claim, job.request)) }
@@ -146,7 +146,7 @@ impl Worker {
                 Received::without_work(Receipt::Conflict)
             }
         };
-        failpoint::reach("received");
+        failpoint::reach(Point::Received);
         Some(received)
     }
 
@@ -195,7 +195,7 @@ impl Worker {
     }
 
     async fn attempt(&self, claim: &mut Claim, request: &UpdateRequest, place: &mut Place) -> AttemptResult {
-        failpoint::reach("claimed");
+        failpoint::reach(Point::Claimed);
         if let Err(cause) = self.begin_request(claim, place).await {
             return AttemptResult::of(Verdict::NotSent(cause), Duration::ZERO);
         }
@@ -204,11 +204,11 @@ impl Worker {
         }
         let begun = Instant::now();
         let update = self.provider.sign(request, claim.t0);
-        failpoint::reach("signed");
+        failpoint::reach(Point::Signed);
         let outcome = self.provider.update(claim.customer_id, update, claim.t0, &self.stopping).await;
         place.note_answer(begun.elapsed());
         let verdict = classify(&outcome, claim.customer_id, &self.not_applied_statuses, SystemTime::now());
-        failpoint::reach("answered");
+        failpoint::reach(Point::Answered);
         let (http_status, provider_message) = match &outcome {
             HttpOutcome::Answered(answer) if answer.status >= 400 => {
                 (Some(answer.status), provider_message(answer))
@@ -281,7 +281,7 @@ impl Worker {
             (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Next::Wait(_) | Next::ReadBack) => self.parked.notify_one(),
         }
-        failpoint::reach("concluded");
+        failpoint::reach(Point::Concluded);
     }
 
     fn tell_breaker(&self, claim: &Claim, verdict: &Verdict) {
@@ -322,7 +322,7 @@ impl Worker {
     }
 
     async fn look(&self, claim: ReadClaim) {
-        failpoint::reach("read-claimed");
+        failpoint::reach(Point::ReadClaimed);
         let reading = self.provider.customer(claim.customer_id).await;
         let elapsed = claim.claimed_at.elapsed();
         let evidence = Evidence {
@@ -338,7 +338,7 @@ impl Worker {
         };
         let conclusion = conclude(&evidence, &self.timing);
         let settled = settle_doubt(conclusion, &evidence.reading);
-        failpoint::reach("read-answered");
+        failpoint::reach(Point::ReadAnswered);
         info!(attempt = claim.attempt, reading = ?evidence.reading, conclusion = conclusion.name(), "customer read back");
         let recorded = self
             .persist_result(|| self.journal.conclude_read(&claim, &evidence.reading, conclusion, &settled))
@@ -350,7 +350,7 @@ impl Worker {
             (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
             (Some(()), Settled::SendAgain | Settled::InDoubt(_)) => self.parked.notify_one(),
         }
-        failpoint::reach("read-concluded");
+        failpoint::reach(Point::ReadConcluded);
     }
 
     /// Writes until the database does it. `None` when the worker stops first.

@@ -14,6 +14,7 @@ use super::filter::{Alterations, Appetite};
 use super::publisher::NotTaken;
 use super::{Broker, Publisher};
 use crate::config::BrokerSettings;
+use crate::failpoint::{self, Point};
 use dollarpe::canonical_json::Fault;
 
 /// A dead letter, held until its queue is closed or it is requeued.
@@ -119,7 +120,7 @@ impl DeadLetters {
         };
         let properties = without_history(&letter.delivery.properties);
         publisher.publish_again(exchange, routing_key, properties, &letter.body).await?;
-        crate::failpoint::reach("requeue-confirmed");
+        failpoint::reach(Point::RequeueConfirmed);
         let removed = answer(letter.delivery.ack(BasicAckOptions::default())).await;
         let fault = "its copy is queued, and it is still here: requeue it once more, a job that comes twice is sent once";
         match removed {

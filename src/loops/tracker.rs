@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::control::breaker::Event;
 use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextLook, Tracking};
-use crate::failpoint;
+use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
 use crate::worker::{Panicked, Worker, unless_it_panics};
 
@@ -150,13 +150,13 @@ impl Look {
     /// Looks, decides when to look again, and writes both down. A worker that stops leaves
     /// the look to another, which takes it up when the claim has run out.
     async fn make(&self, claim: &VerificationClaim) {
-        failpoint::reach("verification-claimed");
+        failpoint::reach(Point::VerificationClaimed);
         if self.claimed_at.elapsed() > self.begins_within {
             return debug!("held up for too long, another replica will look");
         }
         let looking = self.worker.provider.customer(claim.customer_id);
         let Some(reading) = self.worker.stopping.run_until_cancelled(looking).await else { return };
-        failpoint::reach("verification-answered");
+        failpoint::reach(Point::VerificationAnswered);
         self.note_health(&reading);
         let seen = match &reading {
             Reading::Customer(customer) => Some(customer),

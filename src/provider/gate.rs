@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Moment;
 use crate::domain::verdict::NotSent;
-use crate::failpoint;
+use crate::failpoint::{self, Point};
 
 /// The last check before an update leaves, made where it cannot be outrun: in the
 /// request's body, when the client asks for its bytes, after DNS, connect and TLS. A
@@ -119,7 +119,7 @@ impl http_body::Body for GatedBody {
             None => None,
             Some(content)
                 if {
-                    failpoint::reach("gate");
+                    failpoint::reach(Point::Gate);
                     self.gate.pass()
                 } =>
             {

@@ -23,7 +23,7 @@ async fn publish_refused(world: &World) -> Uuid {
     job_id
 }
 
-async fn wait_for_letters(world: &World, count: u32) {
+pub(crate) async fn wait_for_letters(world: &World, count: u32) {
     let what = format!("{count} dead letters");
     world.wait_for(&what, async || (world.count_ready(DEAD_LETTERS).await == count).then_some(())).await;
 }
@@ -99,35 +99,6 @@ fn dead_letters_are_looked_at_without_loss_and_delivered_again_after_a_fix() {
         let deeds = "select count(*) from intervention where action = 'requeue' and by = 'ana'";
         assert_eq!(world.count(deeds).await, 2);
         assert!(world.say(&["show", &job_id.to_string()]).await.contains("requeue by ana"));
-    });
-}
-
-#[cfg(feature = "failpoints")]
-#[test]
-fn a_requeue_that_crashes_midway_leaves_the_letter_twice_and_never_not_at_all() {
-    world(async |world| {
-        world.declare_topology().await;
-        let mut strict = world.start_worker_with(&STRICT);
-        let job_id = publish_refused(&world).await;
-        wait_for_letters(&world, 1).await;
-        strict.stop().await;
-
-        let requeue = ["dead-letters", "requeue", "--all", "--by", "ana", "--note", "again"];
-        let crashed = world.run(&requeue, &[("KYC_FAILPOINT", "requeue-confirmed=kill")]).await;
-        assert!(!crashed.status.success());
-        wait_for_letters(&world, 1).await;
-        let _lenient = world.start_worker();
-        world.wait_for_state(job_id, &["accepted"]).await;
-
-        world.say(&requeue).await;
-        let job = world
-            .wait_for("the second delivery", async || {
-                world.submission(job_id).await.filter(|job| job.deliveries == 2)
-            })
-            .await;
-        assert_eq!(job.state, "accepted");
-        wait_for_letters(&world, 0).await;
-        assert_eq!(world.count_patches(job_id).await, 1);
     });
 }
 

@@ -2,17 +2,20 @@
 //! spends nothing twice and holds up nobody else.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
+use kyc_worker::failpoint::{ALL, Point};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{JOBS, Submission, WorkerProcess, World, world};
-
-/// A window that leaves room for a lease and two looks on a busy machine.
-const WINDOW: (&str, &str) = ("READ_BACK_WINDOW", "9s");
+use crate::dead_letters::wait_for_letters;
+use crate::harness::{JOBS, Submission, WorkerProcess, World, job_body, world, world_with};
+use crate::verification::{SCALED, world_that_verifies_in};
 
 /// The steps up to the last check before the send, of a job whose row is committed.
-const BEFORE_THE_SEND: [&str; 5] = ["received", "opened", "claimed", "signed", "gate"];
+const BEFORE_THE_SEND: [Point; 5] =
+    [Point::Opened, Point::Received, Point::Claimed, Point::Signed, Point::Gate];
 
 /// How a job ends whose worker crashed.
 struct Ending {
@@ -38,12 +41,12 @@ const SETTLED: Ending = Ending { deliveries: 2, patches: 1, verdicts: &["accepte
 
 /// Kills a worker at a point before the broker has its ack, and checks what the next makes of
 /// the job. The provider meets the job's first PATCH with `fault`.
-fn check_killed_at(point: &str, fault: Option<Value>, ending: &Ending) {
+fn check_killed_at(point: Point, fault: Option<Value>, ending: &Ending) {
     world(async |world| {
         world.declare_topology().await;
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let failpoint = format!("{point}=kill");
-        let settings = [WINDOW, ("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint)];
+        let failpoint = format!("{}=kill", point.name());
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint)];
         let mut dying = world.start_worker_with(&settings);
         world.wait_for_consumers(1).await;
         relay.stall_to_target();
@@ -52,10 +55,10 @@ fn check_killed_at(point: &str, fault: Option<Value>, ending: &Ending) {
             world.break_job_once(job_id, fault).await;
         }
         world.publish_job_named(Uuid::new_v4(), job_id).await;
-        assert_eq!(dying.exit().await.signal(), Some(9), "killed at {point}");
+        assert_eq!(dying.exit().await.signal(), Some(9), "killed at {}", point.name());
         relay.cut();
 
-        let _worker = world.start_worker_with(&[WINDOW]);
+        let _worker = world.start_worker();
         check_ending(&world, job_id, ending).await;
         assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
     });
@@ -79,81 +82,104 @@ async fn check_ending(world: &World, job_id: Uuid, ending: &Ending) -> Submissio
     job
 }
 
+/// A job that names itself, as one among the dead letters must.
+fn named_job_body(job_id: Uuid) -> Vec<u8> {
+    let mut body = job_body(Uuid::new_v4(), job_id);
+    body["job_id"] = json!(job_id);
+    body.to_string().into_bytes()
+}
+
 /// The provider applies an update, or doesn't, and says nothing of it.
 fn without_an_answer(apply: &str) -> Option<Value> {
     Some(json!({ "apply": apply, "answer": { "kind": "reset" } }))
-}
-
-#[test]
-fn a_job_killed_before_it_is_opened_is_delivered_again_and_done_once() {
-    check_killed_at("parsed", None, &AS_IF_NEW);
-}
-
-#[test]
-fn a_job_killed_right_after_its_commit_is_sent_by_the_next_worker() {
-    check_killed_at("opened", None, &SENT_BY_THE_NEXT);
-}
-
-#[test]
-fn a_job_killed_before_its_ack_is_sent_by_the_next_worker() {
-    check_killed_at("received", None, &SENT_BY_THE_NEXT);
-}
-
-#[test]
-fn a_job_killed_with_its_claim_is_sent_by_the_next_worker() {
-    check_killed_at("claimed", None, &SENT_BY_THE_NEXT);
-}
-
-#[test]
-fn a_job_killed_with_its_signature_is_sent_by_the_next_worker() {
-    check_killed_at("signed", None, &SENT_BY_THE_NEXT);
-}
-
-#[test]
-fn a_job_killed_at_the_gate_is_sent_by_the_next_worker() {
-    check_killed_at("gate", None, &SENT_BY_THE_NEXT);
-}
-
-#[test]
-fn a_job_killed_with_its_answer_is_read_back_and_not_sent_again() {
-    check_killed_at("answered", None, &READ_BACK);
-}
-
-#[test]
-fn a_job_killed_after_its_result_is_counted_and_not_sent_again() {
-    check_killed_at("concluded", None, &SETTLED);
-}
-
-#[test]
-fn a_look_killed_at_any_step_at_a_customer_whose_update_was_applied_is_made_again() {
-    check_killed_at("read-claimed", without_an_answer("now"), &READ_BACK);
-    check_killed_at("read-answered", without_an_answer("now"), &READ_BACK);
-    check_killed_at("read-concluded", without_an_answer("now"), &READ_BACK);
 }
 
 /// The first PATCH was received and not applied.
 const SENT_AGAIN: Ending =
     Ending { deliveries: 2, patches: 2, verdicts: &["unknown", "accepted"], evidence: "response" };
 
-#[test]
-fn a_look_killed_before_it_is_claimed_work_proves_nothing_alone() {
-    check_killed_at("read-claimed", without_an_answer("never"), &SENT_AGAIN);
+/// What must be true after a kill at a point. A new point has no end here, and does not compile.
+fn check_after_a_kill(point: Point) {
+    match point {
+        Point::Parsed => check_killed_at(point, None, &AS_IF_NEW),
+        Point::Opened | Point::Received | Point::Claimed | Point::Signed | Point::Gate => {
+            check_killed_at(point, None, &SENT_BY_THE_NEXT);
+        }
+        Point::Answered => check_killed_at(point, None, &READ_BACK),
+        Point::Concluded => check_killed_at(point, None, &SETTLED),
+        // A read that was not committed proves nothing, and is made again.
+        Point::ReadClaimed | Point::ReadAnswered | Point::ReadConcluded => {
+            check_killed_at(point, without_an_answer("now"), &READ_BACK);
+            check_killed_at(point, without_an_answer("never"), &SENT_AGAIN);
+        }
+        Point::VerificationClaimed | Point::VerificationAnswered => check_tracker_killed_at(point),
+        Point::RequeueConfirmed => check_requeue_killed_at(point),
+    }
 }
 
+/// The points share no world, so a few are looked at at once.
 #[test]
-fn a_look_killed_with_its_answer_proves_nothing() {
-    check_killed_at("read-answered", without_an_answer("never"), &SENT_AGAIN);
+fn a_kill_at_any_point_loses_nothing_and_spends_nothing_twice() {
+    let next = AtomicUsize::new(0);
+    thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| {
+                while let Some(point) = ALL.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    println!("killed at {}", point.name());
+                    check_after_a_kill(*point);
+                }
+            });
+        }
+    });
 }
 
-#[test]
-fn a_look_that_was_committed_before_a_kill_counts() {
-    check_killed_at("read-concluded", without_an_answer("never"), &SENT_AGAIN);
+/// A tracker that is killed in a read leaves the verification to the next worker, which reads the
+/// customer again.
+fn check_tracker_killed_at(point: Point) {
+    world_with(world_that_verifies_in(3000), async |world| {
+        world.declare_topology().await;
+        let failpoint = format!("{}=kill", point.name());
+        let mut dying = world.start_worker_with(&[&SCALED[..], &[("KYC_FAILPOINT", &failpoint)]].concat());
+        let job_id = world.publish_job().await;
+        assert_eq!(dying.exit().await.signal(), Some(9));
+        assert!(world.verification(job_id).await.is_tracked);
+        let _worker = world.start_worker_with(&SCALED);
+        let verification = world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(verification.status.as_deref(), Some("VERIFIED"));
+        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
+    });
+}
+
+/// A requeue that is killed leaves its dead letter twice, and never not at all.
+fn check_requeue_killed_at(point: Point) {
+    world(async |world| {
+        world.declare_topology().await;
+        let job_id = Uuid::new_v4();
+        world.publish_dead_letter(&named_job_body(job_id)).await;
+        let requeue = ["dead-letters", "requeue", "--all", "--by", "ana", "--note", "again"];
+        let failpoint = format!("{}=kill", point.name());
+        let killed = world.run(&requeue, &[("KYC_FAILPOINT", &failpoint)]).await;
+        assert_eq!(killed.status.signal(), Some(9));
+        wait_for_letters(&world, 1).await;
+
+        let _worker = world.start_worker();
+        world.wait_for_state(job_id, &["accepted"]).await;
+        world.say(&requeue).await;
+        let job = world
+            .wait_for("the second delivery", async || {
+                world.submission(job_id).await.filter(|job| job.deliveries == 2)
+            })
+            .await;
+        assert_eq!(job.state, "accepted");
+        wait_for_letters(&world, 0).await;
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
 }
 
 /// Starts a worker that stops at a point, and waits until it has.
-async fn stopped_at(world: &World, point: &str, settings: &[(&str, &str)]) -> (WorkerProcess, Uuid) {
-    let failpoint = format!("{point}=stop");
-    let own = [WINDOW, ("KYC_FAILPOINT", failpoint.as_str()), ("WORKER_NAME", "stale")];
+async fn stopped_at(world: &World, point: Point, settings: &[(&str, &str)]) -> (WorkerProcess, Uuid) {
+    let failpoint = format!("{}=stop", point.name());
+    let own = [("KYC_FAILPOINT", failpoint.as_str()), ("WORKER_NAME", "stale")];
     let stale = world.start_worker_with(&[&own[..], settings].concat());
     world.wait_for_consumers(1).await;
     let job_id = world.publish_job().await;
@@ -176,20 +202,20 @@ async fn wait_for_late_verdict(world: &World, job_id: Uuid) -> String {
         .await
 }
 
-async fn check_stale_owner_sends_nothing(world: &World, point: &str) {
+async fn check_stale_owner_sends_nothing(world: &World, point: Point) {
     let (stale, job_id) = stopped_at(world, point, &[]).await;
-    let mut other = world.start_worker_with(&[WINDOW]);
+    let mut other = world.start_worker();
     // The lease is over and the token has moved on.
     world.wait_for_state(job_id, &["unknown"]).await;
     stale.signal("CONT");
-    assert_eq!(wait_for_late_verdict(world, job_id).await, "not_sent", "stopped at {point}");
+    assert_eq!(wait_for_late_verdict(world, job_id).await, "not_sent", "stopped at {point:?}");
     world.wait_for_log(&stale, "the claim was lost").await;
     world.wait_for_all_accepted(&[job_id]).await;
     let attempts = world.attempts(job_id).await;
     let verdicts: Vec<_> = attempts.iter().map(|attempt| attempt.verdict.as_deref()).collect();
-    assert_eq!(verdicts, [Some("unknown"), Some("accepted")], "stopped at {point}");
-    assert_eq!(attempts[0].detail.as_deref(), Some("worker_vanished"), "stopped at {point}");
-    assert_eq!(world.count_patches(job_id).await, 1, "stopped at {point}");
+    assert_eq!(verdicts, [Some("unknown"), Some("accepted")], "stopped at {point:?}");
+    assert_eq!(attempts[0].detail.as_deref(), Some("worker_vanished"), "stopped at {point:?}");
+    assert_eq!(world.count_patches(job_id).await, 1, "stopped at {point:?}");
     other.stop().await;
 }
 
@@ -213,10 +239,10 @@ fn a_worker_that_slept_before_it_opened_a_job_finds_it_done_by_another() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, amqp_url) = world.relay_to_broker().await;
-        let (stale, job_id) = stopped_at(&world, "parsed", &[("AMQP_URL", &amqp_url)]).await;
+        let (stale, job_id) = stopped_at(&world, Point::Parsed, &[("AMQP_URL", &amqp_url)]).await;
         assert!(world.submission(job_id).await.is_none());
         relay.cut();
-        let _other = world.start_worker_with(&[WINDOW]);
+        let _other = world.start_worker();
         world.wait_for_all_accepted(&[job_id]).await;
         stale.signal("CONT");
         check_ending(&world, job_id, &Ending { deliveries: 2, ..AS_IF_NEW }).await;
@@ -228,8 +254,8 @@ fn a_worker_that_slept_before_it_opened_a_job_finds_it_done_by_another() {
 fn an_answer_known_too_late_is_kept_beside_what_was_read_back() {
     world(async |world| {
         world.declare_topology().await;
-        let (stale, job_id) = stopped_at(&world, "answered", &[]).await;
-        let _other = world.start_worker_with(&[WINDOW]);
+        let (stale, job_id) = stopped_at(&world, Point::Answered, &[]).await;
+        let _other = world.start_worker();
         world.wait_for_applied(job_id).await;
         stale.signal("CONT");
         assert_eq!(wait_for_late_verdict(&world, job_id).await, "accepted");
@@ -246,8 +272,8 @@ fn an_answer_known_too_late_ends_what_nobody_could_read_back() {
         world.declare_topology().await;
         let no = json!({ "kind": "respond", "status": 503, "body": "no" });
         world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": no } })).await;
-        let (stale, job_id) = stopped_at(&world, "answered", &[]).await;
-        let other = world.start_worker_with(&[WINDOW]);
+        let (stale, job_id) = stopped_at(&world, Point::Answered, &[]).await;
+        let other = world.start_worker();
         world.wait_for_state(job_id, &["unknown"]).await;
         world.wait_for_log(&other, "customer read back").await;
         stale.signal("CONT");
@@ -263,10 +289,10 @@ fn an_answer_known_too_late_ends_what_nobody_could_read_back() {
 
 /// Makes a worker panic at a point of one job's way, and checks that its next jobs notice
 /// nothing of it. Returns the job.
-async fn panicked_at(world: &World, point: &str, fault: Option<Value>) -> (WorkerProcess, Uuid) {
-    let failpoint = format!("{point}=panic");
+async fn panicked_at(world: &World, point: Point, fault: Option<Value>) -> (WorkerProcess, Uuid) {
+    let failpoint = format!("{}=panic", point.name());
     // As narrow as can be: a place that the panic did not give back would be missed.
-    let narrow = [WINDOW, ("KYC_FAILPOINT", failpoint.as_str()), ("CONCURRENCY", "1"), ("PREFETCH", "1")];
+    let narrow = [("KYC_FAILPOINT", failpoint.as_str()), ("CONCURRENCY", "1"), ("PREFETCH", "1")];
     let mut worker = world.start_worker_with(&narrow);
     world.wait_for_consumers(1).await;
     let job_id = Uuid::new_v4();
@@ -274,11 +300,11 @@ async fn panicked_at(world: &World, point: &str, fault: Option<Value>) -> (Worke
         world.break_job_once(job_id, fault).await;
     }
     world.publish_job_named(Uuid::new_v4(), job_id).await;
-    world.wait_for_log(&worker, &format!("failpoint {point}")).await;
+    world.wait_for_log(&worker, &format!("failpoint {}", point.name())).await;
     let others = world.publish_jobs(3).await;
     for other in &others {
         world.wait_for_all_accepted(&[*other]).await;
-        assert_eq!(world.attempts(*other).await.len(), 1, "a panic at {point} touched another job");
+        assert_eq!(world.attempts(*other).await.len(), 1, "a panic at {point:?} touched another job");
     }
     assert!(worker.is_running());
     (worker, job_id)
@@ -296,7 +322,7 @@ async fn check_dead_lettered(world: &World, job_id: Uuid) {
 fn a_delivery_that_the_worker_fails_on_is_dead_lettered_whole() {
     world(async |world| {
         world.declare_topology().await;
-        let (_worker, job_id) = panicked_at(&world, "parsed", None).await;
+        let (_worker, job_id) = panicked_at(&world, Point::Parsed, None).await;
         check_dead_lettered(&world, job_id).await;
         assert!(world.submission(job_id).await.is_none());
         assert_eq!(world.count_patches(job_id).await, 0);
@@ -306,7 +332,7 @@ fn a_delivery_that_the_worker_fails_on_is_dead_lettered_whole() {
 
 #[test]
 fn a_delivery_that_the_worker_fails_on_after_its_commit_is_carried_on() {
-    for point in ["opened", "received"] {
+    for point in [Point::Opened, Point::Received] {
         world(async |world| {
             world.declare_topology().await;
             let (_worker, job_id) = panicked_at(&world, point, None).await;
@@ -317,7 +343,7 @@ fn a_delivery_that_the_worker_fails_on_after_its_commit_is_carried_on() {
 }
 
 /// A failure inside an attempt is a fact of that attempt.
-fn check_failed_attempt(point: &str, ending: &Ending) {
+fn check_failed_attempt(point: Point, ending: &Ending) {
     world(async |world| {
         world.declare_topology().await;
         let (worker, job_id) = panicked_at(&world, point, None).await;
@@ -330,20 +356,20 @@ fn check_failed_attempt(point: &str, ending: &Ending) {
 
 #[test]
 fn a_worker_that_fails_before_it_sends_leaves_a_failed_attempt_and_sends_once() {
-    check_failed_attempt("claimed", &SENT_BY_THE_NEXT);
-    check_failed_attempt("signed", &SENT_BY_THE_NEXT);
+    check_failed_attempt(Point::Claimed, &SENT_BY_THE_NEXT);
+    check_failed_attempt(Point::Signed, &SENT_BY_THE_NEXT);
 }
 
 #[test]
 fn a_worker_that_fails_with_the_answer_reads_it_back() {
-    check_failed_attempt("answered", &READ_BACK);
+    check_failed_attempt(Point::Answered, &READ_BACK);
 }
 
 #[test]
 fn a_worker_that_fails_at_the_gate_has_sent_nothing() {
     world(async |world| {
         world.declare_topology().await;
-        let (_worker, job_id) = panicked_at(&world, "gate", None).await;
+        let (_worker, job_id) = panicked_at(&world, Point::Gate, None).await;
         let verdicts = &["not_sent", "accepted"];
         check_ending(&world, job_id, &Ending { deliveries: 1, verdicts, ..SETTLED }).await;
     });
@@ -353,7 +379,7 @@ fn a_worker_that_fails_at_the_gate_has_sent_nothing() {
 fn a_worker_that_fails_after_it_recorded_a_result_changes_nothing() {
     world(async |world| {
         world.declare_topology().await;
-        let (worker, job_id) = panicked_at(&world, "concluded", None).await;
+        let (worker, job_id) = panicked_at(&world, Point::Concluded, None).await;
         check_ending(&world, job_id, &Ending { deliveries: 1, ..SETTLED }).await;
         assert!(worker.log().contains("the worker failed on an attempt's result"));
     });
@@ -361,7 +387,7 @@ fn a_worker_that_fails_after_it_recorded_a_result_changes_nothing() {
 
 #[test]
 fn a_look_that_the_worker_fails_in_is_made_again() {
-    for point in ["read-claimed", "read-answered", "read-concluded"] {
+    for point in [Point::ReadClaimed, Point::ReadAnswered, Point::ReadConcluded] {
         world(async |world| {
             world.declare_topology().await;
             let (worker, job_id) = panicked_at(&world, point, without_an_answer("now")).await;
@@ -376,7 +402,7 @@ fn a_look_that_the_worker_fails_in_is_made_again() {
 fn an_attempt_whose_machine_was_suspended_at_the_gate_is_not_sent() {
     world(async |world| {
         world.declare_topology().await;
-        let settings = [WINDOW, ("KYC_FAILPOINT", "gate=suspend")];
+        let settings = [("KYC_FAILPOINT", "gate=suspend")];
         let _worker = world.start_worker_with(&settings);
         let job_id = world.publish_job().await;
         world.check_nothing_lost_or_spent_twice(&[job_id]).await;
@@ -394,7 +420,7 @@ fn a_read_whose_machine_was_suspended_proves_nothing() {
         world.declare_topology().await;
         let answer = json!({ "kind": "respond", "status": 500, "body": "oops" });
         let job_id = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
-        let _worker = world.start_worker_with(&[WINDOW, ("KYC_FAILPOINT", "read-claimed=suspend")]);
+        let _worker = world.start_worker_with(&[("KYC_FAILPOINT", "read-claimed=suspend")]);
         let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
         assert_eq!((job.state.as_str(), job.reason_code.as_deref()), ("needs_review", Some("fate_unknown")));
         let observations = world.observations(job_id).await;
