@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short bench bench-quick bench-full bench-docs test test-full services env sqlx check docs build
+.PHONY: help demo storm storm-short bench bench-quick bench-full bench-docs test test-stress test-full services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -28,6 +28,9 @@ bench-docs: ## The same, and write the figures into docs/
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh
+
+test-stress: ## Run every test five times in a row (RUNS), each beside two busy loops
+	@scripts/test-stress.sh $(RUNS)
 
 test-full: ## Run the tests of backlogs at their full size: 10,000 jobs, 5 minutes of outage
 	@TEST_SIZE=full scripts/test.sh --test it a_backlog -- --nocapture --test-threads=4

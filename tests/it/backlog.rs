@@ -318,6 +318,7 @@ fn however_many_leases_have_expired_one_round_rescues_them() {
         let settings = [
             ("SCHEDULER_POLL", "17s"),
             ("CLAIM_LEASE", "25s"),
+            ("READ_TIMEOUT", "1s"),
             ("READ_BACK_WINDOW", "60s"),
             ("READ_BACK_DEADLINE", "10m"),
         ];

@@ -105,7 +105,7 @@ fn a_broker_that_stops_or_crashes_loses_and_repeats_nothing() {
         world.set_provider(json!({ "latency_ms": 20 })).await;
         let mut jobs = world.enqueue_jobs(300, &[("AMQP_URL", &amqp_url)]).await;
         // A broker that boots can starve a request for seconds on a small machine.
-        let patient = [("AMQP_URL", amqp_url.as_str()), ("REQUEST_TIMEOUT", "15s"), ("CLAIM_LEASE", "20s")];
+        let patient = [("AMQP_URL", amqp_url.as_str()), ("REQUEST_TIMEOUT", "15s"), ("CLAIM_LEASE", "19s")];
         let worker = world.start_worker_with(&[&NARROW[..], &patient].concat());
         world.wait_for_accepted(20).await;
 

@@ -17,7 +17,7 @@ const SETTABLE_CLOCK: [&str; 5] = [
 ];
 
 /// Longer than `READ_BACK_WINDOW`, scaled down.
-const WINDOW_IS_OVER: &str = "select transaction_timestamp() > max(begun_at) + interval '7 s' from attempt";
+const WINDOW_IS_OVER: &str = "select transaction_timestamp() > max(begun_at) + interval '11 s' from attempt";
 
 async fn change(world: &World, statement: &str) {
     sqlx::query(statement).execute(&world.pool).await.expect("the database does it");

@@ -20,7 +20,7 @@ async fn publish_broken(world: &World, customer_id: Uuid, apply: Value) -> Uuid 
 fn an_older_update_that_was_applied_late_is_not_taken_for_a_newer_one() {
     world(async |world| {
         world.declare_topology().await;
-        let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "7s")]);
+        let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "11s")]);
         let customer_id = Uuid::new_v4();
         let older = publish_broken(&world, customer_id, json!({ "after_ms": 2000 })).await;
         // Its first look came before it was applied, and says FAILED.
@@ -38,7 +38,7 @@ fn an_older_update_that_was_applied_late_is_not_taken_for_a_newer_one() {
 fn a_verification_that_was_running_before_the_attempt_is_not_taken_for_its_own() {
     world(async |world| {
         world.declare_topology().await;
-        let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "7s")]);
+        let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "11s")]);
         let customer_id = Uuid::new_v4();
         let older = publish_broken(&world, customer_id, json!("now")).await;
         world.wait_for_applied(older).await;

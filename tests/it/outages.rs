@@ -32,9 +32,9 @@ fn probes() -> usize {
 fn settings() -> Vec<(&'static str, &'static str)> {
     let patient = [
         ("REQUEST_TIMEOUT", "5s"),
-        ("CLAIM_LEASE", "7s"),
+        ("CLAIM_LEASE", "7500ms"),
         ("READ_TIMEOUT", "3s"),
-        ("READ_BACK_WINDOW", "12s"),
+        ("READ_BACK_WINDOW", "14s"),
         ("BREAKER_PROBE_INTERVAL", "500ms"),
     ];
     let always = [("PREFETCH", "32"), ("BREAKER_FAILURES", "5"), ("RUST_LOG", "info")];

@@ -58,8 +58,8 @@ fn an_update_that_was_applied_with_its_answer_lost_is_never_sent_again() {
             json!({ "answer": { "kind": "close" } }),
             json!({ "answer": answer }),
             // The worker has given up by then.
-            json!({ "delay_before_ms": 2500 }),
-            json!({ "delay_after_ms": 2500 }),
+            json!({ "delay_before_ms": 3500 }),
+            json!({ "delay_after_ms": 3500 }),
             // Applied after the first look, and before the second.
             json!({ "apply": { "after_ms": 1500 }, "answer": answer }),
             json!({ "apply": { "after_ms": 3000 }, "answer": answer }),
@@ -413,7 +413,7 @@ fn looks_that_come_back_too_late_prove_only_that_an_update_was_applied() {
         let applied = world.publish_broken_job(json!({ "answer": crash() })).await;
         let not_applied_job = world.publish_broken_job(not_applied()).await;
         let _worker = world.start_worker_with(&[CALM]);
-        let is_late = "select count(*) from attempt where begun_at < now() - interval '6 s'";
+        let is_late = "select count(*) from attempt where begun_at < now() - interval '10 s'";
         world.wait_for("the window's end", async || (world.count(is_late).await == 2).then_some(())).await;
         world.clear_rules().await;
         world.wait_for_applied(applied).await;

@@ -25,7 +25,7 @@ async fn resolve(world: &World, job_id: Uuid, finding: &str) -> String {
 fn a_person_settles_a_fate_and_only_then_may_the_job_be_sent_again() {
     world(async |world| {
         world.declare_topology().await;
-        let settings = [("BREAKER_FAILURES", "1000"), ("READ_BACK_DEADLINE", "6s")];
+        let settings = [("BREAKER_FAILURES", "1000"), ("READ_BACK_DEADLINE", "10s")];
         let _worker = world.start_worker_with(&settings);
         let mut jobs = Vec::new();
         for _ in 0..3 {

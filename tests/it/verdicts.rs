@@ -204,7 +204,7 @@ fn rows() -> Vec<(&'static str, (Value, u64), Expected)> {
             always(json!({ "apply": "never", "answer": { "kind": "hang" } })),
             unknown_not_applied("timed_out", None),
         ),
-        ("late", always(json!({ "delay_after_ms": 3000 })), unknown_applied("timed_out", None)),
+        ("late", always(json!({ "delay_after_ms": 4000 })), unknown_applied("timed_out", None)),
     ]
 }
 

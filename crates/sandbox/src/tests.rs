@@ -20,7 +20,7 @@ const ALICE: &str = "1cf2b6a0-6a3e-11ef-9a4d-0242ac120002";
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 const UPDATE: &str = "/cms/api/v1/kyc/update-document-info";
 /// Longer than anything here takes, unless it never happens.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Sandbox {
     running: Running,

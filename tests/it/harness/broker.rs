@@ -8,7 +8,7 @@ use lapin::{BasicProperties, Queue};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{WorkerProcess, World, management_url};
+use super::{WorkerProcess, World, answer, management_url};
 
 /// The queue of jobs.
 pub const JOBS: &str = "kyc.document-updates";
@@ -38,13 +38,11 @@ impl World {
     /// Publishes a message of any kind.
     pub async fn publish_to(&self, routing_key: &str, properties: BasicProperties, body: &[u8]) {
         let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
-        let confirm = self
-            .channel
-            .basic_publish("kyc".into(), routing_key.into(), mandatory, body, properties)
-            .await
-            .expect("the broker takes a message")
-            .await
-            .expect("the broker confirms it");
+        let publishing =
+            self.channel.basic_publish("kyc".into(), routing_key.into(), mandatory, body, properties);
+        let publishing = answer("a place for a message", publishing).await;
+        let confirm = answer("a confirmation", publishing.expect("the broker takes a message")).await;
+        let confirm = confirm.expect("the broker confirms it");
         assert!(confirm.is_ack() && confirm.take_message().is_none(), "the message found no queue");
     }
 
@@ -60,8 +58,8 @@ impl World {
 
     async fn look_at(&self, queue: &str) -> Queue {
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        let declared = self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
-        declared.expect("the queue exists")
+        let declaring = self.channel.queue_declare(queue.into(), passive, FieldTable::default());
+        answer("a look at a queue", declaring).await.expect("the queue exists")
     }
 
     /// Whether the broker has a queue of that name.
@@ -118,6 +116,21 @@ impl World {
         };
         let name_of = |connection: &Value| connection["name"].as_str().map(str::to_owned);
         connections.iter().filter(is_workers).filter_map(name_of).collect()
+    }
+
+    /// Every connection in this world's vhost. The broker lists a user's connections as they are, and
+    /// those of a vhost some seconds late.
+    pub(super) async fn connections_by_user(&self) -> Vec<Value> {
+        let admin: url::Url = self.amqp_url.parse().expect("a URL");
+        let mut connections = Vec::new();
+        for user in [admin.username(), &self.name] {
+            let url = format!("{}/api/connections/username/{user}", management_url());
+            let answer = self.http.get(url).send().await.expect("the management API answers");
+            #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
+            let all: Vec<Value> = answer.json().await.unwrap_or_default();
+            connections.extend(all.into_iter().filter(|connection| connection["vhost"] == self.name.as_str()));
+        }
+        connections
     }
 
     /// Unbinds the queue of jobs from its exchange.

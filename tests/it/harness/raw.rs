@@ -161,7 +161,7 @@ impl RawBroker {
 
     async fn write(&mut self, kind: u8, channel: u16, payload: &[u8]) {
         let frame = [&[kind][..], &channel.to_be_bytes(), &long_string(payload), &[0xce]].concat();
-        self.stream.write_all(&frame).await.expect("the broker reads");
+        super::answer("room for a frame", self.stream.write_all(&frame)).await.expect("the broker reads");
     }
 
     async fn wait_for(&mut self, method: (u16, u16)) -> Vec<u8> {
