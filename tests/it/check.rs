@@ -193,7 +193,8 @@ fn check_names_what_is_wrong_with_the_database() {
         };
         let migrate = ["kyc-worker migrate"];
         execute("update _sqlx_migrations set version = -version").await;
-        blames(&world, &[], &["DATABASE_URL: the schema is at version -1, this worker needs"], &migrate).await;
+        blames(&world, &[], &["DATABASE_URL: the schema is at version -1, this worker needs"], &migrate)
+            .await;
         execute("update _sqlx_migrations set version = -version").await;
 
         let url: url::Url = world.database_url().parse().expect("a URL");

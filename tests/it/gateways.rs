@@ -144,8 +144,7 @@ fn a_server_that_ends_idle_connections_after_two_seconds_loses_no_update() {
         world.declare_topology().await;
         let keep_alive = Duration::from_secs(2);
         let (_gateway, base_url, _) = start_gateway(&world, Habit::EndsIdle(keep_alive)).await;
-        let _worker =
-            world.start_worker_with(&[&PATIENT[..], &[("DOLLARPE_BASE_URL", &base_url)]].concat());
+        let _worker = world.start_worker_with(&[&PATIENT[..], &[("DOLLARPE_BASE_URL", &base_url)]].concat());
         let mut jobs = Vec::new();
         for round in 0..6 {
             jobs.extend(world.publish_jobs(8).await);

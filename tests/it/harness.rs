@@ -134,7 +134,7 @@ impl World {
     async fn new(admin_url: String, settings: dollarpe_sandbox::Settings) -> Self {
         let _already_installed = rustls::crypto::ring::default_provider().install_default();
         #[expect(clippy::disallowed_methods, reason = "a test's client needs no guards")]
-        let http = reqwest::Client::new();
+        let http = reqwest::Client::builder().timeout(deadline()).build().expect("a client");
         let name = format!("kyc_it_{}", Uuid::new_v4().simple());
         let dir = TempDir::new().expect("a temporary directory");
 

@@ -62,7 +62,10 @@ async fn without_rows(pool: &PgPool) -> Vec<String> {
 /// Runs migrations one by one, each after the first over tables that have rows: those of
 /// tests/it/rows, of which there is a file for each migration that makes a table.
 async fn migrate_over_rows(pool: &PgPool, files: &[PathBuf]) -> Result<(), String> {
-    sqlx::raw_sql("drop schema public cascade; create schema public").execute(pool).await.expect("it is empty");
+    sqlx::raw_sql("drop schema public cascade; create schema public")
+        .execute(pool)
+        .await
+        .expect("it is empty");
     let dir = TempDir::new().expect("a temporary directory");
     for (run, file) in files.iter().enumerate() {
         if run > 0 {

@@ -258,12 +258,15 @@ fn a_job_that_was_not_sent_is_due_at_once_and_spends_nothing() {
         // Nothing comes through the relay, so that the jobs are begun and cannot be sent.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let nowhere = format!("https://{}/cms/api/v1", silent.local_addr().expect("an address"));
-        let mut worker = start(&world, &[
-            ("DOLLARPE_BASE_URL", &nowhere),
-            ("SEND_WINDOW", "2s"),
-            ("REQUEST_TIMEOUT", "1500ms"),
-            ("RETRY_DELAY_MIN", "1s"),
-        ]);
+        let mut worker = start(
+            &world,
+            &[
+                ("DOLLARPE_BASE_URL", &nowhere),
+                ("SEND_WINDOW", "2s"),
+                ("REQUEST_TIMEOUT", "1500ms"),
+                ("RETRY_DELAY_MIN", "1s"),
+            ],
+        );
         let jobs = world.publish_jobs(8).await;
         for job_id in &jobs {
             world.wait_for_state(*job_id, &["submitting"]).await;

@@ -128,7 +128,8 @@ impl World {
             let answer = self.http.get(url).send().await.expect("the management API answers");
             #[expect(clippy::disallowed_methods, reason = "the broker is ours")]
             let all: Vec<Value> = answer.json().await.unwrap_or_default();
-            connections.extend(all.into_iter().filter(|connection| connection["vhost"] == self.name.as_str()));
+            connections
+                .extend(all.into_iter().filter(|connection| connection["vhost"] == self.name.as_str()));
         }
         connections
     }
