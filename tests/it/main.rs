@@ -7,6 +7,7 @@ mod own_services;
 mod relay;
 
 mod acceptance;
+mod architecture;
 mod audit;
 mod backlog;
 mod broker_outages;
