@@ -66,7 +66,7 @@ fn check_finds_nothing_wrong_where_a_worker_works_and_changes_nothing() {
             "signed in profile compact are accepted",
             "answered: 2 PROCESSING",
             "DATABASE_URL              (secret)  from environment",
-            "REQUEST_TIMEOUT           2s  from environment",
+            "REQUEST_TIMEOUT           3s  from environment",
             "others are at their defaults",
             "nothing is wrong",
         ] {

@@ -104,7 +104,9 @@ fn a_job_whose_worker_dies_in_its_request_is_applied_once() {
             world.break_job_once(job_id, json!({ "apply": apply, "answer": { "kind": "hang" } })).await;
             jobs.push((job_id, apply));
         }
-        let mut dying = world.start_worker();
+        // It is killed before it gives one of them up.
+        let patient = [("REQUEST_TIMEOUT", "4s"), ("SEND_WINDOW", "1500ms")];
+        let mut dying = world.start_worker_with(&patient);
         for (job_id, _) in &jobs {
             let what = "the request at the provider";
             world.wait_for(what, async || (world.count_patches(*job_id).await == 1).then_some(())).await;
@@ -162,7 +164,7 @@ fn a_worker_that_sleeps_past_its_lease_in_a_request_overwrites_nothing() {
     world(async |world| {
         world.declare_topology().await;
         let mut sleeper = world.start_worker();
-        let job_id = world.publish_broken_job(json!({ "delay_after_ms": 300 })).await;
+        let job_id = world.publish_broken_job(json!({ "delay_after_ms": 1500 })).await;
         world
             .wait_for("the request at the provider", async || {
                 (world.count_patches(job_id).await == 1).then_some(())

@@ -305,7 +305,7 @@ fn a_row_that_is_locked_holds_up_nothing_for_good() {
         world.declare_topology().await;
         let worker = world.start_worker_with(&NARROW);
         let slow = Uuid::new_v4();
-        world.break_job_once(slow, json!({ "delay_after_ms": 1000 })).await;
+        world.break_job_once(slow, json!({ "delay_after_ms": 1500 })).await;
         world.publish_job_named(Uuid::new_v4(), slow).await;
         world.wait_for_state(slow, &["submitting"]).await;
         let mut lock = world.pool.begin().await.expect("a transaction");
@@ -328,7 +328,7 @@ fn a_row_that_is_locked_holds_up_nothing_for_good() {
 /// Publishes a job and cuts its worker off from the database while the provider works on it.
 async fn lose_database_in_request(world: &World, relay: &Relay, worker: &WorkerProcess) -> Uuid {
     let job_id = Uuid::new_v4();
-    world.break_job_once(job_id, json!({ "delay_after_ms": 1000 })).await;
+    world.break_job_once(job_id, json!({ "delay_after_ms": 1500 })).await;
     world.publish_job_named(Uuid::new_v4(), job_id).await;
     world
         .wait_for("the request at the provider", async || {

@@ -51,7 +51,7 @@ fn deadline() -> Duration {
 
 /// Between two questions of a test that waits.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 pub struct World {
     pub pool: PgPool,

@@ -73,7 +73,7 @@ fn an_idle_worker_stops() {
 #[test]
 fn a_request_in_flight_is_finished_and_recorded() {
     world(async |world| {
-        let fault = json!({ "delay_after_ms": 1000 });
+        let fault = json!({ "delay_after_ms": 1500 });
         let (mut worker, job_id) = start_in_a_request(&world, &[], fault).await;
         stops(&mut worker).await;
         let job = world.submission(job_id).await.expect("it is known");
@@ -109,7 +109,7 @@ fn a_worker_whose_broker_is_away_stops_and_keeps_what_it_learned() {
         let mut worker = start(&world, &[("AMQP_URL", &amqp_url)]);
         world.wait_for_consumers(1).await;
         relay.stall_to_target();
-        world.set_provider(json!({ "latency_ms": 1000 })).await;
+        world.set_provider(json!({ "latency_ms": 1500 })).await;
         let job_id = world.publish_job().await;
         wait_for_patch(&world, job_id).await;
         relay.refuse().await;
@@ -195,7 +195,7 @@ fn a_delivery_whose_row_cannot_be_committed_goes_back_to_the_queue() {
 #[test]
 fn an_answer_that_cannot_be_recorded_yet_is_held_until_it_can() {
     world(async |world| {
-        let fault = json!({ "delay_after_ms": 700 });
+        let fault = json!({ "delay_after_ms": 1500 });
         let (mut worker, job_id) = start_in_a_request(&world, &[], fault).await;
         let lock = world.lock_table("submission").await;
         worker.signal("TERM");
