@@ -11,8 +11,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber, warn};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
@@ -49,11 +48,14 @@ pub enum LogFormat {
 /// which only the worker knows. The last lines are written when what is returned is dropped.
 ///
 /// # Errors
-/// When `filter` is not a valid list of directives.
-pub fn start(format: Option<LogFormat>, filter: &str) -> anyhow::Result<LastLines> {
-    let filter = EnvFilter::try_new(filter)?;
+/// When the system gives no thread, or something logs already.
+pub fn start(format: Option<LogFormat>, filter: Targets) -> anyhow::Result<LastLines> {
     // Who wants errors alone wants none of theirs.
-    let hears_libraries = filter.max_level_hint().is_none_or(|level| level >= LevelFilter::WARN);
+    let hears_libraries = filter
+        .iter()
+        .map(|(_, level)| level)
+        .chain(filter.default_level())
+        .any(|level| level >= LevelFilter::WARN);
     let capped = filter_fn(move |metadata| {
         is_ours(metadata) || hears_libraries && *metadata.level() <= LevelFilter::WARN
     });

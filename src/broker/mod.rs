@@ -21,11 +21,13 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use lapin::options::QueueDeclareOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
 use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties};
 use parking_lot::Mutex;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -225,8 +227,8 @@ impl Broker {
         // Whoever waits no longer for the broker's words leaves lapin's thread waiting for them.
         let abandoned = CancellationToken::new();
         let abandons = abandoned.clone().drop_guard();
-        let tls = self.tls_config()?;
-        let transport = Transport::connect(&self.uri, &tls, filter, SILENCE_MAX, abandoned).await?;
+        let tls = (self.uri.scheme == AMQPScheme::AMQPS).then(|| self.tls_config()).transpose()?;
+        let transport = Transport::connect(&self.uri, tls, filter, SILENCE_MAX, abandoned).await?;
         let transport = Mutex::new(Some(transport));
         let hand_over = move |_uri, _runtime| {
             let transport = transport.lock().take();
@@ -271,14 +273,27 @@ impl Broker {
         advice.to_owned()
     }
 
-    /// What TLS needs beside the platform's store. Files are read for every connection.
-    fn tls_config(&self) -> anyhow::Result<OwnedTLSConfig> {
+    /// TLS that trusts the platform's store and AMQP_CA_FILE. Files are read for every connection.
+    fn tls_config(&self) -> anyhow::Result<ClientConfig> {
         let BrokerCertificates { authorities, identity } = self.settings.certificates()?;
-        let cert_chain = authorities.map(String::from_utf8).transpose()?;
-        let identity = identity
-            .map(|ClientIdentity { certificate, key }| OwnedIdentity::PKCS8 { pem: certificate, key });
-        Ok(OwnedTLSConfig { identity, cert_chain })
+        let mut trusted = RootCertStore::empty();
+        trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        trusted.add_parsable_certificates(certificates(&authorities.unwrap_or_default())?);
+        let tls = ClientConfig::builder().with_root_certificates(trusted);
+        Ok(match identity {
+            None => tls.with_no_client_auth(),
+            Some(ClientIdentity { certificate, key }) => {
+                let fault = "AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used together";
+                let key = PrivateKeyDer::from_pem_slice(&key).context(fault)?;
+                tls.with_client_auth_cert(certificates(&certificate)?, key).context(fault)?
+            }
+        })
     }
+}
+
+fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read: Result<_, _> = CertificateDer::pem_slice_iter(pem).collect();
+    read.context("AMQP_CA_FILE, AMQP_CERT_FILE: a certificate cannot be read")
 }
 
 async fn count_in(channel: &Channel, setting: &str, queue: &str) -> anyhow::Result<u32> {

@@ -15,12 +15,14 @@ use async_rs::{Runtime, Tokio};
 use futures_util::io::{AsyncRead, AsyncWrite};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt as _};
-use lapin::AsyncTcpStream;
-use lapin::tcp::OwnedTLSConfig;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::AMQPUri;
 use parking_lot::Mutex;
-use tokio::net::lookup_host;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead as TokioRead, AsyncWrite as TokioWrite, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,7 +40,10 @@ const READS_MAX: usize = 16;
 /// A heartbeat that says to lapin that the broker is heard, where nothing else of it passes.
 const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
 
-type Socket = <Tokio as Reactor>::TcpStream;
+/// Bytes to and from the broker, in the clear or by TLS.
+trait Wire: TokioRead + TokioWrite + Send + Unpin {}
+
+impl<T: TokioRead + TokioWrite + Send + Unpin> Wire for T {}
 
 /// The runtime that lapin is to use: tokio's, with our transport.
 pub(super) fn runtime() -> Runtime<RuntimeParts<Tokio, Network>> {
@@ -47,7 +52,7 @@ pub(super) fn runtime() -> Runtime<RuntimeParts<Tokio, Network>> {
 
 /// A connection to the broker, whose bytes from there pass a filter.
 pub(super) struct Transport {
-    stream: AsyncTcpStream<Socket>,
+    wire: Box<dyn Wire>,
     filter: Filter,
     /// Where bytes are read to.
     read: Box<[u8]>,
@@ -69,22 +74,26 @@ impl Transport {
     /// When no address answers, or TLS fails.
     pub async fn connect(
         uri: &AMQPUri,
-        tls: &OwnedTLSConfig,
+        tls: Option<ClientConfig>,
         filter: Filter,
         silence_max: Duration,
         abandoned: CancellationToken,
     ) -> io::Result<Self> {
         let host = uri.authority.host.as_str();
         let addresses = lookup_host((host, uri.authority.port)).await?;
-        let stream = AsyncTcpStream::Plain(connect_to_any(addresses).await?);
-        let stream = match uri.scheme {
-            AMQPScheme::AMQP => stream,
-            AMQPScheme::AMQPS => stream.into_tls(host, tls.as_ref()).await?,
+        let socket = connect_to_any(addresses).await?;
+        socket.set_nodelay(true)?;
+        let wire: Box<dyn Wire> = match tls {
+            None => Box::new(socket),
+            Some(tls) => {
+                let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+                Box::new(TlsConnector::from(Arc::new(tls)).connect(name, socket).await?)
+            }
         };
         let heard_at = Arc::new(Mutex::new(Instant::now()));
         let watch = watch_silence(Arc::clone(&heard_at), silence_max, abandoned.clone());
         Ok(Self {
-            stream,
+            wire,
             filter,
             read: vec![0; READ_SIZE].into_boxed_slice(),
             passed: Vec::new(),
@@ -118,13 +127,12 @@ async fn watch_silence(heard_at: Arc<Mutex<Instant>>, silence_max: Duration, aba
 }
 
 /// Tries every address, each a moment after the one before it or as soon as that has failed.
-async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<Socket> {
-    let tokio = Tokio::current();
+async fn connect_to_any(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
     let mut addresses = addresses.peekable();
     let mut attempts = FuturesUnordered::new();
     let mut failure = None;
     loop {
-        attempts.extend(addresses.next().map(|address| tokio.tcp_connect_addr(address)));
+        attempts.extend(addresses.next().map(TcpStream::connect));
         tokio::select! {
             Some(attempted) = attempts.next() => match attempted {
                 Ok(socket) => return Ok(socket),
@@ -150,8 +158,9 @@ impl AsyncRead for Transport {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let length = match Pin::new(&mut this.stream).poll_read(context, &mut this.read) {
-                Poll::Ready(read) => read?,
+            let mut read = ReadBuf::new(&mut this.read);
+            let length = match TokioRead::poll_read(Pin::new(&mut this.wire), context, &mut read) {
+                Poll::Ready(done) => done.map(|()| read.filled().len())?,
                 Poll::Pending => {
                     this.reads = 0;
                     return this.poll_end(context).map(Err);
@@ -183,16 +192,15 @@ impl AsyncWrite for Transport {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        TokioWrite::poll_write(Pin::new(&mut self.wire), context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        TokioWrite::poll_flush(Pin::new(&mut self.wire), context)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_close(context))?;
-        Poll::Ready(Ok(()))
+        TokioWrite::poll_shutdown(Pin::new(&mut self.wire), context)
     }
 }
 
@@ -236,7 +244,7 @@ impl fmt::Debug for Transport {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket};
     use tokio::time::timeout;
 
     use super::*;
@@ -269,7 +277,7 @@ mod tests {
         let good = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let addresses = [silent, good.local_addr().expect("an address")];
         let connected = timeout(LONG, connect_to_any(addresses.into_iter())).await.expect("it is in time");
-        assert_eq!(connected.expect("it connects").get_ref().peer_addr().expect("an address"), addresses[1]);
+        assert_eq!(connected.expect("it connects").peer_addr().expect("an address"), addresses[1]);
     }
 
     #[tokio::test]

@@ -23,17 +23,17 @@ pub(super) struct ManArgs {
     directory: PathBuf,
 }
 
-pub(super) fn complete(args: &CompletionsArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn complete(args: &CompletionsArgs, command: &mut clap::Command) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::command(), "kyc-worker", &mut script);
+    clap_complete::generate(args.shell, command, "kyc-worker", &mut script);
     println!("{}", String::from_utf8(script)?.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn write_manual(args: &ManArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn write_manual(args: &ManArgs, command: clap::Command) -> anyhow::Result<ExitCode> {
     let directory = &args.directory;
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(super::command(), directory))
+        .and_then(|()| clap_mangen::generate_to(command, directory))
         .with_context(|| format!("cannot write to {}", directory.display()))?;
     println!("man pages are in {0}; read them with: man -l {0}/kyc-worker.1", directory.display());
     Ok(ExitCode::SUCCESS)

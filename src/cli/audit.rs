@@ -11,7 +11,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::open_database;
+use super::database::open_database;
 use crate::config::{DatabaseSettings, FingerprintSettings};
 use crate::journal::history::audit::{Audit, Finding, Page};
 use crate::visible::visible;

@@ -6,8 +6,7 @@ use clap::{Args, Subcommand};
 use uuid::Uuid;
 
 use super::attribution::AttributionArgs;
-use super::open_database;
-use crate::config::DatabaseSettings;
+use super::database::DeskArgs;
 use crate::desk::budget::{customer_story, set_budget};
 
 /// Tell the worker what it cannot know of a customer's updates
@@ -30,11 +29,8 @@ pub(super) struct SetArgs {
     used: u32,
     #[command(flatten)]
     attribution: AttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 pub(super) async fn run(command: &BudgetCommand) -> anyhow::Result<ExitCode> {
@@ -44,10 +40,10 @@ pub(super) async fn run(command: &BudgetCommand) -> anyhow::Result<ExitCode> {
 }
 
 async fn set(args: &SetArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     set_budget(&pool, args.customer, i32::try_from(args.used)?, args.attribution.attribution()).await?;
     let story = customer_story(&pool, args.customer).await?;
-    if args.json {
+    if args.desk.json {
         println!("{}", serde_json::to_string_pretty(&story)?);
     } else {
         let here = story.map_or(0, |story| story.spent.here);

@@ -8,11 +8,11 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::attribution::AttributionArgs;
-use super::terminal::say_exactly;
-use super::{age_text, open_database, print, table, time_text, wait_aloud};
+use super::database::DeskArgs;
+use super::terminal::{age_text, say_exactly, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
 use crate::broker::{Broker, NotTaken, Publisher};
-use crate::config::{BrokerSettings, DatabaseSettings};
+use crate::config::BrokerSettings;
 use crate::desk::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
 use crate::visible::visible;
 use dollarpe::canonical_json::Fault;
@@ -32,11 +32,8 @@ pub(super) struct ListArgs {
     /// How many at most
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
     #[command(flatten)]
     broker: BrokerSettings,
 }
@@ -50,11 +47,8 @@ pub(super) struct ShowArgs {
     /// Print the body too: it holds what the customer entered
     #[arg(long)]
     body: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
     #[command(flatten)]
     broker: BrokerSettings,
 }
@@ -77,11 +71,8 @@ pub(super) struct RequeueArgs {
     all: bool,
     #[command(flatten)]
     attribution: AttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
     #[command(flatten)]
     broker: BrokerSettings,
 }
@@ -128,14 +119,14 @@ async fn know(pool: &sqlx::PgPool, letter: &DeadLetter) -> anyhow::Result<Known>
 }
 
 async fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
     let mut known = Vec::new();
     let listed = list_each(&pool, &letters, args.limit as usize, &mut known).await;
     letters.close().await;
     // Those that were read are listed all the same.
     if listed.is_ok() || !known.is_empty() {
-        print(args.json, &known, print_list)?;
+        args.desk.print(&known, print_list)?;
     }
     listed.context("the list is not whole").map(|()| ExitCode::SUCCESS)
 }
@@ -182,7 +173,7 @@ struct Shown {
 }
 
 async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let letters = DeadLetters::open(&broker(&args.broker)?).await?;
     let found = loop {
         match letters.next().await? {
@@ -194,8 +185,8 @@ async fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let letter = found.ok_or_else(|| not_queued(&args.id))?;
     let body = args.body.then(|| String::from_utf8_lossy(&letter.body).into_owned());
     let shown = Shown { known: know(&pool, &letter).await?, body };
-    print(args.json, &shown, print_letter)?;
-    if args.body && !args.json {
+    args.desk.print(&shown, print_letter)?;
+    if args.body && !args.desk.json {
         say_exactly(&letter.body);
     }
     Ok(ExitCode::SUCCESS)
@@ -236,7 +227,7 @@ struct Refused {
 }
 
 async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let broker = broker(&args.broker)?;
     let mut publisher = Publisher::open(&broker).await?;
     let letters = DeadLetters::open(&broker).await?;
@@ -245,7 +236,7 @@ async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     letters.close().await;
     publisher.close().await;
     // What was done is told, whatever ended it.
-    print(args.json, &done, print_requeued)?;
+    args.desk.print(&done, print_requeued)?;
     ended?;
     let is_done =
         |id: &String| done.requeued.contains(id) || done.refused.iter().any(|refused| refused.id == *id);

@@ -23,7 +23,7 @@ use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::{Envelope, Job};
 use crate::visible::visible;
 
-use super::wait_aloud;
+use super::terminal::wait_aloud;
 
 /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
 #[derive(Args, Debug)]

@@ -13,7 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
-use super::open_database;
+use super::database::open_database;
 use crate::config::DatabaseSettings;
 use crate::desk::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
 

@@ -1,4 +1,4 @@
-//! `kyc-worker forget`: removes what could tell who a customer is, and keeps what happened.
+//! `kyc-worker forget`: removes what identifies a customer, and keeps what happened.
 
 use std::process::ExitCode;
 
@@ -8,17 +8,17 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::attribution::AttributionArgs;
-use super::{open_database, print};
+use super::database::DeskArgs;
 use crate::broker::Broker;
 use crate::broker::dead_letters::DeadLetters;
-use crate::config::{BrokerSettings, DatabaseSettings};
+use crate::config::BrokerSettings;
 use crate::desk::forget::{Forgotten, forget};
 use crate::visible::visible;
 
-/// Remove what could tell who a customer is, and keep what happened
+/// Remove what identifies a customer, and keep what happened
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of his is in motion. Exit code 1 also where dead letters that name him are still queued."
+    after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of the customer is in motion. Exit code 1 also where dead letters that name the customer are still queued."
 )]
 pub(super) struct ForgetArgs {
     /// The customer
@@ -26,11 +26,8 @@ pub(super) struct ForgetArgs {
     customer: Uuid,
     #[command(flatten)]
     attribution: AttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
     #[command(flatten)]
     broker: BrokerSettings,
 }
@@ -39,25 +36,25 @@ pub(super) struct ForgetArgs {
 struct Answer {
     #[serde(flatten)]
     forgotten: Forgotten,
-    /// Dead letters that are still queued and name him.
+    /// Dead letters that are still queued and name the customer.
     queued: Option<Vec<String>>,
-    /// Why nobody could look for them.
+    /// Why they could not be searched for.
     not_looked: Option<String>,
 }
 
 pub(super) async fn run(args: &ForgetArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let forgotten = forget(&pool, args.customer, args.attribution.attribution()).await?;
     let (queued, not_looked) = match find_queued(&args.broker, args.customer).await {
         Ok(queued) => (Some(queued), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
     let is_done = queued.as_ref().is_some_and(Vec::is_empty);
-    print(args.json, &Answer { forgotten, queued, not_looked }, print_answer)?;
+    args.desk.print(&Answer { forgotten, queued, not_looked }, print_answer)?;
     Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The dead letters that name the customer anywhere: what is no JSON may hold him, too.
+/// The dead letters that name the customer anywhere: what is no JSON may hold the id, too.
 async fn find_queued(settings: &BrokerSettings, customer_id: Uuid) -> anyhow::Result<Vec<String>> {
     let broker = Broker::new(settings, &settings.url()?, "kyc-worker forget")?;
     let letters = DeadLetters::open(&broker).await.context("the dead-letter queue was not looked at")?;
@@ -77,9 +74,11 @@ fn print_answer(Answer { forgotten, queued, not_looked }: &Answer) {
     println!(
         "forgot customer {customer_id}: {jobs} jobs, {payloads} payloads, {dead_letters} dead letters' rows"
     );
-    println!("his attempts, outcomes and updates stay, without anything that he entered");
+    println!("attempts, outcomes and updates stay, without anything that the customer entered");
     match (queued, not_looked) {
-        (Some(queued), _) if queued.is_empty() => println!("no dead letter that is queued names him"),
+        (Some(queued), _) if queued.is_empty() => {
+            println!("no dead letter that is queued names the customer")
+        }
         (Some(queued), _) => println!(
             "STILL QUEUED, and gone only with DEAD_LETTER_TTL or by hand: dead letters {}",
             queued.join(", ")

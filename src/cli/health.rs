@@ -8,8 +8,9 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{open_database, print};
-use crate::config::{DatabaseSettings, SettingFault, host_name};
+use super::database::DeskArgs;
+use super::terminal::time_text;
+use crate::config::{SettingFault, host_name};
 use crate::instance::runs_here;
 use crate::journal::replicas::{WorkerView, workers};
 
@@ -25,11 +26,8 @@ pub(super) struct HealthArgs {
     /// The replica's name, of those that run here [default: any]
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     worker_name: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 /// A probe that has not been answered by then says so itself. The image's HEALTHCHECK waits 5 s.
@@ -58,14 +56,14 @@ pub(super) async fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
             Health { is_healthy: !args.ready, what, worker: None }
         }
     };
-    print(args.json, &health, |health| println!("{}", health.what))?;
+    args.desk.print(&health, |health| println!("{}", health.what))?;
     Ok(ExitCode::from(u8::from(!health.is_healthy)))
 }
 
 /// The row of the replica that runs here; of several, of the one that was seen last the longest ago.
 /// A process that has ended is none of them, though its row is there.
 async fn replica(args: &HealthArgs) -> anyhow::Result<Option<WorkerView>> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let is_ours = |worker: &WorkerView| {
         args.worker_name.as_ref().is_none_or(|name| worker.name == *name) && runs_here(&worker.instance)
     };
@@ -85,7 +83,7 @@ fn judge(args: &HealthArgs, worker: Option<WorkerView>) -> Health {
             )
         }
         Some(WorkerView { is_alive: false, name, seen_at, .. }) => {
-            (false, format!("replica {name} was last seen at {}: it hangs", super::time_text(*seen_at)))
+            (false, format!("replica {name} was last seen at {}: it hangs", time_text(*seen_at)))
         }
         Some(WorkerView { name, paused_for, .. }) if args.ready && !paused_for.is_empty() => {
             (false, format!("replica {name} is alive and takes no jobs: {}", paused_for.join(", ")))

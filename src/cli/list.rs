@@ -7,8 +7,9 @@ use clap::Args;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{age_text, open_database, print, table};
-use crate::config::{DatabaseSettings, parse_duration};
+use super::database::DeskArgs;
+use super::terminal::{age_text, table};
+use crate::config::parse_duration;
 use crate::desk::list::{Filter, ListedJob, list};
 
 /// How far back jobs are looked for where that is not said: a search through years would take
@@ -43,15 +44,12 @@ pub(super) struct ListArgs {
     /// How many at most, those received last first
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let is_open = args.state.as_deref().is_some_and(|state| OPEN.contains(&state));
     let since = args.since.or((args.customer.is_none() && !is_open).then_some(SINCE));
     let filter = Filter {
@@ -63,8 +61,8 @@ pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     };
     let jobs = list(&pool, &filter).await?;
     let is_cut = jobs.len() == args.limit as usize;
-    print(args.json, &jobs, print_jobs)?;
-    if is_cut && !args.json {
+    args.desk.print(&jobs, print_jobs)?;
+    if is_cut && !args.desk.json {
         eprintln!("the first {} only; --limit shows more, `kyc-worker export` all", args.limit);
     }
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ mod attribution;
 mod audit;
 mod budget;
 mod check;
+mod database;
 mod dead_letters;
 mod enqueue;
 mod export;
@@ -28,14 +29,9 @@ mod sign;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Parser, Subcommand};
-use comfy_table::presets::NOTHING;
-use tokio::time::{Duration, timeout};
 
-use crate::broker::Wait;
-use crate::config::{
-    DatabaseSettings, EnvFile, Parsed, SettingFault, SettingSource, parse_all, setting_sources,
-};
-use crate::journal;
+use self::terminal::refuse;
+use crate::config::{EnvFile, Parsed, SettingFault, SettingSource, parse_all, setting_sources};
 use crate::visible::visible;
 
 /// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
@@ -112,8 +108,8 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Forget(args) => forget::run(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,
-        Command::Completions(args) => assets::complete(&args),
-        Command::Man(args) => assets::write_manual(&args),
+        Command::Completions(args) => assets::complete(&args, &mut self::command()),
+        Command::Man(args) => assets::write_manual(&args, self::command()),
     };
     done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
@@ -129,84 +125,4 @@ fn sources_of(command: &clap::Command, matches: &ArgMatches, env_file: &EnvFile)
     let given =
         matches.subcommand().and_then(|(name, matches)| Some((command.find_subcommand(name)?, matches)));
     given.map(|(command, matches)| setting_sources(command, matches, env_file)).unwrap_or_default()
-}
-
-/// Says all that is wrong with the settings.
-fn refuse(faults: &[SettingFault]) -> ExitCode {
-    eprintln!("kyc-worker: {} wrong:", if faults.len() == 1 { "a setting is" } else { "settings are" });
-    for fault in faults {
-        eprintln!("  {}", visible(&fault.to_string()));
-    }
-    eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
-    ExitCode::from(2)
-}
-
-/// Opens the database for a command, if its schema is ours.
-async fn open_database(settings: &DatabaseSettings) -> anyhow::Result<sqlx::PgPool> {
-    let pool = journal::connect(settings, &settings.url()?).await?;
-    journal::check_schema(&pool).await?;
-    Ok(pool)
-}
-
-/// Prints what a command found, as JSON or as `as_text` prints it.
-fn print<T: serde::Serialize>(as_json: bool, found: &T, as_text: fn(&T)) -> anyhow::Result<ExitCode> {
-    if as_json {
-        println!("{}", serde_json::to_string_pretty(found)?);
-    } else {
-        as_text(found);
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Prints a time as people read it, to the second, in UTC.
-fn time_text(at: time::OffsetDateTime) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
-    at.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_default()
-}
-
-/// How long ago something was, in its largest unit.
-fn age_text(age: time::Duration) -> String {
-    let seconds = age.whole_seconds().max(0);
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min", seconds / 60),
-        3600..86_400 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
-/// A table that fits a terminal, each cell on one line.
-struct Table(comfy_table::Table);
-
-fn table<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = comfy_table::Table::new();
-    table.load_style(NOTHING).set_header(header);
-    Table(table)
-}
-
-impl Table {
-    fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.0.add_row(cells.into_iter().map(|cell| visible(&cell).into_owned()));
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Who waits longer for the broker to take a message is told why.
-const WAIT_IN_SILENCE: Duration = Duration::from_secs(3);
-
-/// Waits for the broker to take a message, and tells where that takes long.
-async fn wait_aloud<T>(waiting: impl Future<Output = T>, wait: Wait, tell: impl FnOnce(&str)) -> T {
-    let mut waiting = std::pin::pin!(waiting);
-    match timeout(WAIT_IN_SILENCE, waiting.as_mut()).await {
-        Ok(taken) => taken,
-        Err(_elapsed) => {
-            tell(&wait.to_string());
-            waiting.await
-        }
-    }
 }

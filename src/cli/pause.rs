@@ -6,8 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::attribution::{AttributionArgs, MaybeAttributionArgs};
-use super::{open_database, print, time_text};
-use crate::config::DatabaseSettings;
+use super::database::DeskArgs;
+use super::terminal::time_text;
 use crate::desk::interventions::{pause as pause_work, resume as resume_work};
 use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::workers;
@@ -15,16 +15,13 @@ use crate::journal::replicas::workers;
 /// Pause all the work, on every replica: nothing new is begun, what is in flight finishes
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s; one that cannot hear of it begins nothing more after 10 s. Looks at customers whose fate is unknown go on: they spend nothing."
+    after_help = "Example:\n  kyc-worker pause --by ana --note 'the provider does maintenance until 14:00'\n\nEvery replica obeys within 5 s; one that cannot hear of it begins nothing more after 10 s. Reads that settle an unknown outcome go on: they spend nothing."
 )]
 pub(super) struct PauseArgs {
     #[command(flatten)]
     attribution: AttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 /// End the pause
@@ -33,11 +30,8 @@ pub(super) struct PauseArgs {
 pub(super) struct ResumeArgs {
     #[command(flatten)]
     attribution: MaybeAttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 /// What a pause, or its end, came to.
@@ -52,11 +46,11 @@ struct Answer {
 }
 
 pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let before = current_pause(&pool).await?;
     pause_work(&pool, args.attribution.attribution()).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
-    print(args.json, &answer, |answer| {
+    args.desk.print(&answer, |answer| {
         if let Some(Pause { at, by, note }) = &answer.before {
             println!("was paused already, by {by} at {}: {note}", time_text(*at));
         }
@@ -65,10 +59,10 @@ pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) async fn resume(args: &ResumeArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let before = resume_work(&pool, args.attribution.by.as_deref(), args.attribution.note.as_deref()).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
-    print(args.json, &answer, |answer| match &answer.before {
+    args.desk.print(&answer, |answer| match &answer.before {
         Some(Pause { at, by, note }) => println!(
             "resumed; replicas that obey within 5 s: {}. It was paused by {by} at {}: {note}",
             count(&answer.workers),

@@ -8,8 +8,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::attribution::MaybeAttributionArgs;
-use super::{open_database, print};
-use crate::config::{DatabaseSettings, ReadBackSettings};
+use super::database::DeskArgs;
+use crate::config::ReadBackSettings;
 use crate::desk::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
 
 /// Send ended jobs again; says what that would do, and does it with --yes
@@ -39,11 +39,8 @@ pub(super) struct ReplayArgs {
     yes: bool,
     #[command(flatten)]
     attribution: MaybeAttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
     /// What a customer may spend.
     #[command(flatten)]
     read_back: ReadBackSettings,
@@ -68,7 +65,7 @@ struct Report {
 }
 
 pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let job_ids = if args.job_ids.is_empty() {
         let selection = Selection {
             state: args.state.as_deref(),
@@ -97,7 +94,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let refused = jobs.len() - replayed as usize;
     let report = Report { is_dry_run: !args.yes, replayed: replayed as usize, refused, jobs };
-    print(args.json, &report, print_report)?;
+    args.desk.print(&report, print_report)?;
     let is_whole = report.refused == 0 || args.job_ids.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

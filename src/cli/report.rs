@@ -7,7 +7,8 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{open_database, print, table, time_text};
+use super::database::open_database;
+use super::terminal::{print, table, time_text};
 use crate::broker::Broker;
 use crate::config::{BrokerSettings, DatabaseSettings, ReadBackSettings, parse_duration};
 use crate::desk::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
@@ -157,7 +158,7 @@ fn print_open(report: &Report) {
             println!("{what}: {job_id}, received {}", time_text(*received_at));
         }
     };
-    oldest("oldest in doubt", &report.oldest_unknown);
+    oldest("oldest unknown", &report.oldest_unknown);
     oldest("oldest for a person", &report.oldest_needs_review);
     let verifications = &report.verifications;
     if let Some(since) = verifications.oldest_since {

@@ -1,4 +1,4 @@
-//! `kyc-worker resolve`: a person settles what no look could.
+//! `kyc-worker resolve`: a person settles what no read could.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,7 @@ use clap::Args;
 use uuid::Uuid;
 
 use super::attribution::AttributionArgs;
-use super::{open_database, print};
-use crate::config::DatabaseSettings;
+use super::database::DeskArgs;
 use crate::desk::resolve::{Finding, Resolved, resolve};
 
 /// Settle a job in needs_review with what a person found out; sends nothing
@@ -23,17 +22,14 @@ pub(super) struct ResolveArgs {
     finding: Finding,
     #[command(flatten)]
     attribution: AttributionArgs,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     let resolved = resolve(&pool, args.job_id, args.finding, args.attribution.attribution()).await?;
-    print(args.json, &resolved, |Resolved { job_id, was, state, .. }| {
+    args.desk.print(&resolved, |Resolved { job_id, was, state, .. }| {
         println!("job {job_id} was {was}, and is {state} now");
         if *state == "exhausted" {
             println!("send it again with `kyc-worker replay {job_id} --yes --by NAME --note TEXT`");

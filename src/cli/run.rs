@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::refuse;
+use super::terminal::refuse;
 use crate::app::{self, Mode};
 use crate::config::{LogSettings, RunSettings, SettingFault};
 use crate::telemetry;
@@ -36,10 +36,7 @@ pub(super) async fn run(args: RunArgs, mut faults: Vec<SettingFault>) -> anyhow:
             return Ok(refuse(&faults));
         }
     };
-    let _last_lines = match telemetry::start(args.log.log_format, &args.log.rust_log) {
-        Ok(last_lines) => last_lines,
-        Err(error) => return Ok(refuse(&[SettingFault::new("RUST_LOG", format!("{error:#}"))])),
-    };
+    let _last_lines = telemetry::start(args.log.log_format, args.log.rust_log)?;
     let mode = Mode { drain: args.drain, migrate: args.migrate };
     app::run(args.settings, checked, mode).await?;
     Ok(ExitCode::SUCCESS)

@@ -119,7 +119,7 @@ fn operations() -> Value {
         "deadLetter": {
             "action": "send",
             "channel": { "$ref": "#/channels/deadLetterQueue" },
-            "summary": "By the broker, at the worker's word.",
+            "summary": "By the broker, when the worker rejects it.",
             "messages": [{ "$ref": "#/channels/deadLetterQueue/messages/deadLetter" }]
         }
     })

@@ -6,8 +6,8 @@ use clap::Args;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{open_database, print, table, time_text};
-use crate::config::DatabaseSettings;
+use super::database::DeskArgs;
+use super::terminal::{table, time_text};
 use crate::desk::budget::{CustomerStory, customer_story};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
@@ -22,27 +22,24 @@ pub(super) struct ShowArgs {
     /// The job
     #[arg(required_unless_present = "customer", conflicts_with = "customer")]
     job_id: Option<Uuid>,
-    /// A customer in place of a job: his updates and his jobs
+    /// A customer in place of a job: their updates and their jobs
     #[arg(long, value_name = "ID")]
     customer: Option<Uuid>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    database: DatabaseSettings,
+    desk: DeskArgs,
 }
 
 pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
-    let pool = open_database(&args.database).await?;
+    let pool = args.desk.open().await?;
     match (args.job_id, args.customer) {
         (_, Some(customer_id)) => {
             let story = customer_story(&pool, customer_id).await?;
             let story = story.ok_or_else(|| unknown_customer(customer_id))?;
-            print(args.json, &story, print_customer)
+            args.desk.print(&story, print_customer)
         }
         (Some(job_id), None) => {
             let story = job_story(&pool, job_id).await?.ok_or_else(|| unknown_job(job_id))?;
-            print(args.json, &story, print_story)
+            args.desk.print(&story, print_story)
         }
         (None, None) => anyhow::bail!("give a JOB_ID, or --customer ID"),
     }
@@ -53,7 +50,7 @@ fn unknown_job(job_id: Uuid) -> anyhow::Error {
 }
 
 fn unknown_customer(customer_id: Uuid) -> anyhow::Error {
-    anyhow::anyhow!("nothing is known of customer {customer_id}; are his jobs still in the queue?")
+    anyhow::anyhow!("nothing is known of customer {customer_id}; are their jobs still in the queue?")
 }
 
 fn print_customer(story: &CustomerStory) {
@@ -70,7 +67,7 @@ fn print_customer(story: &CustomerStory) {
         None => println!("  spent elsewhere: none that we were told of (`kyc-worker budget set` tells us)"),
     }
     if let Some(at) = story.limit_reached_at {
-        println!("  {}  the provider said that his updates are used up", time_text(at));
+        println!("  {}  the provider said that the customer's updates are used up", time_text(at));
     }
     if story.jobs.is_empty() {
         return;
@@ -131,10 +128,10 @@ fn print_story(story: &JobStory) {
         submission.deliveries
     );
     let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
-    attempts.iter().for_each(|attempt| tell_attempt(attempt, &mut events));
-    events.extend(observations.iter().map(|observation| (observation.at, tell_observation(observation))));
+    attempts.iter().for_each(|attempt| describe_attempt(attempt, &mut events));
+    events.extend(observations.iter().map(|observation| (observation.at, describe_observation(observation))));
     events.extend(
-        story.interventions.iter().map(|intervention| (intervention.at, tell_intervention(intervention))),
+        story.interventions.iter().map(|intervention| (intervention.at, describe_intervention(intervention))),
     );
     events.extend(story.dead_letters.iter().map(|letter| {
         (
@@ -151,7 +148,7 @@ fn print_story(story: &JobStory) {
     }
 }
 
-fn tell_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)>) {
+fn describe_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)>) {
     events.push((attempt.begun_at, format!("attempt {} begun by {}", attempt.number, attempt.worker)));
     let (Some(ended_at), Some(verdict)) = (attempt.ended_at, &attempt.verdict) else { return };
     let details = [
@@ -166,16 +163,16 @@ fn tell_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)
     events.push((ended_at, format!("attempt {} ended {verdict} ({})", attempt.number, details.join(", "))));
 }
 
-fn tell_intervention(InterventionView { action, by, note, detail, .. }: &InterventionView) -> String {
+fn describe_intervention(InterventionView { action, by, note, detail, .. }: &InterventionView) -> String {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     format!("{action} by {} ({}): {}", text(by), text(detail), text(note))
 }
 
-fn tell_observation(observation: &ObservationView) -> String {
+fn describe_observation(observation: &ObservationView) -> String {
     let said = match (&observation.status, &observation.failure_reason, &observation.error) {
         (Some(status), Some(reason), _) => format!("the customer read {status} ({reason})"),
         (Some(status), None, _) => format!("the customer read {status}"),
-        (None, _, error) => format!("a look at the customer failed: {}", error.clone().unwrap_or_default()),
+        (None, _, error) => format!("a read of the customer failed: {}", error.clone().unwrap_or_default()),
     };
     match &observation.conclusion {
         Some(conclusion) => format!("{said}: {conclusion}"),

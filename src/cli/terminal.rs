@@ -3,8 +3,17 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
+use std::process::ExitCode;
 
-use crate::visible::visible_lines;
+use comfy_table::presets::NOTHING;
+use serde::Serialize;
+use time::macros::format_description;
+use time::{OffsetDateTime, UtcOffset};
+use tokio::time::{Duration, timeout};
+
+use crate::broker::Wait;
+use crate::config::SettingFault;
+use crate::visible::{visible, visible_lines};
 
 macro_rules! println {
     () => { $crate::cli::terminal::say(std::io::stdout(), format_args!("")) };
@@ -30,4 +39,81 @@ pub(super) fn say_exactly(bytes: &[u8]) {
     }
     let written = out.write_all(bytes).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
     let _nobody_reads_any_more = written;
+}
+
+/// Says all that is wrong with the settings.
+pub(super) fn refuse(faults: &[SettingFault]) -> ExitCode {
+    eprintln!("kyc-worker: {} wrong:", if faults.len() == 1 { "a setting is" } else { "settings are" });
+    for fault in faults {
+        eprintln!("  {}", visible(&fault.to_string()));
+    }
+    eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
+    ExitCode::from(2)
+}
+
+/// Prints what a command found, as JSON or as `as_text` prints it.
+pub(super) fn print<T: Serialize>(as_json: bool, found: &T, as_text: fn(&T)) -> anyhow::Result<ExitCode> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(found)?);
+    } else {
+        as_text(found);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints a time as people read it, to the second, in UTC.
+pub(super) fn time_text(at: OffsetDateTime) -> String {
+    let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second]Z");
+    at.to_offset(UtcOffset::UTC).format(format).unwrap_or_default()
+}
+
+/// How long ago something was, in its largest unit.
+pub(super) fn age_text(age: time::Duration) -> String {
+    let seconds = age.whole_seconds().max(0);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..86_400 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// A table that fits a terminal, each cell on one line.
+pub(super) struct Table(comfy_table::Table);
+
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = comfy_table::Table::new();
+    table.load_style(NOTHING).set_header(header);
+    Table(table)
+}
+
+impl Table {
+    pub fn add_row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.0.add_row(cells.into_iter().map(|cell| visible(&cell).into_owned()));
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who waits longer for the broker to take a message is told why.
+const WAIT_IN_SILENCE: Duration = Duration::from_secs(3);
+
+/// Waits for the broker to take a message, and tells where that takes long.
+pub(super) async fn wait_aloud<T>(
+    waiting: impl Future<Output = T>,
+    wait: Wait,
+    tell: impl FnOnce(&str),
+) -> T {
+    let mut waiting = std::pin::pin!(waiting);
+    match timeout(WAIT_IN_SILENCE, waiting.as_mut()).await {
+        Ok(taken) => taken,
+        Err(_elapsed) => {
+            tell(&wait.to_string());
+            waiting.await
+        }
+    }
 }

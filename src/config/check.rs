@@ -1,17 +1,17 @@
 //! What the settings amount to: each checked alone, and those that must fit together.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lapin::uri::AMQPScheme;
 use url::{Host, Url};
 
-use super::urls::{check_database_url, parse_amqp_url};
-use super::{
-    BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings, Secret,
-    SettingFault,
+use super::fault::SettingFault;
+use super::secret::{Secret, read_pem, read_secret};
+use super::settings::{
+    BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings,
 };
+use super::urls::{check_database_url, parse_amqp_url};
 use crate::seal::{Fingerprinter, Keyring};
 use dollarpe::signature::Signer;
 
@@ -154,7 +154,7 @@ impl RunSettings {
             (
                 ("CUSTOMER_READ_INTERVAL", read_back.customer_read_interval),
                 poll_after,
-                ", or looks at verifications would only wait for each other",
+                ", or reads of verifications would only wait for each other",
             ),
             (poll_after, poll_max, ""),
             (poll_max, deadline, ""),
@@ -171,7 +171,7 @@ impl RunSettings {
         }
     }
 
-    /// What must be over by the time that a claim's lease is, or that looks tell nothing more.
+    /// What must be over by the time that a claim's lease is, or that reads prove nothing more.
     fn check_lease(&self, faults: &mut Faults) {
         let (work, timing) = (&self.work, self.timing());
         faults.require(
@@ -184,13 +184,13 @@ impl RunSettings {
             work.claim_lease + timing.after + timing.read_time_max <= timing.safe_window(),
             "CLAIM_LEASE, READ_BACK_AFTER, SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
             "CLAIM_LEASE + READ_BACK_AFTER + SCHEDULER_POLL + READ_TIMEOUT must be at most 11/12 of \
-             READ_BACK_WINDOW, or no look could tell what became of a vanished replica's attempt",
+             READ_BACK_WINDOW, or no read could tell what became of the attempt of a replica that died",
         );
         faults.require(
             timing.read_time_max * 3 <= timing.safe_window(),
             "SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
             "SCHEDULER_POLL + READ_TIMEOUT must be at most a third of 11/12 of READ_BACK_WINDOW, \
-             or the look that confirms another could come too soon after it to show an update that is applied late",
+             or the read that confirms another could come too soon after it to show an update that is applied late",
         );
     }
 
@@ -455,53 +455,6 @@ impl FingerprintSettings {
         )?;
         Fingerprinter::parse(key.expose())
             .map_err(|fault| SettingFault::new("FINGERPRINT_KEY", fault.to_string()))
-    }
-}
-
-/// A secret from its variable or from the file that the variable `…_FILE` names.
-pub(super) fn read_secret(
-    setting: &str,
-    given: Option<&Secret>,
-    file: Option<&PathBuf>,
-) -> Result<Secret, SettingFault> {
-    let fault = |reason: String| SettingFault::new(setting, reason);
-    let secret = match (given, file) {
-        (Some(_), Some(_)) => {
-            return Err(fault(format!("is given twice; keep {setting} or {setting}_FILE")));
-        }
-        (Some(secret), None) => secret.clone(),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                fault(format!("cannot read {} ({setting}_FILE): {error}", path.display()))
-            })?;
-            Secret(text)
-        }
-        (None, None) => return Err(fault(format!("is not set; set {setting} or {setting}_FILE"))),
-    };
-    // What editors and shells leave around it.
-    let bare = secret.expose().trim_start_matches(BYTE_ORDER_MARK).trim();
-    if bare.is_empty() {
-        return Err(fault("is empty".to_owned()));
-    }
-    if bare.contains(char::is_control) {
-        return Err(fault("must be one line without control characters".to_owned()));
-    }
-    Ok(Secret::from(bare))
-}
-
-/// Some editors begin a file of UTF-8 with it.
-const BYTE_ORDER_MARK: char = '\u{feff}';
-
-/// A file that holds at least one PEM block of a kind.
-pub(super) fn read_pem(setting: &str, path: &Path, kind: &str) -> Result<Vec<u8>, SettingFault> {
-    let fault = |reason: String| SettingFault::new(setting, reason);
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| fault(format!("cannot read {}: {error}", path.display())))?;
-    let text = text.trim_start_matches(BYTE_ORDER_MARK);
-    let is_kind = |line: &str| line.starts_with("-----BEGIN ") && line.contains(kind);
-    match text.lines().any(is_kind) {
-        true => Ok(text.as_bytes().to_vec()),
-        false => Err(fault(format!("{} holds no PEM {kind}", path.display()))),
     }
 }
 

@@ -6,7 +6,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
-use super::SettingFault;
+use super::fault::SettingFault;
 use super::sources::shown;
 
 /// A command line that was understood, settings that do not parse excepted.

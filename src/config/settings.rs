@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 
-use super::Secret;
+use super::secret::Secret;
 use crate::domain::job::Rules;
 use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
@@ -24,7 +24,7 @@ pub struct LogSettings {
 
     /// Which events are logged: a level, or directives such as kyc_worker=debug
     #[arg(long, env = "RUST_LOG", default_value = "info", value_parser = parse_directives)]
-    pub rust_log: String,
+    pub rust_log: Targets,
 }
 
 /// Postgres.
@@ -168,7 +168,7 @@ pub struct ProviderArgs {
     #[arg(long, env = "REQUEST_TIMEOUT", default_value = "15s", value_parser = parse_duration)]
     pub request_timeout: Duration,
 
-    /// From the start of a look at a customer to the last byte of its answer
+    /// From the start of a read of a customer to the last byte of its answer
     #[arg(long, env = "READ_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
     pub read_timeout: Duration,
 
@@ -187,19 +187,19 @@ pub struct ProviderArgs {
     pub not_applied_statuses: Vec<u16>,
 }
 
-/// How an attempt of unknown fate is looked into, and what a customer may spend.
+/// How an attempt of unknown outcome is read back, and what a customer may spend.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Read-back")]
 pub struct ReadBackSettings {
-    /// From the end of an attempt of unknown fate to the first look at its customer
+    /// From the end of an attempt of unknown outcome to the first read of its customer
     #[arg(long, env = "READ_BACK_AFTER", default_value = "15s", value_parser = parse_duration)]
     pub read_back_after: Duration,
 
-    /// The shortest verification there is, 60s at the provider: a look inside it shows an update that was applied
+    /// The shortest verification there is, 60s at the provider: a read inside it shows an update that was applied
     #[arg(long, env = "READ_BACK_WINDOW", default_value = "60s", value_parser = parse_duration)]
     pub read_back_window: Duration,
 
-    /// How many looks must agree that an update was not applied before it is sent again; one alone
+    /// How many reads must agree that an update was not applied before it is sent again; one alone
     /// would miss an update that is applied late
     #[arg(
         long,
@@ -209,11 +209,11 @@ pub struct ReadBackSettings {
     )]
     pub read_back_confirmations: u32,
 
-    /// From the end of an attempt of unknown fate to when a person is asked
+    /// From the end of an attempt of unknown outcome to when a person is asked
     #[arg(long, env = "READ_BACK_DEADLINE", default_value = "2h", value_parser = parse_duration)]
     pub read_back_deadline: Duration,
 
-    /// What UNVERIFIED after an attempt of unknown fate means
+    /// What UNVERIFIED after an attempt of unknown outcome means
     #[arg(
         long,
         env = "READ_BACK_UNVERIFIED",
@@ -233,7 +233,7 @@ pub struct ReadBackSettings {
     )]
     pub baseline_read: bool,
 
-    /// The shortest time between two looks at a customer that settle nothing
+    /// The shortest time between two reads of a customer that settle nothing
     #[arg(long, env = "CUSTOMER_READ_INTERVAL", default_value = "60s", value_parser = parse_duration)]
     pub customer_read_interval: Duration,
 
@@ -251,11 +251,11 @@ pub struct ReadBackSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Verification")]
 pub struct VerificationSettings {
-    /// From an acceptance to the first look at its verification, and between two at least
+    /// From an acceptance to the first read of its verification, and between two at least
     #[arg(long, env = "VERIFICATION_POLL_AFTER", default_value = "60s", value_parser = parse_duration)]
     pub verification_poll_after: Duration,
 
-    /// The longest time between two looks at a verification; four times that once it is overdue
+    /// The longest time between two reads of a verification; four times that once it is overdue
     #[arg(long, env = "VERIFICATION_POLL_MAX", default_value = "15m", value_parser = parse_duration)]
     pub verification_poll_max: Duration,
 
@@ -263,11 +263,11 @@ pub struct VerificationSettings {
     #[arg(long, env = "VERIFICATION_DEADLINE", default_value = "6h", value_parser = parse_duration)]
     pub verification_deadline: Duration,
 
-    /// From an acceptance to when its verification is not looked at any more
+    /// From an acceptance to when its verification is not read any more
     #[arg(long, env = "VERIFICATION_GIVE_UP", default_value = "7d", value_parser = parse_duration)]
     pub verification_give_up: Duration,
 
-    /// How many looks at verifications all replicas together begin a second
+    /// How many reads of verifications all replicas together begin a second
     #[arg(
         long,
         env = "VERIFICATION_READS_PER_SECOND",
@@ -370,7 +370,7 @@ pub struct WorkSettings {
     #[arg(long, env = "PREFETCH", default_value_t = 192, value_parser = clap::value_parser!(u16).range(1..))]
     pub prefetch: u16,
 
-    /// How long a claim on a job lasts; a replica that vanished is replaced after it
+    /// How long a claim on a job lasts; the job of a replica that died is rescued after it
     #[arg(long, env = "CLAIM_LEASE", default_value = "25s", value_parser = parse_duration)]
     pub claim_lease: Duration,
 
@@ -433,7 +433,7 @@ pub struct RunSettings {
     /// The provider.
     #[command(flatten)]
     pub provider: ProviderArgs,
-    /// How an attempt of unknown fate is looked into.
+    /// How an attempt of unknown outcome is read back.
     #[command(flatten)]
     pub read_back: ReadBackSettings,
     /// How the verifications of accepted updates are followed.
@@ -471,7 +471,7 @@ impl JobSettings {
 }
 
 impl VerificationSettings {
-    /// When customers in verification are looked at.
+    /// When customers in verification are read.
     pub fn tracking(&self) -> Tracking {
         Tracking {
             poll_after: self.verification_poll_after,
@@ -494,7 +494,7 @@ impl WorkSettings {
 }
 
 impl RunSettings {
-    /// When looks at customers prove something.
+    /// When reads of customers prove something.
     pub fn timing(&self) -> Timing {
         Timing {
             after: self.read_back.read_back_after,
@@ -537,7 +537,7 @@ fn parse_status(text: &str) -> Result<u16, String> {
     text.trim().parse().map_err(|_| "write statuses with commas between them, such as 503,504".to_owned())
 }
 
-/// What `RUST_LOG` says, if it can be understood.
-fn parse_directives(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+/// What `RUST_LOG` says.
+fn parse_directives(text: &str) -> Result<Targets, String> {
+    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
 }

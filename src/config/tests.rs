@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
-use super::check::read_secret;
+use super::secret::read_secret;
 use super::*;
 
 #[derive(Debug, Parser)]

@@ -8,8 +8,8 @@ use lapin::uri::AMQPUri;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use url::{Host, Url};
 
-use super::check::read_pem;
-use super::{Secret, SettingFault};
+use super::fault::SettingFault;
+use super::secret::{Secret, read_pem};
 
 const DATABASE_SCHEMES: [&str; 2] = ["postgres", "postgresql"];
 

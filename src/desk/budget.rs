@@ -19,11 +19,11 @@ pub struct CustomerStory {
     /// When the provider last said that they are used up.
     #[serde(with = "time::serde::rfc3339::option")]
     pub limit_reached_at: Option<OffsetDateTime>,
-    /// His jobs, the newest first, each with the number of updates it spent or may have spent.
+    /// Their jobs, the newest first, each with the number of updates it spent or may have spent.
     pub jobs: Vec<CustomerJob>,
 }
 
-/// A person's word on updates spent elsewhere.
+/// What a person says of updates spent elsewhere.
 #[derive(Debug, Serialize)]
 pub struct BudgetSet {
     #[serde(with = "time::serde::rfc3339")]

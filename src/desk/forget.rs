@@ -1,4 +1,4 @@
-//! A customer is forgotten: what could tell who he is goes, what happened stays.
+//! A customer is forgotten: what identifies them goes, what happened stays.
 
 use serde::Serialize;
 use sqlx::PgPool;
@@ -9,7 +9,7 @@ use crate::desk::interventions::{Attribution, Intervention, record};
 #[derive(Debug, Serialize)]
 pub struct Forgotten {
     pub customer_id: Uuid,
-    /// How many jobs of his there are.
+    /// How many jobs the customer has.
     pub jobs: u64,
     /// How many sealed payloads were removed.
     pub payloads: u64,
@@ -20,7 +20,7 @@ pub struct Forgotten {
 /// Why a customer cannot be forgotten.
 #[derive(Debug, thiserror::Error)]
 pub enum ForgetError {
-    /// His payload is still needed.
+    /// The payload is still needed.
     #[error("job {0} of the customer is in motion; wait for its end, see `kyc-worker show {0}`")]
     InMotion(Uuid),
     #[error("the database failed")]
@@ -28,11 +28,11 @@ pub enum ForgetError {
 }
 
 /// Removes a customer's sealed payloads, fingerprints and masked document numbers, in one
-/// commit with who asked for it. His attempts, observations and the outcomes stay: they hold
-/// nothing that he entered.
+/// commit with who asked for it. Attempts, observations and outcomes stay: they hold nothing
+/// that the customer entered.
 ///
 /// # Errors
-/// When a job of his is in motion, or the database fails.
+/// When a job of the customer is in motion, or the database fails.
 pub async fn forget(
     pool: &PgPool,
     customer_id: Uuid,

@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-/// How far back is looked first, and how many times as far then: the jobs of an hour are read in
+/// How far back the first search goes, and how many times as far the next: the jobs of an hour are read in
 /// milliseconds, and most lists need no older ones.
 const LOOK_BACK_MIN: Duration = Duration::HOUR;
 const LOOK_BACK_GROWTH: i32 = 4;

@@ -1,4 +1,4 @@
-//! A person sends ended jobs again. Each is checked inside the transaction that parks it:
+//! A person sends ended jobs again. Each is checked inside the transaction that schedules it:
 //! precedence and budget as a claim checks them, and the claim will check them once more.
 
 use std::fmt;
@@ -148,7 +148,7 @@ pub async fn replay(
     };
     let was = row.describe();
     if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
-        park_again(&mut tx, job_id, delay).await?;
+        schedule_again(&mut tx, job_id, delay).await?;
         let detail = format!("was {was}");
         let intervention = Intervention {
             action: "replay",
@@ -182,7 +182,7 @@ fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
     row.is_expired.then_some(Refusal::Expired)
 }
 
-/// Why the customer's other jobs or his budget forbid it.
+/// Why the customer's other jobs or their budget forbid it.
 async fn refusal_of_customer(
     tx: &mut PgConnection,
     job_id: Uuid,
@@ -207,10 +207,10 @@ async fn refusal_of_customer(
         content_hmac: row.content_hmac.clone(),
         is_resend: row.is_in_doubt,
     };
-    Ok(look(tx, &[candidate], read_back_window).await?.into_iter().find_map(refusal_of_ruling))
+    Ok(look(tx, &[candidate], read_back_window).await?.into_iter().find_map(refusal_of_decision))
 }
 
-fn refusal_of_ruling(decision: Decision) -> Option<Refusal> {
+fn refusal_of_decision(decision: Decision) -> Option<Refusal> {
     match decision {
         // Behind a newer one it waits, as any other job does.
         Decision::Go | Decision::Wait => None,
@@ -220,10 +220,10 @@ fn refusal_of_ruling(decision: Decision) -> Option<Refusal> {
     }
 }
 
-async fn park_again(tx: &mut PgConnection, job_id: Uuid, delay: Duration) -> sqlx::Result<()> {
+async fn schedule_again(tx: &mut PgConnection, job_id: Uuid, delay: Duration) -> sqlx::Result<()> {
     // The schedule begins anew; whoever still holds an old claim is fenced out.
     sqlx::query!(
-        "-- park_again
+        "-- schedule_again
         update submission
         set state = 'waiting', waiting_for = 'retry', due_at = now() + make_interval(secs => $2),
             reason_code = 'replayed', reason = 'a person has it sent again', ended_at = null,

@@ -27,7 +27,7 @@ pub struct Report {
     pub open_by_age: Vec<OpenByAge>,
     /// The open submission received first.
     pub oldest_open: Option<OpenWork>,
-    /// The submission in doubt the longest.
+    /// The submission whose outcome is unknown the longest.
     pub oldest_unknown: Option<OpenWork>,
     /// The submission that waits for a person the longest.
     pub oldest_needs_review: Option<OpenWork>,
@@ -226,8 +226,8 @@ async fn verifications(pool: &PgPool) -> sqlx::Result<Verifications> {
     .await
 }
 
-/// Looks each customer up by himself, and in the order of the index, so that it costs what the span
-/// holds and not what there ever was. Few customers have begun enough attempts; only theirs are
+/// Each customer is looked up alone, and in the order of the index: the cost is what the span holds,
+/// and not what there ever was. Few customers have begun enough attempts; only theirs are
 /// read.
 async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
@@ -265,7 +265,7 @@ async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) ->
     .await
 }
 
-/// Looks each customer up by themselves, as [`customers_at_limit`] does.
+/// Each customer is looked up alone, as [`customers_at_limit`] does.
 async fn unordered_pairs(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<i64> {
     sqlx::query_scalar!(
         r#"-- report_unordered

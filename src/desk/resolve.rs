@@ -1,4 +1,4 @@
-//! A person settles what no look at the customer could. Nothing is sent by it.
+//! A person settles what no read of the customer could. Nothing is sent by it.
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};

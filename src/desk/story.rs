@@ -64,7 +64,7 @@ pub struct AttemptView {
 pub struct JobStory {
     pub submission: SubmissionView,
     pub attempts: Vec<AttemptView>,
-    /// The looks at its customer, in order.
+    /// The reads of its customer, in order.
     pub observations: Vec<ObservationView>,
     /// What people did to it, in order.
     pub interventions: Vec<InterventionView>,
@@ -76,7 +76,7 @@ pub struct JobStory {
     pub unordered_with: Vec<Uuid>,
 }
 
-/// A look at a customer as people see it.
+/// A read of a customer as people see it.
 #[derive(Debug, Serialize)]
 pub struct ObservationView {
     #[serde(with = "time::serde::rfc3339")]

@@ -2,116 +2,82 @@
 //! nothing that [`Job::parse`](super::job::Job::parse) accepts, asserted formats included; what a
 //! schema cannot say, its descriptions do.
 
-// Only their shape is used.
-#![expect(dead_code)]
+use serde_json::{Value, json};
 
-use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
-use serde_json::{Map, Value, json};
-use uuid::Uuid;
-
-use super::job::Rules;
-
-/// A customer's document update, to be submitted to the DollarPe KYC API. UTF-8 JSON of at
-/// most 64 KiB; a key twice in an object, or a number that JSON and Python print
-/// differently, makes it invalid.
-#[derive(JsonSchema)]
-#[schemars(rename = "DocumentUpdate", deny_unknown_fields)]
-struct DocumentUpdate {
-    /// The provider's customer.
-    customer_id: Uuid,
-    /// The customer's address: 1 to 1,000 characters once trimmed, without control
-    /// characters other than line breaks and tabs.
-    #[schemars(regex(pattern = r"\S"))]
-    full_address: String,
-    /// The kind of document, one that the provider supports for the customer.
-    document_type: String,
-    /// Where the provider fetches the document's front.
-    document_front_image_url: Link,
-    /// Where the provider fetches the document's back.
-    document_back_image_url: Link,
-    document_details: DocumentDetails,
-    /// Names the job: the same one delivered twice is sent once. Needed unless it is the
-    /// AMQP message_id; where both are UUIDs, they must be the same.
-    #[serde(default)]
-    #[schemars(with = "Uuid")]
-    job_id: Option<Uuid>,
-    /// When the customer asked for it (RFC 3339), to the microsecond: of two jobs of a customer
-    /// the later one wins. Else the header timestamp_in_ms, the AMQP timestamp or the time of
-    /// receipt, which cannot order two jobs within a second.
-    #[serde(default)]
-    #[schemars(with = "Timestamp")]
-    requested_at: Option<Timestamp>,
-    /// After this time (RFC 3339) the job is not sent any more. Later than requested_at.
-    #[serde(default)]
-    #[schemars(with = "Timestamp")]
-    expires_at: Option<Timestamp>,
-}
-
-/// What the document says.
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-struct DocumentDetails {
-    /// The number of an Aadhaar card, the file number of a passport, and so on: printable
-    /// characters, single spaces only between others.
-    #[schemars(length(min = 1, max = 64))]
-    document_number: String,
-    /// Whatever else the provider wants of this type of document.
-    #[serde(default)]
-    #[schemars(with = "Map<String, Value>")]
-    additional_data: Option<Map<String, Value>>,
-}
-
-struct Link;
-
-impl JsonSchema for Link {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Link".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
-        // No `format`: a URI has no letters beyond ASCII, and a link may.
-        schemars::json_schema!({ "type": "string", "maxLength": 2048 })
-    }
-}
-
-struct Timestamp;
-
-impl JsonSchema for Timestamp {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Timestamp".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "format": "date-time" })
-    }
-}
+use super::job::{PROVIDER_FIELDS, Rules};
 
 /// The schema of a message's body (JSON Schema, draft 2020-12), under these rules.
 pub fn job_schema(rules: &Rules) -> Value {
-    let mut settings = SchemaSettings::draft2020_12();
-    settings.inline_subschemas = true;
-    let schema = settings.into_generator().into_root_schema_for::<DocumentUpdate>();
-    let mut schema = schema.to_value();
-    let properties = &mut schema["properties"];
-    properties["document_type"]["enum"] = json!(rules.document_types);
-    for link in ["document_front_image_url", "document_back_image_url"] {
-        properties[link]["pattern"] = json!(link_pattern(rules));
-        let said = properties[link]["description"].as_str().unwrap_or_default();
-        let file = if rules.allow_extensionless_links { "has no other extension than" } else { "ends in" };
-        properties[link]["description"] = json!(format!(
-            "{said} An absolute URL without user, whitespace, backslashes or invisible characters; its path {file} .jpg, .jpeg, .png or .pdf."
-        ));
-    }
-    schema["examples"] = json!([example()]);
-    schema
+    let file = if rules.allow_extensionless_links { "has no other extension than" } else { "ends in" };
+    let link = |side: &str| {
+        json!({
+            "description": format!(
+                "Where the provider fetches the document's {side}. An absolute URL without user, whitespace, backslashes or invisible characters; its path {file} .jpg, .jpeg, .png or .pdf."
+            ),
+            // No `format`: a URI has no letters beyond ASCII, and a link may.
+            "type": "string",
+            "maxLength": 2048,
+            "pattern": link_pattern(rules),
+        })
+    };
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "DocumentUpdate",
+        "description": "A customer's document update, to be submitted to the DollarPe KYC API. UTF-8 JSON of at most 64 KiB; a key twice in an object, or a number that JSON and Python print differently, makes it invalid.",
+        "type": "object",
+        "additionalProperties": false,
+        "required": PROVIDER_FIELDS,
+        "properties": {
+            "customer_id": { "description": "The provider's customer.", "type": "string", "format": "uuid" },
+            "full_address": {
+                "description": "The customer's address: 1 to 1,000 characters once trimmed, without control characters other than line breaks and tabs.",
+                "type": "string",
+                "pattern": r"\S",
+            },
+            "document_type": {
+                "description": "The kind of document, one that the provider supports for the customer.",
+                "type": "string",
+                "enum": rules.document_types,
+            },
+            "document_front_image_url": link("front"),
+            "document_back_image_url": link("back"),
+            "document_details": {
+                "description": "What the document says.",
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["document_number"],
+                "properties": {
+                    "document_number": {
+                        "description": "The number of an Aadhaar card, the file number of a passport, and so on: printable characters, single spaces only between others.",
+                        "type": "string",
+                        "minLength": 1,
+                        "maxLength": 64,
+                    },
+                    "additional_data": {
+                        "description": "Whatever else the provider wants of this type of document.",
+                        "type": "object",
+                        "additionalProperties": true,
+                    },
+                },
+            },
+            "job_id": {
+                "description": "Names the job: the same one delivered twice is sent once. Needed unless it is the AMQP message_id; where both are UUIDs, they must be the same.",
+                "type": "string",
+                "format": "uuid",
+            },
+            "requested_at": {
+                "description": "When the customer asked for it (RFC 3339), to the microsecond: of two jobs of a customer the later one wins. Else the header timestamp_in_ms, the AMQP timestamp or the time of receipt, which cannot order two jobs within a second.",
+                "type": "string",
+                "format": "date-time",
+            },
+            "expires_at": {
+                "description": "After this time (RFC 3339) the job is not sent any more. Later than requested_at.",
+                "type": "string",
+                "format": "date-time",
+            },
+        },
+        "examples": [example()],
+    })
 }
 
 /// What a link looks like, in the syntax that every dialect of regular expressions shares: scheme

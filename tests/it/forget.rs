@@ -77,7 +77,7 @@ fn a_customer_is_forgotten_and_his_history_stays() {
         assert_eq!(world.submission(accepted).await.expect("it is known").deliveries, 2);
 
         let said = world.say(&forget).await;
-        assert!(said.contains("no dead letter that is queued names him"), "{said}");
+        assert!(said.contains("no dead letter that is queued names the customer"), "{said}");
         let deeds = "select count(*) from intervention where action = 'forget' and note like '%4711'";
         assert_eq!(world.count(deeds).await, 2);
     });

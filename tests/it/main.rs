@@ -33,6 +33,7 @@ mod growth;
 mod health;
 mod keys;
 mod late_updates;
+mod layout;
 mod lost_answers;
 mod malformed;
 mod many_jobs;

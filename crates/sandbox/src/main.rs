@@ -9,7 +9,9 @@ use anyhow::Context as _;
 use clap::Parser;
 use dollarpe_sandbox::Settings;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The DollarPe KYC API, simulated: its documented answers, faults on demand, and an oracle
 #[derive(Parser)]
@@ -17,17 +19,18 @@ use tracing_subscriber::EnvFilter;
 struct Arguments {
     #[command(flatten)]
     settings: Settings,
+
+    /// Which events are logged: a level, or directives such as dollarpe_sandbox=debug
+    #[arg(long, env = "RUST_LOG", default_value = "info")]
+    rust_log: Targets,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { settings } = Arguments::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .init();
+    let Arguments { settings, rust_log } = Arguments::parse();
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    tracing_subscriber::registry().with(rust_log).with(lines).init();
     match run(settings).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,18 +1,24 @@
 //! The rules of a message's fields, one by one. A field that breaks its rule is a fault, and the
 //! next one is looked at.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
-use url::Url;
 use uuid::Uuid;
 
-use super::{BACK_LINK, DOCUMENT_NUMBER, Envelope, FRONT_LINK, Fields, Rules};
+use super::rules::Rules;
 use crate::domain::invisible::is_invisible;
 use dollarpe::canonical_json::{Fault, Json, shown};
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
+
+pub(super) const FRONT_LINK: &str = "/document_front_image_url";
+pub(super) const BACK_LINK: &str = "/document_back_image_url";
+pub(super) const DOCUMENT_NUMBER: &str = "/document_details/document_number";
+
+pub(super) type Fields = BTreeMap<String, Json>;
 
 const DETAIL_FIELDS: [&str; 2] = ["document_number", "additional_data"];
 
@@ -88,12 +94,13 @@ impl Check {
     pub fn requested_at(
         &mut self,
         body: &mut Fields,
-        envelope: &Envelope<'_>,
+        timestamp: Option<u64>,
+        timestamp_ms: Option<i64>,
         received_at: OffsetDateTime,
     ) -> Option<OffsetDateTime> {
         const AT: &str = "/requested_at";
-        let broker_took_it = envelope.timestamp_ms.and_then(of_milliseconds);
-        let requested_at = match envelope.timestamp {
+        let broker_took_it = timestamp_ms.and_then(of_milliseconds);
+        let requested_at = match timestamp {
             _ if field(body, AT).is_some() => self.text(AT, body, |text| instant(text))?,
             Some(timestamp) => {
                 let seconds = i64::try_from(timestamp).unwrap_or(i64::MAX);
@@ -158,50 +165,6 @@ fn of_milliseconds(ms: i64) -> Option<OffsetDateTime> {
 
 pub(super) fn field<'a>(fields: &'a mut Fields, at: &str) -> Option<&'a mut Json> {
     fields.get_mut(at.rsplit('/').next()?)
-}
-
-impl Rules {
-    pub(super) fn document_type(&self, text: &str) -> Result<(), String> {
-        if self.document_types.iter().any(|known| known == text) {
-            Ok(())
-        } else {
-            Err(format!("must be one of {}", self.document_types.join(", ")))
-        }
-    }
-
-    pub(super) fn link(&self, text: &str) -> Result<(), &'static str> {
-        let is_unfit = |c: char| c.is_whitespace() || c == '\\' || is_invisible(c);
-        if text.chars().count() > 2_048 {
-            return Err("must be at most 2,048 characters");
-        }
-        if text.contains(is_unfit) {
-            return Err("must not hold whitespace, backslashes or invisible characters");
-        }
-
-        let url = Url::parse(text).map_err(|_| "must be an absolute URL")?;
-        match url.scheme() {
-            "https" => {}
-            "http" if self.allow_http_links => {}
-            _ => return Err("must begin with https://"),
-        }
-        // Judged as written: the parser takes `https:host` and `https:///host` for
-        // `https://host`, which whoever fetches the document may not.
-        let rest = text[url.scheme().len()..].strip_prefix("://").unwrap_or_default();
-        match rest.split(['/', '?', '#']).next() {
-            None | Some("") => return Err("must name a host after ://"),
-            Some(host) if host.contains('@') => return Err("must not hold a user or password"),
-            Some(_) => {}
-        }
-
-        let path = rest.split(['?', '#']).next().unwrap_or_default();
-        let file = path.split_once('/').map_or("", |(_, path)| path.rsplit('/').next().unwrap_or_default());
-        let extension = file.rsplit_once('.').map(|(_, end)| end.to_ascii_lowercase());
-        match extension.as_deref() {
-            Some("jpg" | "jpeg" | "png" | "pdf") => Ok(()),
-            None if self.allow_extensionless_links && !file.is_empty() => Ok(()),
-            _ => Err("must have a path that ends in .jpg, .jpeg, .png or .pdf"),
-        }
-    }
 }
 
 fn address(text: &mut String) -> Result<(), &'static str> {

@@ -2,18 +2,20 @@
 //! it. Knows a message's bytes and properties and nothing of the broker they came from.
 
 mod check;
+mod rules;
 mod signed_link;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use self::check::{Check, field};
+use self::check::{BACK_LINK, Check, DOCUMENT_NUMBER, FRONT_LINK, field};
 pub(super) use self::check::{instant, uuid};
+pub use self::rules::Rules;
 use self::signed_link::cut_signature;
 use dollarpe::canonical_json::{Fault, Json, Profile};
 
@@ -32,12 +34,6 @@ pub(super) const PROVIDER_FIELDS: [&str; 6] = [
     "document_back_image_url",
     "document_details",
 ];
-
-const FRONT_LINK: &str = "/document_front_image_url";
-const BACK_LINK: &str = "/document_back_image_url";
-const DOCUMENT_NUMBER: &str = "/document_details/document_number";
-
-type Fields = BTreeMap<String, Json>;
 
 /// A valid request to update one customer's document.
 #[derive(Clone)]
@@ -91,17 +87,6 @@ pub struct Whole {
     pub size: u64,
     /// SHA-256 of them.
     pub sha256: [u8; 32],
-}
-
-/// What differs between installations in what a valid job is.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// The document types that the provider supports here.
-    pub document_types: Vec<String>,
-    /// Whether a link may be plain `http`.
-    pub allow_http_links: bool,
-    /// Whether the last segment of a link's path may do without `.jpg` and the like.
-    pub allow_extensionless_links: bool,
 }
 
 /// Why a delivery is no job.
@@ -160,7 +145,7 @@ impl Job {
         };
 
         let job_id = check.job_id(body, message_id);
-        let requested_at = check.requested_at(body, envelope, received_at);
+        let requested_at = check.requested_at(body, envelope.timestamp, envelope.timestamp_ms, received_at);
         let expires_at = check.expires_at(body, requested_at);
         let customer_id = check.request(body, rules);
         check.only("", body, &[&OUR_FIELDS[..], &PROVIDER_FIELDS].concat());
@@ -274,18 +259,6 @@ impl fmt::Debug for UpdateRequest {
             .field("customer_id", &self.customer_id)
             .field("document_type", &self.document_type)
             .finish_non_exhaustive()
-    }
-}
-
-impl Default for Rules {
-    /// The provider's documented types, `https` links with an extension.
-    fn default() -> Self {
-        let documented = ["AADHAAR", "PASSPORT", "VOTER_ID", "DRIVING_LICENSE"];
-        Self {
-            document_types: documented.map(str::to_owned).to_vec(),
-            allow_http_links: false,
-            allow_extensionless_links: false,
-        }
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 #[derive(Parser)]
 struct Arguments {
@@ -45,7 +46,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 async fn run(settings: RunSettings) -> anyhow::Result<()> {
-    let _last_lines = telemetry::start(None, "warn")?;
+    let _last_lines = telemetry::start(None, Targets::new().with_default(LevelFilter::WARN))?;
     let checked = settings.check().map_err(|faults| anyhow!("{}", faults[0]))?;
     let broker = Broker::new(&settings.broker, &checked.amqp_url, "ceiling")?;
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());

@@ -24,6 +24,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use uuid::Uuid;
 
 const DATABASE_CONNECTIONS: u32 = 20;
@@ -54,7 +55,7 @@ async fn main() -> anyhow::Result<()> {
     // reqwest panics without it.
     rustls::crypto::ring::default_provider().install_default().map_err(|_| anyhow!("cannot set up TLS"))?;
     let settings = Arguments::parse().settings;
-    let _last_lines = telemetry::start(None, "info")?;
+    let _last_lines = telemetry::start(None, Targets::new().with_default(LevelFilter::INFO))?;
     let checked = settings.check().map_err(|faults| anyhow!("{}", faults[0]))?;
     let database = PgPoolOptions::new()
         .max_connections(DATABASE_CONNECTIONS)
