@@ -12,7 +12,7 @@ scripts/services.sh demo
 # shellcheck source=/dev/null
 source target/services.env
 
-build_programs release
+build_programs release kyc-worker dollarpe-sandbox ceiling naive bench
 
 if [[ " $* " == *peers* ]]; then
     if ! { command -v node && command -v npm; } >/dev/null; then

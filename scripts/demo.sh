@@ -8,5 +8,5 @@ scripts/services.sh demo
 # shellcheck source=/dev/null
 source target/services.env
 
-build_programs dev
+build_programs dev kyc-worker dollarpe-sandbox demo
 exec "$programs/demo" "$@"

@@ -82,15 +82,17 @@ management_answers() {
     ' "$url_host" "$url_port" "$token" 2>/dev/null
 }
 
-# Builds every program with profile $1, and leaves in $programs where they lie.
+# Builds with profile $1 the programs that are named, and leaves in $programs where they lie.
 build_programs() {
     programs=${CARGO_TARGET_DIR:-target}/${1/#dev/debug}
     local quiet=--quiet
-    if [[ ! -x $programs/demo ]]; then
+    if [[ ! -x $programs/${*: -1} ]]; then
         say "Building; the first time, it takes a few minutes."
         quiet=
     fi
-    cargo build --locked ${quiet:+"$quiet"} --profile "$1" --workspace --bins
+    local profile=$1
+    shift
+    cargo build --locked ${quiet:+"$quiet"} --profile "$profile" --workspace "${@/#/--bin=}"
 }
 
 # Runs a check until it holds, for at most $1 seconds.

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
 
 use crate::harness::{JOBS, NARROW, WorkerProcess, World, long_string, world};
-use crate::own_services::OwnRabbit;
+use crate::own_services::own_rabbit;
 
 const LOST: &str = "broker session lost";
 
@@ -99,7 +99,7 @@ fn a_broker_that_refuses_connections_is_waited_for() {
 
 #[test]
 fn a_broker_that_stops_or_crashes_loses_and_repeats_nothing() {
-    let mut broker = OwnRabbit::start("");
+    let mut broker = own_rabbit("");
     world(async |world| {
         let amqp_url = broker.url();
         world.set_provider(json!({ "latency_ms": 20 })).await;
@@ -109,17 +109,17 @@ fn a_broker_that_stops_or_crashes_loses_and_repeats_nothing() {
         let worker = world.start_worker_with(&[&NARROW[..], &patient].concat());
         world.wait_for_accepted(20).await;
 
-        broker.stop();
+        broker.stop().expect("it does");
         world.wait_for_log(&worker, LOST).await;
-        broker.start_again();
+        broker.start_again().expect("it does");
         world.wait_for_logs(&worker, OPENED, 2).await;
         // While the broker took its time to stop, the first ones may all have been done.
         let accepted = world.count_accepted().await;
         jobs.extend(world.enqueue_jobs(300, &[("AMQP_URL", &amqp_url)]).await);
         world.wait_for_accepted(accepted + 20).await;
 
-        broker.kill();
-        broker.start_again();
+        broker.kill().expect("it does");
+        broker.start_again().expect("it does");
         world.wait_for_logs(&worker, OPENED, 3).await;
         check_each_done_once(&world, &jobs).await;
     });
@@ -128,7 +128,7 @@ fn a_broker_that_stops_or_crashes_loses_and_repeats_nothing() {
 #[test]
 fn a_broker_that_waits_no_longer_for_an_ack_hands_over_again_what_is_done_once() {
     // As quick to lose patience as it can be told to be.
-    let broker = OwnRabbit::start("{consumer_timeout, 4000}, {channel_tick_interval, 1000}");
+    let broker = own_rabbit("{consumer_timeout, 4000}, {channel_tick_interval, 1000}");
     world(async |world| {
         let amqp_url = broker.url();
         let worker = world.start_worker_with(&[&NARROW[..], &[("AMQP_URL", &amqp_url)]].concat());

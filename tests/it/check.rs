@@ -4,7 +4,7 @@ use dollarpe_sandbox::tls::Authority;
 use serde_json::{Value, json};
 
 use crate::harness::{World, world, world_on};
-use crate::own_services::{Disk, OwnPostgres, OwnRabbit};
+use crate::own_services::{Disk, own_postgres, own_rabbit};
 
 /// What `check` says under `settings`, once it is sure that it says the same to people.
 async fn check(world: &World, settings: &[(&str, &str)]) -> Vec<Value> {
@@ -169,7 +169,7 @@ fn check_names_what_is_wrong_at_the_broker() {
 
 #[test]
 fn check_tells_of_a_broker_that_takes_no_messages() {
-    let broker = OwnRabbit::start("{vm_memory_high_watermark, {absolute, 1000}}");
+    let broker = own_rabbit("{vm_memory_high_watermark, {absolute, 1000}}");
     world(async |world| {
         // It accepts connections before it has looked at its memory.
         let settings = [("AMQP_URL", broker.url())];
@@ -221,11 +221,11 @@ fn check_names_what_is_wrong_with_the_database() {
 
 #[test]
 fn check_names_a_wrong_password_and_missing_rights_in_the_database() {
-    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
         world.declare_topology().await;
         let rules = "host all postgres 127.0.0.1/32 trust\nhost all kyc 127.0.0.1/32 scram-sha-256\n";
-        cluster.write_file("pg_hba.conf", rules);
+        cluster.write_file("pg_hba.conf", rules).expect("a file");
         let set_up = "create role kyc login password 'canary'; grant usage on schema public to kyc;
             select pg_reload_conf()";
         sqlx::raw_sql(set_up).execute(&world.pool).await.expect("a role");

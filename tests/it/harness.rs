@@ -16,9 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::{FutureExt as _, TryStreamExt as _};
-use kyc_worker::journal::history::audit::{Audit, Finding};
-use kyc_worker::seal::Fingerprinter;
+use futures_util::FutureExt as _;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::json;
@@ -173,15 +171,8 @@ impl World {
         if self.is_tampered.load(Ordering::Relaxed) || self.admin_url != admin_database_url() {
             return;
         }
-        let fingerprinter = Fingerprinter::parse(FINGERPRINT_KEY).expect("a key");
-        let mut audit = Audit::begin(&self.pool, fingerprinter).await.expect("the database answers");
-        let mut findings = Vec::new();
-        while let Some(page) = audit.next_page().await.expect("the database answers") {
-            findings.extend(page.findings);
-        }
-        let orphans: Vec<Finding> = audit.orphans().try_collect().await.expect("the database answers");
-        findings.extend(orphans);
-        assert!(findings.is_empty(), "histories that do not verify: {findings:#?}");
+        let audited = kyc_lab::books::audit(&self.pool, FINGERPRINT_KEY).await;
+        jobs::check_agree(&[audited.expect("the database answers")]);
     }
 
     /// Says that histories are changed behind the worker's back, so that they cannot verify.

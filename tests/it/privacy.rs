@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, job_body, world_on};
-use crate::own_services::{Disk, OwnPostgres};
+use crate::own_services::{Disk, own_postgres};
 
 const ADDRESS: &str = "Canarystrasse 77b, Élysée-Süd";
 const NUMBER: &str = "CANARYNR123456789X";
@@ -219,7 +219,7 @@ fn check_clean(place: &str, text: &str) {
 #[test]
 fn no_canary_is_found_in_logs_outputs_and_tables() {
     // It takes every password.
-    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "api_key": API_KEY, "api_secret": API_SECRET })).await;

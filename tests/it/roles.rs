@@ -5,7 +5,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::harness::{World, world, world_on};
-use crate::own_services::{Disk, OwnPostgres};
+use crate::own_services::{Disk, own_postgres};
 
 const VIEWS: [&str; 5] =
     ["job_overview", "open_work", "customer_budget", "provider_errors_hourly", "reconciliation"];
@@ -33,7 +33,7 @@ const NOT_UPDATABLE: &str = "55000";
 
 #[test]
 fn each_role_may_do_its_work_and_nothing_else() {
-    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
         world.tamper("drop schema public cascade").await;
         world.tamper("create schema public").await;

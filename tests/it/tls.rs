@@ -7,7 +7,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::harness::{World, world, world_on};
-use crate::own_services::{Disk, OwnPostgres, OwnRabbit, free_port};
+use crate::own_services::{Disk, OwnPostgres, free_port, own_postgres, own_rabbit};
 
 /// What `check` finds wrong, faults and remedies.
 async fn wrong(world: &World, settings: &[(&str, &str)]) -> String {
@@ -68,8 +68,8 @@ fn a_worker_shows_its_client_certificate_to_a_broker_that_wants_one() {
             (file("server.pem", server.pem()), file("server.key", server.key_pem()));
         let (cert, key) = (file("client.pem", client.pem()), file("client.key", client.key_pem()));
         let (bad_cert, bad_key) = (file("bad.pem", strange.pem()), file("bad.key", strange.key_pem()));
-        let port = free_port();
-        let broker = OwnRabbit::start(&format!(
+        let port = free_port().expect("a port");
+        let broker = own_rabbit(&format!(
             "{{ssl_listeners, [{{\"127.0.0.1\", {port}}}]}}, {{ssl_options, [{{cacertfile, \"{ca}\"}}, \
              {{certfile, \"{server_cert}\"}}, {{keyfile, \"{server_key}\"}}, \
              {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}]}}"
@@ -108,10 +108,10 @@ fn a_worker_shows_its_client_certificate_to_a_broker_that_wants_one() {
 /// Gives the cluster a certificate and demands TLS of the role `kyc`.
 async fn demand_tls(cluster: &OwnPostgres, authority: &Authority) {
     let issued = issue(authority, "localhost");
-    cluster.write_file("server.crt", &issued.pem());
-    cluster.write_file("server.key", &issued.key_pem());
+    cluster.write_file("server.crt", &issued.pem()).expect("a file");
+    cluster.write_file("server.key", &issued.key_pem()).expect("a file");
     let rules = "host all postgres 127.0.0.1/32 trust\nhostssl all kyc 127.0.0.1/32 trust\n";
-    cluster.write_file("pg_hba.conf", rules);
+    cluster.write_file("pg_hba.conf", rules).expect("a file");
     let pool = sqlx::PgPool::connect(&cluster.url()).await.expect("the cluster answers");
     for statement in
         ["create role kyc superuser login", "alter system set ssl = on", "select pg_reload_conf()"]
@@ -123,7 +123,7 @@ async fn demand_tls(cluster: &OwnPostgres, authority: &Authority) {
 
 #[test]
 fn a_worker_verifies_the_database_in_full() {
-    let cluster = OwnPostgres::start(Disk::Ample, &[]);
+    let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
         let authority = authority();
         demand_tls(&cluster, &authority).await;

@@ -1,9 +1,12 @@
-//! What demo, storm, benchmark and tests share: programs and processes, a database made anew, and
-//! the checker of the books.
+//! What demo, storm, benchmark and tests share: programs and processes, services of their own, a
+//! database and queues made anew, the provider's admin interface, and the checker of the books.
 
 pub mod books;
+pub mod broker;
 pub mod database;
 pub mod process;
+pub mod provider;
+pub mod services;
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! The programs that the demo runs: stopped when it ends, however it ends.
+//! Programs that run for another: stopped when it ends, however it ends.
 
 use std::fs::File;
 use std::path::Path;
@@ -48,18 +48,18 @@ impl Process {
 
     /// Sends it a signal, by its name: TERM, KILL, STOP, CONT.
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
-        self.send_signal(name, &self.child.id().to_string())
+        send_signal(name, &self.child.id().to_string()).with_context(|| self.name.clone())
     }
 
-    /// Sends it, and all that it has started, a signal. It must lead a group of its own.
-    #[allow(dead_code, reason = "the demo lets its programs end by themselves")]
-    pub fn signal_group(&self, name: &str) -> anyhow::Result<()> {
-        self.send_signal(name, &format!("-{}", self.child.id()))
+    /// Sends it a signal, and blocks until it has ended.
+    pub fn end(self, signal: &str) -> anyhow::Result<()> {
+        self.signal(signal)?;
+        self.wait()
     }
 
-    fn send_signal(&self, name: &str, whom: &str) -> anyhow::Result<()> {
-        let status = Command::new("kill").args([&format!("-{name}"), "--", whom]).status()?;
-        ensure!(status.success(), "cannot send SIG{name} to {}", self.name);
+    /// Blocks until it has ended.
+    pub fn wait(mut self) -> anyhow::Result<()> {
+        self.child.wait()?;
         Ok(())
     }
 
@@ -73,6 +73,13 @@ impl Process {
             }
         }
     }
+}
+
+/// Sends a process a signal, by its name.
+pub(crate) fn send_signal(name: &str, process: &str) -> anyhow::Result<()> {
+    let status = Command::new("kill").args([&format!("-{name}"), process]).status()?;
+    ensure!(status.success(), "cannot send SIG{name}");
+    Ok(())
 }
 
 impl Drop for Process {

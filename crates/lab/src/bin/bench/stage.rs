@@ -10,8 +10,6 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use kyc_worker::broker::{Broker, Publisher};
 use kyc_worker::config::{BrokerSettings, Secret};
-use lapin::options::QueueDeleteOptions;
-use lapin::{Connection, ConnectionProperties};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -21,13 +19,16 @@ use tokio::time::timeout;
 use url::Url;
 use uuid::Uuid;
 
+use kyc_lab::broker::Queues;
 use kyc_lab::{database, program};
 
 const DATABASE: &str = "kyc_bench";
-const EXCHANGE: &str = "kyc-bench";
-const QUEUE: &str = "kyc-bench.document-updates";
-const DEAD_LETTER_EXCHANGE: &str = "kyc-bench.dlx";
-const DEAD_LETTER_QUEUE: &str = "kyc-bench.dead-letters";
+const QUEUES: Queues = Queues {
+    exchange: "kyc-bench",
+    queue: "kyc-bench.document-updates",
+    dead_letter_exchange: "kyc-bench.dlx",
+    dead_letter_queue: "kyc-bench.dead-letters",
+};
 const DEAD_LETTER_TTL: &str = "1h";
 
 /// How long a program may take to say its first word.
@@ -41,7 +42,7 @@ const CONFIRMS_MAX: usize = 1000;
 
 /// The worker's own settings of the broker.
 #[derive(Parser)]
-struct Queues {
+struct BrokerArguments {
     #[command(flatten)]
     settings: BrokerSettings,
 }
@@ -228,28 +229,21 @@ impl Stage {
     }
 
     async fn delete_queues(&self) -> anyhow::Result<()> {
-        let connection = Connection::connect(&self.amqp_url, ConnectionProperties::default())
-            .await
-            .context("AMQP_URL: cannot use RabbitMQ; `make services` starts one")?;
-        let channel = connection.create_channel().await?;
-        for queue in [QUEUE, DEAD_LETTER_QUEUE] {
-            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
-        }
-        Ok(connection.close(200, "done".into()).await?)
+        kyc_lab::broker::Broker::connect(&self.amqp_url).await?.delete_queues(QUEUES).await
     }
 
     /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
     pub async fn fill_queue(&self, jobs: usize, job_ids: JobIds) -> anyhow::Result<()> {
         self.delete_queues().await?;
         let arguments = [
-            ["--exchange", EXCHANGE],
-            ["--queue", QUEUE],
-            ["--dead-letter-exchange", DEAD_LETTER_EXCHANGE],
-            ["--dead-letter-queue", DEAD_LETTER_QUEUE],
+            ["--exchange", QUEUES.exchange],
+            ["--queue", QUEUES.queue],
+            ["--dead-letter-exchange", QUEUES.dead_letter_exchange],
+            ["--dead-letter-queue", QUEUES.dead_letter_queue],
             ["--dead-letter-ttl", DEAD_LETTER_TTL],
         ];
         let arguments = ["bench"].into_iter().chain(arguments.into_iter().flatten());
-        let Queues { settings } = Queues::parse_from(arguments);
+        let BrokerArguments { settings } = BrokerArguments::parse_from(arguments);
         let broker = Broker::new(&settings, &Secret::from(self.amqp_url.as_str()), "bench")?;
         let publisher = Publisher::open(&broker).await?;
         let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
@@ -295,10 +289,7 @@ impl Stage {
         command
             .env("DATABASE_URL", self.bench_database_url().as_str())
             .env("AMQP_URL", &self.amqp_url)
-            .env("EXCHANGE", EXCHANGE)
-            .env("QUEUE", QUEUE)
-            .env("DEAD_LETTER_EXCHANGE", DEAD_LETTER_EXCHANGE)
-            .env("DEAD_LETTER_QUEUE", DEAD_LETTER_QUEUE)
+            .envs(QUEUES.settings())
             .env("DEAD_LETTER_TTL", DEAD_LETTER_TTL)
             .env("DOLLARPE_BASE_URL", &provider.base_url)
             .env("DOLLARPE_API_KEY", "sandbox-key")

@@ -5,10 +5,9 @@ use std::collections::BTreeMap;
 
 use rand::seq::SliceRandom as _;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use kyc_lab::books::{Expectation, Letter, Published, Repeats};
+use kyc_lab::books::{Expectation, Letter, Published, Repeats, digest};
 
 /// A kind of message, told apart at the provider by the word in its front link's path.
 pub struct Kind {
@@ -276,9 +275,4 @@ fn spoil(body: &mut Value, way: usize) -> Spoilt {
         _ => return Spoilt::Bytes(json!([body.clone()]).to_string().into_bytes()),
     }
     Spoilt::Job
-}
-
-/// What a dead letter is recognised by.
-pub fn digest(body: &[u8]) -> [u8; 32] {
-    Sha256::digest(body).into()
 }

@@ -17,16 +17,18 @@ use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanCount;
 use sqlx::PgPool;
-use tokio::net::TcpListener;
 use tokio::time::sleep;
 use url::Url;
 use uuid::Uuid;
 
 use crate::jobs::Jobs;
-use crate::services::{Broker, DATABASE, DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, EXCHANGE, Provider, QUEUE};
+use crate::services::{DATABASE, QUEUES};
 use crate::story::{Story, Watch, Worker};
 use kyc_lab::books::{self, AtBroker, Check};
+use kyc_lab::broker::Broker;
 use kyc_lab::process::{self, Process};
+use kyc_lab::provider::Provider;
+use kyc_lab::services::free_port;
 use kyc_lab::{database, program};
 
 /// Sends jobs of every kind through the worker and reconciles every record with what the
@@ -103,10 +105,10 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
 
     database::recreate(&arguments.database_url, DATABASE).await?;
     let broker = Broker::connect(&arguments.amqp_url).await?;
-    broker.delete_queues().await?;
+    broker.delete_queues(QUEUES).await?;
     let migrate = stage.kyc_worker(&["migrate"]);
     Process::start_logged(migrate, "kyc-worker migrate", &stage.log("migrate"))?.succeed().await?;
-    story.tell(&format!("made database {DATABASE} and queue {QUEUE} afresh"));
+    story.tell(&format!("made database {DATABASE} and queue {} afresh", QUEUES.queue));
     std::fs::write(stage.directory.join("jobs.jsonl"), jobs.lines.join(&b'\n'))?;
     story.tell(&format!("$ kyc-worker enqueue --no-validate {}", stage.file("jobs.jsonl")));
     let enqueue = stage.kyc_worker(&["enqueue", "--no-validate", "jobs.jsonl"]);
@@ -139,8 +141,8 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     Process::start(stage.kyc_worker(&["show", &eventful]), "kyc-worker show")?.succeed().await?;
 
     let at_broker = AtBroker {
-        queued: broker.count_queued().await?,
-        dead_letters: broker.look_at_dead_letters(jobs.published.letters.len()).await?,
+        queued: broker.count_queued(QUEUES).await?,
+        dead_letters: broker.read_dead_letters(QUEUES, jobs.published.letters.len()).await?,
     };
     let evidence = books::gather(&pool, &stage.admin_url(), jobs.published, at_broker).await?;
     let histories = books::audit(&pool, FINGERPRINT_KEY).await?;
@@ -163,15 +165,14 @@ impl Stage {
     async fn set(arguments: &Arguments) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&arguments.directory)
             .with_context(|| format!("cannot make {}", arguments.directory.display()))?;
-        // Given back at once: for a while nothing must listen there.
-        let port = TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
         Ok(Self {
             worker: program("kyc-worker")?,
             sandbox: program("dollarpe-sandbox")?,
             directory: arguments.directory.clone(),
             database_url: database::url_of(&arguments.database_url, DATABASE),
             amqp_url: arguments.amqp_url.clone(),
-            provider_port: port,
+            // For a while nothing must listen there.
+            provider_port: free_port()?,
         })
     }
 
@@ -195,14 +196,10 @@ impl Stage {
     /// so that a minute shows what takes hours.
     fn kyc_worker(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.worker);
-        command.args(arguments).current_dir(&self.directory).env_clear().envs([
+        command.args(arguments).current_dir(&self.directory).env_clear();
+        command.envs(QUEUES.settings()).envs([
             ("DATABASE_URL", self.database_url.as_str()),
             ("AMQP_URL", &self.amqp_url),
-            ("EXCHANGE", EXCHANGE),
-            ("QUEUE", QUEUE),
-            ("ROUTING_KEY", "document-update"),
-            ("DEAD_LETTER_EXCHANGE", DEAD_LETTER_EXCHANGE),
-            ("DEAD_LETTER_QUEUE", DEAD_LETTER_QUEUE),
             ("DOLLARPE_BASE_URL", &format!("{}/cms/api/v1", self.provider_origin())),
             ("DOLLARPE_API_KEY", API_KEY),
             ("DOLLARPE_API_SECRET", API_SECRET),
@@ -268,7 +265,7 @@ impl Stage {
             sleep(Duration::from_millis(10)).await;
         }
         let provider = Provider::new(self.admin_url());
-        provider.prepare(jobs).await?;
+        services::prepare(&provider, jobs).await?;
         provider.set_api_key(API_KEY).await?;
         Ok((sandbox, provider))
     }

@@ -11,13 +11,12 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use kyc_lab::books::{Expectation, Letter, Published, Repeats};
+use kyc_lab::books::{Expectation, Letter, Published, Repeats, digest};
 
 /// How many updates the provider allows a customer.
 pub const UPDATE_LIMIT: u32 = 3;
@@ -287,9 +286,4 @@ impl Load {
         let ends = if self.rng.random_bool(0.75) { "FAILED" } else { "VERIFIED" };
         (id, Some((id, ends)))
     }
-}
-
-/// What a dead letter is recognised by.
-pub fn digest(body: &[u8]) -> [u8; 32] {
-    Sha256::digest(body).into()
 }

@@ -20,18 +20,22 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
+use serde_json::json;
 use sqlx::PgPool;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use url::Url;
 
 use crate::load::Load;
 use crate::replicas::Replicas;
-use crate::services::{OwnServices, Programs, Publisher};
+use crate::services::{DATABASE, OwnServices, Publisher, QUEUES};
 use crate::verdict::Deeds;
 use crate::weather::Weather;
 use kyc_lab::books::AtBroker;
+use kyc_lab::broker::Broker;
 use kyc_lab::process::{self, Process};
-use kyc_lab::program;
+use kyc_lab::provider::Provider;
+use kyc_lab::{database, program};
 
 /// Sends jobs through replicas that are killed all the time, and reconciles every record
 /// with what the provider saw
@@ -79,23 +83,11 @@ struct Arguments {
 
     /// A Postgres whose user may create databases, where the storm has none of its own; it makes kyc_storm there
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    database_url: Option<url::Url>,
+    database_url: Option<Url>,
 
     /// A RabbitMQ, where the storm has none of its own; the storm's queues there are named kyc-storm…
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
     amqp_url: Option<String>,
-
-    /// The directory with initdb, pg_ctl and postgres
-    #[arg(long, value_name = "DIRECTORY", default_value = "/usr/bin")]
-    postgres_programs: PathBuf,
-
-    /// RabbitMQ's own start script, not Debian's wrapper
-    #[arg(long, value_name = "FILE", default_value = "/usr/lib/rabbitmq/bin/rabbitmq-server")]
-    rabbitmq_server: PathBuf,
-
-    /// The id of an ordinary user to run PostgreSQL as, where the storm runs as root
-    #[arg(long, value_name = "UID")]
-    postgres_user: Option<u32>,
 
     /// Where the replicas' logs are left
     #[arg(long, default_value = "target/storm")]
@@ -187,14 +179,15 @@ async fn storm(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     let mut replicas = stage.replicas(arguments, seed)?;
     let load = Mutex::new(Load::new(seed));
     let mut publisher = Publisher::new(stage.amqp_url.clone());
-    let mut weather = Weather::new(admin_url.clone(), seed ^ 1);
+    let provider = Provider::new(admin_url.clone());
+    let mut weather = Weather::new(provider.clone(), seed ^ 1);
     let mut outages = BTreeMap::new();
 
     let end = Instant::now() + Duration::from_secs_f64(arguments.minutes * 60.0);
     let watch = Watch::new(&pool, &load, arguments.minutes);
     let squall = Duration::from_secs_f64(arguments.squall_seconds);
     tokio::try_join!(
-        publish(&load, &mut publisher, &admin_url, end, arguments, &watch),
+        publish(&load, &mut publisher, &provider, end, arguments, &watch),
         weather.blow(end, squall),
         replicas.harass(end, arguments.kills_per_minute),
         strike_services(stage.services.as_mut(), &mut outages, end, arguments, seed ^ 3),
@@ -214,7 +207,7 @@ async fn storm(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     let letters = load.lock().await.letters();
     let at_broker = AtBroker {
         queued: publisher.count_queued().await?,
-        dead_letters: publisher.look_at_dead_letters(letters).await?,
+        dead_letters: Broker::connect(&stage.amqp_url).await?.read_dead_letters(QUEUES, letters).await?,
     };
     let published = load.into_inner().into_published();
     let review_percent_max = arguments.review_percent_max;
@@ -236,8 +229,7 @@ struct Stage {
     sandbox: dollarpe_sandbox::Running,
     worker: PathBuf,
     directory: PathBuf,
-    server_url: String,
-    database_url: String,
+    server_url: Url,
     amqp_url: String,
 }
 
@@ -258,38 +250,33 @@ impl Stage {
             ..dollarpe_sandbox::Settings::default()
         };
         let sandbox = dollarpe_sandbox::start(settings).await?;
-        let (services, server_url, database_url, amqp_url) = if arguments.own_services {
+        let (services, server_url, amqp_url) = if arguments.own_services {
             println!("starting a broker and a database of the storm's own …");
-            let programs = Programs {
-                postgres: arguments.postgres_programs.clone(),
-                rabbitmq_server: arguments.rabbitmq_server.clone(),
-                ordinary_user: arguments.postgres_user,
-            };
-            let services = OwnServices::start(programs).await?;
-            let (postgres, amqp_url) = (&services.postgres, services.rabbitmq.url());
-            let urls = (postgres.url("postgres"), postgres.url(services::DATABASE));
-            (Some(services), urls.0, urls.1, amqp_url)
+            let services = OwnServices::start().await?;
+            let (server_url, amqp_url) = (services.postgres.url().parse()?, services.rabbitmq.url());
+            (Some(services), server_url, amqp_url)
         } else {
-            let mut url = arguments.database_url.clone().context("DATABASE_URL: is not given")?;
-            url.set_path("postgres");
-            let server_url = url.to_string();
-            url.set_path(services::DATABASE);
+            let server_url = arguments.database_url.clone().context("DATABASE_URL: is not given")?;
             let amqp_url = arguments.amqp_url.clone().context("AMQP_URL: is not given")?;
-            (None, server_url, url.to_string(), amqp_url)
+            (None, server_url, amqp_url)
         };
         let directory = directory.canonicalize()?;
-        Ok(Self { services, sandbox, worker, directory, server_url, database_url, amqp_url })
+        Ok(Self { services, sandbox, worker, directory, server_url, amqp_url })
     }
 
     async fn make_database(&self) -> anyhow::Result<PgPool> {
-        services::recreate_database(&self.server_url).await?;
+        database::recreate(&self.server_url, DATABASE).await?;
         for arguments in [["migrate", ""], ["enqueue", "/dev/null"]] {
             let mut command = self.kyc_worker();
             command.args(arguments.iter().filter(|argument| !argument.is_empty()));
             let log = self.directory.join(format!("{}.log", arguments[0]));
             Process::start_logged(command, arguments[0], &log)?.succeed().await?;
         }
-        services::connect(&self.database_url).await
+        database::connect(&self.database_url()).await
+    }
+
+    fn database_url(&self) -> Url {
+        database::url_of(&self.server_url, DATABASE)
     }
 
     fn replicas(&self, arguments: &Arguments, seed: u64) -> anyhow::Result<Replicas> {
@@ -312,15 +299,10 @@ impl Stage {
     }
 
     fn settings(&self) -> Vec<(String, String)> {
-        let base_url = self.sandbox.base_url();
+        let (base_url, database_url) = (self.sandbox.base_url(), self.database_url());
         let places = [
-            ("DATABASE_URL", self.database_url.as_str()),
+            ("DATABASE_URL", database_url.as_str()),
             ("AMQP_URL", &self.amqp_url),
-            ("EXCHANGE", services::EXCHANGE),
-            ("QUEUE", services::QUEUE),
-            ("ROUTING_KEY", services::ROUTING_KEY),
-            ("DEAD_LETTER_EXCHANGE", services::DEAD_LETTER_EXCHANGE),
-            ("DEAD_LETTER_QUEUE", services::DEAD_LETTER_QUEUE),
             ("DOLLARPE_BASE_URL", &base_url),
             ("DOLLARPE_API_KEY", "sandbox-key"),
             ("DOLLARPE_API_SECRET", "sandbox-secret"),
@@ -338,7 +320,7 @@ impl Stage {
             ("NO_COLOR", "1"),
         ];
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        places.iter().chain(&TIMES).map(owned).collect()
+        places.iter().chain(&QUEUES.settings()).chain(&TIMES).map(owned).collect()
     }
 }
 
@@ -346,13 +328,11 @@ impl Stage {
 async fn publish(
     load: &Mutex<Load>,
     publisher: &mut Publisher,
-    admin_url: &str,
+    provider: &Provider,
     end: Instant,
     arguments: &Arguments,
     watch: &Watch<'_>,
 ) -> anyhow::Result<()> {
-    #[expect(clippy::disallowed_methods, reason = "talks to the sandbox of this very program")]
-    let http = reqwest::Client::new();
     let mut pace = interval(Duration::from_secs_f64(1.0 / arguments.messages_per_second.max(0.001)));
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -367,7 +347,8 @@ async fn publish(
         };
         let Some(message) = message else { return Ok(()) };
         if let Some((customer_id, verifies_as)) = message.introduces {
-            weather::introduce(&http, admin_url, customer_id, verifies_as).await?;
+            // How the customer's verifications end.
+            provider.set_customer(&customer_id, json!({ "verifies_as": verifies_as })).await?;
         }
         let message_id = message.job_id.unwrap_or_else(uuid::Uuid::new_v4).to_string();
         while publisher.publish(&message_id, &message).await.is_err() {
@@ -399,15 +380,14 @@ async fn strike_services(
             *outages.entry("broker killed").or_default() += 1;
             services.rabbitmq.kill()?;
             sleep(down_time).await;
-            services.rabbitmq.start_again()?;
-            services.rabbitmq.wait_until_up().await?;
+            services.rabbitmq.begin_again()?;
         } else {
             *outages.entry("database stopped at once").or_default() += 1;
-            services.postgres.stop_at_once().await?;
+            services.postgres.crash()?;
             sleep(down_time).await;
-            services.postgres.start_again()?;
-            services.postgres.wait_until_up().await?;
+            services.postgres.begin_again()?;
         }
+        services.wait_until_up().await?;
     }
 }
 

@@ -31,9 +31,9 @@ pub struct Verdict {
     jobs: i64,
     /// Jobs by end, evidence and reason.
     ends: Vec<(String, String, i64)>,
-    /// PATCHes and looks by the fault that they met.
+    /// PATCHes and reads by the fault that they met.
     faults: BTreeMap<&'static str, usize>,
-    /// Attempts of unknown fate by cause.
+    /// Attempts of unknown outcome by cause.
     unknown: Vec<(String, i64)>,
     counts: Vec<(&'static str, i64)>,
 }
@@ -60,7 +60,7 @@ pub async fn reach(
         .fetch_one(pool)
         .await?;
     let attempts: i64 = sqlx::query_scalar("select count(*) from attempt").fetch_one(pool).await?;
-    let looks: i64 = sqlx::query_scalar("select count(*) from observation").fetch_one(pool).await?;
+    let reads: i64 = sqlx::query_scalar("select count(*) from observation").fetch_one(pool).await?;
     let resent: i64 = sqlx::query_scalar(
         "select count(*) from attempt a where exists (
             select from attempt b where b.job_id = a.job_id and b.number < a.number and b.verdict = 'unknown'
@@ -86,8 +86,8 @@ pub async fn reach(
             ("attempts", attempts),
             ("PATCHes that the provider saw", patches as i64),
             ("updates that it applied", updates as i64),
-            ("looks at customers", looks),
-            ("attempts after one of unknown fate", resent),
+            ("reads of customers", reads),
+            ("attempts after one of unknown outcome", resent),
             ("answers that came after their claim was lost", late),
         ],
         deeds,
@@ -125,7 +125,7 @@ impl fmt::Display for Verdict {
         for (what, count) in &self.counts {
             writeln!(f, "{count:>8}  {what}")?;
         }
-        writeln!(f, "\nAttempts of unknown fate:")?;
+        writeln!(f, "\nAttempts of unknown outcome:")?;
         for (cause, count) in &self.unknown {
             writeln!(f, "{count:>8}  {cause}")?;
         }

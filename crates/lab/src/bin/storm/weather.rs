@@ -5,17 +5,16 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
-use uuid::Uuid;
 
-/// The provider's admin interface, and the faults that it was told of.
+use kyc_lab::provider::Provider;
+
+/// The faults that the provider was told of.
 pub struct Weather {
-    admin_url: String,
-    http: reqwest::Client,
+    provider: Provider,
     rng: StdRng,
     /// What each rule was for.
     pub kinds: BTreeMap<u64, &'static str>,
@@ -50,7 +49,7 @@ fn throttle(seconds: u32) -> Value {
     json!({ "apply": "never", "answer": answer })
 }
 
-/// What is always in the air. A request takes at most 2 s from the worker's side, and looks
+/// What is always in the air. A request takes at most 2 s from the worker's side, and reads
 /// cover what is applied up to 9 s late.
 fn faults() -> Vec<Fault> {
     let patch = |kind, share, fault| Fault { kind, method: "PATCH", share, fault };
@@ -79,12 +78,12 @@ fn faults() -> Vec<Fault> {
         patch("throttled", 10, throttle(1)),
         patch("refused as if it were us", 8, refuse_us("maintenance")),
         patch("an acceptance of another customer's", 4, json!({ "answer": { "kind": "other_customer" } })),
-        get("500 to a look", 30, json!({ "answer": error() })),
-        get("reset of a look", 20, json!({ "answer": reset })),
-        get("slow look", 50, json!({ "delay_before_ms": 300 })),
-        get("look without an answer", 8, json!({ "answer": hang })),
-        get("look at another customer", 10, json!({ "answer": { "kind": "other_customer" } })),
-        get("look that a cache answers", 30, json!({ "answer": cached })),
+        get("500 to a read", 30, json!({ "answer": error() })),
+        get("reset of a read", 20, json!({ "answer": reset })),
+        get("slow read", 50, json!({ "delay_before_ms": 300 })),
+        get("read without an answer", 8, json!({ "answer": hang })),
+        get("read of another customer", 10, json!({ "answer": { "kind": "other_customer" } })),
+        get("read that a cache answers", 30, json!({ "answer": cached })),
     ]
 }
 
@@ -105,11 +104,9 @@ fn squalls() -> Vec<(&'static str, Option<&'static str>, Value)> {
 }
 
 impl Weather {
-    pub fn new(admin_url: String, seed: u64) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "talks to the sandbox of this very program")]
-        let http = reqwest::Client::new();
+    pub fn new(provider: Provider, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed);
-        Self { admin_url, http, rng, kinds: BTreeMap::new(), squalls: BTreeMap::new() }
+        Self { provider, rng, kinds: BTreeMap::new(), squalls: BTreeMap::new() }
     }
 
     /// Blows until `end`, then clears up.
@@ -120,21 +117,21 @@ impl Weather {
             let next = Instant::now() + every.mul_f64(self.rng.random_range(0.5..1.5));
             sleep_until(next.min(end)).await;
             if next >= end {
-                return self.clear().await;
+                return self.provider.clear_rules().await;
             }
             if squalls.is_empty() {
                 squalls = self::squalls();
             }
             let (kind, method, fault) = squalls.swap_remove(self.rng.random_range(0..squalls.len()));
             *self.squalls.entry(kind).or_default() += 1;
-            self.clear().await?;
+            self.provider.clear_rules().await?;
             // The first rule that was posted decides.
             let criteria = method.map_or(json!({}), |method| json!({ "method": method }));
             self.post(kind, json!({ "match": criteria, "fault": fault })).await?;
             self.post_faults().await?;
             let over = Instant::now() + Duration::from_millis(self.rng.random_range(1000..4000));
             sleep_until(over.min(end)).await;
-            self.clear().await?;
+            self.provider.clear_rules().await?;
             self.post_faults().await?;
         }
     }
@@ -149,33 +146,7 @@ impl Weather {
     }
 
     async fn post(&mut self, kind: &'static str, rule: Value) -> anyhow::Result<()> {
-        let answer = self.http.post(format!("{}/rules", self.admin_url)).json(&rule).send().await?;
-        let answer = answer.error_for_status().context("the sandbox refuses a rule")?;
-        #[expect(clippy::disallowed_methods, reason = "the sandbox is ours")]
-        let posted: Value = answer.json().await?;
-        let id = posted["id"].as_u64().context("a rule without an id")?;
-        self.kinds.insert(id, kind);
+        self.kinds.insert(self.provider.add_rule(&rule).await?, kind);
         Ok(())
     }
-
-    async fn clear(&self) -> anyhow::Result<()> {
-        self.http.delete(format!("{}/rules", self.admin_url)).send().await?.error_for_status()?;
-        Ok(())
-    }
-}
-
-/// Tells the provider how a customer's verifications end.
-pub async fn introduce(
-    http: &reqwest::Client,
-    admin_url: &str,
-    customer_id: Uuid,
-    verifies_as: &str,
-) -> anyhow::Result<()> {
-    let customer = json!({ "verifies_as": verifies_as });
-    http.put(format!("{admin_url}/customers/{customer_id}"))
-        .json(&customer)
-        .send()
-        .await?
-        .error_for_status()?;
-    Ok(())
 }

@@ -1,0 +1,394 @@
+//! A PostgreSQL and a RabbitMQ of a program's own, which it may stop, kill and fill up. They listen
+//! on free ports, keep their data in a temporary directory, and end with whoever started them.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use uuid::Uuid;
+
+use crate::process::{Process, send_signal};
+
+/// A server that has not come up by then does not: a broker is slow to start on a busy machine.
+pub const START_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// A directory that goes with its value.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("kyc-{}", Uuid::new_v4().simple()));
+        fs::create_dir(&path)?;
+        // PostgreSQL's own user must get into it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(Self(path))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _best_effort = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A PostgreSQL cluster. It does not run as root, which Postgres refuses.
+pub struct OwnPostgres {
+    port: u16,
+    server: Option<Process>,
+    settings: Vec<String>,
+    disk: Disk,
+    // Removed last.
+    directory: Directory,
+}
+
+/// What the cluster's tables are on.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub enum Disk {
+    /// The machine's.
+    Ample,
+    /// One of so many MiB, seen by the cluster alone. Its log of writes is elsewhere.
+    Small(u32),
+}
+
+impl OwnPostgres {
+    /// Makes a cluster and starts it with `settings`, each `name=value`.
+    pub fn start(disk: Disk, settings: &[&str]) -> anyhow::Result<Self> {
+        let directory = Directory::new()?;
+        for name in ["data", "wal", "socket"] {
+            fs::create_dir(directory.path(name))?;
+        }
+        if is_root()? {
+            let owner = postgres_user()?;
+            let owned = Command::new("chown").arg("-R").arg(owner).arg(&directory.0).status()?;
+            ensure!(owned.success(), "cannot give a directory to {owner}");
+        }
+        let settings = settings.iter().map(ToString::to_string).collect();
+        let mut cluster = Self { port: free_port()?, server: None, settings, disk, directory };
+        cluster.boot(true)?;
+        cluster.wait_until_up()?;
+        Ok(cluster)
+    }
+
+    /// The URL of a database, as the cluster's owner.
+    pub fn url_of(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The URL of its first database, as its owner.
+    pub fn url(&self) -> String {
+        self.url_of("postgres")
+    }
+
+    /// Ends it at once, without a word to its clients: recovery is left to the next start.
+    pub fn crash(&mut self) -> anyhow::Result<()> {
+        self.end("QUIT")
+    }
+
+    /// Ends it in good order: its clients are told.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.end("INT")
+    }
+
+    /// Starts it again, and waits until it is up.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.begin_again()?;
+        self.wait_until_up()
+    }
+
+    /// Starts it again, and waits for nothing.
+    pub fn begin_again(&mut self) -> anyhow::Result<()> {
+        self.boot(false)
+    }
+
+    /// Whether it answers.
+    pub fn is_up(&self) -> bool {
+        let port = self.port.to_string();
+        let asked = postgres_programs().and_then(|bin| {
+            Ok(Command::new(bin.join("pg_isready")).args(["-q", "-h", "127.0.0.1", "-p", &port]).status()?)
+        });
+        asked.is_ok_and(|status| status.success())
+    }
+
+    /// A file on its disk.
+    pub fn path_on_disk(&self, name: &str) -> String {
+        self.directory.path("data").join(name).display().to_string()
+    }
+
+    /// Writes a file into its data directory, as its owner alone may read it.
+    pub fn write_file(&self, name: &str, text: &str) -> anyhow::Result<()> {
+        let data = self.directory.path("data");
+        let path = data.join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        Ok(chown(&path, Some(fs::metadata(data)?.uid()), None)?)
+    }
+
+    fn wait_until_up(&self) -> anyhow::Result<()> {
+        wait_until_up("PostgreSQL", &self.directory.path("log"), || self.is_up())
+    }
+
+    fn end(&mut self, signal: &str) -> anyhow::Result<()> {
+        match self.server.take() {
+            Some(server) => server.end(signal),
+            None => Ok(()),
+        }
+    }
+
+    /// One process from the first: the small disk is in its own namespace and goes with it.
+    fn boot(&mut self, is_first: bool) -> anyhow::Result<()> {
+        let [data, wal, socket] = ["data", "wal", "socket"].map(|name| self.directory.text(name));
+        let bin = postgres_programs()?;
+        let bin = bin.display();
+        let mut script = String::from("set -e; ");
+        let is_root = is_root()?;
+        if let Disk::Small(mib) = self.disk {
+            ensure!(is_first, "a small disk goes with its server");
+            script += &format!("mount -t tmpfs -o size={mib}m,mode=700 tmpfs {data}; ");
+            if is_root {
+                script += &format!("chown {} {data}; ", postgres_user()?);
+            }
+        }
+        let drop_root = match is_root {
+            true => format!("setpriv --reuid={0} --regid={0} --clear-groups ", postgres_user()?),
+            false => String::new(),
+        };
+        if is_first {
+            script += &format!(
+                "{drop_root}{bin}/initdb -U postgres -A trust -E UTF8 --locale=C --no-sync -D {data} -X {wal} >&2; "
+            );
+            // Used where the settings say ssl=on. Postgres looks for them here.
+            script += &format!(
+                "{drop_root}openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+                    -keyout {data}/server.key -out {data}/server.crt 2>&1; "
+            );
+        }
+        script += &format!(
+            "exec {drop_root}{bin}/postgres -D {data} -p {} -k {socket} -c listen_addresses=127.0.0.1",
+            self.port
+        );
+        for setting in &self.settings {
+            script += &format!(" -c {setting}");
+        }
+        let mut command = match self.disk {
+            Disk::Ample => Command::new("sh"),
+            Disk::Small(_) => {
+                let mut command = Command::new("unshare");
+                if !is_root {
+                    // Whoever we are may mount what only this process sees.
+                    command.args(["--user", "--map-current-user", "--keep-caps"]);
+                }
+                command.args(["--mount", "sh"]);
+                command
+            }
+        };
+        command.args(["-c", &script]).current_dir("/");
+        self.server = Some(Process::start_logged(command, "PostgreSQL", &self.directory.path("log"))?);
+        Ok(())
+    }
+}
+
+impl Drop for OwnPostgres {
+    fn drop(&mut self) {
+        let _best_effort = self.crash();
+    }
+}
+
+/// A RabbitMQ node with a name, ports, data and a port mapper (epmd) of its own.
+pub struct OwnRabbit {
+    ports: [u16; 3],
+    server: Option<Process>,
+    // Started by us, so that the server starts none that outlives it.
+    _mapper: Process,
+    // Removed last.
+    directory: Directory,
+}
+
+impl OwnRabbit {
+    /// Starts a node whose application `rabbit` is configured so, in Erlang's words.
+    pub fn start(configuration: &str) -> anyhow::Result<Self> {
+        let mut node = Self::begin(configuration)?;
+        node.wait_until_up()?;
+        Ok(node)
+    }
+
+    /// The same, and waits for nothing.
+    pub fn begin(configuration: &str) -> anyhow::Result<Self> {
+        let directory = Directory::new()?;
+        let ports = [free_port()?, free_port()?, free_port()?];
+        fs::write(directory.path("plugins"), "[].")?;
+        fs::write(directory.path("rabbitmq.conf"), "")?;
+        fs::write(directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?;
+        let mut mapper = Command::new("epmd");
+        mapper.args(["-address", "127.0.0.1", "-port", &ports[2].to_string()]);
+        let mapper = Process::start_logged(mapper, "epmd", &directory.path("epmd.log"))?;
+        let mut node = Self { ports, server: None, _mapper: mapper, directory };
+        node.begin_again()?;
+        Ok(node)
+    }
+
+    /// Its URL, for the vhost that it is made with.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports[0])
+    }
+
+    /// Has it take no messages, as when its memory is used up; or take them again.
+    pub fn set_memory_alarm(&self, is_set: bool) -> anyhow::Result<()> {
+        let [port, _, mapper_port] = self.ports.map(|port| port.to_string());
+        let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
+        let set = Command::new(rabbitmq_program("rabbitmqctl")?)
+            .env("HOME", &self.directory.0)
+            .env("ERL_EPMD_PORT", mapper_port)
+            .args(["-n", &format!("kyc{port}@localhost"), "set_vm_memory_high_watermark"])
+            .args(watermark)
+            .output()?;
+        ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        Ok(())
+    }
+
+    /// Ends it in good order: its clients are told.
+    pub fn stop(&mut self) -> anyhow::Result<()> {
+        self.end("TERM")
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.end("KILL")
+    }
+
+    /// Starts it again, and waits until it is up.
+    pub fn start_again(&mut self) -> anyhow::Result<()> {
+        self.begin_again()?;
+        self.wait_until_up()
+    }
+
+    /// Starts it again, and waits for nothing.
+    pub fn begin_again(&mut self) -> anyhow::Result<()> {
+        let [port, distribution_port, mapper_port] = self.ports.map(|port| port.to_string());
+        let at = |name: &str| self.directory.text(name);
+        // What the last node wrote down is not this one's.
+        let _there_is_none_at_first = fs::remove_file(self.directory.path("pid"));
+        let mut command = Command::new(rabbitmq_program("rabbitmq-server")?);
+        command.current_dir(&self.directory.0).envs([
+            ("HOME", at("")),
+            ("RABBITMQ_NODENAME", format!("kyc{port}@localhost")),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
+            ("RABBITMQ_NODE_PORT", port),
+            ("RABBITMQ_DIST_PORT", distribution_port),
+            ("ERL_EPMD_PORT", mapper_port),
+            ("RABBITMQ_MNESIA_BASE", at("data")),
+            ("RABBITMQ_LOG_BASE", at("log")),
+            ("RABBITMQ_LOGS", "-".to_owned()),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
+            ("RABBITMQ_CONFIG_FILE", at("rabbitmq")),
+            ("RABBITMQ_ADVANCED_CONFIG_FILE", at("advanced.config")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins")),
+            ("RABBITMQ_PID_FILE", at("pid")),
+            // One core is enough for it, and leaves the others to what is tried.
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1".to_owned()),
+        ]);
+        let log = self.directory.path("server.log");
+        self.server = Some(Process::start_logged(command, "RabbitMQ", &log)?);
+        Ok(())
+    }
+
+    /// Whether it greets who connects: an AMQP frame, and not only an open port.
+    pub fn is_up(&self) -> bool {
+        let greeted = || -> std::io::Result<bool> {
+            let address = SocketAddr::from(([127, 0, 0, 1], self.ports[0]));
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(b"AMQP\0\0\x09\x01")?;
+            let mut kind = [0];
+            stream.read_exact(&mut kind)?;
+            Ok(kind == [1])
+        };
+        greeted().unwrap_or(false)
+    }
+
+    fn wait_until_up(&mut self) -> anyhow::Result<()> {
+        wait_until_up("RabbitMQ", &self.directory.path("server.log"), || self.is_up())
+    }
+
+    fn end(&mut self, signal: &str) -> anyhow::Result<()> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        // What we started is a script; the node is what it wrote down.
+        match fs::read_to_string(self.directory.path("pid")) {
+            Ok(pid) => send_signal(signal, pid.trim())?,
+            Err(_never_came_up) => return server.end("KILL"),
+        }
+        server.wait()
+    }
+}
+
+impl Drop for OwnRabbit {
+    fn drop(&mut self) {
+        let _best_effort = self.kill();
+    }
+}
+
+fn wait_until_up(what: &str, log: &Path, is_up: impl Fn() -> bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + START_TIME_MAX;
+    while !is_up() {
+        let said = || fs::read_to_string(log).unwrap_or_default();
+        ensure!(Instant::now() < deadline, "{what} did not come up: {}", said());
+        #[expect(clippy::disallowed_methods, reason = "no runtime here")]
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// A port that nobody listens on, for a moment.
+pub fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn is_root() -> anyhow::Result<bool> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    Ok(status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0")))
+}
+
+/// Who runs Postgres in place of root.
+fn postgres_user() -> anyhow::Result<&'static str> {
+    let users = fs::read_to_string("/etc/passwd")?;
+    Ok(match users.lines().any(|line| line.starts_with("postgres:")) {
+        true => "postgres",
+        false => "nobody",
+    })
+}
+
+/// Where initdb and postgres are: Debian keeps them out of the way.
+fn postgres_programs() -> anyhow::Result<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let debian = versions.map(|version| version.path().join("bin"));
+    find("initdb", debian)
+        .context("initdb is missing; install PostgreSQL's server (Debian: apt-get install postgresql)")
+}
+
+/// One of RabbitMQ's own scripts: Debian's wrappers in the path know one broker only.
+fn rabbitmq_program(name: &str) -> anyhow::Result<PathBuf> {
+    let bin = find(name, ["/usr/lib/rabbitmq/bin".into()].into_iter());
+    let bin = bin.with_context(|| {
+        format!("{name} is missing; install RabbitMQ (Debian: apt-get install rabbitmq-server)")
+    })?;
+    Ok(bin.join(name))
+}
+
+/// The directory with a program: one of `first`, or where programs usually are.
+fn find(program: &str, first: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    let usual = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/local/pgsql/bin"];
+    first.chain(usual.map(PathBuf::from)).find(|bin| bin.join(program).exists())
+}
