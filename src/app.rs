@@ -20,14 +20,14 @@ use crate::control::breaker::Breaker;
 use crate::control::intake::{Intake, Reason};
 use crate::control::liveness::Liveness;
 use crate::control::slots::{Place, Places};
-use crate::domain::job::{BODY_BYTES_MAX, Envelope};
+use crate::domain::job::BODY_BYTES_MAX;
 use crate::journal::{self, Journal, JournalError, Limits, Pace};
 use crate::loops::customer_events::CustomerEvents;
 use crate::loops::heartbeat::Heartbeat;
 use crate::loops::scheduler::Scheduler;
 use crate::loops::tracker::Tracker;
 use crate::provider::{Provider, ProviderSettings};
-use crate::worker::Worker;
+use crate::worker::{Received, Worker};
 use dollarpe::signature::Signer;
 
 /// How a run is to go.
@@ -390,7 +390,7 @@ pub async fn take_in<F>(
     while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
         let Some(place) = stopping.run_until_cancelled(places.take()).await else { return };
         // A lost session's deliveries come again with the next.
-        if !delivery.is_live() {
+        if !delivery.acker.is_live() {
             continue;
         }
         // Boxed: to spawn a future, and to drop it, copies it whole ten times.
@@ -398,33 +398,26 @@ pub async fn take_in<F>(
     }
 }
 
-/// What a job is made of.
-pub fn envelope(delivery: &Delivery) -> Envelope<'_> {
-    Envelope {
-        body: &delivery.body,
-        message_id: delivery.message_id.as_deref(),
-        correlation_id: delivery.correlation_id.as_deref(),
-        timestamp: delivery.timestamp,
-        unreadable: &delivery.unreadable,
-        whole: delivery.whole,
-        timestamp_ms: delivery.timestamp_ms(),
-    }
-}
-
-/// Receives a delivery, tells the broker, and submits the job if it is ours to submit.
+/// Receives a delivery, acks it, and submits the job if it is ours to submit.
 async fn handle(worker: Arc<Worker>, delivery: Delivery, place: Place) {
-    let Some(received) = worker.receive(envelope(&delivery), delivery.is_redelivered).await else { return };
-    let (redelivered, correlation_id) = (delivery.is_redelivered, delivery.correlation_id.clone());
-    delivery.dispose(received.disposition);
-    if let Some((claim, request)) = received.work {
-        let span = info_span!(
-            "job",
-            job_id = %claim.job_id,
-            customer_id = %claim.customer_id,
-            correlation_id,
-            redelivered
-        );
-        worker.submit(claim, &request, place).instrument(span).await;
+    let Delivery { message, acker } = delivery;
+    match worker.receive(&message).await {
+        // The worker stops: the delivery goes back to its queue.
+        None => {}
+        Some(Received::Ack) => acker.ack(),
+        Some(Received::DeadLetter) => acker.reject(),
+        Some(Received::Submit(claim, request)) => {
+            acker.ack();
+            let span = info_span!(
+                "job",
+                job_id = %claim.job_id,
+                customer_id = %claim.customer_id,
+                correlation_id = message.correlation_id,
+                redelivered = message.is_redelivered
+            );
+            drop(message);
+            worker.submit(claim, &request, place).instrument(span).await;
+        }
     }
 }
 

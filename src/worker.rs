@@ -18,17 +18,16 @@ use crate::control::breaker::{Breaker, Event, intolerable_skew};
 use crate::control::intake::{Intake, Reason, Severity};
 use crate::control::liveness::Liveness;
 use crate::control::slots::Place;
-use crate::domain::job::{Envelope, Job, Rules, UpdateRequest};
-use crate::domain::outcome::{Disposition, History, Next, Outcome, Receipt, Review, WaitingFor, next};
+use crate::domain::job::{Job, Rules, UpdateRequest};
+use crate::domain::message::Message;
+use crate::domain::outcome::{History, Next, Outcome, Review, WaitingFor, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, Timing, conclude};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verdict::{
     Acceptance, FailurePoint, HttpOutcome, NotSent, Rejection, Verdict, classify, provider_message,
 };
 use crate::failpoint::{self, Point};
-use crate::journal::{
-    Admission, AttemptResult, Claim, DeadLetter, Journal, JournalError, Opened, ReadClaim, Settled,
-};
+use crate::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened, ReadClaim, Settled};
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
@@ -66,12 +65,14 @@ pub struct Worker {
     pub stopping: CancellationToken,
 }
 
-/// What a delivery came to: what to tell the broker, and what to submit after that.
-pub struct Received {
-    /// To be told only now: the row is committed.
-    pub disposition: Disposition,
-    /// The job, if it is ours to submit at once.
-    pub work: Option<(Claim, UpdateRequest)>,
+/// What a message came to. Its row is committed.
+pub enum Received {
+    /// A job, claimed, its first attempt begun: ack the delivery, then submit it.
+    Submit(Claim, UpdateRequest),
+    /// A job that waits, that ended at once, or that is known already.
+    Ack,
+    /// No job, or one that cannot be taken.
+    DeadLetter,
 }
 
 impl Worker {
@@ -85,65 +86,64 @@ impl Worker {
     ///
     /// While the database is away this waits, and so holds back the intake. `None` when the
     /// worker stopped first: the delivery goes back to the queue.
-    pub async fn receive(&self, envelope: Envelope<'_>, is_redelivered: bool) -> Option<Received> {
+    pub async fn receive(&self, message: &Message) -> Option<Received> {
         let received_at = OffsetDateTime::now_utc();
-        let letter = DeadLetter { envelope: &envelope, received_at, is_redelivered };
-        match unless_it_panics(self.receive_job(letter)).await {
+        match unless_it_panics(self.receive_job(message, received_at)).await {
             Ok(received) => received,
             Err(Panicked) => {
                 error!("the worker failed on a delivery, dead-lettering it; this is a bug, report it");
-                Box::pin(self.persist(|| self.journal.record_worker_failed(letter))).await?;
-                Some(Received::without_work(Receipt::WorkerFailed))
+                Box::pin(self.persist(|| self.journal.record_worker_failed(message, received_at))).await?;
+                Some(Received::DeadLetter)
             }
         }
     }
 
-    async fn receive_job(&self, letter: DeadLetter<'_>) -> Option<Received> {
-        let job = match Job::parse(letter.envelope, letter.received_at, &self.rules) {
+    async fn receive_job(&self, message: &Message, received_at: OffsetDateTime) -> Option<Received> {
+        let job = match Job::parse(message, received_at, &self.rules) {
             Ok(job) => job,
             Err(invalid) => {
                 let job_id = invalid.job_id.map(display);
                 warn!(job_id, faults = %invalid, "delivery is no job, dead-lettering it");
-                Box::pin(self.persist(|| self.journal.record_invalid(letter, &invalid))).await?;
-                return Some(Received::without_work(Receipt::Invalid));
+                Box::pin(self.persist(|| self.journal.record_invalid(message, received_at, &invalid)))
+                    .await?;
+                return Some(Received::DeadLetter);
             }
         };
         failpoint::reach(Point::Parsed);
         let admission = if !self.breaker.is_closed() {
             Admission::Park(WaitingFor::Provider)
-        } else if self.intake.is_held() || job.is_expired(letter.received_at) {
+        } else if self.intake.is_held() || job.is_expired(received_at) {
             Admission::Park(WaitingFor::Retry)
         } else {
             Admission::Claim(Moment::now())
         };
-        let opened = self.open(&job, letter.received_at, admission).await?;
+        let opened = self.open(&job, received_at, admission).await?;
         failpoint::reach(Point::Opened);
         let received = match opened {
-            Opened::Claimed(claim) => {
-                Received { disposition: Receipt::Opened.disposition(), work: Some((claim, job.request)) }
-            }
+            Opened::Claimed(claim) => Received::Submit(claim, job.request),
             Opened::Parked => {
                 self.parked.notify_one();
-                Received::without_work(Receipt::Parked)
+                Received::Ack
             }
             Opened::Ended(outcome) => {
                 log_outcome(&outcome, &job.id);
-                Received::without_work(Receipt::Ended)
+                Received::Ack
             }
             Opened::Known => {
                 debug!(job_id = %job.id, "job is known already");
-                Received::without_work(Receipt::Known)
+                Received::Ack
             }
             Opened::Refused => {
                 warn!(job_id = %job.id, "the database cannot hold a value of this job, dead-lettering it");
                 let refused = job.refused_by_the_database();
-                Box::pin(self.persist(|| self.journal.record_invalid(letter, &refused))).await?;
-                Received::without_work(Receipt::Invalid)
+                Box::pin(self.persist(|| self.journal.record_invalid(message, received_at, &refused)))
+                    .await?;
+                Received::DeadLetter
             }
             Opened::Conflict => {
                 warn!(job_id = %job.id, "job_id is another content's, dead-lettering the delivery");
-                Box::pin(self.persist(|| self.journal.record_conflict(letter, job.id))).await?;
-                Received::without_work(Receipt::Conflict)
+                Box::pin(self.persist(|| self.journal.record_conflict(message, received_at, job.id))).await?;
+                Received::DeadLetter
             }
         };
         failpoint::reach(Point::Received);
@@ -449,12 +449,6 @@ pub(crate) struct Panicked;
 /// Does `work`, so that a bug in it ends the work on one job and nothing else.
 pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
-}
-
-impl Received {
-    fn without_work(receipt: Receipt) -> Self {
-        Self { disposition: receipt.disposition(), work: None }
-    }
 }
 
 impl AttemptResult {

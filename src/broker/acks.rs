@@ -1,26 +1,32 @@
-//! Which deliveries the broker is told about, and how many at once. Pure: knows the tags of
+//! Which ack frames are sent, and for how many deliveries each. Pure: knows the tags of
 //! one channel, and nothing of what they stand for.
 
 use std::collections::VecDeque;
 
-use crate::domain::outcome::Disposition;
-
-/// One message to the broker.
+/// What becomes of a delivery.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Word {
-    /// This delivery and every one before it that it has not been told of.
+pub(super) enum Disposition {
+    /// Its row is committed.
+    Ack,
+    /// The broker dead-letters it, whole.
+    Reject,
+}
+
+/// One frame to the broker.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum AckFrame {
+    /// This delivery, and every one before it that is neither acked nor rejected.
     AckUpTo(u64),
     Ack(u64),
-    /// This delivery, to the dead letters.
-    DeadLetter(u64),
+    Reject(u64),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     Open,
-    /// To be acked, and the broker does not know it.
+    /// To be acked: the frame is not sent.
     Acked,
-    Told,
+    Sent,
 }
 
 /// The deliveries that were handed out, from the oldest that is not disposed of. One ack for
@@ -43,8 +49,8 @@ impl Outstanding {
         self.states.resize(usize::try_from(place).map_or(0, |place| place + 1), State::Open);
     }
 
-    /// A delivery was disposed of. Dead letters are told at once, acks when they are asked for.
-    pub fn dispose(&mut self, tag: u64, disposition: Disposition) -> Option<Word> {
+    /// A delivery was disposed of. A reject is a frame at once, acks are when they are asked for.
+    pub fn dispose(&mut self, tag: u64, disposition: Disposition) -> Option<AckFrame> {
         let place = usize::try_from(tag.checked_sub(self.first)?).ok()?;
         let state = self.states.get_mut(place).filter(|state| **state == State::Open)?;
         match disposition {
@@ -52,24 +58,24 @@ impl Outstanding {
                 *state = State::Acked;
                 None
             }
-            Disposition::DeadLetter => {
-                *state = State::Told;
-                Some(Word::DeadLetter(tag))
+            Disposition::Reject => {
+                *state = State::Sent;
+                Some(AckFrame::Reject(tag))
             }
         }
     }
 
     /// One ack for all those before the oldest that is still open.
-    pub fn ack_oldest(&mut self) -> Option<Word> {
-        let mut word = None;
+    pub fn ack_oldest(&mut self) -> Option<AckFrame> {
+        let mut frame = None;
         while let Some(state) = self.states.front().filter(|state| **state != State::Open) {
             if *state == State::Acked {
-                word = Some(Word::AckUpTo(self.first));
+                frame = Some(AckFrame::AckUpTo(self.first));
             }
             self.states.pop_front();
             self.first += 1;
         }
-        word
+        frame
     }
 
     /// Whether any is to be acked behind the oldest that is still open.
@@ -78,13 +84,13 @@ impl Outstanding {
     }
 
     /// An ack for each of those behind the oldest that is still open: it may take long.
-    pub fn ack_rest(&mut self) -> Vec<Word> {
+    pub fn ack_rest(&mut self) -> Vec<AckFrame> {
         let places = self.states.iter_mut().zip(self.first..);
         let acked = places.filter(|(state, _)| **state == State::Acked);
         acked
             .map(|(state, tag)| {
-                *state = State::Told;
-                Word::Ack(tag)
+                *state = State::Sent;
+                AckFrame::Ack(tag)
             })
             .collect()
     }
@@ -99,29 +105,29 @@ mod tests {
 
     use super::*;
 
-    /// A broker that closes the channel, as RabbitMQ does, when it is told of a tag twice.
+    /// A broker that closes the channel, as RabbitMQ does, when a tag is acked twice.
     #[derive(Default)]
     struct Broker {
         unacked: BTreeSet<u64>,
-        dead: BTreeSet<u64>,
+        rejected: BTreeSet<u64>,
     }
 
     impl Broker {
-        fn hear(&mut self, word: Word, committed: &BTreeSet<u64>) {
-            let meant: Vec<u64> = match word {
-                Word::AckUpTo(tag) => {
-                    assert!(self.unacked.contains(&tag), "a tag is told twice");
+        fn receive(&mut self, frame: AckFrame, committed: &BTreeSet<u64>) {
+            let meant: Vec<u64> = match frame {
+                AckFrame::AckUpTo(tag) => {
+                    assert!(self.unacked.contains(&tag), "a tag is acked twice");
                     self.unacked.range(..=tag).copied().collect()
                 }
-                Word::Ack(tag) => vec![tag],
-                Word::DeadLetter(tag) => {
-                    self.dead.insert(tag);
+                AckFrame::Ack(tag) => vec![tag],
+                AckFrame::Reject(tag) => {
+                    self.rejected.insert(tag);
                     vec![tag]
                 }
             };
             for tag in meant {
-                assert!(committed.contains(&tag), "{tag} was told before its commit");
-                assert!(self.unacked.remove(&tag), "{tag} was told twice");
+                assert!(committed.contains(&tag), "{tag} was acked before its commit");
+                assert!(self.unacked.remove(&tag), "{tag} was acked twice");
             }
         }
     }
@@ -135,7 +141,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let disposition = prop_oneof![9 => Just(Disposition::Ack), 1 => Just(Disposition::DeadLetter)];
+        let disposition = prop_oneof![9 => Just(Disposition::Ack), 1 => Just(Disposition::Reject)];
         let step = prop_oneof![
             4 => Just(Step::HandOut),
             4 => (any::<Index>(), disposition).prop_map(|(which, what)| Step::Dispose(which, what)),
@@ -151,7 +157,7 @@ mod tests {
         fn nothing_is_acked_before_its_commit_and_all_of_it_once(steps in steps(), first in 1..1_000_u64) {
             let mut outstanding = Outstanding::default();
             let mut broker = Broker::default();
-            let (mut open, mut committed, mut dead) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
+            let (mut open, mut committed, mut rejected) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
             let mut tag = first;
             for step in steps {
                 match step {
@@ -164,40 +170,40 @@ mod tests {
                     Step::Dispose(which, disposition) if !open.is_empty() => {
                         let tag = open.swap_remove(which.index(open.len()));
                         committed.insert(tag);
-                        if disposition == Disposition::DeadLetter {
-                            dead.insert(tag);
+                        if disposition == Disposition::Reject {
+                            rejected.insert(tag);
                         }
-                        outstanding.dispose(tag, disposition).into_iter().for_each(|word| broker.hear(word, &committed));
+                        outstanding.dispose(tag, disposition).into_iter().for_each(|frame| broker.receive(frame, &committed));
                     }
                     Step::Dispose(..) => {}
                     Step::AckOldest => {
-                        outstanding.ack_oldest().into_iter().for_each(|word| broker.hear(word, &committed));
+                        outstanding.ack_oldest().into_iter().for_each(|frame| broker.receive(frame, &committed));
                     }
                     Step::AckRest => {
-                        outstanding.ack_rest().into_iter().for_each(|word| broker.hear(word, &committed));
+                        outstanding.ack_rest().into_iter().for_each(|frame| broker.receive(frame, &committed));
                     }
                 }
             }
-            outstanding.ack_oldest().into_iter().for_each(|word| broker.hear(word, &committed));
-            outstanding.ack_rest().into_iter().for_each(|word| broker.hear(word, &committed));
+            outstanding.ack_oldest().into_iter().for_each(|frame| broker.receive(frame, &committed));
+            outstanding.ack_rest().into_iter().for_each(|frame| broker.receive(frame, &committed));
             let open: BTreeSet<u64> = open.into_iter().collect();
-            prop_assert_eq!(&broker.unacked, &open, "what is committed is told in the end");
-            prop_assert_eq!(&broker.dead, &dead, "and what is dead is not acked");
+            prop_assert_eq!(&broker.unacked, &open, "what is committed is acked in the end");
+            prop_assert_eq!(&broker.rejected, &rejected, "and what is rejected is not acked");
         }
     }
 
     #[test]
-    fn a_run_of_acks_is_one_word() {
+    fn a_run_of_acks_is_one_frame() {
         let mut outstanding = Outstanding::default();
         (1..=100).for_each(|tag| outstanding.hand_out(tag));
         for tag in (1..=100).filter(|tag| *tag != 70) {
             assert_eq!(outstanding.dispose(tag, Disposition::Ack), None);
         }
-        assert_eq!(outstanding.ack_oldest(), Some(Word::AckUpTo(69)));
+        assert_eq!(outstanding.ack_oldest(), Some(AckFrame::AckUpTo(69)));
         assert_eq!(outstanding.ack_oldest(), None);
-        assert_eq!(outstanding.ack_rest(), (71..=100).map(Word::Ack).collect::<Vec<_>>());
+        assert_eq!(outstanding.ack_rest(), (71..=100).map(AckFrame::Ack).collect::<Vec<_>>());
         outstanding.dispose(70, Disposition::Ack);
-        assert_eq!(outstanding.ack_oldest(), Some(Word::AckUpTo(70)));
+        assert_eq!(outstanding.ack_oldest(), Some(AckFrame::AckUpTo(70)));
         assert_eq!(outstanding.ack_rest(), []);
     }
 }

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::properties::{self, Limits, Unreadable};
 use super::wire::Cursor;
-use crate::domain::job::Whole;
+use crate::domain::message::Whole;
 use dollarpe::canonical_json::Fault;
 
 const HEAD: usize = 7;

@@ -1,6 +1,5 @@
-//! One session with the broker: hands out deliveries, and tells the broker what became of them.
+//! One session with the broker: hands out deliveries, and acks or rejects them.
 
-use std::fmt;
 use std::pin::{Pin, pin};
 
 use anyhow::{Context as _, bail};
@@ -17,16 +16,14 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::acks::{Outstanding, Word};
+use super::acks::{AckFrame, Disposition, Outstanding};
 use super::deadline::{answer, close};
 use super::filter::{Alteration, Alterations, Appetite};
 use super::properties::Limits;
 use super::topology::{DELIVERY_LIMIT, Edge};
 use super::{Broker, refusal};
 use crate::control::liveness::Loop;
-use crate::domain::job::Whole;
-use crate::domain::outcome::Disposition;
-use dollarpe::canonical_json::Fault;
+use crate::domain::message::Message;
 
 /// How many dispositions are gathered for one ack at most.
 const ACK_BATCH_MAX: usize = 512;
@@ -46,102 +43,86 @@ pub struct Subscription {
     pub body_bytes: usize,
 }
 
-/// One handing-over by the broker.
+/// A message with what acks it.
 pub struct Delivery {
-    /// The message's body, or the beginning of it.
-    pub body: Vec<u8>,
-    /// What the whole body is, where `body` is only the beginning.
-    pub whole: Option<Whole>,
-    /// The properties that could not be read, and are left out.
-    pub unreadable: Vec<Fault>,
-    pub message_id: Option<String>,
-    pub correlation_id: Option<String>,
-    /// The AMQP `timestamp`, in seconds since 1970.
-    pub timestamp: Option<u64>,
-    /// False means surely new; true is only a hint.
-    pub is_redelivered: bool,
-    headers: Option<FieldTable>,
+    pub message: Message,
+    pub acker: Acker,
+}
+
+/// Acks or rejects one delivery. If its session is gone, the broker hands the message over again,
+/// and the row that it then meets makes that harmless.
+pub struct Acker {
     tag: u64,
     dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
 }
 
-impl Delivery {
-    fn new(
-        delivery: lapin::message::Delivery,
-        alteration: Option<Alteration>,
-        dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
-    ) -> Self {
-        let Alteration { faults: unreadable, whole } = alteration.unwrap_or_default();
-        let properties = &delivery.properties;
-        let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
-        Self {
-            message_id: text(properties.message_id()),
-            correlation_id: text(properties.correlation_id()),
-            timestamp: *properties.timestamp(),
-            is_redelivered: delivery.redelivered,
-            headers: properties.headers().clone(),
-            tag: delivery.delivery_tag,
-            dispositions,
-            body: delivery.data,
-            whole,
-            unreadable,
-        }
-    }
-
-    /// A header's text, given as text or as bytes, or its number; the header's name in any case.
-    pub fn header(&self, name: &str) -> Option<String> {
-        let headers = self.headers.as_ref()?.inner();
-        let found = headers.iter().find(|(key, _)| key.as_str().eq_ignore_ascii_case(name));
-        match found?.1 {
-            AMQPValue::LongString(text) => Some(text.to_string()),
-            AMQPValue::ShortString(text) => Some(text.to_string()),
-            // Libraries for languages without text of their own send their strings so.
-            AMQPValue::ByteArray(bytes) => String::from_utf8(bytes.as_slice().to_vec()).ok(),
-            AMQPValue::LongLongInt(number) => Some(number.to_string()),
-            AMQPValue::LongInt(number) => Some(number.to_string()),
-            AMQPValue::LongUInt(number) => Some(number.to_string()),
-            _ => None,
-        }
-    }
-
-    /// When the broker took the message, in milliseconds since 1970, where it says so: RabbitMQ
-    /// from 3.12 on ("Message Interceptors"), and its message-timestamp plugin before that.
-    pub fn timestamp_ms(&self) -> Option<i64> {
-        self.header("timestamp_in_ms")?.parse().ok()
-    }
-
-    /// Says so where the broker is about to dead-letter it by itself.
-    fn tell_near_limit(&self) {
-        let count = || self.header("x-delivery-count")?.parse::<i32>().ok();
-        if self.is_redelivered
-            && let Some(count) = count().filter(|count| *count >= DELIVERY_LIMIT / 2)
-        {
-            error!(
-                message_id = self.message_id,
-                count,
-                limit = DELIVERY_LIMIT,
-                "a message comes back again and again; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
-            );
-        }
-    }
-
-    /// Whether the session that it came from still stands, so that disposing of it counts.
+impl Acker {
+    /// Whether the session that the delivery came from still stands, so that an ack counts.
     pub fn is_live(&self) -> bool {
         !self.dispositions.is_closed()
     }
 
-    /// Tells the broker what became of the delivery. If its session is gone, the broker
-    /// will hand it over again, and the row that it then meets makes that harmless.
-    pub fn dispose(self, disposition: Disposition) {
+    /// Acks the delivery: its row is committed.
+    pub fn ack(self) {
+        self.dispose(Disposition::Ack);
+    }
+
+    /// Has the broker dead-letter the delivery: its row says why.
+    pub fn reject(self) {
+        self.dispose(Disposition::Reject);
+    }
+
+    fn dispose(self, disposition: Disposition) {
         if self.dispositions.send((self.tag, disposition)).is_err() {
-            debug!("a delivery's session was gone before its ack");
+            debug!("the session ended before this delivery was acked; the broker delivers it again");
         }
     }
 }
 
-impl fmt::Debug for Delivery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("tag", &self.tag).finish_non_exhaustive()
+/// Takes a delivery's message, with what was done to it on its way.
+fn message(delivery: lapin::message::Delivery, alteration: Option<Alteration>) -> Message {
+    let Alteration { faults: unreadable, whole } = alteration.unwrap_or_default();
+    let properties = &delivery.properties;
+    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+    let headers = properties.headers().iter().flat_map(FieldTable::inner);
+    Message {
+        message_id: text(properties.message_id()),
+        correlation_id: text(properties.correlation_id()),
+        timestamp: *properties.timestamp(),
+        headers: headers.filter_map(|(name, value)| Some((name.to_string(), header_text(value)?))).collect(),
+        is_redelivered: delivery.redelivered,
+        body: delivery.data,
+        whole,
+        unreadable,
+    }
+}
+
+/// A header that is text, given as text or as bytes, or a number.
+fn header_text(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => Some(text.to_string()),
+        AMQPValue::ShortString(text) => Some(text.to_string()),
+        // Libraries for languages without text of their own send their strings so.
+        AMQPValue::ByteArray(bytes) => String::from_utf8(bytes.as_slice().to_vec()).ok(),
+        AMQPValue::LongLongInt(number) => Some(number.to_string()),
+        AMQPValue::LongInt(number) => Some(number.to_string()),
+        AMQPValue::LongUInt(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// Logs an error where the broker is about to dead-letter the message by itself.
+fn log_near_limit(message: &Message) {
+    let count = || message.header("x-delivery-count")?.parse::<i32>().ok();
+    if message.is_redelivered
+        && let Some(count) = count().filter(|count| *count >= DELIVERY_LIMIT / 2)
+    {
+        error!(
+            message_id = message.message_id,
+            count,
+            limit = DELIVERY_LIMIT,
+            "a message comes back again and again; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
+        );
     }
 }
 
@@ -224,9 +205,9 @@ impl Session {
         // The tag of the consumer that is not cancelled, and how much it takes.
         let mut consuming = None;
         let mut pace = Pace::new(self.prefetch);
-        let (mut acks, words) = Acks::new();
+        let (mut acks, frames) = Acks::new();
         // Beside the loop: an ack crosses to lapin's own thread and back.
-        let mut telling = pin!(tell(&self.channel, words));
+        let mut sending = pin!(send(&self.channel, frames));
         let mut batch = Vec::new();
         // They tell why the channel was closed, where no consumer is left to be told.
         let mut events = pin!(self.connection.events_listener());
@@ -259,9 +240,11 @@ impl Session {
                             let delivery = delivery.map_err(BrokenOff::from)?;
                             acks.outstanding.hand_out(delivery.delivery_tag);
                             pace.hand_out(delivery.delivery_tag, delivery.redelivered);
-                            let alteration = self.alterations.take(self.channel.id(), delivery.delivery_tag);
-                            let delivery = Delivery::new(delivery, alteration, dispositions.clone());
-                            delivery.tell_near_limit();
+                            let tag = delivery.delivery_tag;
+                            let message = message(delivery, self.alterations.take(self.channel.id(), tag));
+                            log_near_limit(&message);
+                            let acker = Acker { tag, dispositions: dispositions.clone() };
+                            let delivery = Delivery { message, acker };
                             hand_over(delivery, deliveries, stopping).await;
                         }
                     }
@@ -275,8 +258,8 @@ impl Session {
                     pace.dispose(&batch);
                     acks.dispose(batch.drain(..));
                 }
-                () = acks.wait_for_rest() => acks.tell_rest(),
-                told = &mut telling => told?,
+                () = acks.wait_for_rest() => acks.send_rest(),
+                sent = &mut sending => sent?,
                 changed = intake.changed() => changed.context("nobody steers the intake any more")?,
                 () = stopping.cancelled(), if dispositions.is_some() => {}
                 Some(Event::Error(error)) = events.next() => return Err(BrokenOff::from(error).into()),
@@ -287,9 +270,9 @@ impl Session {
                 }
             }
         }
-        acks.tell_rest();
+        acks.send_rest();
         drop(acks);
-        telling.await?;
+        sending.await?;
         close(&self.connection).await;
         Ok(())
     }
@@ -332,27 +315,27 @@ impl Pace {
     }
 }
 
-/// What the broker is told of a session's deliveries.
+/// The ack frames of a session.
 struct Acks {
     outstanding: Outstanding,
-    words: mpsc::UnboundedSender<Word>,
+    frames: mpsc::UnboundedSender<AckFrame>,
     /// When those behind the oldest have waited long enough for it.
     rest_at: Option<Instant>,
 }
 
 impl Acks {
-    fn new() -> (Self, mpsc::UnboundedReceiver<Word>) {
-        let (words, heard) = mpsc::unbounded_channel();
-        (Self { outstanding: Outstanding::default(), words, rest_at: None }, heard)
+    fn new() -> (Self, mpsc::UnboundedReceiver<AckFrame>) {
+        let (frames, to_send) = mpsc::unbounded_channel();
+        (Self { outstanding: Outstanding::default(), frames, rest_at: None }, to_send)
     }
 
     fn dispose(&mut self, disposed: impl Iterator<Item = (u64, Disposition)>) {
         for (tag, disposition) in disposed {
-            let word = self.outstanding.dispose(tag, disposition);
-            self.tell(word);
+            let frame = self.outstanding.dispose(tag, disposition);
+            self.send(frame);
         }
-        let word = self.outstanding.ack_oldest();
-        self.tell(word);
+        let frame = self.outstanding.ack_oldest();
+        self.send(frame);
         let waits = self.outstanding.has_rest();
         self.rest_at = waits.then(|| self.rest_at.unwrap_or_else(|| Instant::now() + ACK_AGE_MAX));
     }
@@ -364,28 +347,30 @@ impl Acks {
         }
     }
 
-    fn tell_rest(&mut self) {
+    fn send_rest(&mut self) {
         let rest = self.outstanding.ack_rest();
-        self.tell(rest);
+        self.send(rest);
         self.rest_at = None;
     }
 
-    fn tell(&self, words: impl IntoIterator<Item = Word>) {
-        for word in words {
-            // Nobody hears it when the session has failed, and then everything comes again.
-            let _lost_with_the_session = self.words.send(word);
+    fn send(&self, frames: impl IntoIterator<Item = AckFrame>) {
+        for frame in frames {
+            // Nobody sends it when the session has failed, and then everything comes again.
+            let _lost_with_the_session = self.frames.send(frame);
         }
     }
 }
 
-/// Tells the broker in order: an ack for many that came after a later one would be of deliveries
+/// Sends frames in order: an ack for many that came after a later one would be of deliveries
 /// that it does not know any more, and close the channel.
-async fn tell(channel: &Channel, mut words: mpsc::UnboundedReceiver<Word>) -> Result<(), BrokenOff> {
-    while let Some(word) = words.recv().await {
-        match word {
-            Word::AckUpTo(tag) => answer(channel.basic_ack(tag, BasicAckOptions { multiple: true })).await,
-            Word::Ack(tag) => answer(channel.basic_ack(tag, BasicAckOptions::default())).await,
-            Word::DeadLetter(tag) => {
+async fn send(channel: &Channel, mut frames: mpsc::UnboundedReceiver<AckFrame>) -> Result<(), BrokenOff> {
+    while let Some(frame) = frames.recv().await {
+        match frame {
+            AckFrame::AckUpTo(tag) => {
+                answer(channel.basic_ack(tag, BasicAckOptions { multiple: true })).await
+            }
+            AckFrame::Ack(tag) => answer(channel.basic_ack(tag, BasicAckOptions::default())).await,
+            AckFrame::Reject(tag) => {
                 answer(channel.basic_reject(tag, BasicRejectOptions { requeue: false })).await
             }
         }?;

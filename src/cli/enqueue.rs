@@ -20,7 +20,8 @@ use uuid::Uuid;
 
 use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, JobSettings};
-use crate::domain::job::{Envelope, Job};
+use crate::domain::job::Job;
+use crate::domain::message::Message;
 use crate::visible::visible;
 
 use super::terminal::wait_aloud;
@@ -79,8 +80,9 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
         let body = if args.no_validate { Cow::Borrowed(own) } else { dates.date(own) };
         let body = body.as_ref();
         if !args.no_validate {
-            let envelope = Envelope { body, message_id: Some(&message_id), ..Envelope::default() };
-            if let Err(invalid) = Job::parse(&envelope, OffsetDateTime::now_utc(), &rules) {
+            let message =
+                Message { body: body.to_vec(), message_id: Some(message_id.clone()), ..Message::default() };
+            if let Err(invalid) = Job::parse(&message, OffsetDateTime::now_utc(), &rules) {
                 progress.suspend(|| eprintln!("line {number}: {}", visible(&invalid.to_string())));
                 refused += 1;
                 continue;

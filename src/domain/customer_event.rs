@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::foreign_text::known_words;
 use super::job::{instant, text_at, uuid};
+use super::message::Message;
 use dollarpe::canonical_json::{Fault, Json, Profile};
 use dollarpe::signature::Signer;
 
@@ -17,19 +18,6 @@ const CLOCK_SKEW_SECONDS_MAX: i64 = 5 * 60;
 
 /// A webhook is a few hundred bytes.
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// A webhook as the gateway passed it on.
-#[derive(Clone, Copy)]
-pub struct Notice<'a> {
-    /// The body, as it was.
-    pub body: &'a [u8],
-    pub timestamp: Option<&'a str>,
-    pub signature: Option<&'a str>,
-    /// When the gateway published it: the AMQP `timestamp`, in Unix seconds.
-    pub published_at: Option<u64>,
-    /// What of its properties could not be read.
-    pub unreadable: &'a [Fault],
-}
 
 /// What the provider tells by itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -93,16 +81,17 @@ impl fmt::Display for Refusal {
 ///
 /// # Errors
 /// Why it is not believed. Never says what was in it.
-pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> Result<Notification, Refusal> {
-    if notice.body.len() > BODY_BYTES_MAX {
+pub fn read_event(message: &Message, signer: &Signer, age_max: Duration) -> Result<Notification, Refusal> {
+    if message.body.len() > BODY_BYTES_MAX {
         return Err(invalid("body: is larger than 64 KiB"));
     }
-    if !notice.unreadable.is_empty() {
-        return Err(refuse(notice.unreadable));
+    if !message.unreadable.is_empty() {
+        return Err(refuse(&message.unreadable));
     }
-    let body = Json::parse(notice.body).map_err(|faults| refuse(&faults))?;
-    let timestamp = check_signature(notice, &body, signer)?;
-    let published_at = notice.published_at.and_then(|seconds| i64::try_from(seconds).ok());
+    let body = Json::parse(&message.body).map_err(|faults| refuse(&faults))?;
+    let timestamp = check_signature(message, &body, signer)?;
+    // The gateway sets it when it publishes.
+    let published_at = message.timestamp.and_then(|seconds| i64::try_from(seconds).ok());
     let published_at =
         published_at.ok_or_else(|| invalid("AMQP timestamp: is missing; the gateway must set it"))?;
     let age = published_at.abs_diff(timestamp);
@@ -117,10 +106,10 @@ pub fn read_notice(notice: &Notice<'_>, signer: &Signer, age_max: Duration) -> R
 }
 
 /// Returns the timestamp that is signed.
-fn check_signature(notice: &Notice<'_>, body: &Json, signer: &Signer) -> Result<i64, Refusal> {
-    let timestamp = notice.timestamp.and_then(|text| text.trim().parse().ok());
+fn check_signature(message: &Message, body: &Json, signer: &Signer) -> Result<i64, Refusal> {
+    let timestamp = message.header("X-TIMESTAMP").and_then(|text| text.trim().parse().ok());
     let timestamp = timestamp.ok_or(Refusal::Forged("X-TIMESTAMP: is missing, or no number of seconds"))?;
-    let signature = notice.signature.ok_or(Refusal::Forged("X-SIGNATURE: is missing"))?;
+    let signature = message.header("X-SIGNATURE").ok_or(Refusal::Forged("X-SIGNATURE: is missing"))?;
     match signer.verify(timestamp, body.to_canonical(Profile::Compact), signature.trim()) {
         true => Ok(timestamp),
         false => Err(Refusal::Forged("X-SIGNATURE: is not the provider's, for this body and X-TIMESTAMP")),
@@ -195,14 +184,21 @@ mod tests {
     /// Reads `body`, signed by the provider and published so many seconds later.
     fn read(body: &str, published_after: i64) -> Result<Notification, Refusal> {
         let (timestamp, signature) = (SIGNED_AT.to_string(), sign(body));
-        let notice = Notice {
-            body: body.as_bytes(),
-            timestamp: Some(&timestamp),
-            signature: Some(&signature),
-            published_at: u64::try_from(SIGNED_AT + published_after).ok(),
-            unreadable: &[],
-        };
-        read_notice(&notice, &signer(), Duration::from_secs(300))
+        let published_at = u64::try_from(SIGNED_AT + published_after).ok();
+        let message = message(body, Some(&timestamp), Some(&signature), published_at);
+        read_event(&message, &signer(), Duration::from_secs(300))
+    }
+
+    fn message(
+        body: &str,
+        timestamp: Option<&str>,
+        signature: Option<&str>,
+        published_at: Option<u64>,
+    ) -> Message {
+        let header = |name: &str, text: Option<&str>| Some((name.to_owned(), text?.to_owned()));
+        let headers = [header("x-timestamp", timestamp), header("X-Signature", signature)];
+        let headers = headers.into_iter().flatten().collect();
+        Message { body: body.into(), headers, timestamp: published_at, ..Message::default() }
     }
 
     fn event(status: &str, failure_reason: Option<&str>) -> CustomerEvent {
@@ -219,14 +215,8 @@ mod tests {
         let expected = Notification::Customer(event("FAILED", Some("KYC_FAILED")));
         assert_eq!(read(BODY, 0), Ok(expected.clone()));
         let respaced = BODY.replace(['\n', ' '], "");
-        let notice = Notice {
-            body: respaced.as_bytes(),
-            timestamp: Some("1752670745"),
-            signature: Some(&sign(BODY)),
-            published_at: Some(1_752_670_745),
-            unreadable: &[],
-        };
-        assert_eq!(read_notice(&notice, &signer(), Duration::ZERO), Ok(expected));
+        let message = message(&respaced, Some("1752670745"), Some(&sign(BODY)), Some(1_752_670_745));
+        assert_eq!(read_event(&message, &signer(), Duration::ZERO), Ok(expected));
     }
 
     #[test]
@@ -279,35 +269,30 @@ mod tests {
     #[test]
     fn what_the_provider_did_not_sign_is_refused() {
         let (timestamp, signature) = (SIGNED_AT.to_string(), sign(BODY));
-        let genuine = Notice {
-            body: BODY.as_bytes(),
-            timestamp: Some(&timestamp),
-            signature: Some(&signature),
-            published_at: u64::try_from(SIGNED_AT).ok(),
-            unreadable: &[],
+        let (timestamp, signature) = (Some(timestamp.as_str()), Some(signature.as_str()));
+        let published_at = u64::try_from(SIGNED_AT).ok();
+        let read = |message: Message| {
+            read_event(&message, &signer(), Duration::from_secs(300)).err().map(|refusal| refusal.code())
         };
-        let read = |notice: Notice<'_>| {
-            read_notice(&notice, &signer(), Duration::from_secs(300)).err().map(|refusal| refusal.code())
-        };
-        assert_eq!(read(genuine), None);
-        let altered = BODY.replace("FAILED\"", "VERIFIED\"");
+        let genuine = |body: &str| message(body, timestamp, signature, published_at);
+        assert_eq!(read(genuine(BODY)), None);
         for forged in [
-            Notice { body: altered.as_bytes(), ..genuine },
-            Notice { timestamp: Some("1752670746"), ..genuine },
-            Notice { timestamp: Some("soon"), ..genuine },
-            Notice { timestamp: None, ..genuine },
-            Notice { signature: Some("AAAA"), ..genuine },
-            Notice { signature: None, ..genuine },
+            genuine(&BODY.replace("FAILED\"", "VERIFIED\"")),
+            message(BODY, Some("1752670746"), signature, published_at),
+            message(BODY, Some("soon"), signature, published_at),
+            message(BODY, None, signature, published_at),
+            message(BODY, timestamp, Some("AAAA"), published_at),
+            message(BODY, timestamp, None, published_at),
         ] {
             assert_eq!(read(forged), Some("forged"));
         }
-        assert_eq!(read(Notice { body: b"{", ..genuine }), Some("invalid"));
-        assert_eq!(read(Notice { body: &[b' '; BODY_BYTES_MAX + 1], ..genuine }), Some("invalid"));
-        assert_eq!(read(Notice { published_at: None, ..genuine }), Some("invalid"));
+        assert_eq!(read(genuine("{")), Some("invalid"));
+        assert_eq!(read(genuine(&" ".repeat(BODY_BYTES_MAX + 1))), Some("invalid"));
+        assert_eq!(read(message(BODY, timestamp, signature, None)), Some("invalid"));
     }
 
     #[test]
-    fn a_notice_is_stale_by_when_it_was_published_and_not_by_now() {
+    fn a_webhook_is_stale_by_when_it_was_published_and_not_by_now() {
         assert!(read(BODY, 300).is_ok());
         assert!(read(BODY, -300).is_ok());
         assert_eq!(read(BODY, 301), Err(Refusal::Stale(301)));

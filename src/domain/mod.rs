@@ -6,6 +6,7 @@ pub mod foreign_text;
 pub mod history;
 pub mod invisible;
 pub mod job;
+pub mod message;
 pub mod outcome;
 pub mod precedence;
 pub mod read_back;

@@ -1,5 +1,4 @@
-//! What follows from a verdict: the end of the submission, or a wait; and what the
-//! broker is told of a delivery.
+//! What follows from a verdict: the end of the submission, or a wait.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -299,43 +298,6 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         }
         // Never sent again before a look has shown that it was not applied.
         Verdict::Unknown(_) => Next::ReadBack,
-    }
-}
-
-/// What became of a delivery.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Receipt {
-    /// A new job, claimed, its first attempt begun.
-    Opened,
-    /// A new job that waits.
-    Parked,
-    /// A new job that ended at once: superseded, a duplicate, or a person's to decide.
-    Ended,
-    /// A job we have already.
-    Known,
-    /// A `job_id` we have already, with another content.
-    Conflict,
-    Invalid,
-    /// The worker failed on it: a bug of ours.
-    WorkerFailed,
-}
-
-/// What the broker is told of a delivery.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Disposition {
-    /// It is ours: its row is committed.
-    Ack,
-    /// It goes to the dead-letter queue, whole.
-    DeadLetter,
-}
-
-impl Receipt {
-    /// What the broker is told. Every receipt stands for a committed row.
-    pub fn disposition(self) -> Disposition {
-        match self {
-            Self::Opened | Self::Parked | Self::Ended | Self::Known => Disposition::Ack,
-            Self::Conflict | Self::Invalid | Self::WorkerFailed => Disposition::DeadLetter,
-        }
     }
 }
 

@@ -114,7 +114,8 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::domain::job::{Envelope, Job};
+    use crate::domain::job::Job;
+    use crate::domain::message::Message;
 
     fn validator(rules: &Rules) -> Validator {
         let options = jsonschema::options().should_validate_formats(true);
@@ -127,11 +128,10 @@ mod tests {
 
     /// What the parser says of a body.
     fn parse(body: &Value, rules: &Rules) -> Result<(), String> {
-        let body = body.to_string();
-        let id = Some("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
-        let envelope = Envelope { body: body.as_bytes(), message_id: id, ..Envelope::default() };
+        let id = Some("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11".to_owned());
+        let message = Message { body: body.to_string().into(), message_id: id, ..Message::default() };
         let now = datetime!(2026-11-24 10:00:00 UTC);
-        Job::parse(&envelope, now, rules).map(drop).map_err(|invalid| invalid.to_string())
+        Job::parse(&message, now, rules).map(drop).map_err(|invalid| invalid.to_string())
     }
 
     /// Parser and schema agree, but for what a pattern cannot say.

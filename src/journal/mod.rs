@@ -41,7 +41,7 @@ pub use self::maintenance::Rescued;
 pub use self::pool::{check_session, connect, connect_to_work};
 use self::pool::{lead_anew, pool_options, readers};
 pub use self::read_back::{ReadClaim, Settled};
-pub use self::rows::{Admission, AttemptResult, Claim, DeadLetter, Limits, Opened};
+pub use self::rows::{Admission, AttemptResult, Claim, Limits, Opened};
 pub use self::schema::{MIGRATIONS, check_schema, migrate};
 use self::session::Session;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::job::{Invalid, Job};
+use crate::domain::message::Message;
 use crate::domain::outcome::WaitingFor;
 use crate::journal::batch::{Change, Written};
 use crate::journal::pool::bounded;
@@ -14,7 +15,7 @@ use crate::journal::rows::{NewRow, Slots};
 use crate::journal::statements::open::{
     count_delivery, delete_invalid, insert_dead_letter, insert_waiting, open_many,
 };
-use crate::journal::{Admission, DeadLetter, Journal, JournalError, Opened};
+use crate::journal::{Admission, Journal, JournalError, Opened};
 
 /// What stands under a `job_id` that is taken.
 struct Found {
@@ -155,7 +156,8 @@ impl Journal {
     /// read and is not taken, it gets a submission too, so that upstream finds it there.
     pub async fn record_invalid(
         &self,
-        letter: DeadLetter<'_>,
+        message: &Message,
+        received_at: OffsetDateTime,
         invalid: &Invalid,
     ) -> Result<(), JournalError> {
         let reason = invalid.to_string();
@@ -172,34 +174,43 @@ impl Journal {
                     job_id,
                     invalid.customer_id,
                     reason,
-                    letter.received_at,
+                    received_at,
                 )
                 .execute(&mut *tx)
                 .await?;
             }
-            insert_dead_letter(&mut tx, letter, invalid.job_id, "invalid", &reason).await?;
+            insert_dead_letter(&mut tx, message, received_at, invalid.job_id, "invalid", &reason).await?;
             tx.commit().await
         })
         .await
     }
 
     /// Writes down a delivery whose `job_id` is taken by another content.
-    pub async fn record_conflict(&self, letter: DeadLetter<'_>, job_id: Uuid) -> Result<(), JournalError> {
+    pub async fn record_conflict(
+        &self,
+        message: &Message,
+        received_at: OffsetDateTime,
+        job_id: Uuid,
+    ) -> Result<(), JournalError> {
         let reason =
             "/job_id: is taken by a job with another content; publish this one under an id of its own";
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, letter, Some(job_id), "conflict", reason).await
+            insert_dead_letter(&mut connection, message, received_at, Some(job_id), "conflict", reason).await
         })
         .await
     }
 
     /// Writes down a delivery that the worker failed on.
-    pub async fn record_worker_failed(&self, letter: DeadLetter<'_>) -> Result<(), JournalError> {
+    pub async fn record_worker_failed(
+        &self,
+        message: &Message,
+        received_at: OffsetDateTime,
+    ) -> Result<(), JournalError> {
         let reason = "the worker failed on this delivery: a bug of its own; report it, and requeue the message after the fix";
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, letter, None, "worker_failed", reason).await
+            insert_dead_letter(&mut connection, message, received_at, None, "worker_failed", reason).await
         })
         .await
     }

@@ -7,7 +7,6 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::job::Envelope;
 use crate::domain::outcome::{History, Outcome, WaitingFor};
 use crate::domain::verdict::{Acceptance, Verdict};
 use crate::journal::history::chain::{Entry, Head, Subject};
@@ -93,15 +92,6 @@ pub(crate) struct NewRow {
     pub sealed: Vec<u8>,
     /// When the send window of its first attempt began, if it is to be claimed.
     pub t0: Option<Moment>,
-}
-
-/// A delivery that goes to the dead-letter queue.
-#[derive(Clone, Copy)]
-pub struct DeadLetter<'a> {
-    pub envelope: &'a Envelope<'a>,
-    pub received_at: OffsetDateTime,
-    /// Whether the broker may have handed it over before.
-    pub is_redelivered: bool,
 }
 
 impl NewRow {

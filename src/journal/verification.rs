@@ -9,12 +9,13 @@ use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::customer_event::{CustomerEvent, Refusal};
+use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::verification::{NextLook, is_final};
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
 use crate::journal::statements::open::insert_dead_letter;
-use crate::journal::{DeadLetter, Journal, JournalError};
+use crate::journal::{Journal, JournalError};
 
 /// How often customers in verification may be looked at, by all replicas together.
 #[derive(Clone, Copy, Debug)]
@@ -401,13 +402,14 @@ impl Journal {
     /// Writes down a customer event that is not believed.
     pub async fn record_refused_event(
         &self,
-        letter: DeadLetter<'_>,
+        message: &Message,
+        received_at: OffsetDateTime,
         refusal: &Refusal,
     ) -> Result<(), JournalError> {
         let reason = refusal.to_string();
         bounded(async {
             let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, letter, None, refusal.code(), &reason).await
+            insert_dead_letter(&mut connection, message, received_at, None, refusal.code(), &reason).await
         })
         .await
     }

@@ -11,16 +11,19 @@ use tracing::{debug, error, info, warn};
 
 use crate::broker::{Broker, Delivery, Edge, Subscription};
 use crate::control::liveness::SessionLoop;
-use crate::domain::customer_event::{
-    BODY_BYTES_MAX, CustomerEvent, Notice, Notification, Refusal, read_notice,
-};
-use crate::domain::job::Envelope;
-use crate::domain::outcome::Disposition;
-use crate::journal::{DeadLetter, EventNoted};
+use crate::domain::customer_event::{BODY_BYTES_MAX, CustomerEvent, Notification, Refusal, read_event};
+use crate::domain::message::Message;
+use crate::journal::EventNoted;
 use crate::worker::{Panicked, Worker, unless_it_panics};
 
 /// How many deliveries are held unacknowledged.
 const PREFETCH: u16 = 64;
+
+/// What an event came to. What is to be known of it is committed.
+enum Received {
+    Ack,
+    DeadLetter,
+}
 
 /// The receiver of one worker's customer events.
 pub struct CustomerEvents {
@@ -46,7 +49,7 @@ impl CustomerEvents {
         let receiving = async move {
             while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
                 // A lost session's deliveries come again with the next.
-                if delivery.is_live() {
+                if delivery.acker.is_live() {
                     self.handle(delivery).await;
                 }
             }
@@ -54,33 +57,22 @@ impl CustomerEvents {
         tokio::join!(session, receiving);
     }
 
-    async fn handle(&mut self, delivery: Delivery) {
-        let envelope = Envelope {
-            body: &delivery.body,
-            message_id: delivery.message_id.as_deref(),
-            correlation_id: delivery.correlation_id.as_deref(),
-            timestamp: delivery.timestamp,
-            unreadable: &delivery.unreadable,
-            whole: delivery.whole,
-            timestamp_ms: None,
-        };
-        let letter = DeadLetter {
-            envelope: &envelope,
-            received_at: OffsetDateTime::now_utc(),
-            is_redelivered: delivery.is_redelivered,
-        };
-        let received = match unless_it_panics(self.receive(&delivery, letter)).await {
-            Ok(disposition) => disposition,
+    async fn handle(&mut self, Delivery { message, acker }: Delivery) {
+        let received_at = OffsetDateTime::now_utc();
+        let received = match unless_it_panics(self.receive(&message, received_at)).await {
+            Ok(received) => received,
             Err(Panicked) => {
                 error!("the worker failed on a customer event, dead-lettering it; this is a bug, report it");
                 let worker = &self.worker;
-                let recorded = worker.persist(|| worker.journal.record_worker_failed(letter)).await;
-                recorded.map(|()| Disposition::DeadLetter)
+                let record = || worker.journal.record_worker_failed(&message, received_at);
+                worker.persist(record).await.map(|()| Received::DeadLetter)
             }
         };
-        // Not disposed of, it goes back to the queue.
-        if let Some(disposition) = received {
-            delivery.dispose(disposition);
+        match received {
+            Some(Received::Ack) => acker.ack(),
+            Some(Received::DeadLetter) => acker.reject(),
+            // The worker stops: the delivery goes back to its queue.
+            None => {}
         }
     }
 
@@ -90,30 +82,22 @@ impl CustomerEvents {
     /// 2. What is not believed gets its row and is dead-lettered whole.
     /// 3. What is not about a customer is counted, and that is all.
     /// 4. Write down what it says, with what it ends or makes due: one commit.
-    /// 5. Only then is the broker told.
+    /// 5. Only then is the delivery acked.
     ///
     /// `None` when the worker stopped first.
-    async fn receive(&mut self, delivery: &Delivery, letter: DeadLetter<'_>) -> Option<Disposition> {
-        let (timestamp, signature) = (delivery.header("X-TIMESTAMP"), delivery.header("X-SIGNATURE"));
-        let notice = Notice {
-            body: &delivery.body,
-            timestamp: timestamp.as_deref(),
-            signature: signature.as_deref(),
-            published_at: delivery.timestamp,
-            unreadable: &delivery.unreadable,
-        };
-        match read_notice(&notice, &self.worker.provider.signer(), self.age_max) {
+    async fn receive(&mut self, message: &Message, received_at: OffsetDateTime) -> Option<Received> {
+        match read_event(message, &self.worker.provider.signer(), self.age_max) {
             Ok(Notification::Customer(event)) => self.record(&event).await,
             Ok(Notification::Other(kind)) => {
                 self.ignored += 1;
                 info!(kind, ignored = self.ignored, "customer event ignored: it is about no customer");
-                Some(Disposition::Ack)
+                Some(Received::Ack)
             }
-            Err(refusal) => self.refuse(letter, &refusal).await,
+            Err(refusal) => self.refuse(message, received_at, &refusal).await,
         }
     }
 
-    async fn record(&mut self, event: &CustomerEvent) -> Option<Disposition> {
+    async fn record(&mut self, event: &CustomerEvent) -> Option<Received> {
         let CustomerEvent { customer_id, status, .. } = event;
         let journal = &self.worker.journal;
         match self.worker.persist(|| journal.record_customer_event(event)).await? {
@@ -129,14 +113,19 @@ impl CustomerEvents {
                 info!(%customer_id, ignored = self.ignored, "customer event ignored: no job is this customer's");
             }
         }
-        Some(Disposition::Ack)
+        Some(Received::Ack)
     }
 
-    async fn refuse(&self, letter: DeadLetter<'_>, refusal: &Refusal) -> Option<Disposition> {
+    async fn refuse(
+        &self,
+        message: &Message,
+        received_at: OffsetDateTime,
+        refusal: &Refusal,
+    ) -> Option<Received> {
         let reason_code = refusal.code();
         warn!(reason_code, reason = %refusal, "customer event is not believed, dead-lettering it");
         let journal = &self.worker.journal;
-        self.worker.persist(|| journal.record_refused_event(letter, refusal)).await?;
-        Some(Disposition::DeadLetter)
+        self.worker.persist(|| journal.record_refused_event(message, received_at, refusal)).await?;
+        Some(Received::DeadLetter)
     }
 }

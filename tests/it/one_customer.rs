@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use kyc_worker::clock::Moment;
-use kyc_worker::domain::job::{Envelope, Job, Rules};
+use kyc_worker::domain::job::{Job, Rules};
+use kyc_worker::domain::message::Message;
 use kyc_worker::domain::outcome::{Outcome, WaitingFor};
 use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened, Turn};
 use kyc_worker::seal::{Fingerprinter, Keyring};
@@ -345,16 +346,14 @@ fn enqueued_lines_of_one_customer_are_applied_in_their_order() {
 
 pub fn job_asked(customer_id: Uuid, seconds_ago: i64) -> Job {
     let job_id = Uuid::new_v4();
-    let body = job_body(customer_id, job_id).to_string();
-    let message_id = job_id.to_string();
     let asked = OffsetDateTime::now_utc() - time::Duration::seconds(seconds_ago);
-    let envelope = Envelope {
-        body: body.as_bytes(),
-        message_id: Some(&message_id),
+    let message = Message {
+        body: job_body(customer_id, job_id).to_string().into(),
+        message_id: Some(job_id.to_string()),
         timestamp: u64::try_from(asked.unix_timestamp()).ok(),
-        ..Envelope::default()
+        ..Message::default()
     };
-    Job::parse(&envelope, OffsetDateTime::now_utc(), &Rules::default()).expect("a valid job")
+    Job::parse(&message, OffsetDateTime::now_utc(), &Rules::default()).expect("a valid job")
 }
 
 async fn execute(tx: &mut Transaction<'static, Postgres>, statement: &'static str, job: &Job) {

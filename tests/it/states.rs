@@ -9,14 +9,13 @@ use kyc_worker::desk::budget::set_budget;
 use kyc_worker::desk::interventions::Attribution;
 use kyc_worker::desk::replay::{Intent, ReplayRules, replay};
 use kyc_worker::desk::resolve::{Finding, resolve};
-use kyc_worker::domain::job::{Envelope, Invalid, Job};
+use kyc_worker::domain::job::{Invalid, Job};
+use kyc_worker::domain::message::Message;
 use kyc_worker::domain::outcome::{Exhaustion, Outcome, Review, Wait, WaitingFor};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Misconfiguration, NotSent, Rejection, Verdict};
 use kyc_worker::journal::history::audit::Audit;
-use kyc_worker::journal::{
-    Admission, AttemptResult, Claim, DeadLetter, Journal, NextAttempt, Opened, Settled, Turn,
-};
+use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, NextAttempt, Opened, Settled, Turn};
 use kyc_worker::seal::Fingerprinter;
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -275,11 +274,9 @@ impl Maker<'_> {
         self.open_as(&expiring, Admission::Park(WaitingFor::Retry)).await;
         assert_eq!(self.journal.expire(10).await.expect("the database answers"), [expiring.id]);
         let invalid = Uuid::new_v4();
-        let envelope = Envelope { body: b"{}", ..Envelope::default() };
-        let letter =
-            DeadLetter { envelope: &envelope, received_at: self.received_at(), is_redelivered: false };
+        let message = Message { body: b"{}".into(), ..Message::default() };
         let no_job = Invalid { job_id: Some(invalid), customer_id: Some(Uuid::new_v4()), faults: Vec::new() };
-        self.journal.record_invalid(letter, &no_job).await.expect("it is written down");
+        self.journal.record_invalid(&message, self.received_at(), &no_job).await.expect("it is written down");
         jobs.extend([expiring.id, invalid]);
         jobs
     }

@@ -17,6 +17,7 @@ use self::check::{BACK_LINK, Check, DOCUMENT_NUMBER, FRONT_LINK, field};
 pub(super) use self::check::{instant, uuid};
 pub use self::rules::Rules;
 use self::signed_link::cut_signature;
+use crate::domain::message::Message;
 use dollarpe::canonical_json::{Fault, Json, Profile};
 
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -64,31 +65,6 @@ pub struct UpdateRequest {
     canonical: Bytes,
 }
 
-/// A delivery's body and those of its AMQP properties that a job is made of.
-#[derive(Clone, Copy, Default)]
-pub struct Envelope<'a> {
-    pub body: &'a [u8],
-    pub message_id: Option<&'a str>,
-    pub correlation_id: Option<&'a str>,
-    /// `timestamp`, in Unix seconds.
-    pub timestamp: Option<u64>,
-    /// The header `timestamp_in_ms`, with which RabbitMQ can say when a message came to it.
-    pub timestamp_ms: Option<i64>,
-    /// What of its properties could not be read.
-    pub unreadable: &'a [Fault],
-    /// The payload as it was published, where `body` is only the beginning of it.
-    pub whole: Option<Whole>,
-}
-
-/// A payload that was too large to keep.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Whole {
-    /// How many bytes it has.
-    pub size: u64,
-    /// SHA-256 of them.
-    pub sha256: [u8; 32],
-}
-
 /// Why a delivery is no job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
@@ -126,26 +102,23 @@ impl Job {
     ///
     /// # Errors
     /// All faults at once.
-    pub fn parse(
-        envelope: &Envelope<'_>,
-        received_at: OffsetDateTime,
-        rules: &Rules,
-    ) -> Result<Self, Invalid> {
-        let message_id = envelope.message_id.and_then(|id| uuid(id).ok());
-        if envelope.body.len() > BODY_BYTES_MAX {
+    pub fn parse(message: &Message, received_at: OffsetDateTime, rules: &Rules) -> Result<Self, Invalid> {
+        let message_id = message.message_id.as_deref().and_then(|id| uuid(id).ok());
+        if message.body.len() > BODY_BYTES_MAX {
             let fault = Fault::new("", "is larger than 64 KiB");
-            return Err(Invalid::new(message_id, None, [envelope.unreadable, &[fault]].concat()));
+            return Err(Invalid::new(message_id, None, [&message.unreadable[..], &[fault]].concat()));
         }
 
-        let (mut json, mut faults) = Json::read(envelope.body);
-        faults.extend_from_slice(envelope.unreadable);
+        let (mut json, mut faults) = Json::read(&message.body);
+        faults.extend_from_slice(&message.unreadable);
         let mut check = Check { faults };
         let Some(body) = check.object("", Some(&mut json)) else {
             return Err(Invalid::new(message_id, None, check.faults));
         };
 
         let job_id = check.job_id(body, message_id);
-        let requested_at = check.requested_at(body, envelope.timestamp, envelope.timestamp_ms, received_at);
+        let (timestamp, timestamp_ms) = (message.timestamp, message.timestamp_ms());
+        let requested_at = check.requested_at(body, timestamp, timestamp_ms, received_at);
         let expires_at = check.expires_at(body, requested_at);
         let customer_id = check.request(body, rules);
         check.only("", body, &[&OUR_FIELDS[..], &PROVIDER_FIELDS].concat());
@@ -161,7 +134,7 @@ impl Job {
                     customer_id: request.customer_id,
                     requested_at,
                     expires_at,
-                    correlation_id: envelope.correlation_id.and_then(label),
+                    correlation_id: message.correlation_id.as_deref().and_then(label),
                     request,
                     fingerprint_text: json.to_canonical(Profile::Compact),
                 })

@@ -28,16 +28,16 @@ fn example_text() -> String {
     example().to_string()
 }
 
-fn envelope(body: &str) -> Envelope<'_> {
-    Envelope { body: body.as_bytes(), message_id: Some(JOB_ID), ..Envelope::default() }
+fn message(body: &str) -> Message {
+    Message { body: body.into(), message_id: Some(JOB_ID.to_owned()), ..Message::default() }
 }
 
-fn parse(envelope: Envelope<'_>) -> Result<Job, Invalid> {
-    Job::parse(&envelope, NOW, &Rules::default())
+fn parse(message: Message) -> Result<Job, Invalid> {
+    Job::parse(&message, NOW, &Rules::default())
 }
 
 fn parse_text(body: &str) -> Result<Job, Invalid> {
-    parse(envelope(body))
+    parse(message(body))
 }
 
 fn compact(request: &UpdateRequest) -> String {
@@ -330,8 +330,8 @@ fn a_job_is_named_by_its_body_or_by_its_message() {
         (&named("7"), None, None, Some(unreadable)),
         (&named("7"), Some(JOB_ID), Some(JOB_ID), Some(unreadable)),
     ] {
-        let envelope = Envelope { message_id, ..envelope(body) };
-        let (id, text) = match parse(envelope) {
+        let message = Message { message_id: message_id.map(str::to_owned), ..message(body) };
+        let (id, text) = match parse(message) {
             Ok(job) => (Some(job.id), None),
             Err(invalid) => (invalid.job_id, Some(invalid.to_string())),
         };
@@ -363,8 +363,8 @@ fn a_job_is_dated_by_its_body_then_its_message_then_its_receipt() {
         (&body, Some(u64::MAX), unit),
         (&body, None, "2025-07-16T12:59:05Z"),
     ] {
-        let envelope = Envelope { timestamp, ..envelope(body) };
-        let read = match parse(envelope) {
+        let message = Message { timestamp, ..message(body) };
+        let read = match parse(message) {
             Ok(job) => job.requested_at.format(&Rfc3339).unwrap(),
             Err(invalid) => invalid.to_string(),
         };
@@ -386,8 +386,9 @@ fn the_brokers_milliseconds_date_a_job_within_its_timestamps_second() {
         (&bare, None, Some(i64::MAX), "2025-07-16T12:59:05Z"),
         (&bare, None, Some(i64::MIN), "2025-07-16T12:59:05Z"),
     ] {
-        let envelope = Envelope { timestamp, timestamp_ms, ..envelope(body) };
-        let job = parse(envelope).unwrap();
+        let headers = timestamp_ms.map(|ms: i64| ("timestamp_in_ms".to_owned(), ms.to_string()));
+        let message = Message { timestamp, headers: headers.into_iter().collect(), ..message(body) };
+        let job = parse(message).unwrap();
         assert_eq!(job.requested_at.format(&Rfc3339).unwrap(), expected, "{timestamp:?} {timestamp_ms:?}");
     }
 }
@@ -408,8 +409,8 @@ fn a_correlation_id_that_cannot_be_kept_refuses_no_job() {
     for (text, is_kept) in
         [("case-7", true), (&"x".repeat(255), true), (&"x".repeat(256), false), ("a\nb", false)]
     {
-        let envelope = Envelope { correlation_id: Some(text), ..envelope(&body) };
-        let job = parse(envelope).unwrap();
+        let message = Message { correlation_id: Some(text.to_owned()), ..message(&body) };
+        let job = parse(message).unwrap();
         assert_eq!(job.correlation_id.as_deref(), is_kept.then_some(text));
     }
 }

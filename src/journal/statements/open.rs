@@ -8,11 +8,11 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::job::Whole;
+use crate::domain::message::{Message, Whole};
 use crate::domain::outcome::{Outcome, WaitingFor};
 use crate::domain::precedence::Decision;
 use crate::journal::Limits;
-use crate::journal::rows::{Beginning, Candidate, DeadLetter, NewRow, Opened, Slots, column};
+use crate::journal::rows::{Beginning, Candidate, NewRow, Opened, Slots, column};
 use crate::journal::statements::claim::{begin_attempts, look};
 use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
 
@@ -309,17 +309,18 @@ pub(crate) async fn count_delivery(tx: &mut PgConnection, job_id: Uuid) -> sqlx:
 /// two equal messages are two dead letters.
 pub(crate) async fn insert_dead_letter(
     connection: &mut PgConnection,
-    letter: DeadLetter<'_>,
+    message: &Message,
+    received_at: OffsetDateTime,
     job_id: Option<Uuid>,
     reason_code: &str,
     reason: &str,
 ) -> sqlx::Result<()> {
-    let Whole { size, sha256 } = letter.envelope.whole.unwrap_or_else(|| Whole {
-        size: letter.envelope.body.len() as u64,
-        sha256: Sha256::digest(letter.envelope.body).into(),
+    let Whole { size, sha256 } = message.whole.unwrap_or_else(|| Whole {
+        size: message.body.len() as u64,
+        sha256: Sha256::digest(&message.body).into(),
     });
     // Postgres keeps no NUL in a text, and a delivery that cannot be written down stays for ever.
-    let message_id = letter.envelope.message_id.map(|id| id.replace('\0', "\u{fffd}"));
+    let message_id = message.message_id.as_deref().map(|id| id.replace('\0', "\u{fffd}"));
     sqlx::query!(
         "-- insert_dead_letter
         insert into dead_lettered_delivery (
@@ -332,12 +333,12 @@ pub(crate) async fn insert_dead_letter(
         )",
         message_id,
         job_id,
-        letter.received_at,
+        received_at,
         i32::try_from(size).unwrap_or(i32::MAX),
         &sha256[..],
         reason_code,
         reason,
-        letter.is_redelivered,
+        message.is_redelivered,
     )
     .execute(connection)
     .await?;

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use dollarpe::signature::Signer;
-use kyc_worker::app::{envelope, provider_settings, take_in};
+use kyc_worker::app::{provider_settings, take_in};
 use kyc_worker::broker::{Broker, Delivery, Edge, Subscription};
 use kyc_worker::clock::Moment;
 use kyc_worker::config::RunSettings;
@@ -16,7 +16,6 @@ use kyc_worker::control::intake::Intake;
 use kyc_worker::control::liveness::SessionLoop;
 use kyc_worker::control::slots::{Place, Places};
 use kyc_worker::domain::job::{BODY_BYTES_MAX, Job, Rules};
-use kyc_worker::domain::outcome::Disposition;
 use kyc_worker::domain::verdict::{Verdict, classify};
 use kyc_worker::provider::Provider;
 use kyc_worker::telemetry;
@@ -75,16 +74,16 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
 }
 
 /// Parses, signs, sends, and acks what was accepted; anything else is a failed benchmark.
-async fn submit(ceiling: Arc<Ceiling>, delivery: Delivery, mut place: Place) {
-    let Ok(job) = Job::parse(&envelope(&delivery), OffsetDateTime::now_utc(), &ceiling.rules) else {
-        return delivery.dispose(Disposition::DeadLetter);
+async fn submit(ceiling: Arc<Ceiling>, Delivery { message, acker }: Delivery, mut place: Place) {
+    let Ok(job) = Job::parse(&message, OffsetDateTime::now_utc(), &ceiling.rules) else {
+        return acker.reject();
     };
     let (t0, customer_id) = (Moment::now(), job.request.customer_id());
     place.begin_request(t0.monotonic).await;
     let update = ceiling.provider.sign(&job.request, t0);
     let exchange = ceiling.provider.update(customer_id, update, t0, &ceiling.stopping).await;
     match classify(&exchange, customer_id, &[], SystemTime::now()) {
-        Verdict::Accepted(_) => delivery.dispose(Disposition::Ack),
-        _ => delivery.dispose(Disposition::DeadLetter),
+        Verdict::Accepted(_) => acker.ack(),
+        _ => acker.reject(),
     }
 }

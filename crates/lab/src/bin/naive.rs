@@ -13,7 +13,8 @@ use dollarpe::canonical_json::Profile;
 use dollarpe::signature::Signer;
 use futures_util::StreamExt as _;
 use kyc_worker::config::RunSettings;
-use kyc_worker::domain::job::{Envelope, Job, Rules};
+use kyc_worker::domain::job::{Job, Rules};
+use kyc_worker::domain::message::Message;
 use kyc_worker::telemetry;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -102,9 +103,9 @@ async fn main() -> anyhow::Result<()> {
 
 impl Naive {
     async fn handle(&self, delivery: &Delivery) -> anyhow::Result<()> {
-        let message_id = delivery.properties.message_id().as_ref().map(|id| id.as_str());
-        let envelope = Envelope { body: &delivery.data, message_id, ..Envelope::default() };
-        let job = Job::parse(&envelope, OffsetDateTime::now_utc(), &self.rules)
+        let message_id = delivery.properties.message_id().as_ref().map(ToString::to_string);
+        let message = Message { body: delivery.data.clone(), message_id, ..Message::default() };
+        let job = Job::parse(&message, OffsetDateTime::now_utc(), &self.rules)
             .map_err(|invalid| anyhow!("{invalid}"))?;
         let signed_at = OffsetDateTime::now_utc();
         self.write_intent(&job, signed_at).await?;
