@@ -1,33 +1,41 @@
-//! Builds the edges, starts the tasks, and stops them within a deadline.
+//! Builds the parts, starts the loops, and stops them in order.
 
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::future::{OptionFuture, join_all};
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument as _, debug, error, info, info_span, warn};
+use tracing::{info, warn};
 use url::Url;
 
-use crate::broker::{Broker, Delivery, Edge, Subscription};
-use crate::config::{Checked, DatabaseSettings, RunSettings};
+use crate::broker::{Broker, Edge, Subscription};
+use crate::config::{Checked, RunSettings};
+use crate::context::Context;
 use crate::control::breaker::Breaker;
-use crate::control::intake::{Intake, Reason};
+use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
-use crate::control::slots::{Place, Places};
+use crate::control::slots::JobSlots;
 use crate::domain::job::BODY_BYTES_MAX;
-use crate::journal::{self, Journal, JournalError, Limits, Pace};
+use crate::journal::{Journal, JournalError, Limits, Pace};
+use crate::loops::consumer::consume;
 use crate::loops::customer_events::CustomerEvents;
+use crate::loops::database;
+use crate::loops::dispatcher::Dispatcher;
+use crate::loops::drain::stop_when_drained;
 use crate::loops::heartbeat::Heartbeat;
-use crate::loops::scheduler::Scheduler;
+use crate::loops::maintenance::Maintenance;
+use crate::loops::prober::Prober;
+use crate::loops::reconciler::Reconciler;
 use crate::loops::tracker::Tracker;
 use crate::provider::{Provider, ProviderSettings};
-use crate::worker::{Received, Worker};
+use crate::worker;
 use dollarpe::signature::Signer;
 
 /// How a run is to go.
@@ -39,23 +47,14 @@ pub struct Mode {
     pub migrate: bool,
 }
 
-/// Between two tries to reach the database at start.
-const DATABASE_RETRY_DELAY: Duration = Duration::from_secs(1);
-
-/// The same, where a person must let us in: a server may lock out who fails too often.
-const DATABASE_REFUSED_DELAY: Duration = Duration::from_secs(5);
-
 /// How long the broker may take for the last acks.
 const LAST_ACKS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long the tracker may take to record the looks that were answered.
-const LAST_LOOKS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the tracker may take to record the reads that were answered.
+const LAST_READS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the database may take to let this replica go.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Between two looks at what is left to drain.
-const DRAIN_POLL: Duration = Duration::from_millis(500);
 
 /// Runs the worker until it is told to stop or, draining, until nothing is left.
 ///
@@ -67,12 +66,11 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let signals = Signals::new()?;
     tokio::spawn(signals.watch(stopping.clone(), hurry.clone()));
 
-    let Some(pool) = open_database(&settings, &checked, mode, &stopping).await? else {
-        return Ok(());
-    };
+    let opening = database::open(&settings.database, &checked, mode.migrate, &stopping);
+    let Some(pool) = opening.await? else { return Ok(()) };
     let name = checked.worker_name.clone();
     let broker = Broker::new(&settings.broker, &checked.amqp_url, &format!("kyc-worker {name}"))?;
-    let worker = Arc::new(build_worker(&settings, checked, pool, stopping.clone())?);
+    let context = Arc::new(build(&settings, checked, pool, stopping.clone())?);
     info!(
         worker = name,
         version = env!("CARGO_PKG_VERSION"),
@@ -80,9 +78,9 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         prefetch = settings.work.prefetch,
         "worker started"
     );
-    let mut running = Running::start(&settings, &broker, &worker).await?;
+    let mut running = Running::start(&settings, &broker, &context).await?;
     if mode.drain {
-        tokio::spawn(stop_when_drained(broker, Arc::clone(&worker), running.jobs.clone()));
+        tokio::spawn(stop_when_drained(broker, Arc::clone(&context), running.jobs.clone()));
     }
     let died = running.until(&stopping).await;
     stopping.cancel();
@@ -94,67 +92,76 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
 }
 
 struct Running {
-    /// What is done with deliveries and due jobs.
+    /// What is done with deliveries, due jobs and due reads.
     jobs: TaskTracker,
     session: JoinHandle<()>,
-    intake: JoinHandle<()>,
-    scheduler: JoinHandle<()>,
+    consumer: JoinHandle<()>,
+    dispatcher: JoinHandle<()>,
+    reconciler: JoinHandle<()>,
+    maintenance: JoinHandle<()>,
     tracker: JoinHandle<()>,
     prober: JoinHandle<()>,
+    database: JoinHandle<()>,
     heartbeat: JoinHandle<Result<(), JournalError>>,
     /// Ends the heartbeat, once all else has ended.
     leaving: CancellationToken,
 }
 
 impl Running {
-    async fn start(settings: &RunSettings, broker: &Broker, worker: &Arc<Worker>) -> anyhow::Result<Self> {
+    async fn start(settings: &RunSettings, broker: &Broker, context: &Arc<Context>) -> anyhow::Result<Self> {
+        let RunSettings { work, verification, .. } = settings;
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.
-        let heartbeat = Heartbeat::new(Arc::clone(worker), jobs.clone())
+        let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone())
             .context("the system does not say which process this is")?;
         heartbeat.beat().await;
         let leaving = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
 
-        let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
+        let (sender, receiver) = mpsc::channel(usize::from(work.prefetch));
         let session = tokio::spawn({
-            let subscription = Subscription {
-                edge: Edge::Jobs,
-                prefetch: settings.work.prefetch,
-                body_bytes: BODY_BYTES_MAX + 1,
-            };
-            let (broker, intake) = (broker.clone(), worker.intake.subscribe());
-            let (liveness, stopping) = (worker.liveness.session.clone(), worker.stopping.clone());
+            let subscription =
+                Subscription { edge: Edge::Jobs, prefetch: work.prefetch, body_bytes: BODY_BYTES_MAX + 1 };
+            let (broker, intake) = (broker.clone(), context.intake.subscribe());
+            let (liveness, stopping) = (context.liveness.session.clone(), context.stopping.clone());
             async move { broker.consume(subscription, sender, intake, liveness, stopping).await }
         });
-        let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
-        let intake = tokio::spawn({
-            let worker = Arc::clone(worker);
-            let stopping = worker.stopping.clone();
-            let handle = move |delivery, place| handle(Arc::clone(&worker), delivery, place);
-            take_in(receiver, Arc::clone(&places), jobs.clone(), stopping, handle)
-        });
-        let scheduler = Scheduler::new(
-            Arc::clone(worker),
-            places,
-            jobs.clone(),
-            settings.work.scheduler_poll,
-            settings.keys.payload_retention,
-            settings.work.dead_letter_retention,
-        );
-        let tracking = track_verifications(settings.clone(), broker.clone(), Arc::clone(worker));
-        let probing = probe_provider(settings.clone(), Arc::clone(worker));
-        let following = follow_database(settings.database.clone(), Arc::clone(worker));
-        let probing = async move {
-            tokio::join!(probing, following);
+        let slots = JobSlots::new(work.concurrency as usize, settings.provider.send_window);
+        let handle = {
+            let context = Arc::clone(context);
+            move |delivery, slot| worker::handle(Arc::clone(&context), delivery, slot)
         };
+        let consumer = consume(receiver, Arc::clone(&slots), jobs.clone(), context.stopping.clone(), handle);
+        let dispatcher = Dispatcher::new(Arc::clone(context), slots, jobs.clone(), work.scheduler_poll);
+        let reconciler = Reconciler::new(Arc::clone(context), jobs.clone(), work.scheduler_poll);
+        let maintenance = Maintenance::new(
+            Arc::clone(context),
+            work.scheduler_poll,
+            settings.keys.payload_retention,
+            work.dead_letter_retention,
+        );
+        let pace = Pace {
+            per_second: verification.verification_reads_per_second,
+            apart: settings.read_back.customer_read_interval,
+            look_time_max: settings.provider.read_timeout,
+        };
+        let tracker = Tracker::new(Arc::clone(context), verification.tracking(), pace, work.scheduler_poll);
+        let events = settings.broker.customer_events.then(|| {
+            CustomerEvents::new(Arc::clone(context), verification.customer_event_age_max).run(broker.clone())
+        });
+        let prober = Prober::new(Arc::clone(context), settings.provider.clone(), work.breaker_probe_interval);
         Ok(Self {
             jobs,
             session,
-            intake,
-            scheduler: tokio::spawn(scheduler.run()),
-            tracker: tokio::spawn(tracking),
-            prober: tokio::spawn(probing),
+            consumer: tokio::spawn(consumer),
+            dispatcher: tokio::spawn(dispatcher.run()),
+            reconciler: tokio::spawn(reconciler.run()),
+            maintenance: tokio::spawn(maintenance.run()),
+            tracker: tokio::spawn(async move {
+                tokio::join!(tracker.run(), OptionFuture::from(events));
+            }),
+            prober: tokio::spawn(prober.run()),
+            database: tokio::spawn(database::follow(settings.database.clone(), Arc::clone(context))),
             heartbeat,
             leaving,
         })
@@ -166,10 +173,13 @@ impl Running {
         let died = tokio::select! {
             () = stopping.cancelled() => None,
             _ = &mut self.session => Some("broker session"),
-            _ = &mut self.intake => Some("intake"),
-            _ = &mut self.scheduler => Some("scheduler"),
-            _ = &mut self.prober => Some("prober"),
+            _ = &mut self.consumer => Some("consumer"),
+            _ = &mut self.dispatcher => Some("dispatcher"),
+            _ = &mut self.reconciler => Some("reconciler"),
+            _ = &mut self.maintenance => Some("maintenance"),
             _ = &mut self.tracker => Some("tracker"),
+            _ = &mut self.prober => Some("prober"),
+            _ = &mut self.database => Some("database"),
             _ = &mut self.heartbeat => Some("heartbeat"),
         };
         died.filter(|_| !stopping.is_cancelled())
@@ -178,15 +188,17 @@ impl Running {
     /// Waits for what must end well, in order, and for nothing too long. `stopping` is cancelled:
     /// no gate lets an update through any more.
     ///
-    /// 1. Whatever claims ends: the intake at once, the scheduler when the claim that it has under
-    ///    way was answered. What that began joins the jobs, and is closed as not sent.
+    /// 1. The loops that claim end: the dispatcher when the claim that it has under way was answered,
+    ///    the others at once. The attempts which that claim began join the jobs, and are closed as not
+    ///    sent.
     /// 2. Jobs finish: requests in flight are answered and recorded, openings whose answer was lost
     ///    are found again and closed. This and the step before it have `grace`, or until `hurry`.
-    /// 3. The last acks are on their way. What they do not reach is handed over again, and known.
-    /// 4. Looks that were answered are recorded. One that was claimed only is due again soon.
-    /// 5. The replica's row goes.
+    /// 3. The last acks are sent. A delivery that they do not reach comes again, and is known then.
+    /// 4. Reads that were answered are recorded. One that was only claimed is due again soon.
+    /// 5. The replica's row is removed.
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
-        let finishing = finish_jobs(self.jobs.clone(), self.intake, self.scheduler);
+        let claiming = [self.consumer, self.dispatcher, self.reconciler, self.maintenance];
+        let finishing = finish_jobs(self.jobs.clone(), claiming);
         info!(in_flight = self.jobs.len(), "stopping: finishing requests in flight");
         tokio::select! {
             done = timeout(grace, finishing) => match done {
@@ -203,7 +215,7 @@ impl Running {
         if timeout(LAST_ACKS_TIMEOUT, ended(self.session)).await.is_err() {
             info!("the broker did not take the last acks");
         }
-        if timeout(LAST_LOOKS_TIMEOUT, ended(self.tracker)).await.is_err() {
+        if timeout(LAST_READS_TIMEOUT, ended(self.tracker)).await.is_err() {
             info!("the last looks at verifications were not recorded; another replica will look again");
         }
         self.leaving.cancel();
@@ -215,8 +227,8 @@ impl Running {
 }
 
 /// Waits until nothing claims any more, and then for every job to be finished and recorded.
-async fn finish_jobs(jobs: TaskTracker, intake: JoinHandle<()>, scheduler: JoinHandle<()>) {
-    tokio::join!(ended(intake), ended(scheduler));
+async fn finish_jobs(jobs: TaskTracker, claiming: [JoinHandle<()>; 4]) {
+    join_all(claiming.map(ended)).await;
     jobs.close();
     jobs.wait().await;
 }
@@ -225,73 +237,6 @@ async fn finish_jobs(jobs: TaskTracker, intake: JoinHandle<()>, scheduler: JoinH
 async fn ended(task: JoinHandle<()>) {
     if !task.is_finished() {
         let _panicked = task.await;
-    }
-}
-
-/// Opens the database, waiting for it as long as it takes; its URL is read anew for each try. `None`
-/// when stopped meanwhile.
-async fn open_database(
-    settings: &RunSettings,
-    checked: &Checked,
-    mode: Mode,
-    stopping: &CancellationToken,
-) -> anyhow::Result<Option<PgPool>> {
-    let mut told = None;
-    loop {
-        let error = match try_to_open(&settings.database, checked, mode).await {
-            Ok(pool) => return Ok(Some(pool)),
-            // It may go away between two statements as well.
-            Err(error) if journal::is_away(&error) || journal::is_refused(&error) => error,
-            Err(error) => return Err(error),
-        };
-        let is_refused = journal::is_refused(&error);
-        if told != Some(is_refused) {
-            let error = format!("{error:#}");
-            match is_refused {
-                true => error!(error, "waiting for the database until a person has mended this"),
-                false => warn!(error, "waiting for the database"),
-            }
-            told = Some(is_refused);
-        }
-        let delay = if is_refused { DATABASE_REFUSED_DELAY } else { DATABASE_RETRY_DELAY };
-        if stopping.run_until_cancelled(sleep(delay)).await.is_none() {
-            return Ok(None);
-        }
-    }
-}
-
-/// Connects, brings the schema up to date where that was asked for, and sees that this worker may
-/// write here.
-async fn try_to_open(settings: &DatabaseSettings, checked: &Checked, mode: Mode) -> anyhow::Result<PgPool> {
-    let pool = journal::connect_to_work(settings, &settings.url()?).await?;
-    journal::check_session(&pool).await?;
-    if mode.migrate {
-        journal::migrate(&pool).await?;
-    }
-    journal::check_schema(&pool).await?;
-    journal::check_fingerprint_key(&pool, &checked.fingerprinter).await?;
-    Ok(pool)
-}
-
-/// While the database is away or refuses us: finds out where the setting leads by now, until the
-/// worker stops. Its password may have been rotated, and its host have another address.
-async fn follow_database(settings: DatabaseSettings, worker: Arc<Worker>) {
-    let mut known = None;
-    let mut is_open = worker.intake.subscribe();
-    let stopping = worker.stopping.clone();
-    loop {
-        let paused = async { is_open.wait_for(|is_open| !is_open).await.is_ok() };
-        if stopping.run_until_cancelled(paused).await != Some(true) {
-            return;
-        }
-        if worker.intake.is_paused_for(Reason::Database)
-            && let Err(error) = worker.journal.lead_anew(&settings, &mut known).await
-        {
-            debug!(error = format!("{error:#}"), "no way into the database");
-        }
-        if stopping.run_until_cancelled(sleep(DATABASE_RETRY_DELAY)).await.is_none() {
-            return;
-        }
     }
 }
 
@@ -312,15 +257,16 @@ pub fn provider_settings(
     }
 }
 
-fn build_worker(
+fn build(
     settings: &RunSettings,
     checked: Checked,
     pool: PgPool,
     stopping: CancellationToken,
-) -> anyhow::Result<Worker> {
+) -> anyhow::Result<Context> {
     let provider = provider_settings(settings, checked.base_url, checked.provider_ca);
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
-    Ok(Worker {
+    let intake = Arc::new(Intake::default());
+    Ok(Context {
         journal: Journal::new(
             pool,
             checked.worker_name,
@@ -335,9 +281,9 @@ fn build_worker(
             checked.fingerprinter,
         )?,
         provider: Provider::new(provider, signer)?,
-        breaker: Breaker::new(settings.work.breaker_failures),
+        breaker: Breaker::new(settings.work.breaker_failures, Arc::clone(&intake)),
         rules: settings.jobs.rules(),
-        intake: Intake::default(),
+        intake,
         liveness: Liveness::default(),
         schedule: settings.work.retry_schedule(),
         timing: settings.timing(),
@@ -346,108 +292,10 @@ fn build_worker(
         recordings: Semaphore::new(settings.work.concurrency as usize),
         crowded: Once::new(),
         mending: Semaphore::new(1),
-        parked: Notify::new(),
+        scheduled: Notify::new(),
+        reads_due: Notify::new(),
         stopping,
     })
-}
-
-/// Follows what was accepted until the worker stops: by looks, and by the provider's
-/// webhooks where that is asked for.
-async fn track_verifications(settings: RunSettings, broker: Broker, worker: Arc<Worker>) {
-    let verification = &settings.verification;
-    let pace = Pace {
-        per_second: verification.verification_reads_per_second,
-        apart: settings.read_back.customer_read_interval,
-        look_time_max: settings.provider.read_timeout,
-    };
-    let poll = settings.work.scheduler_poll;
-    let tracker = Tracker::new(Arc::clone(&worker), verification.tracking(), pace, poll);
-    let webhooks = async {
-        if settings.broker.customer_events {
-            CustomerEvents::new(worker, verification.customer_event_age_max).run(broker).await;
-        }
-    };
-    tokio::join!(tracker.run(), webhooks);
-}
-
-/// Probes the provider while the breaker is open, until the worker stops.
-async fn probe_provider(settings: RunSettings, worker: Arc<Worker>) {
-    let Worker { breaker, provider, intake, stopping, .. } = &*worker;
-    breaker.watch(provider, &settings.provider, settings.work.breaker_probe_interval, intake, stopping).await;
-}
-
-/// Takes deliveries as places come free, so that the backlog stays in the queue, and handles
-/// each in a task of its own among `jobs`.
-pub async fn take_in<F>(
-    mut deliveries: mpsc::Receiver<Delivery>,
-    places: Arc<Places>,
-    jobs: TaskTracker,
-    stopping: CancellationToken,
-    handle: impl Fn(Delivery, Place) -> F,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
-        let Some(place) = stopping.run_until_cancelled(places.take()).await else { return };
-        // A lost session's deliveries come again with the next.
-        if !delivery.acker.is_live() {
-            continue;
-        }
-        // Boxed: to spawn a future, and to drop it, copies it whole ten times.
-        jobs.spawn(Box::pin(handle(delivery, place)));
-    }
-}
-
-/// Receives a delivery, acks it, and submits the job if it is ours to submit.
-async fn handle(worker: Arc<Worker>, delivery: Delivery, place: Place) {
-    let Delivery { message, acker } = delivery;
-    match worker.receive(&message).await {
-        // The worker stops: the delivery goes back to its queue.
-        None => {}
-        Some(Received::Ack) => acker.ack(),
-        Some(Received::DeadLetter) => acker.reject(),
-        Some(Received::Submit(claim, request)) => {
-            acker.ack();
-            let span = info_span!(
-                "job",
-                job_id = %claim.job_id,
-                customer_id = %claim.customer_id,
-                correlation_id = message.correlation_id,
-                redelivered = message.is_redelivered
-            );
-            drop(message);
-            worker.submit(claim, &request, place).instrument(span).await;
-        }
-    }
-}
-
-/// Stops the worker once the queue is empty and nothing is in motion, seen twice.
-async fn stop_when_drained(broker: Broker, worker: Arc<Worker>, jobs: TaskTracker) {
-    let mut seen_empty = 0;
-    let mut last_logged = None;
-    while worker.stopping.run_until_cancelled(sleep(DRAIN_POLL)).await.is_some() {
-        let ready = broker.count_ready().await;
-        let in_motion = worker.journal.count_in_motion().await;
-        let (Ok(ready), Ok(in_motion)) = (ready, in_motion) else {
-            seen_empty = 0;
-            continue;
-        };
-        if ready == 0 && in_motion == 0 && jobs.is_empty() {
-            seen_empty += 1;
-            if seen_empty == 2 {
-                info!("drained: the queue is empty and nothing is in motion");
-                worker.stopping.cancel();
-            }
-            continue;
-        }
-        seen_empty = 0;
-        if last_logged != Some((ready, in_motion)) {
-            let next_due = worker.journal.next_due().await.ok().flatten();
-            let next_due_in_ms = next_due.map(|due| u64::try_from(due.as_millis()).unwrap_or(u64::MAX));
-            info!(queued = ready, in_motion, next_due_in_ms, "draining");
-            last_logged = Some((ready, in_motion));
-        }
-    }
 }
 
 struct Signals {

@@ -1,9 +1,11 @@
 //! The one place that reads the clocks for what another machine relies on: how long an attempt
 //! may still leave, how old what is known is, and the time in a signature.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::failpoint;
@@ -52,6 +54,26 @@ impl Moment {
     pub fn unix_seconds(self) -> i64 {
         let since = self.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+/// When a loop last turned. Clones are the same loop.
+#[derive(Clone, Debug)]
+pub struct LastTurn(Arc<Mutex<Instant>>);
+
+impl Default for LastTurn {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl LastTurn {
+    pub fn turn(&self) {
+        *self.0.lock() = Instant::now();
+    }
+
+    pub fn at(&self) -> Instant {
+        *self.0.lock()
     }
 }
 

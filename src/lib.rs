@@ -5,11 +5,12 @@
 //! commits what it is about to do before it does it, and never sends again what may
 //! have been applied.
 //!
-//! The modules, in reading order: [`worker`] is the flow of one job; [`domain`] holds its
-//! rules; [`journal`], [`provider`] and [`broker`] are the edges; [`scheduler`], [`breaker`]
-//! and [`heartbeat`] keep it going, [`tracker`] and [`customer_events`] follow what was
-//! accepted; [`app`] puts it together; [`config`], [`telemetry`] and [`cli`] face the operator.
+//! The modules, in reading order: [`worker`] is the flow of one job, over the parts in [`context`];
+//! [`domain`] holds its rules; [`journal`], [`provider`] and [`broker`] are the edges; [`control`]
+//! decides whether and how much is done; [`loops`] run beside the flow; [`app`] puts it together;
+//! [`desk`] is what people ask and do; [`config`], [`telemetry`] and [`cli`] face the operator.
 
+pub mod context;
 pub mod worker;
 
 pub mod domain;

@@ -9,10 +9,10 @@ use lapin::{BasicProperties, Channel, Connection};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use super::deadline::{answer, close};
+use super::answer::{answer, close};
+use super::connection::{Broker, count_in};
 use super::filter::{Alterations, Appetite};
-use super::publisher::NotTaken;
-use super::{Broker, Publisher};
+use super::publisher::{NotTaken, Publisher};
 use crate::config::BrokerSettings;
 use crate::failpoint::{self, Point};
 use dollarpe::canonical_json::Fault;
@@ -104,7 +104,7 @@ impl DeadLetters {
     /// # Errors
     /// When the broker fails, or the queue is not there.
     pub async fn count(&self) -> anyhow::Result<u32> {
-        super::count_in(&self.channel, "DEAD_LETTER_QUEUE", &self.queue).await
+        count_in(&self.channel, "DEAD_LETTER_QUEUE", &self.queue).await
     }
 
     /// Publishes a dead letter where it came from, as it was, and removes it from here once

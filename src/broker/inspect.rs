@@ -1,4 +1,4 @@
-//! Looks at the broker for `check`: whether `run` could work there. Leaves everything as it is.
+//! Inspects the broker for `check`: whether `run` could work there. Leaves everything as it is.
 
 use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
@@ -6,8 +6,8 @@ use lapin::{BasicProperties, Connection, ErrorKind, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
-use super::Broker;
-use super::deadline::{answer, close};
+use super::answer::{answer, close};
+use super::connection::Broker;
 use super::topology::{Asking, Edge, Part, arguments, dead_letter_arguments, text, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;
@@ -24,7 +24,7 @@ enum Refusal {
 }
 
 impl Broker {
-    /// Looks at everything that a worker needs of the broker.
+    /// Inspects everything that a worker needs of the broker.
     pub async fn inspect(&self) -> Vec<Finding> {
         let connection = match self.connect().await {
             Ok(connection) => connection,

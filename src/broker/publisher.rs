@@ -9,9 +9,9 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
 use tokio::time::timeout;
 
-use super::deadline::{answer, close};
+use super::answer::{answer, close, refusal};
+use super::connection::Broker;
 use super::topology::Edge;
-use super::{Broker, refusal};
 use crate::config::BrokerSettings;
 
 /// From a message to its confirmation. Longer than any question takes: a broker with an alarm

@@ -1,6 +1,9 @@
 //! One session with the broker: hands out deliveries, and acks or rejects them.
 
+use std::collections::BTreeSet;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
@@ -9,21 +12,28 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer, ErrorKind, Event};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, info, warn};
 
 use super::acks::{AckFrame, Disposition, Outstanding};
-use super::deadline::{answer, close};
-use super::filter::{Alteration, Alterations, Appetite};
+use super::answer::{answer, close, refusal};
+use super::connection::Broker;
+use super::delivery::{Acker, Delivery, log_near_limit, message};
+use super::filter::{Alterations, Appetite};
 use super::properties::Limits;
-use super::topology::{DELIVERY_LIMIT, Edge};
-use super::{Broker, refusal};
-use crate::control::liveness::Loop;
-use crate::domain::message::Message;
+use super::topology::Edge;
+use crate::clock::LastTurn;
+
+/// A session is rebuilt after at least the one and at most the other, jittered.
+const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
+const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A session that stood for so long was a good one: the next trouble is a new one.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 
 /// How many dispositions are gathered for one ack at most.
 const ACK_BATCH_MAX: usize = 512;
@@ -43,86 +53,79 @@ pub struct Subscription {
     pub body_bytes: usize,
 }
 
-/// A message with what acks it.
-pub struct Delivery {
-    pub message: Message,
-    pub acker: Acker,
+/// Whether the session's loop moves, and whether there is a session. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct SessionLiveness {
+    pub turns: LastTurn,
+    has_session: Arc<AtomicBool>,
 }
 
-/// Acks or rejects one delivery. If its session is gone, the broker hands the message over again,
-/// and the row that it then meets makes that harmless.
-pub struct Acker {
-    tag: u64,
-    dispositions: mpsc::UnboundedSender<(u64, Disposition)>,
+impl SessionLiveness {
+    fn set_session(&self, has_session: bool) {
+        self.has_session.store(has_session, Ordering::Relaxed);
+    }
+
+    /// Whether there is a session now.
+    pub fn has_session(&self) -> bool {
+        self.has_session.load(Ordering::Relaxed)
+    }
 }
 
-impl Acker {
-    /// Whether the session that the delivery came from still stands, so that an ack counts.
-    pub fn is_live(&self) -> bool {
-        !self.dispositions.is_closed()
-    }
-
-    /// Acks the delivery: its row is committed.
-    pub fn ack(self) {
-        self.dispose(Disposition::Ack);
-    }
-
-    /// Has the broker dead-letter the delivery: its row says why.
-    pub fn reject(self) {
-        self.dispose(Disposition::Reject);
-    }
-
-    fn dispose(self, disposition: Disposition) {
-        if self.dispositions.send((self.tag, disposition)).is_err() {
-            debug!("the session ended before this delivery was acked; the broker delivers it again");
+impl Broker {
+    /// Hands a queue's deliveries to `deliveries`, while `intake` is true and until
+    /// `stopping` is cancelled; then returns once the deliveries handed out are disposed
+    /// of. A session that fails is rebuilt, for ever.
+    pub async fn consume(
+        &self,
+        subscription: Subscription,
+        deliveries: mpsc::Sender<Delivery>,
+        mut intake: watch::Receiver<bool>,
+        liveness: SessionLiveness,
+        stopping: CancellationToken,
+    ) {
+        let mut broker = self.clone();
+        let mut delay = RECONNECT_DELAY_MIN;
+        // Each cause once for an outage, not once a try.
+        let mut told = BTreeSet::new();
+        while !stopping.is_cancelled() {
+            liveness.turns.turn();
+            let opening = Session::open(&broker, subscription);
+            let session = tokio::select! {
+                session = opening => session,
+                () = stopping.cancelled() => return,
+            };
+            let ended = match session {
+                Ok(session) => {
+                    let (queue, _) = subscription.edge.queue(&self.settings);
+                    info!(queue, "broker session opened");
+                    let opened_at = Instant::now();
+                    liveness.set_session(true);
+                    let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
+                    liveness.set_session(false);
+                    if opened_at.elapsed() >= SETTLED_AFTER {
+                        told.clear();
+                        delay = RECONNECT_DELAY_MIN;
+                    }
+                    ended
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = ended else { return };
+            let text = format!("{error:#}");
+            if !told.insert(text.clone()) {
+                debug!(error = text, "broker still away");
+            } else if needs_person(&error) {
+                error!(error = text, "no broker session until a person has mended this");
+            } else {
+                warn!(error = text, "broker session lost, rebuilding it");
+            }
+            tokio::select! {
+                () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
+                () = stopping.cancelled() => {}
+            }
+            delay = (delay * 2).min(RECONNECT_DELAY_MAX);
+            broker = broker.read_again();
         }
-    }
-}
-
-/// Takes a delivery's message, with what was done to it on its way.
-fn message(delivery: lapin::message::Delivery, alteration: Option<Alteration>) -> Message {
-    let Alteration { faults: unreadable, whole } = alteration.unwrap_or_default();
-    let properties = &delivery.properties;
-    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
-    let headers = properties.headers().iter().flat_map(FieldTable::inner);
-    Message {
-        message_id: text(properties.message_id()),
-        correlation_id: text(properties.correlation_id()),
-        timestamp: *properties.timestamp(),
-        headers: headers.filter_map(|(name, value)| Some((name.to_string(), header_text(value)?))).collect(),
-        is_redelivered: delivery.redelivered,
-        body: delivery.data,
-        whole,
-        unreadable,
-    }
-}
-
-/// A header that is text, given as text or as bytes, or a number.
-fn header_text(value: &AMQPValue) -> Option<String> {
-    match value {
-        AMQPValue::LongString(text) => Some(text.to_string()),
-        AMQPValue::ShortString(text) => Some(text.to_string()),
-        // Libraries for languages without text of their own send their strings so.
-        AMQPValue::ByteArray(bytes) => String::from_utf8(bytes.as_slice().to_vec()).ok(),
-        AMQPValue::LongLongInt(number) => Some(number.to_string()),
-        AMQPValue::LongInt(number) => Some(number.to_string()),
-        AMQPValue::LongUInt(number) => Some(number.to_string()),
-        _ => None,
-    }
-}
-
-/// Logs an error where the broker is about to dead-letter the message by itself.
-fn log_near_limit(message: &Message) {
-    let count = || message.header("x-delivery-count")?.parse::<i32>().ok();
-    if message.is_redelivered
-        && let Some(count) = count().filter(|count| *count >= DELIVERY_LIMIT / 2)
-    {
-        error!(
-            message_id = message.message_id,
-            count,
-            limit = DELIVERY_LIMIT,
-            "a message comes back again and again; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
-        );
     }
 }
 
@@ -159,7 +162,7 @@ impl From<lapin::Error> for BrokenOff {
 
 /// Whether the broker is there and refuses what a session needs, its vhost included, so that waiting
 /// alone mends nothing. What ends a session that has all it needs is over with the next one.
-pub(super) fn needs_person(error: &anyhow::Error) -> bool {
+fn needs_person(error: &anyhow::Error) -> bool {
     let no_vhost = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
     let is_refused =
         |refusal: &AMQPErrorKind| matches!(refusal, AMQPErrorKind::Soft(_)) || *refusal == no_vhost;
@@ -167,7 +170,7 @@ pub(super) fn needs_person(error: &anyhow::Error) -> bool {
 }
 
 /// One connection, one channel, one consumer at a time. Any error ends it.
-pub(super) struct Session {
+struct Session {
     connection: Connection,
     alterations: Alterations,
     channel: Channel,
@@ -192,7 +195,7 @@ impl Session {
         self,
         deliveries: &mpsc::Sender<Delivery>,
         intake: &mut watch::Receiver<bool>,
-        turns: &Loop,
+        turns: &LastTurn,
         stopping: &CancellationToken,
     ) -> anyhow::Result<()> {
         let (dispositions, mut disposed) = mpsc::unbounded_channel();

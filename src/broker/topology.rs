@@ -6,8 +6,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
 use tracing::debug;
 
-use super::deadline::answer;
-use super::refusal;
+use super::answer::{answer, refusal};
 use crate::config::{BrokerSettings, TopologyMode};
 
 /// Only against a message that kills the worker before its row: the broker dead-letters it after

@@ -10,7 +10,6 @@ use serde::Serialize;
 use crate::app;
 use crate::broker::Broker;
 use crate::config::{RunSettings, SettingFault, SettingSource};
-use crate::control::breaker::CLOCK_SKEW_MAX;
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
@@ -99,7 +98,7 @@ async fn check_database(settings: &RunSettings) -> Vec<Finding> {
 
 async fn check_provider(settings: &RunSettings) -> Vec<Finding> {
     match provider(settings) {
-        Ok(provider) => provider.inspect(CLOCK_SKEW_MAX).await,
+        Ok(provider) => provider.inspect().await,
         Err(error) => vec![unchecked(&error)],
     }
 }

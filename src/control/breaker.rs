@@ -1,31 +1,23 @@
-//! Stops the intake while the provider fails everybody or puts everybody off, and finds
-//! out when it may go on.
+//! The circuit breaker: pauses the intake while the provider fails or throttles everybody. While it
+//! is open, the prober asks whether the provider answers (a health probe); once it does, a single
+//! attempt is let through (the probe), and its result closes the breaker or opens it again.
 //!
 //! ```text
-//! closed ── a run of failures or of odd refusals, or one refusal of everybody ──► open
-//! open ──── a good probe ──► trial ── one attempt begins ──► trying
-//! trial ─── none is due ──► wanting: the intake is open, until a delivery is parked and tried
-//! trying ── it is answered ──► closed        it fails ──► open
-//! closed ── the provider asks to wait ──► throttled ── that long ──► closed
+//! closed ───── a run of failures or of odd refusals, or one refusal of everybody ──► open
+//! open ─────── a health probe is answered ──► half-open ── the probe begins ──► probing
+//! half-open ── no job is due ──► idle: the intake is open, until a delivery can be the probe
+//! probing ──── it is answered ──► closed        it fails ──► open
+//! closed ───── the provider asks to wait ──► throttled ── that long ──► closed
 //! ```
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
-use uuid::Uuid;
+use tokio::time::Instant;
 
-use crate::config::ProviderArgs;
 use crate::control::intake::{Intake, Reason, Severity};
-use crate::domain::read_back::Reading;
 use crate::domain::verdict::{Misconfiguration, NotSent, Verdict};
-use crate::provider::Provider;
-
-/// A clock further off the provider's than this may not sign.
-pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
@@ -34,16 +26,16 @@ pub enum State {
         failures: u32,
     },
     Open(Cause),
-    /// A probe was answered: one attempt may begin.
-    Trial(Cause),
-    /// The same, but none is due: deliveries are taken to find one.
-    Wanting {
+    /// A health probe was answered: one attempt may begin.
+    HalfOpen(Cause),
+    /// The same, but no job is due: deliveries are taken to find one.
+    HalfOpenIdle {
         /// Why the breaker is not closed.
         cause: Cause,
         since: Instant,
     },
     /// That attempt is under way.
-    Trying(Cause),
+    Probing(Cause),
     /// The provider asked everybody to wait.
     Throttled {
         until: Instant,
@@ -63,21 +55,20 @@ pub enum Cause {
 pub enum Event<'a> {
     Attempted {
         verdict: &'a Verdict,
-        /// Whether it was the trial.
-        is_trial: bool,
+        /// Whether it was the probe.
+        is_probe: bool,
     },
     /// The provider asked to wait.
-    PutOff {
+    Throttled {
         until: Instant,
     },
-    WaitOver,
+    ThrottleOver,
     /// The provider's clock and ours are too far apart.
     ClockSkewed(i64),
-    /// The provider answered a probe as it should.
-    ProbeAnswered,
-    TrialBegun,
-    /// There is nothing to try.
-    NothingToTry {
+    /// The provider answered a health probe as it should.
+    HealthProbeAnswered,
+    ProbeBegun,
+    NoJobDue {
         at: Instant,
     },
 }
@@ -89,11 +80,11 @@ impl State {
             (Self::Closed { .. } | Self::Throttled { .. }, Event::ClockSkewed(seconds)) => {
                 Self::Open(Cause::ClockSkew(*seconds))
             }
-            (Self::Closed { .. }, Event::PutOff { until }) => Self::Throttled { until: *until },
-            (Self::Throttled { until }, Event::PutOff { until: other }) => {
+            (Self::Closed { .. }, Event::Throttled { until }) => Self::Throttled { until: *until },
+            (Self::Throttled { until }, Event::Throttled { until: other }) => {
                 Self::Throttled { until: until.max(*other) }
             }
-            (Self::Throttled { .. }, Event::WaitOver) => Self::Closed { failures: 0 },
+            (Self::Throttled { .. }, Event::ThrottleOver) => Self::Closed { failures: 0 },
             (Self::Throttled { .. }, Event::Attempted { verdict, .. }) => match judge(verdict) {
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 _ => self,
@@ -108,18 +99,20 @@ impl State {
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 Judgement::Nothing => self,
             },
-            (Self::Open(cause), Event::ProbeAnswered) => Self::Trial(cause),
-            (Self::Trial(cause) | Self::Wanting { cause, .. }, Event::TrialBegun) => Self::Trying(cause),
-            (Self::Trying(cause), Event::Attempted { verdict, is_trial: true }) => match judge(verdict) {
+            (Self::Open(cause), Event::HealthProbeAnswered) => Self::HalfOpen(cause),
+            (Self::HalfOpen(cause) | Self::HalfOpenIdle { cause, .. }, Event::ProbeBegun) => {
+                Self::Probing(cause)
+            }
+            (Self::Probing(cause), Event::Attempted { verdict, is_probe: true }) => match judge(verdict) {
                 Judgement::Good => Self::Closed { failures: 0 },
                 Judgement::Failure => Self::Open(Cause::Failing),
                 Judgement::Refusal(cause) | Judgement::OddRefusal(cause) => {
                     Self::Open(Cause::Misconfigured(cause))
                 }
-                Judgement::Nothing => Self::Trial(cause),
+                Judgement::Nothing => Self::HalfOpen(cause),
             },
             // Closed, it would let through as many as there are slots.
-            (Self::Trial(cause), Event::NothingToTry { at }) => Self::Wanting { cause, since: *at },
+            (Self::HalfOpen(cause), Event::NoJobDue { at }) => Self::HalfOpenIdle { cause, since: *at },
             // Attempts that had begun before the breaker opened change nothing.
             _ => self,
         }
@@ -159,20 +152,25 @@ impl fmt::Display for Cause {
     }
 }
 
-/// The breaker of one worker.
+/// The breaker of one worker. It pauses the intake, and lets it resume.
 pub struct Breaker {
     state: watch::Sender<State>,
     failures_max: u32,
+    intake: Arc<Intake>,
 }
 
 impl Breaker {
     /// A closed breaker that opens after `failures_max` failures in a row.
-    pub fn new(failures_max: u32) -> Self {
-        Self { state: watch::Sender::new(State::Closed { failures: 0 }), failures_max }
+    pub fn new(failures_max: u32, intake: Arc<Intake>) -> Self {
+        Self { state: watch::Sender::new(State::Closed { failures: 0 }), failures_max, intake }
     }
 
     pub fn state(&self) -> State {
         *self.state.borrow()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
     }
 
     pub fn is_closed(&self) -> bool {
@@ -184,117 +182,39 @@ impl Breaker {
         matches!(self.state(), State::Closed { failures: 0 })
     }
 
-    /// Takes an event in, and pauses or resumes the intake where it opens or closes the breaker.
-    pub fn note(&self, event: &Event<'_>, intake: &Intake) {
+    /// Notes an event, and pauses or resumes the intake where it opens or closes the breaker.
+    pub fn note(&self, event: &Event<'_>) {
         self.state.send_if_modified(|state| {
             let after = state.after(event, self.failures_max);
-            // While the state is held: told later, a resumption could overtake another's pause.
-            steer(after, intake);
+            // While the state is held: steered later, a resumption could overtake another's pause.
+            steer(after, &self.intake);
             std::mem::replace(state, after) != after
         });
-    }
-
-    /// Waits out what is throttled and probes what is open, until `stopping`.
-    ///
-    /// The probe is a GET of the nil customer: it proves the way, the key and the
-    /// signature, and costs no customer a look. After a refusal it is a PATCH for that
-    /// customer, who does not exist: updates alone may be forbidden, and only a body with
-    /// nested keys and letters beyond ASCII shows that the profile is right. So it is where the
-    /// clocks were apart, since no cache answers a PATCH. Credentials given as files are read
-    /// again.
-    pub async fn watch(
-        &self,
-        provider: &Provider,
-        credentials: &ProviderArgs,
-        interval: Duration,
-        intake: &Intake,
-        stopping: &CancellationToken,
-    ) {
-        let mut states = self.state.subscribe();
-        loop {
-            let stirred = states.wait_for(|state| matches!(state, State::Open(_) | State::Throttled { .. }));
-            let state = match stopping.run_until_cancelled(stirred).await {
-                Some(Ok(state)) => *state,
-                Some(Err(_)) | None => return,
-            };
-            let pause = sleep(interval.mul_f64(rand::random_range(0.8..1.2)));
-            let event = match state {
-                State::Throttled { until } => {
-                    if stopping.run_until_cancelled(sleep_until(until)).await.is_none() {
-                        return;
-                    }
-                    // It may have been put off again meanwhile.
-                    (self.state() == state).then_some(Event::WaitOver)
-                }
-                State::Open(cause) => {
-                    if stopping.run_until_cancelled(pause).await.is_none() {
-                        return;
-                    }
-                    probe(provider, credentials, cause).await.then_some(Event::ProbeAnswered)
-                }
-                _ => None,
-            };
-            if let Some(event) = event {
-                self.note(&event, intake);
-            }
-        }
     }
 }
 
 fn steer(state: State, intake: &Intake) {
     match state {
-        State::Closed { .. } | State::Wanting { .. } => intake.resume(Reason::Provider),
+        State::Closed { .. } | State::HalfOpenIdle { .. } => intake.resume(Reason::Provider),
         State::Open(cause @ Cause::Failing) => intake.pause(Reason::Provider, Severity::Passing, cause),
         State::Open(cause) => intake.pause(Reason::Provider, Severity::NeedsPerson, cause),
-        // Of what it was paused for a person has been told.
-        State::Trying(_) if intake.is_paused_for(Reason::Provider) => {}
-        State::Trying(_) => {
+        // A person has been told what it was paused for.
+        State::Probing(_) if intake.is_paused_for(Reason::Provider) => {}
+        State::Probing(_) => {
             let cause = "one attempt shows whether the provider is back";
             intake.pause(Reason::Provider, Severity::Passing, cause);
         }
         State::Throttled { .. } => {
             intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");
         }
-        State::Trial(_) => {}
+        State::HalfOpen(_) => {}
     }
-}
-
-/// Whether the provider answers as it should.
-async fn probe(provider: &Provider, credentials: &ProviderArgs, cause: Cause) -> bool {
-    if matches!(cause, Cause::Misconfigured(_)) {
-        match credentials.reread_credentials() {
-            Ok(Some(signer)) => match provider.set_credentials(signer) {
-                Ok(true) => info!("credentials read again from their files"),
-                Ok(false) => {}
-                Err(error) => warn!(error = format!("{error:#}"), "credentials in the files cannot be used"),
-            },
-            Ok(None) => {}
-            Err(fault) => warn!(%fault, "credentials cannot be read again"),
-        }
-    }
-    let is_answered = match cause {
-        Cause::Misconfigured(_) | Cause::ClockSkew(_) => provider.probe_update().await,
-        Cause::Failing if intolerable_skew(provider).is_some() => provider.probe_update().await,
-        Cause::Failing => match provider.customer(Uuid::nil()).await {
-            Reading::Customer(_) | Reading::NotFound => true,
-            // A cache that answers says nothing of the provider behind it.
-            Reading::Stale => provider.probe_update().await,
-            reading => {
-                debug!(?reading, "probe failed");
-                false
-            }
-        },
-    };
-    is_answered && intolerable_skew(provider).is_none()
-}
-
-/// The skew of our clock against the provider's, in seconds, where it is too large to sign.
-pub fn intolerable_skew(provider: &Provider) -> Option<i64> {
-    provider.clock_skew().filter(|skew| skew.unsigned_abs() > CLOCK_SKEW_MAX.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::domain::verdict::{Acceptance, FailurePoint};
 
@@ -303,8 +223,8 @@ mod tests {
     const REFUSED: Verdict = Verdict::Misconfigured(Misconfiguration::ApiKey);
     const BY_KEY: Cause = Cause::Misconfigured(Misconfiguration::ApiKey);
 
-    fn after(state: State, verdict: &Verdict, is_trial: bool) -> State {
-        state.after(&Event::Attempted { verdict, is_trial }, 3)
+    fn after(state: State, verdict: &Verdict, is_probe: bool) -> State {
+        state.after(&Event::Attempted { verdict, is_probe }, 3)
     }
 
     #[test]
@@ -330,53 +250,53 @@ mod tests {
         assert_eq!(after(twice, &Verdict::Accepted(Acceptance::default()), false), CLOSED);
         let open = State::Open(Cause::Misconfigured(odd));
         assert_eq!(after(twice, &refused, false), open);
-        let trying = State::Trying(Cause::Misconfigured(odd));
-        assert_eq!(after(trying, &refused, true), open);
+        let probing = State::Probing(Cause::Misconfigured(odd));
+        assert_eq!(after(probing, &refused, true), open);
         let throttled = State::Throttled { until: Instant::now() };
         assert_eq!(after(throttled, &refused, false), throttled);
     }
 
     #[test]
-    fn a_good_probe_alone_does_not_close_it() {
-        let probed = State::Open(Cause::Failing).after(&Event::ProbeAnswered, 3);
-        assert_eq!(probed, State::Trial(Cause::Failing));
-        let trying = probed.after(&Event::TrialBegun, 3);
-        assert_eq!(trying, State::Trying(Cause::Failing));
-        assert_eq!(after(trying, &FAILED, true), State::Open(Cause::Failing));
-        assert_eq!(after(trying, &Verdict::NotSent(NotSent::WindowClosed), true), probed);
-        assert_eq!(after(trying, &Verdict::Throttled { retry_after: None }, true), CLOSED);
+    fn a_good_health_probe_alone_does_not_close_it() {
+        let probed = State::Open(Cause::Failing).after(&Event::HealthProbeAnswered, 3);
+        assert_eq!(probed, State::HalfOpen(Cause::Failing));
+        let probing = probed.after(&Event::ProbeBegun, 3);
+        assert_eq!(probing, State::Probing(Cause::Failing));
+        assert_eq!(after(probing, &FAILED, true), State::Open(Cause::Failing));
+        assert_eq!(after(probing, &Verdict::NotSent(NotSent::WindowClosed), true), probed);
+        assert_eq!(after(probing, &Verdict::Throttled { retry_after: None }, true), CLOSED);
     }
 
     #[test]
-    fn nothing_to_try_does_not_close_it_but_lets_deliveries_in() {
+    fn no_due_job_does_not_close_it_but_lets_deliveries_in() {
         let at = Instant::now();
-        let wanting = State::Trial(Cause::Failing).after(&Event::NothingToTry { at }, 3);
-        assert_eq!(wanting, State::Wanting { cause: Cause::Failing, since: at });
+        let idle = State::HalfOpen(Cause::Failing).after(&Event::NoJobDue { at }, 3);
+        assert_eq!(idle, State::HalfOpenIdle { cause: Cause::Failing, since: at });
         let later = at + Duration::from_secs(1);
-        assert_eq!(wanting.after(&Event::NothingToTry { at: later }, 3), wanting);
-        assert_eq!(after(wanting, &FAILED, false), wanting);
-        assert_eq!(wanting.after(&Event::TrialBegun, 3), State::Trying(Cause::Failing));
+        assert_eq!(idle.after(&Event::NoJobDue { at: later }, 3), idle);
+        assert_eq!(after(idle, &FAILED, false), idle);
+        assert_eq!(idle.after(&Event::ProbeBegun, 3), State::Probing(Cause::Failing));
 
-        let (breaker, intake) = (Breaker::new(1), Intake::default());
-        let is_open = intake.subscribe();
-        breaker.note(&Event::Attempted { verdict: &FAILED, is_trial: false }, &intake);
-        breaker.note(&Event::ProbeAnswered, &intake);
+        let intake = Arc::new(Intake::default());
+        let (breaker, is_open) = (Breaker::new(1, Arc::clone(&intake)), intake.subscribe());
+        breaker.note(&Event::Attempted { verdict: &FAILED, is_probe: false });
+        breaker.note(&Event::HealthProbeAnswered);
         assert!(!*is_open.borrow());
-        breaker.note(&Event::NothingToTry { at }, &intake);
+        breaker.note(&Event::NoJobDue { at });
         assert!(*is_open.borrow() && !breaker.is_closed());
-        breaker.note(&Event::TrialBegun, &intake);
+        breaker.note(&Event::ProbeBegun);
         assert!(!*is_open.borrow(), "one delivery is enough");
     }
 
     #[test]
     fn a_provider_that_asks_to_wait_is_waited_for() {
         let (soon, later) = (Instant::now(), Instant::now() + Duration::from_secs(9));
-        let throttled = CLOSED.after(&Event::PutOff { until: later }, 3);
+        let throttled = CLOSED.after(&Event::Throttled { until: later }, 3);
         assert_eq!(throttled, State::Throttled { until: later });
-        assert_eq!(throttled.after(&Event::PutOff { until: soon }, 3), throttled);
+        assert_eq!(throttled.after(&Event::Throttled { until: soon }, 3), throttled);
         assert_eq!(after(throttled, &FAILED, false), throttled);
         assert_eq!(after(throttled, &REFUSED, false), State::Open(BY_KEY));
-        assert_eq!(throttled.after(&Event::WaitOver, 3), CLOSED);
+        assert_eq!(throttled.after(&Event::ThrottleOver, 3), CLOSED);
     }
 
     #[test]
@@ -387,7 +307,7 @@ mod tests {
     #[test]
     fn attempts_that_had_begun_before_change_nothing() {
         let accepted = Verdict::Accepted(Acceptance::default());
-        for state in [State::Open(BY_KEY), State::Trial(BY_KEY), State::Trying(BY_KEY)] {
+        for state in [State::Open(BY_KEY), State::HalfOpen(BY_KEY), State::Probing(BY_KEY)] {
             assert_eq!(after(state, &accepted, false), state);
             assert_eq!(after(state, &FAILED, false), state);
         }

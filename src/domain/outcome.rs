@@ -244,8 +244,8 @@ pub struct History {
     pub misconfigured: u32,
     /// Attempts that were ever of unknown fate.
     pub unknown: u32,
-    /// Whether this attempt was let through as a trial while the breaker was not closed.
-    pub is_trial: bool,
+    /// Whether this attempt was let through as a probe while the breaker was not closed.
+    pub is_probe: bool,
     /// Whether the last attempt here to end before this one was answered as documented.
     pub others_are_taken: bool,
 }
@@ -258,7 +258,7 @@ const REFUSED_ALONE_MAX: u32 = 5;
 pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitter: f64) -> Next {
     let retries = history.retries + 1;
     let wait = |waiting_for, delay| {
-        let counts = !history.is_trial;
+        let counts = !history.is_probe;
         if counts && !schedule.allows_another(retries) {
             return Next::End(Outcome::Exhausted(Exhaustion::Attempts));
         }
@@ -280,19 +280,19 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         // Where others are taken meanwhile, it is about this job.
         Verdict::Misconfigured(cause) if !cause.is_everybodys() => {
             let refused = history.misconfigured + 1;
-            if history.others_are_taken && !history.is_trial && refused >= REFUSED_ALONE_MAX {
+            if history.others_are_taken && !history.is_probe && refused >= REFUSED_ALONE_MAX {
                 return Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
             }
-            // Later, so that a trial finds another job first.
+            // Later, so that a probe finds another job first.
             let delay = schedule.delay(refused, jitter);
             Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay, counts: false })
         }
-        // A trial comes right after a probe that the provider took from this very worker: then
+        // A probe comes right after a health probe that the provider answered to this very worker: then
         // it is this job that it refuses. Any other refusal may be another replica's first.
-        Verdict::Misconfigured(_) if history.misconfigured > 0 && history.is_trial => {
+        Verdict::Misconfigured(_) if history.misconfigured > 0 && history.is_probe => {
             Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob))
         }
-        // Due at once, so that the next trial finds it; until then the breaker holds it back.
+        // Due at once, so that the next probe finds it; until then the breaker holds it back.
         Verdict::Misconfigured(_) | Verdict::NotSent(NotSent::HeldBack) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: false })
         }
@@ -349,9 +349,9 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_costs_no_attempt() {
-        let trial = History { retries: 2, is_trial: true, ..History::default() };
-        check(Verdict::NotSent(NotSent::Connect), trial, wait(WaitingFor::Retry, 2000, false));
+    fn a_probe_costs_no_attempt() {
+        let probe = History { retries: 2, is_probe: true, ..History::default() };
+        check(Verdict::NotSent(NotSent::Connect), probe, wait(WaitingFor::Retry, 2000, false));
     }
 
     #[test]
@@ -360,7 +360,7 @@ mod tests {
         let elsewhere = History { misconfigured: 1, ..History::default() };
         check(refused.clone(), elsewhere, wait(WaitingFor::Provider, 0, false));
         let review = Next::End(Outcome::NeedsReview(Review::RefusedOnlyForThisJob));
-        check(refused, History { is_trial: true, ..elsewhere }, review);
+        check(refused, History { is_probe: true, ..elsewhere }, review);
     }
 
     /// One job's poison ends that job; what meets everybody ends nobody.
@@ -375,7 +375,7 @@ mod tests {
             check(refused.clone(), alone, review);
             let again = wait(WaitingFor::Provider, 8_000, false);
             check(refused.clone(), History { others_are_taken: false, ..alone }, again.clone());
-            check(refused, History { is_trial: true, ..alone }, again);
+            check(refused, History { is_probe: true, ..alone }, again);
         }
     }
 

@@ -41,13 +41,13 @@ pub enum NextAttempt {
 /// How long a job is left alone of which the database refuses what is to be written.
 const REFUSED_WAIT_SECONDS: f64 = 60.0;
 
+/// Which job may be the probe: the one attempt that the half-open breaker lets through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Turn {
-    Any,
-    /// A trial, while the breaker is not closed: of no job that was ever of unknown fate.
-    Trial,
-    /// A trial where there is no other.
-    TrialOfAny,
+pub enum Probe {
+    /// One whose attempts all have a known outcome.
+    OfKnownOutcome,
+    /// Any, where there is no other.
+    OfAny,
 }
 
 /// A job that waited, claimed again.
@@ -65,17 +65,17 @@ impl Journal {
     pub async fn next_attempts(
         &self,
         t0: Moment,
-        turn: Turn,
+        probe: Option<Probe>,
         limit: usize,
     ) -> Result<Option<Vec<NextAttempt>>, JournalError> {
         let mut taken = Vec::new();
-        match self.try_next_attempts(t0, turn, limit, &mut taken).await {
+        match self.try_next_attempts(t0, probe, limit, &mut taken).await {
             Ok(next) => Ok(Some(next)),
             // Another replica took a customer's slot between our read and our claim.
             Err(JournalError::Database(error)) if is_lost_race(&error) => Ok(None),
             Err(error) if error.is_of_a_job() => match taken[..] {
                 // The others do not wait for the one that the database refuses: each goes alone.
-                [_, _, ..] => Box::pin(self.next_attempts(t0, turn, 1)).await,
+                [_, _, ..] => Box::pin(self.next_attempts(t0, probe, 1)).await,
                 [job_id] => {
                     self.leave_alone(job_id).await?;
                     Ok(Some(vec![NextAttempt::Refused(job_id, error)]))
@@ -90,15 +90,15 @@ impl Journal {
     async fn try_next_attempts(
         &self,
         t0: Moment,
-        turn: Turn,
+        probe: Option<Probe>,
         limit: usize,
         taken: &mut Vec<Uuid>,
     ) -> Result<Vec<NextAttempt>, JournalError> {
         bounded(async {
             let mut tx = self.pool.begin().await?;
-            let slots = self.take_slots(&mut tx, turn, limit).await?;
+            let slots = self.take_slots(&mut tx, probe, limit).await?;
             taken.extend(slots.iter().map(|slot| slot.job_id));
-            let next = self.next_attempts_in(&mut tx, t0, turn, slots).await?;
+            let next = self.next_attempts_in(&mut tx, t0, probe, slots).await?;
             tx.commit().await?;
             Ok(next)
         })
@@ -122,7 +122,11 @@ impl Journal {
 
     /// What an earlier [`Journal::next_attempts`] with this `t0` has begun, where its answer was
     /// lost. To be asked once: whoever gets them sends them.
-    pub async fn find_begun(&self, t0: Moment, turn: Turn) -> Result<Vec<ClaimedJob>, JournalError> {
+    pub async fn find_begun(
+        &self,
+        t0: Moment,
+        probe: Option<Probe>,
+    ) -> Result<Vec<ClaimedJob>, JournalError> {
         let begun = bounded(
             sqlx::query_as!(
                 TakenSlot,
@@ -154,7 +158,7 @@ impl Journal {
         let opened = begun.into_iter().map(|slot| {
             let request = self.open_payload(slot.job_id, &slot.sealed);
             let request = request.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-            Ok(self.claimed(slot, request, t0, turn))
+            Ok(self.claimed(slot, request, t0, probe))
         });
         opened.collect()
     }
@@ -163,7 +167,7 @@ impl Journal {
         &self,
         tx: &mut PgTransaction<'_>,
         t0: Moment,
-        turn: Turn,
+        probe: Option<Probe>,
         slots: Vec<TakenSlot>,
     ) -> sqlx::Result<Vec<NextAttempt>> {
         let candidates: Vec<Candidate> = slots.iter().map(TakenSlot::candidate).collect();
@@ -186,7 +190,7 @@ impl Journal {
                 Decision::Go => match self.open_payload(slot.job_id, &slot.sealed) {
                     Ok(request) => {
                         beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
-                        NextAttempt::Claimed(Box::new(self.claimed(slot, request, t0, turn)))
+                        NextAttempt::Claimed(Box::new(self.claimed(slot, request, t0, probe)))
                     }
                     Err(error) => {
                         candidate.wait_for_key(tx).await?;
@@ -254,12 +258,18 @@ impl Journal {
         Ok(budget.allows_resend())
     }
 
-    fn claimed(&self, slot: TakenSlot, request: UpdateRequest, t0: Moment, turn: Turn) -> ClaimedJob {
+    fn claimed(
+        &self,
+        slot: TakenSlot,
+        request: UpdateRequest,
+        t0: Moment,
+        probe: Option<Probe>,
+    ) -> ClaimedJob {
         let history = History {
             retries: slot.retries.unsigned_abs(),
             misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
             unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
-            is_trial: turn != Turn::Any,
+            is_probe: probe.is_some(),
             others_are_taken: false,
         };
         ClaimedJob {
@@ -281,7 +291,7 @@ impl Journal {
     async fn take_slots(
         &self,
         tx: &mut PgConnection,
-        turn: Turn,
+        probe: Option<Probe>,
         limit: usize,
     ) -> sqlx::Result<Vec<TakenSlot>> {
         // The slots are taken in the customers' order, as every batch takes them: two that
@@ -342,7 +352,7 @@ impl Journal {
                 ) as "unknown!""#,
             self.worker,
             self.limits.claim_lease.as_secs_f64(),
-            turn == Turn::Trial,
+            probe == Some(Probe::OfKnownOutcome),
             i64::try_from(limit).unwrap_or(i64::MAX),
             self.floors.due.bound(),
         )

@@ -31,7 +31,7 @@ use sqlx::postgres::PgPool;
 use tokio::sync::Semaphore;
 
 use self::batch::{BatchThread, Batches, Change, Written};
-pub use self::claim::{ClaimedJob, NextAttempt, Turn};
+pub use self::claim::{ClaimedJob, NextAttempt, Probe};
 pub use self::error::{JournalError, is_away, is_refused};
 pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::history::chain::Head;

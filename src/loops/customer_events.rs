@@ -9,12 +9,11 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::broker::{Broker, Delivery, Edge, Subscription};
-use crate::control::liveness::SessionLoop;
+use crate::broker::{Broker, Delivery, Edge, SessionLiveness, Subscription};
+use crate::context::{Context, Panicked, unless_it_panics};
 use crate::domain::customer_event::{BODY_BYTES_MAX, CustomerEvent, Notification, Refusal, read_event};
 use crate::domain::message::Message;
 use crate::journal::EventNoted;
-use crate::worker::{Panicked, Worker, unless_it_panics};
 
 /// How many deliveries are held unacknowledged.
 const PREFETCH: u16 = 64;
@@ -27,7 +26,7 @@ enum Received {
 
 /// The receiver of one worker's customer events.
 pub struct CustomerEvents {
-    worker: Arc<Worker>,
+    context: Arc<Context>,
     age_max: Duration,
     /// Events that are no business of ours.
     ignored: u64,
@@ -35,17 +34,18 @@ pub struct CustomerEvents {
 
 impl CustomerEvents {
     /// A receiver for events that were signed at most `age_max` before they were published.
-    pub fn new(worker: Arc<Worker>, age_max: Duration) -> Self {
-        Self { worker, age_max, ignored: 0 }
+    pub fn new(context: Arc<Context>, age_max: Duration) -> Self {
+        Self { context, age_max, ignored: 0 }
     }
 
     /// Runs until the worker stops.
     pub async fn run(mut self, broker: Broker) {
         let subscription =
             Subscription { edge: Edge::CustomerEvents, prefetch: PREFETCH, body_bytes: BODY_BYTES_MAX + 1 };
-        let (intake, stopping) = (self.worker.intake.subscribe(), self.worker.stopping.clone());
+        let (intake, stopping) = (self.context.intake.subscribe(), self.context.stopping.clone());
         let (sender, mut deliveries) = mpsc::channel(usize::from(PREFETCH));
-        let session = broker.consume(subscription, sender, intake, SessionLoop::default(), stopping.clone());
+        let session =
+            broker.consume(subscription, sender, intake, SessionLiveness::default(), stopping.clone());
         let receiving = async move {
             while let Some(Some(delivery)) = stopping.run_until_cancelled(deliveries.recv()).await {
                 // A lost session's deliveries come again with the next.
@@ -63,9 +63,9 @@ impl CustomerEvents {
             Ok(received) => received,
             Err(Panicked) => {
                 error!("the worker failed on a customer event, dead-lettering it; this is a bug, report it");
-                let worker = &self.worker;
-                let record = || worker.journal.record_worker_failed(&message, received_at);
-                worker.persist(record).await.map(|()| Received::DeadLetter)
+                let context = &self.context;
+                let record = || context.journal.record_worker_failed(&message, received_at);
+                context.persist(record).await.map(|()| Received::DeadLetter)
             }
         };
         match received {
@@ -86,7 +86,7 @@ impl CustomerEvents {
     ///
     /// `None` when the worker stopped first.
     async fn receive(&mut self, message: &Message, received_at: OffsetDateTime) -> Option<Received> {
-        match read_event(message, &self.worker.provider.signer(), self.age_max) {
+        match read_event(message, &self.context.provider.signer(), self.age_max) {
             Ok(Notification::Customer(event)) => self.record(&event).await,
             Ok(Notification::Other(kind)) => {
                 self.ignored += 1;
@@ -99,8 +99,8 @@ impl CustomerEvents {
 
     async fn record(&mut self, event: &CustomerEvent) -> Option<Received> {
         let CustomerEvent { customer_id, status, .. } = event;
-        let journal = &self.worker.journal;
-        match self.worker.persist(|| journal.record_customer_event(event)).await? {
+        let journal = &self.context.journal;
+        match self.context.persist(|| journal.record_customer_event(event)).await? {
             EventNoted::Ended(job_id) => {
                 info!(%job_id, %customer_id, status, "verification ended, says a customer event");
             }
@@ -124,8 +124,8 @@ impl CustomerEvents {
     ) -> Option<Received> {
         let reason_code = refusal.code();
         warn!(reason_code, reason = %refusal, "customer event is not believed, dead-lettering it");
-        let journal = &self.worker.journal;
-        self.worker.persist(|| journal.record_refused_event(message, received_at, refusal)).await?;
+        let journal = &self.context.journal;
+        self.context.persist(|| journal.record_refused_event(message, received_at, refusal)).await?;
         Some(Received::DeadLetter)
     }
 }

@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
 use crate::clock::Moment;
+use crate::context::Context;
 use crate::control::intake::{HEARD_WITHIN, Intake, Reason, Severity};
 use crate::instance::instance;
 use crate::journal::JournalError;
 use crate::journal::pause::Pause;
 use crate::journal::replicas::Pulse;
-use crate::worker::Worker;
 
 /// Every replica obeys an operator within 5 s, a slow database included; one whose heartbeats are
 /// not answered begins nothing once it has heard nothing for [`HEARD_WITHIN`].
@@ -28,7 +28,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(4);
 
 /// The heartbeat of one replica.
 pub struct Heartbeat {
-    worker: Arc<Worker>,
+    context: Arc<Context>,
     jobs: TaskTracker,
     instance: String,
     started_at: OffsetDateTime,
@@ -39,9 +39,9 @@ impl Heartbeat {
     ///
     /// # Errors
     /// When the system does not say which process this is.
-    pub fn new(worker: Arc<Worker>, jobs: TaskTracker) -> io::Result<Self> {
+    pub fn new(context: Arc<Context>, jobs: TaskTracker) -> io::Result<Self> {
         let instance = instance(std::process::id())?;
-        Ok(Self { worker, jobs, instance, started_at: OffsetDateTime::now_utc() })
+        Ok(Self { context, jobs, instance, started_at: OffsetDateTime::now_utc() })
     }
 
     /// Beats once. What a heartbeat told of a pause holds for a while; once none was answered for
@@ -49,7 +49,7 @@ impl Heartbeat {
     ///
     /// A replica whose loops stand still does not beat: it only looks alive.
     pub async fn beat(&self) {
-        let Worker { intake, liveness, .. } = &*self.worker;
+        let Context { intake, liveness, .. } = &*self.context;
         match liveness.standstill() {
             Some(standstill) => error!(
                 standstill,
@@ -68,7 +68,7 @@ impl Heartbeat {
 
     /// Tells that this replica lives, and obeys what it hears.
     async fn ask(&self) {
-        let Worker { journal, intake, liveness, parked, .. } = &*self.worker;
+        let Context { journal, intake, liveness, scheduled, .. } = &*self.context;
         let mut paused_for = intake.paused_for();
         // Whoever reads that this was written knows better.
         paused_for.retain(|reason| reason != Reason::Heartbeat.name());
@@ -89,11 +89,11 @@ impl Heartbeat {
                 intake.hear(begun);
                 intake.resume(Reason::Heartbeat);
                 if was_held {
-                    parked.notify_one();
+                    scheduled.notify_one();
                 }
             }
             // Nobody else may notice that this table alone is out of reach.
-            Ok(Err(error)) if error.remedy().is_some() => self.worker.note_journal_failure(&error),
+            Ok(Err(error)) if error.remedy().is_some() => self.context.note_journal_failure(&error),
             Ok(Err(error)) => debug!(%error, "no heartbeat"),
             Err(_elapsed) => debug!("no heartbeat: no answer within {ANSWER_TIME_MAX:?}"),
         }
@@ -107,7 +107,7 @@ impl Heartbeat {
         while leaving.run_until_cancelled(sleep(INTERVAL)).await.is_some() {
             self.beat().await;
         }
-        self.worker.journal.leave(&self.instance).await
+        self.context.journal.leave(&self.instance).await
     }
 }
 

@@ -1,6 +1,17 @@
 //! What runs beside the flow until the worker stops, a loop each.
 
+pub mod consumer;
 pub mod customer_events;
+pub mod database;
+pub mod dispatcher;
+pub mod drain;
 pub mod heartbeat;
-pub mod scheduler;
+pub mod maintenance;
+pub mod prober;
+pub mod reconciler;
 pub mod tracker;
+
+use std::time::Duration;
+
+/// The shortest pause between two rounds, where rows stay due that others hold.
+const PAUSE_MIN: Duration = Duration::from_millis(20);

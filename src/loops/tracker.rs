@@ -11,12 +11,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::clock::Moment;
+use crate::context::{Context, Panicked, unless_it_panics};
 use crate::control::breaker::Event;
 use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextLook, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
-use crate::worker::{Panicked, Worker, unless_it_panics};
 
 /// How many customers are looked at at once.
 const LOOKS_MAX: u32 = 32;
@@ -26,7 +26,7 @@ const FAILING_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The tracker of one worker.
 pub struct Tracker {
-    worker: Arc<Worker>,
+    context: Arc<Context>,
     tracking: Tracking,
     pace: Pace,
     poll: Duration,
@@ -38,9 +38,9 @@ pub struct Tracker {
 
 impl Tracker {
     /// A tracker that asks for due looks every `poll` at least.
-    pub fn new(worker: Arc<Worker>, tracking: Tracking, pace: Pace, poll: Duration) -> Self {
+    pub fn new(context: Arc<Context>, tracking: Tracking, pace: Pace, poll: Duration) -> Self {
         Self {
-            worker,
+            context,
             tracking,
             pace,
             poll,
@@ -54,7 +54,7 @@ impl Tracker {
     pub async fn run(self) {
         let mut failing_pause = self.poll;
         loop {
-            self.worker.liveness.tracker.turn();
+            self.context.liveness.tracker.turn();
             let is_failing = self.is_failing.load(Ordering::Relaxed);
             let pause = match self.begin_looks(if is_failing { 1 } else { self.batch() }).await {
                 // A provider in trouble is asked less and less often.
@@ -64,14 +64,14 @@ impl Tracker {
                 }
                 Ok(Round { pause, .. }) => pause,
                 Err(error) => {
-                    self.worker.note_journal_failure(&error);
+                    self.context.note_journal_failure(&error);
                     self.poll
                 }
             };
             if !is_failing {
                 failing_pause = self.poll;
             }
-            if self.worker.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+            if self.context.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
                 break;
             }
         }
@@ -88,12 +88,12 @@ impl Tracker {
     /// Begins up to `limit` looks that are due, unless the breaker holds them back.
     async fn begin_looks(&self, limit: u32) -> Result<Round, JournalError> {
         let nothing = Round { begun: 0, pause: self.poll };
-        if limit == 0 || !self.worker.breaker.is_closed() {
+        if limit == 0 || !self.context.breaker.is_closed() {
             return Ok(nothing);
         }
         let claimed_at = Moment::now();
         let DueVerifications { claims, found } =
-            self.worker.journal.claim_verifications(&self.pace, limit).await?;
+            self.context.journal.claim_verifications(&self.pace, limit).await?;
         if found == 0 {
             return Ok(nothing);
         }
@@ -108,7 +108,7 @@ impl Tracker {
 
     fn spawn(&self, claim: VerificationClaim, claimed_at: Moment) {
         let look = Look {
-            worker: Arc::clone(&self.worker),
+            context: Arc::clone(&self.context),
             tracking: self.tracking,
             claimed_at,
             begins_within: self.pace.look_time_max,
@@ -138,7 +138,7 @@ struct Round {
 
 /// One look at one customer.
 struct Look {
-    worker: Arc<Worker>,
+    context: Arc<Context>,
     tracking: Tracking,
     claimed_at: Moment,
     /// Begun later than that, it could come too soon before or after another replica's.
@@ -154,8 +154,8 @@ impl Look {
         if self.claimed_at.elapsed() > self.begins_within {
             return debug!("held up for too long, another replica will look");
         }
-        let looking = self.worker.provider.customer(claim.customer_id);
-        let Some(reading) = self.worker.stopping.run_until_cancelled(looking).await else { return };
+        let looking = self.context.provider.customer(claim.customer_id);
+        let Some(reading) = self.context.stopping.run_until_cancelled(looking).await else { return };
         failpoint::reach(Point::VerificationAnswered);
         self.note_health(&reading);
         let seen = match &reading {
@@ -164,8 +164,8 @@ impl Look {
         };
         let status = seen.map(|seen| seen.status.as_str());
         let next = self.tracking.next_look(status, claim.since_acceptance);
-        let record = || self.worker.journal.record_verification(claim, self.claimed_at, seen, next);
-        match self.worker.persist(record).await {
+        let record = || self.context.journal.record_verification(claim, self.claimed_at, seen, next);
+        match self.context.persist(record).await {
             Some(true) => tell(claim, seen, next),
             Some(false) => debug!("the verification has moved on without this look"),
             None => debug!("stopped before the look was recorded; another replica will look again"),
@@ -176,8 +176,8 @@ impl Look {
     /// worker wait where the provider asks for it.
     fn note_health(&self, reading: &Reading) {
         if let Reading::Throttled { retry_after } = reading {
-            let until = Instant::now() + self.worker.schedule.pause(*retry_after);
-            self.worker.breaker.note(&Event::PutOff { until }, &self.worker.intake);
+            let until = Instant::now() + self.context.schedule.pause(*retry_after);
+            self.context.breaker.note(&Event::Throttled { until });
         }
         let code = reading.error_code();
         // That a customer is not found is an answer, if an odd one.

@@ -1,21 +1,20 @@
-//! Looks at the provider for `check`: the way there, the clocks, our credentials and the
+//! Inspects the provider for `check`: the way there, the clocks, our credentials and the
 //! signing profile, by requests for a customer who does not exist. They change nothing.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::ValueEnum as _;
 use uuid::Uuid;
 
-use super::{Provider, endpoint, skew_of};
+use super::{Provider, endpoint, is_intolerable, skew_of};
 use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
 use dollarpe::canonical_json::Profile;
 
 impl Provider {
-    /// Looks at everything that a worker needs of the provider. A clock further off than
-    /// `skew_max` may not sign.
-    pub async fn inspect(&self, skew_max: Duration) -> Vec<Finding> {
+    /// Inspects everything that a worker needs of the provider.
+    pub async fn inspect(&self) -> Vec<Finding> {
         let nobody = Uuid::nil().to_string();
         let url = endpoint(&self.settings.base_url, &["customer", &nobody]);
         let answer = match self.ask(self.signed_get(url)).await {
@@ -31,7 +30,7 @@ impl Provider {
             )
         }));
         let skew = skew_of(&answer).filter(|_| !is_cached);
-        let is_skewed = skew.is_some_and(|skew| skew.unsigned_abs() > skew_max.as_secs());
+        let is_skewed = skew.is_some_and(is_intolerable);
         findings.extend(skew.map(|skew| clock_finding(skew, is_skewed)));
         let verdict = judge(&answer);
         match verdict {

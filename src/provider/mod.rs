@@ -49,6 +49,9 @@ const IDLE_MAX: Duration = Duration::from_secs(1);
 /// Asks an Envoy on the way, alone or in a service mesh, not to send an update again by itself.
 const ENVOY_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
 
+/// A clock further off the provider's than this may not sign.
+const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
+
 /// The canonical form of a request without a body.
 const EMPTY_BODY: &str = "{}";
 
@@ -157,8 +160,13 @@ impl Provider {
     }
 
     /// The provider's clock less ours, in seconds, as its last answer to an update told it.
-    pub fn clock_skew(&self) -> Option<i64> {
+    fn clock_skew(&self) -> Option<i64> {
         Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
+    }
+
+    /// The same, where our clock is too far off to sign.
+    pub fn intolerable_skew(&self) -> Option<i64> {
+        self.clock_skew().filter(|skew| is_intolerable(*skew))
     }
 
     /// Signs as we do now, and so verifies what the provider signs.
@@ -441,6 +449,10 @@ impl Credentials {
         api_key.set_sensitive(true);
         Ok(Self { api_key, signer })
     }
+}
+
+fn is_intolerable(skew: i64) -> bool {
+    skew.unsigned_abs() > CLOCK_SKEW_MAX.as_secs()
 }
 
 /// The clock behind an answer's `Date` less ours, in seconds.

@@ -61,9 +61,9 @@ fn after_an_attempt() -> States {
     let mut seen = States::new();
     for verdict in &verdicts {
         for (retries, refused) in often.iter().flat_map(|n| often.map(|m| (*n, m))) {
-            for (is_trial, others_are_taken) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (is_probe, others_are_taken) in [(false, false), (false, true), (true, false), (true, true)] {
                 let history =
-                    History { retries, misconfigured: refused, unknown: 0, is_trial, others_are_taken };
+                    History { retries, misconfigured: refused, unknown: 0, is_probe, others_are_taken };
                 seen.insert(match next(verdict, history, &schedule, 0.5) {
                     Next::End(outcome) => outcome.state().to_owned(),
                     Next::Wait(_) => "waiting".to_owned(),

@@ -13,7 +13,6 @@ use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Verdict};
 use kyc_worker::domain::verification::NextLook;
 use kyc_worker::journal::{
     Admission, AttemptResult, Claim, EventNoted, Journal, JournalError, NextAttempt, Opened, Pace, Settled,
-    Turn,
 };
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -67,7 +66,7 @@ async fn hasten(world: &World, job_id: Uuid) {
 }
 
 async fn next_attempt(journal: &Journal) -> Claim {
-    let next = journal.next_attempts(Moment::now(), Turn::Any, 1).await.expect("the database answers");
+    let next = journal.next_attempts(Moment::now(), None, 1).await.expect("the database answers");
     match next.and_then(|mut next| next.pop()) {
         Some(NextAttempt::Claimed(claimed)) => claimed.claim,
         _ => panic!("nothing was claimed"),

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use kyc_worker::clock::Moment;
 use kyc_worker::domain::job::Job;
 use kyc_worker::domain::outcome::{Outcome, WaitingFor};
-use kyc_worker::journal::{Admission, Journal, NextAttempt, Opened, Turn};
+use kyc_worker::journal::{Admission, Journal, NextAttempt, Opened};
 use serde_json::json;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Postgres, Transaction};
@@ -31,7 +31,7 @@ async fn open(journal: &Journal, job: &Job) -> Opened {
 }
 
 async fn next(journal: &Journal, limit: usize) -> Vec<NextAttempt> {
-    let next = journal.next_attempts(Moment::now(), Turn::Any, limit).await;
+    let next = journal.next_attempts(Moment::now(), None, limit).await;
     next.expect("the database answers").expect("no other replica is there")
 }
 
@@ -439,7 +439,7 @@ async fn poll(journal: &Journal) {
     journal.expire(100).await.expect("the database answers");
     journal.postpone_busy(100).await.expect("the database answers");
     journal.claim_reads(32).await.expect("the database answers");
-    journal.next_attempts(Moment::now(), Turn::Any, 32).await.expect("the database answers");
+    journal.next_attempts(Moment::now(), None, 32).await.expect("the database answers");
     journal.sweep_payloads(Duration::from_secs(60), 100).await.expect("the database answers");
     journal.count_in_motion().await.expect("the database answers");
 }

@@ -9,7 +9,7 @@ use kyc_worker::clock::Moment;
 use kyc_worker::domain::job::{Job, Rules};
 use kyc_worker::domain::message::Message;
 use kyc_worker::domain::outcome::{Outcome, WaitingFor};
-use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened, Turn};
+use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened};
 use kyc_worker::seal::{Fingerprinter, Keyring};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -503,7 +503,7 @@ fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
             let mut tx = take_slot(&world, &newer).await;
             let claiming = tokio::spawn({
                 let journal = Arc::clone(&journal);
-                async move { journal.next_attempts(Moment::now(), Turn::Any, 10).await }
+                async move { journal.next_attempts(Moment::now(), None, 10).await }
             });
             wait_until_blocked(&world).await;
             if let Some(end) = end {

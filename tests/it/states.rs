@@ -15,7 +15,7 @@ use kyc_worker::domain::outcome::{Exhaustion, Outcome, Review, Wait, WaitingFor}
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Misconfiguration, NotSent, Rejection, Verdict};
 use kyc_worker::journal::history::audit::Audit;
-use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, NextAttempt, Opened, Settled, Turn};
+use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, NextAttempt, Opened, Settled};
 use kyc_worker::seal::Fingerprinter;
 use sqlx::FromRow;
 use time::OffsetDateTime;
@@ -158,7 +158,7 @@ impl Maker<'_> {
 
     async fn next(&self, job_id: Uuid) -> NextAttempt {
         self.hasten(job_id).await;
-        let next = self.journal.next_attempts(Moment::now(), Turn::Any, 1).await;
+        let next = self.journal.next_attempts(Moment::now(), None, 1).await;
         let next = next.expect("the database answers").and_then(|mut next| next.pop());
         next.expect("it is due")
     }

@@ -8,15 +8,15 @@ use std::time::SystemTime;
 use anyhow::{Context as _, anyhow};
 use clap::Parser;
 use dollarpe::signature::Signer;
-use kyc_worker::app::{provider_settings, take_in};
-use kyc_worker::broker::{Broker, Delivery, Edge, Subscription};
+use kyc_worker::app::provider_settings;
+use kyc_worker::broker::{Broker, Delivery, Edge, SessionLiveness, Subscription};
 use kyc_worker::clock::Moment;
 use kyc_worker::config::RunSettings;
 use kyc_worker::control::intake::Intake;
-use kyc_worker::control::liveness::SessionLoop;
-use kyc_worker::control::slots::{Place, Places};
+use kyc_worker::control::slots::{JobSlot, JobSlots};
 use kyc_worker::domain::job::{BODY_BYTES_MAX, Job, Rules};
 use kyc_worker::domain::verdict::{Verdict, classify};
+use kyc_worker::loops::consumer::consume;
 use kyc_worker::provider::Provider;
 use kyc_worker::telemetry;
 use time::OffsetDateTime;
@@ -54,32 +54,32 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
         rules: settings.jobs.rules(),
         stopping: CancellationToken::new(),
     });
-    let places = Places::new(settings.work.concurrency as usize, settings.provider.send_window);
+    let slots = JobSlots::new(settings.work.concurrency as usize, settings.provider.send_window);
     let subscription =
         Subscription { edge: Edge::Jobs, prefetch: settings.work.prefetch, body_bytes: BODY_BYTES_MAX + 1 };
     let (sender, receiver) = mpsc::channel(usize::from(settings.work.prefetch));
     let intake = Intake::default();
     let (is_open, stopping) = (intake.subscribe(), ceiling.stopping.clone());
     tokio::spawn(async move {
-        broker.consume(subscription, sender, is_open, SessionLoop::default(), stopping).await
+        broker.consume(subscription, sender, is_open, SessionLiveness::default(), stopping).await
     });
     let handle = {
         let ceiling = Arc::clone(&ceiling);
-        move |delivery, place| submit(Arc::clone(&ceiling), delivery, place)
+        move |delivery, slot| submit(Arc::clone(&ceiling), delivery, slot)
     };
-    tokio::spawn(take_in(receiver, places, TaskTracker::new(), ceiling.stopping.clone(), handle));
+    tokio::spawn(consume(receiver, slots, TaskTracker::new(), ceiling.stopping.clone(), handle));
     signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?.recv().await;
     ceiling.stopping.cancel();
     Ok(())
 }
 
 /// Parses, signs, sends, and acks what was accepted; anything else is a failed benchmark.
-async fn submit(ceiling: Arc<Ceiling>, Delivery { message, acker }: Delivery, mut place: Place) {
+async fn submit(ceiling: Arc<Ceiling>, Delivery { message, acker }: Delivery, mut slot: JobSlot) {
     let Ok(job) = Job::parse(&message, OffsetDateTime::now_utc(), &ceiling.rules) else {
         return acker.reject();
     };
     let (t0, customer_id) = (Moment::now(), job.request.customer_id());
-    place.begin_request(t0.monotonic).await;
+    slot.acquire_request_slot(t0.monotonic).await;
     let update = ceiling.provider.sign(&job.request, t0);
     let exchange = ceiling.provider.update(customer_id, update, t0, &ceiling.stopping).await;
     match classify(&exchange, customer_id, &[], SystemTime::now()) {

@@ -1,9 +1,10 @@
-//! A limit for every wait on the broker. A connection that died while it read a frame never
+//! Waits for the broker's answers, each with a limit, and reads its refusals. A connection that died while it read a frame never
 //! answers and never says so; and one that is blocked sends nothing, not even its own end.
 
 use std::time::Duration;
 
 use lapin::Connection;
+use lapin::protocol::AMQPErrorKind;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -42,6 +43,16 @@ pub(super) async fn close(connection: &Connection) {
         Ok(Err(error)) => debug!(%error, "a connection did not close cleanly"),
         Err(_elapsed) => debug!("the broker did not answer to the end of a connection"),
     }
+}
+
+/// How the broker refused what it was asked for, where it did.
+pub(super) fn refusal(error: &anyhow::Error) -> Option<&AMQPErrorKind> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).find_map(|error| {
+        match error.kind() {
+            lapin::ErrorKind::ProtocolError(refusal) => Some(refusal.kind()),
+            _ => None,
+        }
+    })
 }
 
 #[cfg(test)]

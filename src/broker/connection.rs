@@ -1,0 +1,222 @@
+//! Connects to the broker, as the settings say, and asks it what a worker asks now and then.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use lapin::options::QueueDeclareOptions;
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::types::FieldTable;
+use lapin::uri::{AMQPAuthority, AMQPScheme, AMQPUri};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties};
+use parking_lot::Mutex;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::answer::{answer, close, refusal};
+use super::filter::{Alterations, Appetite, Filter};
+use super::topology::{Edge, set_up_topology};
+use super::transport::{self, Transport};
+use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, parse_amqp_url};
+use crate::tls::certificate_fault;
+
+/// A broker that accepts TCP and never answers is given up after this.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+const HEARTBEAT_SECONDS: u16 = 10;
+
+/// Where lapin does not look for heartbeats, as while a connection is closed, this ends it.
+const SILENCE_MAX: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS as u64);
+
+/// The broker as one worker uses it.
+#[derive(Clone)]
+pub struct Broker {
+    pub(super) uri: AMQPUri,
+    pub(super) settings: BrokerSettings,
+    name: String,
+    /// What the topology lacks that we can work without, as it was told last.
+    tolerated: Arc<Mutex<Vec<String>>>,
+}
+
+impl Broker {
+    /// `name` is what the broker's own tools show for our connections.
+    ///
+    /// # Errors
+    /// When the URL is no AMQP URL, or two things have one name. Nothing is connected yet.
+    pub fn new(settings: &BrokerSettings, url: &Secret, name: &str) -> anyhow::Result<Self> {
+        if let Some(fault) = settings.name_faults().into_iter().next() {
+            return Err(fault.into());
+        }
+        let mut uri = parse_amqp_url(url)?;
+        uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), tolerated: Arc::default() })
+    }
+
+    /// Goes by what `AMQP_URL_FILE` says by now: its password may have been rotated.
+    pub(super) fn read_again(self) -> Self {
+        if self.settings.amqp_url_file.is_none() {
+            return self;
+        }
+        let url = self.settings.url().map_err(anyhow::Error::from);
+        match url.and_then(|url| Self::new(&self.settings, &url, &self.name)) {
+            Ok(again) if again.uri != self.uri => {
+                info!("AMQP_URL read again from its file");
+                again
+            }
+            Ok(_) => self,
+            Err(error) => {
+                debug!(error = format!("{error:#}"), "AMQP_URL cannot be read again");
+                self
+            }
+        }
+    }
+
+    /// How many messages are ready in the queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_ready(&self) -> anyhow::Result<u32> {
+        self.with_channel(async |channel| count_in(channel, "QUEUE", &self.settings.queue).await).await
+    }
+
+    /// How many messages are ready in the dead-letter queue.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn count_dead_letters(&self) -> anyhow::Result<u32> {
+        let queue = &self.settings.dead_letter_queue;
+        self.with_channel(async |channel| count_in(channel, "DEAD_LETTER_QUEUE", queue).await).await
+    }
+
+    /// Declares or verifies what an edge needs. Of what it can work with, whoever reads the log
+    /// is told once.
+    pub(super) async fn set_up_topology(&self, connection: &Connection, edge: Edge) -> anyhow::Result<()> {
+        let tolerated = set_up_topology(connection, &self.settings, edge).await?;
+        let tolerated: Vec<String> = tolerated.iter().map(|fault| format!("{fault:#}")).collect();
+        let mut told = self.tolerated.lock();
+        for fault in tolerated.iter().filter(|fault| !told.contains(fault)) {
+            error!(error = fault, "jobs go on, and dead letters are kept as the broker has it; mend this");
+        }
+        *told = tolerated;
+        Ok(())
+    }
+
+    async fn with_channel<T>(
+        &self,
+        work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let connection = self.connect().await?;
+        let done = match answer(connection.create_channel()).await {
+            Ok(channel) => work(&channel).await,
+            Err(error) => Err(error.context("AMQP_URL: cannot open a channel")),
+        };
+        close(&connection).await;
+        done
+    }
+
+    /// Connects, for messages that are taken whole.
+    pub(super) async fn connect(&self) -> anyhow::Result<Connection> {
+        self.connect_for(Appetite::WHOLE).await.map(|(connection, _alterations)| connection)
+    }
+
+    /// Connects, for messages of which `appetite` is taken. What was done to them is told by tag.
+    pub(super) async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let place = self.place();
+        // lapin ignores the connection_timeout of the URI.
+        let connected = timeout(CONNECT_TIMEOUT, self.try_to_connect(appetite)).await;
+        connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
+            |error| {
+                let advice = self.connect_advice(&error);
+                error.context(format!("AMQP_URL: cannot use {place}; {advice}"))
+            },
+        )
+    }
+
+    async fn try_to_connect(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+        let alterations = Alterations::default();
+        let frame_max = self.uri.query.frame_max.unwrap_or_default();
+        let filter = Filter::new(appetite, frame_max, alterations.clone());
+        // Whoever waits no longer for the broker's words leaves lapin's thread waiting for them.
+        let abandoned = CancellationToken::new();
+        let abandons = abandoned.clone().drop_guard();
+        let tls = (self.uri.scheme == AMQPScheme::AMQPS).then(|| self.tls_config()).transpose()?;
+        let transport = Transport::connect(&self.uri, tls, filter, SILENCE_MAX, abandoned).await?;
+        let transport = Mutex::new(Some(transport));
+        let hand_over = move |_uri, _runtime| {
+            let transport = transport.lock().take();
+            async move {
+                transport
+                    .map(AsyncTcpStream::Plain)
+                    .ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+            }
+        };
+        let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
+        let connection =
+            Connection::connector(self.uri.clone(), transport::runtime(), hand_over, properties).await?;
+        abandons.disarm();
+        Ok((connection, alterations))
+    }
+
+    pub(super) fn place(&self) -> String {
+        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+        let is_ipv6 = host.contains(':');
+        if is_ipv6 { format!("RabbitMQ at [{host}]:{port}") } else { format!("RabbitMQ at {host}:{port}") }
+    }
+
+    /// What to do about a connection that did not come about.
+    pub(super) fn connect_advice(&self, error: &anyhow::Error) -> String {
+        if let Some(fault) = certificate_fault(error.as_ref(), "AMQP_CA_FILE") {
+            return fault;
+        }
+        let advice = match refusal(error) {
+            // RabbitMQ answers so to a user and a password that do not go together.
+            Some(AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)) => {
+                "it refuses the user or the password; special characters in them are written %XX"
+            }
+            Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
+                "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
+            }
+            // Often a reset is all that is left of the server's reason.
+            _ if self.uri.scheme == AMQPScheme::AMQPS => {
+                "is it running, are host and port right, and does it want another client certificate (AMQP_CERT_FILE, AMQP_KEY_FILE)?"
+            }
+            _ => "is it running, and are host and port right?",
+        };
+        advice.to_owned()
+    }
+
+    /// TLS that trusts the platform's store and AMQP_CA_FILE. Files are read for every connection.
+    fn tls_config(&self) -> anyhow::Result<ClientConfig> {
+        let BrokerCertificates { authorities, identity } = self.settings.certificates()?;
+        let mut trusted = RootCertStore::empty();
+        trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        trusted.add_parsable_certificates(certificates(&authorities.unwrap_or_default())?);
+        let tls = ClientConfig::builder().with_root_certificates(trusted);
+        Ok(match identity {
+            None => tls.with_no_client_auth(),
+            Some(ClientIdentity { certificate, key }) => {
+                let fault = "AMQP_CERT_FILE, AMQP_KEY_FILE: cannot be used together";
+                let key = PrivateKeyDer::from_pem_slice(&key).context(fault)?;
+                tls.with_client_auth_cert(certificates(&certificate)?, key).context(fault)?
+            }
+        })
+    }
+}
+
+fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let read: Result<_, _> = CertificateDer::pem_slice_iter(pem).collect();
+    read.context("AMQP_CA_FILE, AMQP_CERT_FILE: a certificate cannot be read")
+}
+
+pub(super) async fn count_in(channel: &Channel, setting: &str, queue: &str) -> anyhow::Result<u32> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    let declared = answer(channel.queue_declare(queue.into(), passive, FieldTable::default()))
+        .await
+        .with_context(|| format!("{setting}: cannot look at {queue}"))?;
+    Ok(declared.message_count())
+}

@@ -1,0 +1,184 @@
+//! What every loop shares, and how a write is repeated until the database does it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::control::breaker::Breaker;
+use crate::control::intake::{Intake, Reason, Severity};
+use crate::control::liveness::Liveness;
+use crate::domain::job::Rules;
+use crate::domain::outcome::Outcome;
+use crate::domain::read_back::Timing;
+use crate::domain::retry::RetrySchedule;
+use crate::journal::{Journal, JournalError};
+use crate::provider::Provider;
+
+/// How long to wait before a write is tried again that the database did not do.
+pub(crate) const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
+
+/// How long at most, where trying again soon is of little use.
+const JOURNAL_RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// The parts of one worker.
+pub struct Context {
+    pub journal: Journal,
+    pub provider: Provider,
+    /// Whether the provider may be sent updates.
+    pub breaker: Breaker,
+    /// Whether deliveries may be taken.
+    pub intake: Arc<Intake>,
+    pub liveness: Liveness,
+    pub rules: Rules,
+    pub schedule: RetrySchedule,
+    /// When reads of customers prove something.
+    pub timing: Timing,
+    /// Whether customers are read before their first attempt, and how far apart.
+    pub baseline: Option<Duration>,
+    /// Statuses that surely applied nothing.
+    pub not_applied_statuses: Vec<u16>,
+    /// How many results may wait to be written.
+    pub recordings: Semaphore,
+    /// Wakes the dispatcher when a retry or a read was scheduled.
+    pub scheduled: Notify,
+    /// Wakes the reconciler when a read may be due.
+    pub reads_due: Notify,
+    /// Whether it was told that the server allows fewer connections than wanted.
+    pub crowded: Once,
+    /// Whose turn it is to try again what a person must mend: one write at a time.
+    pub mending: Semaphore,
+    /// Cancelled when the worker stops: from then on nothing is sent any more.
+    pub stopping: CancellationToken,
+}
+
+impl Context {
+    /// Writes until the database does it. `None` when the worker stops first.
+    pub(crate) fn persist<T, F>(&self, write: impl Fn() -> F) -> impl Future<Output = Option<T>>
+    where
+        F: Future<Output = Result<T, JournalError>>,
+    {
+        self.persist_until(write, Some(&self.stopping))
+    }
+
+    /// Writes what an attempt came to until the database does it; `None` when the claim is
+    /// gone. A known answer is not thrown away: shutdown's deadline alone ends this.
+    pub(crate) fn persist_result<T, F>(&self, write: impl Fn() -> F) -> impl Future<Output = Option<T>>
+    where
+        F: Future<Output = Result<T, JournalError>>,
+    {
+        self.persist_until(write, None)
+    }
+
+    /// Writes until the database does it, the claim is gone, or `stopping` is cancelled between two
+    /// tries. An outage ends at any time, so tries follow soon. What fails for anything else will
+    /// most probably fail again: less and less often, and where a person must mend it, one write
+    /// at a time for all.
+    async fn persist_until<T, F>(
+        &self,
+        write: impl Fn() -> F,
+        stopping: Option<&CancellationToken>,
+    ) -> Option<T>
+    where
+        F: Future<Output = Result<T, JournalError>>,
+    {
+        let (mut delay, mut turn) = (JOURNAL_RETRY_DELAY, None);
+        loop {
+            let begun = Instant::now();
+            let error = match write().await {
+                Ok(written) => {
+                    self.intake.resume_by_work(Reason::Database, begun);
+                    return Some(written);
+                }
+                Err(JournalError::Fenced) => return None,
+                Err(error) => error,
+            };
+            self.note_journal_failure(&error);
+            delay = if error.is_outage() {
+                JOURNAL_RETRY_DELAY
+            } else {
+                (delay * 2).min(JOURNAL_RETRY_DELAY_MAX)
+            };
+            let waiting = async {
+                if error.remedy().is_some() {
+                    delay = JOURNAL_RETRY_DELAY_MAX;
+                    if turn.is_none() {
+                        turn = self.mending.try_acquire().ok();
+                        if turn.is_none() {
+                            // Whoever was before has just got through.
+                            turn = self.mending.acquire().await.ok();
+                            return;
+                        }
+                    }
+                }
+                sleep(delay).await;
+            };
+            // Rare, and not to be carried about by every job.
+            let waiting = Box::pin(waiting);
+            match stopping {
+                Some(stopping) => stopping.run_until_cancelled(waiting).await?,
+                None => waiting.await,
+            }
+        }
+    }
+
+    /// An outage pauses the intake, and so does what a person must mend; any other failure is this
+    /// job's, and tried again.
+    pub fn note_journal_failure(&self, error: &JournalError) {
+        if let Some(remedy) = error.remedy() {
+            let cause = format_args!("DATABASE_URL: {}; {remedy}", chain(error)).to_string();
+            self.intake.pause(Reason::Database, Severity::NeedsPerson, cause);
+        } else if error.is_crowded() {
+            self.crowded.call_once(|| {
+                warn!(
+                    "DATABASE_CONNECTIONS: the server allows this replica fewer connections, going on with those; \
+                     raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas"
+                );
+            });
+        } else if error.is_outage() {
+            self.intake.pause(Reason::Database, Severity::Passing, chain(error));
+        } else {
+            warn!(error = chain(error), "a write failed, trying it again");
+        }
+    }
+}
+
+/// Work ended in a panic. The panic itself is on stderr.
+pub(crate) struct Panicked;
+
+/// Does `work`, so that a bug in it ends the work on one job and nothing else.
+pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
+}
+
+/// Logs how a submission ended; an error where a person must look.
+pub fn log_outcome(outcome: &Outcome, job_id: &Uuid) {
+    let (name, reason_code) = (outcome.state(), outcome.reason_code());
+    match outcome {
+        Outcome::NeedsReview(_) => {
+            error!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason());
+        }
+        _ => info!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason()),
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,43 @@
+//! Stops a worker that drains once nothing is left to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::broker::Broker;
+use crate::context::Context;
+
+/// How often it is asked what is left to drain.
+const DRAIN_POLL: Duration = Duration::from_millis(500);
+
+/// Stops the worker once the queue is empty and nothing is in motion, seen twice.
+pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: TaskTracker) {
+    let mut seen_empty = 0;
+    let mut last_logged = None;
+    while context.stopping.run_until_cancelled(sleep(DRAIN_POLL)).await.is_some() {
+        let ready = broker.count_ready().await;
+        let in_motion = context.journal.count_in_motion().await;
+        let (Ok(ready), Ok(in_motion)) = (ready, in_motion) else {
+            seen_empty = 0;
+            continue;
+        };
+        if ready == 0 && in_motion == 0 && jobs.is_empty() {
+            seen_empty += 1;
+            if seen_empty == 2 {
+                info!("drained: the queue is empty and nothing is in motion");
+                context.stopping.cancel();
+            }
+            continue;
+        }
+        seen_empty = 0;
+        if last_logged != Some((ready, in_motion)) {
+            let next_due = context.journal.next_due().await.ok().flatten();
+            let next_due_in_ms = next_due.map(|due| u64::try_from(due.as_millis()).unwrap_or(u64::MAX));
+            info!(queued = ready, in_motion, next_due_in_ms, "draining");
+            last_logged = Some((ready, in_motion));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Rescues expired leases, ends what has expired, and removes what is no longer kept. Each of these
+//! tasks has a loop and a result of its own, so that none waits for another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+use crate::context::{Context, chain};
+use crate::control::intake::Reason;
+use crate::journal::JournalError;
+use crate::loops::PAUSE_MIN;
+
+/// How many rows one statement touches at most.
+const BATCH: i64 = 250;
+
+/// How often old payloads, dead letters and dead replicas are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The maintenance of one worker.
+pub struct Maintenance {
+    context: Arc<Context>,
+    poll: Duration,
+    payload_retention: Duration,
+    dead_letter_retention: Duration,
+}
+
+impl Maintenance {
+    /// Maintenance that looks for expired leases and jobs every `poll`.
+    pub fn new(
+        context: Arc<Context>,
+        poll: Duration,
+        payload_retention: Duration,
+        dead_letter_retention: Duration,
+    ) -> Self {
+        Self { context, poll, payload_retention, dead_letter_retention }
+    }
+
+    /// Runs until the worker stops.
+    pub async fn run(self) {
+        let (payloads, letters) = (self.payload_retention, self.dead_letter_retention);
+        let journal = &self.context.journal;
+        tokio::join!(
+            self.repeat("rescue of expired leases", self.poll, || self.rescue()),
+            self.repeat("ending what has expired", self.poll, || self.expire()),
+            self.repeat("putting off busy customers' jobs", self.poll, move || async move {
+                Ok(journal.postpone_busy(BATCH).await? < BATCH.unsigned_abs())
+            }),
+            self.repeat("PAYLOAD_RETENTION", SWEEP_INTERVAL, move || async move {
+                let swept = journal.sweep_payloads(payloads, BATCH).await?;
+                Ok(was_all(swept, "removed payloads older than PAYLOAD_RETENTION"))
+            }),
+            self.repeat("DEAD_LETTER_RETENTION", SWEEP_INTERVAL, move || async move {
+                let swept = journal.sweep_dead_letters(letters, BATCH).await?;
+                Ok(was_all(swept, "removed rows of dead letters older than DEAD_LETTER_RETENTION"))
+            }),
+            self.repeat("removing the rows of dead replicas", SWEEP_INTERVAL, move || async move {
+                journal.sweep_workers().await?;
+                Ok(true)
+            }),
+        );
+    }
+
+    /// Repeats a task, `interval` apart, and at once where it says that it was not all. A cause of
+    /// its failure is logged once, until it works again, and holds up nothing else.
+    async fn repeat<F>(&self, chore: &'static str, interval: Duration, work: impl Fn() -> F)
+    where
+        F: Future<Output = Result<bool, JournalError>>,
+    {
+        let Context { intake, stopping, .. } = &*self.context;
+        let (mut failing, mut is_told) = (None, false);
+        while let Some(done) = stopping.run_until_cancelled(work()).await {
+            let pause = match done {
+                Ok(was_all) => {
+                    if std::mem::take(&mut is_told) {
+                        info!(chore, "maintenance works again");
+                    }
+                    failing = None;
+                    if was_all { interval } else { PAUSE_MIN }
+                }
+                Err(error) => {
+                    let cause = chain(&error);
+                    let is_new = failing.as_ref() != Some(&cause);
+                    // An outage is everybody's, and whoever has a job to write down logs it.
+                    let is_shared = error.is_outage() && (is_new || intake.is_paused_for(Reason::Database));
+                    if !is_shared && (is_new || !is_told) {
+                        error!(
+                            chore,
+                            error = cause,
+                            "maintenance fails; all else goes on, and this is tried again"
+                        );
+                        is_told = true;
+                    }
+                    failing = Some(cause);
+                    interval
+                }
+            };
+            if stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Rescues claims whose lease has expired: as many as there are, before their customers' reads
+    /// are due. Returns whether that was all, as every task does.
+    async fn rescue(&self) -> Result<bool, JournalError> {
+        let rescued = self.context.journal.take_over(BATCH).await?;
+        for rescued in &rescued {
+            warn!(
+                job_id = %rescued.job_id, attempt = rescued.attempt,
+                claimed_by = rescued.claimed_by, "a worker vanished in an attempt, its customer will be read back"
+            );
+        }
+        Ok((rescued.len() as i64) < BATCH)
+    }
+
+    /// Ends what waited for too long.
+    async fn expire(&self) -> Result<bool, JournalError> {
+        let expired = self.context.journal.expire(BATCH).await?;
+        for job_id in &expired {
+            info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
+        }
+        Ok((expired.len() as i64) < BATCH)
+    }
+}
+
+/// Logs how much was removed, if anything was; returns whether that was all there is.
+fn was_all(swept: u64, what: &'static str) -> bool {
+    if swept > 0 {
+        info!(swept, "{what}");
+    }
+    swept < BATCH.unsigned_abs()
+}
