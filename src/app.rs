@@ -205,18 +205,18 @@ impl Running {
                 Ok(()) => info!("stopped"),
                 Err(_elapsed) => warn!(
                     in_flight = self.jobs.len(),
-                    "SHUTDOWN_GRACE is over: what is in flight will be taken over when its claim runs out"
+                    "SHUTDOWN_GRACE is over: another replica rescues what is in flight when its lease expires"
                 ),
             },
             () = hurry.cancelled() => {
-                warn!(in_flight = self.jobs.len(), "second signal: stopped at once");
+                warn!(in_flight = self.jobs.len(), "a second signal came: the worker stopped at once");
             }
         }
         if timeout(LAST_ACKS_TIMEOUT, ended(self.session)).await.is_err() {
             info!("the broker did not take the last acks");
         }
         if timeout(LAST_READS_TIMEOUT, ended(self.tracker)).await.is_err() {
-            info!("the last looks at verifications were not recorded; another replica will look again");
+            info!("the last reads for verifications were not recorded; another replica will read again");
         }
         self.leaving.cancel();
         let heartbeat = self.heartbeat;
@@ -233,7 +233,7 @@ async fn finish_jobs(jobs: TaskTracker, claiming: [JoinHandle<()>; 4]) {
     jobs.wait().await;
 }
 
-/// Waits for a task's end. It may have ended long ago, and a panic of it was told already.
+/// Waits for a task's end. It may have ended long ago, and a panic of it was logged already.
 async fn ended(task: JoinHandle<()>) {
     if !task.is_finished() {
         let _panicked = task.await;

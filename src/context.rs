@@ -50,7 +50,7 @@ pub struct Context {
     pub scheduled: Notify,
     /// Wakes the reconciler when a read may be due.
     pub reads_due: Notify,
-    /// Whether it was told that the server allows fewer connections than wanted.
+    /// Whether it was logged that the server allows fewer connections than wanted.
     pub crowded: Once,
     /// Whose turn it is to try again what a person must mend: one write at a time.
     pub mending: Semaphore,
@@ -111,7 +111,7 @@ impl Context {
                     if turn.is_none() {
                         turn = self.mending.try_acquire().ok();
                         if turn.is_none() {
-                            // Whoever was before has just got through.
+                            // The write that was before this one has just got through.
                             turn = self.mending.acquire().await.ok();
                             return;
                         }
@@ -137,14 +137,14 @@ impl Context {
         } else if error.is_crowded() {
             self.crowded.call_once(|| {
                 warn!(
-                    "DATABASE_CONNECTIONS: the server allows this replica fewer connections, going on with those; \
+                    "DATABASE_CONNECTIONS: the server allows this replica fewer connections, and the worker goes on with those; \
                      raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas"
                 );
             });
         } else if error.is_outage() {
             self.intake.pause(Reason::Database, Severity::Passing, chain(error));
         } else {
-            warn!(error = chain(error), "a write failed, trying it again");
+            warn!(error = chain(error), "a write failed; the worker tries it again");
         }
     }
 }
@@ -157,7 +157,7 @@ pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
 }
 
-/// Logs how a submission ended; an error where a person must look.
+/// Logs how a submission ended; an error where a person must act.
 pub fn log_outcome(outcome: &Outcome, job_id: &Uuid) {
     let (name, reason_code) = (outcome.state(), outcome.reason_code());
     match outcome {

@@ -25,6 +25,7 @@ use crate::failpoint::{self, Point};
 use crate::journal::{Admission, AttemptResult, Claim, Opened, ReadClaim, Settled};
 
 /// What a message came to. Its row is committed.
+#[allow(clippy::large_enum_variant, reason = "one for each delivery: a box would be an allocation")]
 pub enum Received {
     /// A job, claimed, its first attempt begun: ack the delivery, then submit it.
     Submit(Claim, UpdateRequest),
@@ -73,7 +74,7 @@ pub async fn receive(context: &Context, message: &Message) -> Option<Received> {
     match unless_it_panics(receive_job(context, message, received_at)).await {
         Ok(received) => received,
         Err(Panicked) => {
-            error!("the worker failed on a delivery, dead-lettering it; this is a bug, report it");
+            error!("the worker failed on a delivery and dead-letters it; this is a bug, report it");
             Box::pin(context.persist(|| context.journal.record_worker_failed(message, received_at))).await?;
             Some(Received::DeadLetter)
         }
@@ -85,7 +86,7 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
         Ok(job) => job,
         Err(invalid) => {
             let job_id = invalid.job_id.map(display);
-            warn!(job_id, faults = %invalid, "delivery is no job, dead-lettering it");
+            warn!(job_id, faults = %invalid, "a delivery is no job; the worker dead-letters it");
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &invalid)))
                 .await?;
             return Some(Received::DeadLetter);
@@ -112,18 +113,18 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
             Received::Ack
         }
         Opened::Known => {
-            debug!(job_id = %job.id, "job is known already");
+            debug!(job_id = %job.id, "the job is known already");
             Received::Ack
         }
         Opened::Refused => {
-            warn!(job_id = %job.id, "the database cannot hold a value of this job, dead-lettering it");
+            warn!(job_id = %job.id, "the database cannot hold a value of this job; the worker dead-letters it");
             let refused = job.refused_by_the_database();
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &refused)))
                 .await?;
             Received::DeadLetter
         }
         Opened::Conflict => {
-            warn!(job_id = %job.id, "job_id is another content's, dead-lettering the delivery");
+            warn!(job_id = %job.id, "the job_id is another content's; the worker dead-letters the delivery");
             Box::pin(context.persist(|| context.journal.record_conflict(message, received_at, job.id)))
                 .await?;
             Received::DeadLetter
@@ -230,8 +231,10 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
     let read_at = Moment::now();
     let at = match context.journal.claim_baseline(claim.customer_id, apart).await {
         Ok(Some(at)) => at,
-        Ok(None) => return debug!("customer was looked at just now, no baseline"),
-        Err(error) => return warn!(error = chain(&error), "no baseline: the journal is unavailable"),
+        Ok(None) => return debug!("the customer was read just now; there is no baseline"),
+        Err(error) => {
+            return warn!(error = chain(&error), "there is no baseline: the journal is unavailable");
+        }
     };
     let reading = context.provider.customer(claim.customer_id).await;
     if let Err(error) = context.journal.record_baseline(claim, at, read_at, &reading).await {
@@ -272,7 +275,7 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
     match (recorded, next) {
         (None, _) => Box::pin(record_late(context, claim, &result.verdict)).await,
         // The attempt's own line says it.
-        (Some(()), Next::End(Outcome::Accepted(_))) => debug!("acceptance recorded"),
+        (Some(()), Next::End(Outcome::Accepted(_))) => debug!("the acceptance is recorded"),
         (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
         (Some(()), Next::Wait(_) | Next::ReadBack) => context.scheduled.notify_one(),
     }
@@ -295,7 +298,10 @@ fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
 async fn record_late(context: &Context, claim: &Claim, verdict: &Verdict) {
     let ended = context.persist_result(|| context.journal.record_late(claim, verdict)).await;
     let ended = ended.unwrap_or_default();
-    warn!(verdict = verdict.name(), ended, "the claim was lost before the result; it is recorded as late");
+    warn!(
+        verdict = verdict.name(),
+        ended, "the claim was lost before the result was recorded; it is recorded as late"
+    );
 }
 
 /// Reads back the customer of a submission whose outcome is unknown, and records what the reading
@@ -309,7 +315,7 @@ async fn record_late(context: &Context, claim: &Claim, verdict: &Verdict) {
 /// A bug that panics on the way costs this read. It is made again when its claim has expired.
 pub async fn read_back(context: &Context, claim: ReadClaim) {
     if let Err(Panicked) = unless_it_panics(read(context, claim)).await {
-        error!("the worker failed in a look at a customer; this is a bug, report it");
+        error!("the worker failed in a read of a customer; this is a bug, report it");
     }
 }
 
@@ -336,7 +342,7 @@ async fn read(context: &Context, claim: ReadClaim) {
     let recorded = context.persist_result(record).await;
     match (recorded, settled) {
         (None, _) => {
-            warn!(conclusion = conclusion.name(), "the claim was lost before the look was recorded")
+            warn!(conclusion = conclusion.name(), "the claim was lost before the reading was recorded")
         }
         (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
         (Some(()), Settled::SendAgain | Settled::InDoubt(_)) => context.scheduled.notify_one(),

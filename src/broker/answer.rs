@@ -1,5 +1,6 @@
-//! Waits for the broker's answers, each with a limit, and reads its refusals. A connection that died while it read a frame never
-//! answers and never says so; and one that is blocked sends nothing, not even its own end.
+//! Waits for the broker's answers, each with a limit, and reads its refusals. A connection that died
+//! while it read a frame never answers and never says so; and one that is blocked sends nothing, not
+//! even its own end.
 
 use std::time::Duration;
 

@@ -39,7 +39,7 @@ pub struct Broker {
     pub(super) uri: AMQPUri,
     pub(super) settings: BrokerSettings,
     name: String,
-    /// What the topology lacks that we can work without, as it was told last.
+    /// What the topology lacks that we can work without, as it was logged last.
     tolerated: Arc<Mutex<Vec<String>>>,
 }
 
@@ -93,16 +93,19 @@ impl Broker {
         self.with_channel(async |channel| count_in(channel, "DEAD_LETTER_QUEUE", queue).await).await
     }
 
-    /// Declares or verifies what an edge needs. Of what it can work with, whoever reads the log
-    /// is told once.
+    /// Declares or verifies what an edge needs. A fault that it can work with is
+    /// logged once.
     pub(super) async fn set_up_topology(&self, connection: &Connection, edge: Edge) -> anyhow::Result<()> {
         let tolerated = set_up_topology(connection, &self.settings, edge).await?;
         let tolerated: Vec<String> = tolerated.iter().map(|fault| format!("{fault:#}")).collect();
-        let mut told = self.tolerated.lock();
-        for fault in tolerated.iter().filter(|fault| !told.contains(fault)) {
-            error!(error = fault, "jobs go on, and dead letters are kept as the broker has it; mend this");
+        let mut logged = self.tolerated.lock();
+        for fault in tolerated.iter().filter(|fault| !logged.contains(fault)) {
+            error!(
+                error = fault,
+                "dead letters are kept as the broker has it declared, and jobs go on; fix this"
+            );
         }
-        *told = tolerated;
+        *logged = tolerated;
         Ok(())
     }
 
@@ -124,7 +127,7 @@ impl Broker {
         self.connect_for(Appetite::WHOLE).await.map(|(connection, _alterations)| connection)
     }
 
-    /// Connects, for messages of which `appetite` is taken. What was done to them is told by tag.
+    /// Connects, for messages of which `appetite` is taken. What was done to them is found by tag.
     pub(super) async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
         let place = self.place();
         // lapin ignores the connection_timeout of the URI.
@@ -141,7 +144,7 @@ impl Broker {
         let alterations = Alterations::default();
         let frame_max = self.uri.query.frame_max.unwrap_or_default();
         let filter = Filter::new(appetite, frame_max, alterations.clone());
-        // Whoever waits no longer for the broker's words leaves lapin's thread waiting for them.
+        // If this future is dropped, lapin's thread would wait for the broker for ever.
         let abandoned = CancellationToken::new();
         let abandons = abandoned.clone().drop_guard();
         let tls = (self.uri.scheme == AMQPScheme::AMQPS).then(|| self.tls_config()).transpose()?;
@@ -217,6 +220,6 @@ pub(super) async fn count_in(channel: &Channel, setting: &str, queue: &str) -> a
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     let declared = answer(channel.queue_declare(queue.into(), passive, FieldTable::default()))
         .await
-        .with_context(|| format!("{setting}: cannot look at {queue}"))?;
+        .with_context(|| format!("{setting}: cannot inspect {queue}"))?;
     Ok(declared.message_count())
 }

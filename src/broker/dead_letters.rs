@@ -1,4 +1,4 @@
-//! The dead-letter queue as a person looks at it. What is only looked at goes back when the
+//! The dead-letter queue as a person inspects it. What is only inspected goes back when the
 //! connection closes; what is requeued is acked only after the broker has confirmed its copy.
 
 use anyhow::Context as _;
@@ -43,7 +43,7 @@ impl DeadLetter {
     }
 }
 
-/// The dead-letter queue, opened to be looked through once.
+/// The dead-letter queue, opened to be read through once.
 pub struct DeadLetters {
     connection: Connection,
     channel: Channel,
@@ -130,7 +130,7 @@ impl DeadLetters {
         }
     }
 
-    /// Closes the connection: what was only looked at is ready again.
+    /// Closes the connection: what was only inspected is ready again.
     pub async fn close(self) {
         close(&self.connection).await;
     }

@@ -87,7 +87,7 @@ pub(super) fn log_near_limit(message: &Message) {
             message_id = message.message_id,
             count,
             limit = DELIVERY_LIMIT,
-            "a message comes back again and again; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
+            "the broker has delivered this message many times; does it end the worker? over the limit the broker dead-letters it by itself, without a row"
         );
     }
 }

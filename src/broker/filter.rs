@@ -1,6 +1,6 @@
 //! What of the broker's bytes lapin is given to read. A message that lapin's parser could not
 //! read, or that would not fit into memory, goes through with what is left of it, so that it
-//! ends itself and not the session; what was done to it is told beside the stream, where no
+//! ends itself and not the session; what was done to it is noted beside the stream, where no
 //! publisher can forge it. All else passes byte for byte. Pure: knows frames, and no sockets.
 
 use std::collections::{BTreeMap, HashMap};

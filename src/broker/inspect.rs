@@ -75,7 +75,7 @@ impl Broker {
         // It is there: declaring it again as we would tells whether it is what we would declare.
         match asking.declare(&part, false).await.map_err(Refusal::from) {
             Ok(_) => findings.push(Finding::ok(format!("{name} is declared as it should be"))),
-            // Whoever declares it for us need not let us compare it.
+            // An operator who declares it for us need not let us compare it.
             Err(Refusal::NotPermitted(_)) if !declares => {
                 findings.push(Finding::ok(format!("{name} is there; how it is declared may not be asked")));
             }
@@ -91,7 +91,7 @@ impl Broker {
 }
 
 /// Whether we may consume from a queue, and what waits there. The consumer asked
-/// for is one that the broker must refuse for its argument, after it has looked at the
+/// for is one that the broker must refuse for its argument, after it has checked the
 /// permission: nothing is handed over.
 async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, found: &Queue) -> Vec<Finding> {
     let impossible = arguments([("x-priority", text("none"))]);
@@ -106,7 +106,7 @@ async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, fo
     if let Some(Refusal::NotPermitted(said)) = asked.map(Refusal::from) {
         return vec![Finding::wrong(
             format!("{setting}: this user may not consume from {queue}: {said}"),
-            "let him: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"",
+            "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"",
         )];
     }
     let (ready, consumers) = (found.message_count(), found.consumer_count());
@@ -132,7 +132,7 @@ async fn inspect_alarms(connection: &Connection) -> Option<Finding> {
     });
     match published.await {
         Ok(Ok(())) => Some(Finding::ok("the broker has no alarm")),
-        // A user who may not publish there cannot tell.
+        // A user without the right to publish there learns nothing.
         Ok(Err(_)) => None,
         Err(_elapsed) => Some(Finding::wrong(
             "the broker does not take messages: it has an alarm for memory or disk",
@@ -165,7 +165,7 @@ impl Refusal {
             ),
             Self::NotPermitted(said) => Finding::wrong(
                 format!("{setting}: this user may not declare {name}: {said}"),
-                "let him: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; or declare it at the broker and set TOPOLOGY=verify",
+                "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; or declare it at the broker and set TOPOLOGY=verify",
             ),
             Self::DeclaredOtherwise(said) if declares => Finding::wrong(
                 format!("{setting}: {name} is declared otherwise: {said}"),

@@ -24,7 +24,7 @@ pub struct Publisher {
     connection: Connection,
     channel: Channel,
     settings: BrokerSettings,
-    /// Whom the broker knows us as.
+    /// Our user at the broker.
     user: String,
 }
 

@@ -85,8 +85,8 @@ impl Broker {
     ) {
         let mut broker = self.clone();
         let mut delay = RECONNECT_DELAY_MIN;
-        // Each cause once for an outage, not once a try.
-        let mut told = BTreeSet::new();
+        // Each cause is logged once for an outage, not once a try.
+        let mut logged = BTreeSet::new();
         while !stopping.is_cancelled() {
             liveness.turns.turn();
             let opening = Session::open(&broker, subscription);
@@ -97,13 +97,13 @@ impl Broker {
             let ended = match session {
                 Ok(session) => {
                     let (queue, _) = subscription.edge.queue(&self.settings);
-                    info!(queue, "broker session opened");
+                    info!(queue, "the broker session is open");
                     let opened_at = Instant::now();
                     liveness.set_session(true);
                     let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
                     liveness.set_session(false);
                     if opened_at.elapsed() >= SETTLED_AFTER {
-                        told.clear();
+                        logged.clear();
                         delay = RECONNECT_DELAY_MIN;
                     }
                     ended
@@ -112,12 +112,12 @@ impl Broker {
             };
             let Err(error) = ended else { return };
             let text = format!("{error:#}");
-            if !told.insert(text.clone()) {
-                debug!(error = text, "broker still away");
+            if !logged.insert(text.clone()) {
+                debug!(error = text, "the broker is still away");
             } else if needs_person(&error) {
-                error!(error = text, "no broker session until a person has mended this");
+                error!(error = text, "the broker refuses a session until a person has fixed this");
             } else {
-                warn!(error = text, "broker session lost, rebuilding it");
+                warn!(error = text, "the broker session is lost; the worker rebuilds it");
             }
             tokio::select! {
                 () = sleep(delay.mul_f64(rand::random_range(0.5..1.0))) => {}
@@ -212,7 +212,7 @@ impl Session {
         // Beside the loop: an ack crosses to lapin's own thread and back.
         let mut sending = pin!(send(&self.channel, frames));
         let mut batch = Vec::new();
-        // They tell why the channel was closed, where no consumer is left to be told.
+        // They say why the channel was closed, where no consumer is left that would.
         let mut events = pin!(self.connection.events_listener());
         let mut pulse = interval(Duration::from_secs(1));
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -15,8 +15,8 @@ use crate::config::{BrokerSettings, TopologyMode};
 /// other comes near.
 pub(super) const DELIVERY_LIMIT: i32 = 20;
 
-/// A dead letter may be looked at as often as people like: RabbitMQ 4 would drop it after
-/// twenty times, and has no word for "never" that RabbitMQ 3 knows.
+/// People may inspect a dead letter as often as they like: RabbitMQ 4 would drop it after twenty
+/// times, and has no value for "never" that RabbitMQ 3 knows.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = 1_000_000;
 
 /// Whose queue is set up. Each edge has one of its own, and depends on no other's.
@@ -87,7 +87,8 @@ pub(super) async fn set_up_topology(
         let dead_letters =
             (dead_letter_queue.as_str(), dead_letter_exchange.as_str(), dead_letter_queue.as_str());
         match asking.bind("DEAD_LETTER_QUEUE", dead_letters).await {
-            // Who may not bind it cannot tell that it is bound. If it is not, the broker holds rejects.
+            // Without the right to bind it we cannot know that it is bound. If it is not, the broker holds
+            // rejects.
             Err(refused) if refusal(&refused).is_some() => tolerated.push(refused),
             bound => bound?,
         }

@@ -143,7 +143,7 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failing => f.write_str("the provider cannot be reached or does not answer"),
-            Self::Misconfigured(cause) => write!(f, "{cause}; look at {}", cause.setting()),
+            Self::Misconfigured(cause) => write!(f, "{cause}; check {}", cause.setting()),
             Self::ClockSkew(seconds) => write!(
                 f,
                 "the provider's clock is {seconds} s from this machine's, and it refuses stale signatures; set the clock"

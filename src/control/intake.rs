@@ -1,4 +1,4 @@
-//! Whether deliveries may be taken from the broker, and if not, why not. Says each pause
+//! Whether deliveries may be taken from the broker, and if not, why not. Logs each pause
 //! and each resumption once. What is not known to be allowed is not allowed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::clock::Moment;
 
-/// For so long after a heartbeat that was answered, what it told of a person's pause holds: five
+/// For so long after a heartbeat that was answered, what it read of a person's pause holds: five
 /// heartbeats, and as long as a replica that is not seen is taken to live.
 pub const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
@@ -58,8 +58,8 @@ struct Pause {
     cause: String,
     /// When it was last said again.
     since: Instant,
-    /// What was said of it to a person. Each cause is said once.
-    told: BTreeSet<String>,
+    /// The causes that were logged for a person, each once.
+    logged: BTreeSet<String>,
 }
 
 /// The intake of one worker.
@@ -116,28 +116,28 @@ impl Intake {
     }
 
     /// Pauses the intake for `reason`, which `cause` explains. Each cause that needs a person is
-    /// told once; and what passes by itself is told once, in how many words ever it fails.
+    /// logged once; what passes by itself is logged once, however many causes it has.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {
         let cause = cause.to_string();
         let mut pauses = self.pauses.lock();
-        // An outage of the database was told already.
-        let is_told = reason == Reason::Heartbeat && pauses.contains_key(&Reason::Database);
+        // An outage of the database was logged already.
+        let is_logged = reason == Reason::Heartbeat && pauses.contains_key(&Reason::Database);
         let before = pauses.remove(&reason);
         let was_passing = before.as_ref().is_some_and(|before| before.severity == Severity::Passing);
         let is_same =
             before.as_ref().is_some_and(|before| (before.severity, &before.cause) == (severity, &cause));
-        let mut told = before.map(|before| before.told).unwrap_or_default();
+        let mut logged = before.map(|before| before.logged).unwrap_or_default();
         match severity {
             _ if is_same => {}
             Severity::Passing if was_passing => debug!(?reason, cause, "another cause of the pause"),
-            Severity::Passing if is_told => debug!(?reason, cause, "one cause more of the pause"),
+            Severity::Passing if is_logged => debug!(?reason, cause, "one cause more of the pause"),
             Severity::Passing => warn!(?reason, cause, "intake paused"),
-            Severity::NeedsPerson if told.insert(cause.clone()) => {
-                error!(?reason, cause, "intake paused until a person has mended this");
+            Severity::NeedsPerson if logged.insert(cause.clone()) => {
+                error!(?reason, cause, "intake paused until a person has fixed this");
             }
             Severity::NeedsPerson => {}
         }
-        pauses.insert(reason, Pause { severity, cause, since: Instant::now(), told });
+        pauses.insert(reason, Pause { severity, cause, since: Instant::now(), logged });
         self.is_open.send_if_modified(|is_open| std::mem::replace(is_open, false));
     }
 

@@ -1,6 +1,6 @@
 //! Takes the provider's webhooks from their queue, into which a gateway of the company's puts
 //! them as they came. What they say is believed if the provider signed it, and never more
-//! than a look would be.
+//! than a reading would be.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl CustomerEvents {
         let received = match unless_it_panics(self.receive(&message, received_at)).await {
             Ok(received) => received,
             Err(Panicked) => {
-                error!("the worker failed on a customer event, dead-lettering it; this is a bug, report it");
+                error!("the worker failed on a customer event and dead-letters it; this is a bug, report it");
                 let context = &self.context;
                 let record = || context.journal.record_worker_failed(&message, received_at);
                 context.persist(record).await.map(|()| Received::DeadLetter)
@@ -90,7 +90,7 @@ impl CustomerEvents {
             Ok(Notification::Customer(event)) => self.record(&event).await,
             Ok(Notification::Other(kind)) => {
                 self.ignored += 1;
-                info!(kind, ignored = self.ignored, "customer event ignored: it is about no customer");
+                info!(kind, ignored = self.ignored, "a customer event is ignored: it is about no customer");
                 Some(Received::Ack)
             }
             Err(refusal) => self.refuse(message, received_at, &refusal).await,
@@ -102,15 +102,15 @@ impl CustomerEvents {
         let journal = &self.context.journal;
         match self.context.persist(|| journal.record_customer_event(event)).await? {
             EventNoted::Ended(job_id) => {
-                info!(%job_id, %customer_id, status, "verification ended, says a customer event");
+                info!(%job_id, %customer_id, status, "a customer event ended the verification");
             }
             EventNoted::Stored(job_id) => {
-                info!(%job_id, %customer_id, status, "customer event stored, a look will tell");
+                info!(%job_id, %customer_id, status, "a customer event is stored; a read will confirm it");
             }
-            EventNoted::Known => debug!(%customer_id, status, "customer event is known already"),
+            EventNoted::Known => debug!(%customer_id, status, "the customer event is known already"),
             EventNoted::UnknownCustomer => {
                 self.ignored += 1;
-                info!(%customer_id, ignored = self.ignored, "customer event ignored: no job is this customer's");
+                info!(%customer_id, ignored = self.ignored, "a customer event is ignored: no job is this customer's");
             }
         }
         Some(Received::Ack)
@@ -123,7 +123,7 @@ impl CustomerEvents {
         refusal: &Refusal,
     ) -> Option<Received> {
         let reason_code = refusal.code();
-        warn!(reason_code, reason = %refusal, "customer event is not believed, dead-lettering it");
+        warn!(reason_code, reason = %refusal, "a customer event is not believed; the worker dead-letters it");
         let journal = &self.context.journal;
         self.context.persist(|| journal.record_refused_event(message, received_at, refusal)).await?;
         Some(Received::DeadLetter)

@@ -27,7 +27,7 @@ pub async fn open(
     migrate: bool,
     stopping: &CancellationToken,
 ) -> anyhow::Result<Option<PgPool>> {
-    let mut told = None;
+    let mut logged = None;
     loop {
         let error = match try_to_open(settings, checked, migrate).await {
             Ok(pool) => return Ok(Some(pool)),
@@ -36,13 +36,13 @@ pub async fn open(
             Err(error) => return Err(error),
         };
         let is_refused = journal::is_refused(&error);
-        if told != Some(is_refused) {
+        if logged != Some(is_refused) {
             let error = format!("{error:#}");
             match is_refused {
-                true => error!(error, "waiting for the database until a person has mended this"),
+                true => error!(error, "waiting for the database until a person has fixed this"),
                 false => warn!(error, "waiting for the database"),
             }
-            told = Some(is_refused);
+            logged = Some(is_refused);
         }
         let delay = if is_refused { REFUSED_DELAY } else { RETRY_DELAY };
         if stopping.run_until_cancelled(sleep(delay)).await.is_none() {
@@ -82,7 +82,7 @@ pub async fn follow(settings: DatabaseSettings, context: Arc<Context>) {
         if context.intake.is_paused_for(Reason::Database)
             && let Err(error) = context.journal.lead_anew(&settings, &mut known).await
         {
-            debug!(error = format!("{error:#}"), "no way into the database");
+            debug!(error = format!("{error:#}"), "the database still refuses this worker");
         }
         if stopping.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
             return;

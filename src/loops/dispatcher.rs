@@ -222,7 +222,7 @@ impl Dispatcher {
         let ClaimedJob { claim, request, correlation_id } = claimed;
         let span =
             info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id, correlation_id);
-        debug!(parent: &span, attempt = claim.attempt, "taken up again");
+        debug!(parent: &span, attempt = claim.attempt, "job claimed again");
         self.jobs
             .spawn(async move { worker::submit(&context, claim, &request, slot).await }.instrument(span));
     }

@@ -27,7 +27,7 @@ pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: Task
         if ready == 0 && in_motion == 0 && jobs.is_empty() {
             seen_empty += 1;
             if seen_empty == 2 {
-                info!("drained: the queue is empty and nothing is in motion");
+                info!("drained: the queue is empty, and every job has ended");
                 context.stopping.cancel();
             }
             continue;

@@ -44,7 +44,7 @@ impl Heartbeat {
         Ok(Self { context, jobs, instance, started_at: OffsetDateTime::now_utc() })
     }
 
-    /// Beats once. What a heartbeat told of a pause holds for a while; once none was answered for
+    /// Beats once. What a heartbeat read of a pause holds for a while; once none was answered for
     /// that long, the work counts as paused.
     ///
     /// A replica whose loops stand still does not beat: it only looks alive.
@@ -70,7 +70,7 @@ impl Heartbeat {
     async fn ask(&self) {
         let Context { journal, intake, liveness, scheduled, .. } = &*self.context;
         let mut paused_for = intake.paused_for();
-        // Whoever reads that this was written knows better.
+        // A reader of this row sees that this heartbeat was answered.
         paused_for.retain(|reason| reason != Reason::Heartbeat.name());
         if !liveness.session.has_session() {
             paused_for.push("broker".to_owned());

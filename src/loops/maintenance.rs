@@ -15,7 +15,7 @@ use crate::loops::PAUSE_MIN;
 /// How many rows one statement touches at most.
 const BATCH: i64 = 250;
 
-/// How often old payloads, dead letters and dead replicas are looked for.
+/// How often old payloads, dead letters and the rows of dead replicas are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The maintenance of one worker.
@@ -74,7 +74,7 @@ impl Maintenance {
             let pause = match done {
                 Ok(was_all) => {
                     if std::mem::take(&mut is_told) {
-                        info!(chore, "maintenance works again");
+                        info!(chore, "a maintenance task works again");
                     }
                     failing = None;
                     if was_all { interval } else { PAUSE_MIN }
@@ -88,7 +88,7 @@ impl Maintenance {
                         error!(
                             chore,
                             error = cause,
-                            "maintenance fails; all else goes on, and this is tried again"
+                            "a maintenance task fails; it is tried again, and all else goes on"
                         );
                         is_told = true;
                     }
@@ -109,7 +109,7 @@ impl Maintenance {
         for rescued in &rescued {
             warn!(
                 job_id = %rescued.job_id, attempt = rescued.attempt,
-                claimed_by = rescued.claimed_by, "a worker vanished in an attempt, its customer will be read back"
+                claimed_by = rescued.claimed_by, "a lease expired during an attempt; the customer will be read back"
             );
         }
         Ok((rescued.len() as i64) < BATCH)

@@ -1,5 +1,5 @@
-//! Follows the verifications of accepted updates: looks at each customer until the provider
-//! has spoken its last word on him. Any replica may take any look.
+//! Follows the verifications of accepted updates: reads each customer until their verification ends.
+//! Any replica may make any read.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +18,10 @@ use crate::domain::verification::{FAILED, NextLook, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
 
-/// How many customers are looked at at once.
-const LOOKS_MAX: u32 = 32;
+/// How many customers are read at once.
+const READS_MAX: u32 = 32;
 
-/// While looks fail, the longest pause before another is tried.
+/// While reads fail, the longest pause before the next.
 const FAILING_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The tracker of one worker.
@@ -31,32 +31,32 @@ pub struct Tracker {
     pace: Pace,
     poll: Duration,
     permits: Arc<Semaphore>,
-    looks: TaskTracker,
-    /// Whether the last look to end failed.
+    reads: TaskTracker,
+    /// Whether the last read to end failed.
     is_failing: Arc<AtomicBool>,
 }
 
 impl Tracker {
-    /// A tracker that asks for due looks every `poll` at least.
+    /// A tracker that asks for due reads every `poll` at least.
     pub fn new(context: Arc<Context>, tracking: Tracking, pace: Pace, poll: Duration) -> Self {
         Self {
             context,
             tracking,
             pace,
             poll,
-            permits: Arc::new(Semaphore::new(LOOKS_MAX as usize)),
-            looks: TaskTracker::new(),
+            permits: Arc::new(Semaphore::new(READS_MAX as usize)),
+            reads: TaskTracker::new(),
             is_failing: Arc::default(),
         }
     }
 
-    /// Runs until the worker stops and the looks under way are written down.
+    /// Runs until the worker stops and the reads under way are recorded.
     pub async fn run(self) {
         let mut failing_pause = self.poll;
         loop {
             self.context.liveness.tracker.turn();
             let is_failing = self.is_failing.load(Ordering::Relaxed);
-            let pause = match self.begin_looks(if is_failing { 1 } else { self.batch() }).await {
+            let pause = match self.begin_reads(if is_failing { 1 } else { self.batch() }).await {
                 // A provider in trouble is asked less and less often.
                 Ok(Round { begun: 1.., .. }) if is_failing => {
                     failing_pause = (failing_pause * 2).min(FAILING_PAUSE_MAX);
@@ -75,18 +75,18 @@ impl Tracker {
                 break;
             }
         }
-        self.looks.close();
-        self.looks.wait().await;
+        self.reads.close();
+        self.reads.wait().await;
     }
 
-    /// A quarter of a second's looks: few at once, so that they spread.
+    /// A quarter of a second's reads: few at once, so that they spread.
     fn batch(&self) -> u32 {
-        let free = u32::try_from(self.permits.available_permits()).unwrap_or(LOOKS_MAX);
+        let free = u32::try_from(self.permits.available_permits()).unwrap_or(READS_MAX);
         self.pace.per_second.div_ceil(4).min(free)
     }
 
-    /// Begins up to `limit` looks that are due, unless the breaker holds them back.
-    async fn begin_looks(&self, limit: u32) -> Result<Round, JournalError> {
+    /// Begins up to `limit` reads that are due, unless the breaker holds them back.
+    async fn begin_reads(&self, limit: u32) -> Result<Round, JournalError> {
         let nothing = Round { begun: 0, pause: self.poll };
         if limit == 0 || !self.context.breaker.is_closed() {
             return Ok(nothing);
@@ -107,7 +107,7 @@ impl Tracker {
     }
 
     fn spawn(&self, claim: VerificationClaim, claimed_at: Moment) {
-        let look = Look {
+        let read = Read {
             context: Arc::clone(&self.context),
             tracking: self.tracking,
             claimed_at,
@@ -116,12 +116,12 @@ impl Tracker {
         };
         let permits = Arc::clone(&self.permits);
         let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
-        self.looks.spawn(
+        self.reads.spawn(
             async move {
                 // As many were free when it was claimed, and none but us takes any.
                 let _permit = permits.acquire_owned().await;
-                if let Err(Panicked) = unless_it_panics(look.make(&claim)).await {
-                    error!("the worker failed in a look at a verification; this is a bug, report it");
+                if let Err(Panicked) = unless_it_panics(read.make(&claim)).await {
+                    error!("the worker failed in a read for a verification; this is a bug, report it");
                 }
             }
             .instrument(span),
@@ -129,15 +129,15 @@ impl Tracker {
     }
 }
 
-/// What asking for due looks came to.
+/// What asking for due reads came to.
 struct Round {
     begun: u32,
     /// Until it is worth asking again.
     pause: Duration,
 }
 
-/// One look at one customer.
-struct Look {
+/// One read of one customer.
+struct Read {
     context: Arc<Context>,
     tracking: Tracking,
     claimed_at: Moment,
@@ -146,16 +146,16 @@ struct Look {
     is_failing: Arc<AtomicBool>,
 }
 
-impl Look {
-    /// Looks, decides when to look again, and writes both down. A worker that stops leaves
-    /// the look to another, which takes it up when the claim has run out.
+impl Read {
+    /// Reads the customer, decides when to read again, and records both. A worker that stops leaves
+    /// the read to another, which makes it when the claim has expired.
     async fn make(&self, claim: &VerificationClaim) {
         failpoint::reach(Point::VerificationClaimed);
         if self.claimed_at.elapsed() > self.begins_within {
-            return debug!("held up for too long, another replica will look");
+            return debug!("the read was held up for too long; another replica will make it");
         }
-        let looking = self.context.provider.customer(claim.customer_id);
-        let Some(reading) = self.context.stopping.run_until_cancelled(looking).await else { return };
+        let reading = self.context.provider.customer(claim.customer_id);
+        let Some(reading) = self.context.stopping.run_until_cancelled(reading).await else { return };
         failpoint::reach(Point::VerificationAnswered);
         self.note_health(&reading);
         let seen = match &reading {
@@ -166,14 +166,16 @@ impl Look {
         let next = self.tracking.next_look(status, claim.since_acceptance);
         let record = || self.context.journal.record_verification(claim, self.claimed_at, seen, next);
         match self.context.persist(record).await {
-            Some(true) => tell(claim, seen, next),
-            Some(false) => debug!("the verification has moved on without this look"),
-            None => debug!("stopped before the look was recorded; another replica will look again"),
+            Some(true) => log_reading(claim, seen, next),
+            Some(false) => debug!("the verification has changed without this read"),
+            None => {
+                debug!("the worker stopped before the read was recorded; another replica will read again")
+            }
         }
     }
 
-    /// Tells of the first look that fails and of the first that does not, and has the whole
-    /// worker wait where the provider asks for it.
+    /// Logs the first read that fails and the first that does not, and has the whole worker wait
+    /// where the provider asks for it.
     fn note_health(&self, reading: &Reading) {
         if let Reading::Throttled { retry_after } = reading {
             let until = Instant::now() + self.context.schedule.pause(*retry_after);
@@ -186,40 +188,42 @@ impl Look {
         match (failed, reading) {
             (false, Reading::Misconfigured(cause)) => error!(
                 error = code,
-                "looks at verifications are refused: {cause}; look at {}",
+                "reads for verifications are refused: {cause}; check {}",
                 cause.setting()
             ),
-            (false, _) if fails => warn!(error = code, "looks at verifications fail, trying one at a time"),
+            (false, _) if fails => {
+                warn!(error = code, "reads for verifications fail; the tracker tries one at a time")
+            }
             (_, Reading::NotFound) => {
                 warn!(error = code, "the provider no longer knows an accepted customer")
             }
-            (true, _) if !fails => info!("looks at verifications succeed again"),
+            (true, _) if !fails => info!("reads for verifications succeed again"),
             _ => {}
         }
     }
 }
 
-/// Says what a look came to: an error once, where a person must ask the provider.
-fn tell(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: NextLook) {
+/// Logs what a reading says: an error once, where a person must ask the provider.
+fn log_reading(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: NextLook) {
     let status = seen.map(|seen| seen.status.as_str());
     let failure_reason = seen.and_then(|seen| seen.failure_reason.as_deref());
     let after_s = claim.since_acceptance.as_secs();
     match next {
         NextLook::Ended => {
             let failure_reason = failure_reason.filter(|_| status == Some(FAILED));
-            info!(status, failure_reason, after_s, "verification ended");
+            info!(status, failure_reason, after_s, "the verification ended");
         }
         NextLook::GivenUp => warn!(
             status = status.or(claim.status.as_deref()),
-            after_s, "verification is not looked at any more: VERIFICATION_GIVE_UP has passed"
+            after_s, "the verification is no longer followed: VERIFICATION_GIVE_UP has passed"
         ),
         NextLook::After { is_overdue: true, .. } if !claim.was_overdue => error!(
             status = status.or(claim.status.as_deref()),
-            after_s, "verification is overdue; ask the provider about this customer"
+            after_s, "the verification is overdue; ask the provider about this customer"
         ),
         NextLook::After { .. } if status.is_some() && status != claim.status.as_deref() => {
-            info!(status, after_s, "verification changed");
+            info!(status, after_s, "the verification changed");
         }
-        NextLook::After { delay, .. } => debug!(status, next_in = ?delay, "verification goes on"),
+        NextLook::After { delay, .. } => debug!(status, next_in = ?delay, "the verification goes on"),
     }
 }

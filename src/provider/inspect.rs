@@ -35,7 +35,7 @@ impl Provider {
         let verdict = judge(&answer);
         match verdict {
             Verdict::Rejected(_) => {
-                findings.push(Finding::ok("the API key and the signatures of looks are accepted"));
+                findings.push(Finding::ok("the API key and the signatures of reads are accepted"));
                 findings.push(self.inspect_profile().await);
             }
             Verdict::Misconfigured(Misconfiguration::Signature) if is_skewed => {
@@ -44,7 +44,7 @@ impl Provider {
                     "set the clock first, then check again",
                 ));
             }
-            // Looks have no body, and so the same signature in every profile.
+            // Reads have no body, and so the same signature in every profile.
             Verdict::Misconfigured(Misconfiguration::Signature) => findings.push(Finding::wrong(
                 "DOLLARPE_API_SECRET: the provider knows the API key and refuses the signature: the secret is another's",
                 "take key and secret from the same environment's dashboard, and beware of spaces around them",

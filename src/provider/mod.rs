@@ -66,7 +66,7 @@ pub struct ProviderSettings {
     pub profile: Profile,
     /// From an update's start to the last byte of its answer.
     pub request_timeout: Duration,
-    /// From a look's start to the last byte of its answer.
+    /// From a read's start to the last byte of its answer.
     pub read_timeout: Duration,
     /// From before the claim to the first byte of the request's body.
     pub send_window: Duration,
@@ -237,11 +237,11 @@ impl Provider {
         }
         warn!(
             ?took,
-            "an answer came sooner than the provider ever gave one, it may be an earlier request's; connecting anew"
+            "an answer came sooner than the provider ever gave one; it may be an earlier request's, so all connections are replaced"
         );
         match build_client(&self.settings, self.settings.connections) {
             Ok(client) => *pool = Pool { client, generation: generation + 1 },
-            Err(error) => error!(error = format!("{error:#}"), "cannot connect anew"),
+            Err(error) => error!(error = format!("{error:#}"), "the connections cannot be replaced"),
         }
     }
 

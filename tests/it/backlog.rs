@@ -365,16 +365,16 @@ fn a_chore_that_fails_is_told_once_and_holds_up_no_other() {
             insert into attempt (job_id, number, worker, signed_at)
             select job_id, 1, 'killed', now() from left_behind";
         let worker = world.start_worker_with(&[("READ_BACK_AFTER", "10ms")]);
-        world.wait_for_log(&worker, "maintenance fails").await;
+        world.wait_for_log(&worker, "a maintenance task fails").await;
         world.tamper(abandoned).await;
         world.wait_for_log(&worker, "customer read back").await;
         let job_id = world.publish_job().await;
         world.wait_for_state(job_id, &["accepted"]).await;
-        assert_eq!(worker.log().matches("maintenance fails").count(), 1);
+        assert_eq!(worker.log().matches("a maintenance task fails").count(), 1);
         assert!(worker.log().contains("no right to do this"), "it says why");
 
         world.tamper("drop trigger fail on submission").await;
-        world.wait_for_log(&worker, "maintenance works again").await;
+        world.wait_for_log(&worker, "a maintenance task works again").await;
         let ended = "select count(*) from submission where state = 'exhausted'";
         world.wait_for("the chore", async || (world.count(ended).await == 1).then_some(())).await;
     });

@@ -10,13 +10,13 @@ use uuid::Uuid;
 use crate::harness::{JOBS, NARROW, WorkerProcess, World, long_string, world};
 use crate::own_services::own_rabbit;
 
-const LOST: &str = "broker session lost";
+const LOST: &str = "the broker session is lost";
 
-const OPENED: &str = "broker session opened";
+const OPENED: &str = "the broker session is open";
 
-const REFUSED: &str = "no broker session until a person has mended this";
+const REFUSED: &str = "the broker refuses a session until a person has fixed this";
 
-const STILL_AWAY: &str = "broker still away";
+const STILL_AWAY: &str = "the broker is still away";
 
 async fn check_each_done_once(world: &World, jobs: &[Uuid]) {
     world.check_nothing_lost_or_spent_twice(jobs).await;
@@ -334,7 +334,7 @@ fn a_password_of_the_broker_that_is_rotated_is_read_again_from_its_file() {
     });
 }
 
-const TOLERATED: &str = "jobs go on, and dead letters are kept as the broker has it";
+const TOLERATED: &str = "dead letters are kept as the broker has it declared";
 
 #[test]
 fn another_ttl_of_dead_letters_is_an_error_once_and_stops_no_job() {

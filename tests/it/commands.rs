@@ -285,7 +285,7 @@ fn a_missing_queue_is_told_once_and_used_as_soon_as_it_appears() {
         world.declare_topology().await;
         let job_id = world.publish_job().await;
         world.wait_for_state(job_id, &["accepted"]).await;
-        assert_eq!(worker.log().matches("no broker session until").count(), 1);
+        assert_eq!(worker.log().matches("the broker refuses a session until").count(), 1);
 
         world.delete_queue().await;
         world.wait_for_log(&worker, "QUEUE: cannot use queue kyc.document-updates").await;

@@ -127,7 +127,7 @@ fn a_job_whose_worker_dies_in_its_request_is_applied_once() {
             assert_eq!(world.count_patches(job_id).await, patches);
             assert_eq!(world.count_updates(job_id).await, 1);
         }
-        let told = "a worker vanished in an attempt";
+        let told = "a lease expired during an attempt";
         let count_told = || world.logs().iter().map(|(_, log)| log.matches(told).count()).sum::<usize>();
         world.wait_for("three lines in the logs", async || (count_told() >= 3).then_some(())).await;
         spare.stop().await;

@@ -138,7 +138,7 @@ fn an_event_ends_a_verification_and_a_look_confirms_it() {
         let (worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
 
         world.publish_webhook(&Webhook::of(customer_id, "FAILED")).await;
-        world.wait_for_log(&worker, "verification ended, says a customer event").await;
+        world.wait_for_log(&worker, "a customer event ended the verification").await;
         let ended = world.verification(job_id).await;
         assert_eq!(ended.status.as_deref(), Some("FAILED"));
         assert_eq!(ended.failure_reason.as_deref(), Some("KYC_FAILED"));
@@ -174,7 +174,7 @@ fn an_event_whose_headers_are_bytes_is_believed() {
         }
         let properties = webhook.properties().with_headers(headers);
         world.publish_to(ROUTING_KEY, properties, &webhook.body).await;
-        world.wait_for_log(&worker, "verification ended, says a customer event").await;
+        world.wait_for_log(&worker, "a customer event ended the verification").await;
         assert_eq!(world.verification(job_id).await.status.as_deref(), Some("FAILED"));
     });
 }
@@ -203,7 +203,11 @@ fn an_event_that_may_be_of_an_earlier_update_ends_nothing_and_brings_a_look() {
         assert_eq!(verification.status.as_deref(), Some("PROCESSING"), "it may be the older one's end");
         assert!(verification.is_tracked);
         assert!(world.observations(older).await.is_empty());
-        assert!(worker.log().contains("customer event stored, a look will tell"), "{}", worker.log());
+        assert!(
+            worker.log().contains("a customer event is stored; a read will confirm it"),
+            "{}",
+            worker.log()
+        );
 
         // No look comes sooner after an acceptance than the first would: then, not now.
         let due = "select count(*) from submission
@@ -264,7 +268,7 @@ fn an_unknown_word_is_stored_and_ends_nothing() {
         world.wait_for_event(job_id).await;
         assert_eq!(pairs(&world.words(job_id).await), [("webhook", "ON_HOLD")]);
         let verification = world.verification(job_id).await;
-        assert_eq!(verification.status.as_deref(), Some("PROCESSING"), "a look will tell");
+        assert_eq!(verification.status.as_deref(), Some("PROCESSING"), "a read will confirm it");
         assert!(verification.is_tracked);
     });
 }
@@ -339,7 +343,7 @@ fn an_event_twice_is_one_and_one_of_nobody_is_counted() {
         world
             .wait_for("both that are no business of ours", async || {
                 let logs = workers.each_ref().map(WorkerProcess::log).concat();
-                (logs.matches("customer event ignored").count() == 2).then_some(())
+                (logs.matches("a customer event is ignored").count() == 2).then_some(())
             })
             .await;
         world.wait_for_event(job_id).await;
@@ -353,7 +357,7 @@ fn an_event_twice_is_one_and_one_of_nobody_is_counted() {
         assert_eq!(world.count(webhooks).await, 1);
         assert!(world.take_dead_letter().await.is_none());
         let told = workers.each_ref().map(WorkerProcess::log).concat();
-        assert_eq!(told.matches("verification ended, says a customer event").count(), 1);
+        assert_eq!(told.matches("a customer event ended the verification").count(), 1);
     });
 }
 
@@ -365,7 +369,7 @@ fn an_event_clears_no_update_of_suspicion() {
         world.blind(customer_id).await;
         let (worker, _) = world.start_with_one_that_may_have_ended(customer_id).await;
         world.publish_webhook(&Webhook::of(customer_id, "FAILED")).await;
-        world.wait_for_log(&worker, "verification ended, says a customer event").await;
+        world.wait_for_log(&worker, "a customer event ended the verification").await;
 
         // The customer reads PROCESSING, for all we know still because of the first.
         let second = Uuid::new_v4();
@@ -393,7 +397,7 @@ fn an_event_clears_no_update_of_suspicion() {
 fn without_the_setting_there_is_no_queue_of_events() {
     world(async |world| {
         let worker = world.start_worker();
-        world.wait_for_log(&worker, "broker session opened").await;
+        world.wait_for_log(&worker, "the broker session is open").await;
         assert!(!world.queue_exists(QUEUE).await);
         let worker = world.start_worker_with_events();
         world.wait_for_log(&worker, QUEUE).await;

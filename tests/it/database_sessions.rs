@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::harness::{JOBS, World, world, world_on};
 use crate::own_services::{Disk, OwnPostgres, own_postgres};
 
-const NEEDS_PERSON: &str = "intake paused until a person has mended this";
+const NEEDS_PERSON: &str = "intake paused until a person has fixed this";
 
 const RESUMED: &str = "intake resumed";
 
@@ -264,7 +264,7 @@ fn a_table_that_is_gone_needs_a_person_and_work_goes_on_once_it_is_back() {
         let log = worker.log();
         assert!(log.contains("kyc-worker migrate"), "the remedy is told: {log}");
         assert_eq!(log.matches(NEEDS_PERSON).count(), 1, "told once: {log}");
-        assert!(!log.contains("a write failed, trying it again"), "{log}");
+        assert!(!log.contains("a write failed; the worker tries it again"), "{log}");
         execute(&world, "alter table attempt_elsewhere rename to attempt").await;
         world.wait_for_log(&worker, RESUMED).await;
         world.check_nothing_lost_or_spent_twice(&jobs).await;
@@ -300,7 +300,7 @@ fn a_password_that_is_rotated_is_read_again_from_its_file() {
         command.arg("run").env_remove("DATABASE_URL").env("DATABASE_URL_FILE", &file);
         // Wrong from the start: told, and mended without a restart.
         let worker = world.spawn(command);
-        world.wait_for_log(&worker, "waiting for the database until a person has mended this").await;
+        world.wait_for_log(&worker, "waiting for the database until a person has fixed this").await;
         assert!(worker.log().contains("are user and password right?"), "{}", worker.log());
         url.set_password(Some("first")).expect("a password");
         world.write_file("database-url", url.as_str().as_bytes());

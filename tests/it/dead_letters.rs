@@ -114,7 +114,7 @@ fn the_row_of_a_dead_letter_is_kept_as_long_as_it_should_be() {
             .await;
         let worker = world.start_worker();
         // A vhost that goes while its queues are declared takes the broker's dead-lettering along.
-        world.wait_for_log(&worker, "broker session opened").await;
+        world.wait_for_log(&worker, "the broker session is open").await;
         let rows = "select count(*) from dead_lettered_delivery";
         world.wait_for("a swept row", async || (world.count(rows).await == 1).then_some(())).await;
         let left = "select count(*) from dead_lettered_delivery where reason = '89 days'";

@@ -392,7 +392,7 @@ fn a_look_that_the_worker_fails_in_is_made_again() {
             world.declare_topology().await;
             let (worker, job_id) = panicked_at(&world, point, without_an_answer("now")).await;
             check_ending(&world, job_id, &Ending { deliveries: 1, ..READ_BACK }).await;
-            assert!(worker.log().contains("the worker failed in a look at a customer"));
+            assert!(worker.log().contains("the worker failed in a read of a customer"));
             assert_eq!(world.count_ready(JOBS).await, 0);
         });
     }

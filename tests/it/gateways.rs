@@ -132,7 +132,7 @@ fn an_answer_that_nobody_asked_for_is_nobodys() {
             world.count("select count(*) from attempt where detail = 'out_of_step'").await
         );
         assert_eq!(world.count("select count(*) from submission where state = 'rejected'").await, 0);
-        assert!(worker.log().contains("connecting anew"), "nothing was out of step");
+        assert!(worker.log().contains("all connections are replaced"), "nothing was out of step");
         world.check_nothing_lost_or_spent_twice(&jobs).await;
     });
 }

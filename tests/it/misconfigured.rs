@@ -20,7 +20,7 @@ async fn waits_until_mended(
     let jobs = world.publish_jobs(40).await;
     let workers: Vec<_> = (0..replicas).map(|_| world.start_worker_with(&NARROW)).collect();
     for worker in &workers {
-        world.wait_for_log(worker, "intake paused until a person has mended this").await;
+        world.wait_for_log(worker, "intake paused until a person has fixed this").await;
         assert!(worker.log().contains(setting), "{}", worker.log());
     }
     world.wait_for_consumers(0).await;
@@ -227,7 +227,7 @@ fn an_odd_refusal_of_the_only_job_asks_a_person_and_lets_others_through() {
         let answer = json!({ "kind": "refuse_us", "with": "maintenance" });
         let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
         let worker = world.start_worker_with(&[("BREAKER_FAILURES", "3")]);
-        world.wait_for_log(&worker, "intake paused until a person has mended this").await;
+        world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
         let job = world.submission(poison).await.expect("a row");
         assert!(["submitting", "waiting"].contains(&job.state.as_str()), "it may be everybody's: {job:?}");
         let others = publish_until_ended(&world, poison).await;

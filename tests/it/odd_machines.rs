@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::harness::{JOBS, world};
 
-const PAUSED: &str = "intake paused until a person has mended this";
+const PAUSED: &str = "intake paused until a person has fixed this";
 
 /// How far off a clock may be: two minutes.
 fn check_clock_is_refused(ahead_s: i64) {

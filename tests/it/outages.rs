@@ -190,7 +190,7 @@ fn a_rotated_secret_is_taken_from_its_file_without_a_restart() {
 
         world.set_provider(json!({ "api_secret": "rotated-secret" })).await;
         let during = world.publish_jobs(20).await;
-        world.wait_for_log(&worker, "intake paused until a person has mended this").await;
+        world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
         assert!(worker.log().contains("DOLLARPE_API_SECRET"));
         assert_eq!(world.oracle("updates").await.len(), 5);
         fs::write(&secret_file, "rotated-secret\n").expect("the file");

@@ -152,7 +152,7 @@ fn a_replica_that_hears_nothing_at_its_start_takes_and_sends_nothing() {
         let lock = world.lock_table("worker").await;
         let worker = start(&world, "unheard");
         world.wait_for_log(&worker, "no heartbeat was answered").await;
-        world.wait_for_log(&worker, "broker session opened").await;
+        world.wait_for_log(&worker, "the broker session is open").await;
         world.wait_for_logs(&worker, "\"no heartbeat", 3).await;
         assert_eq!((world.count_ready(JOBS).await, world.count_consumers().await), (5, 0));
         drop(lock);

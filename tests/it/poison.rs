@@ -76,8 +76,8 @@ async fn check_done_once(world: &World, jobs: &[Uuid]) {
 
 fn check_one_session(worker: &WorkerProcess) {
     let log = worker.log();
-    assert_eq!(log.matches("broker session opened").count(), 1, "{log}");
-    assert!(!log.contains("broker session lost"), "{log}");
+    assert_eq!(log.matches("the broker session is open").count(), 1, "{log}");
+    assert!(!log.contains("the broker session is lost"), "{log}");
 }
 
 async fn wait_for_letter(world: &World, reader: &mut RawBroker) -> (Vec<u8>, Vec<u8>) {
@@ -245,7 +245,7 @@ fn a_message_that_came_back_often_is_an_error_that_says_so() {
         }
         let worker = world.start_worker();
         world.wait_for_state(job_id, &["accepted"]).await;
-        world.wait_for_log(&worker, "a message comes back again and again").await;
+        world.wait_for_log(&worker, "the broker has delivered this message many times").await;
     });
 }
 

@@ -115,7 +115,7 @@ fn a_worker_whose_broker_is_away_stops_and_keeps_what_it_learned() {
         relay.refuse().await;
         relay.cut();
         relay.resume();
-        world.wait_for_log(&worker, "broker session lost").await;
+        world.wait_for_log(&worker, "the broker session is lost").await;
         stops(&mut worker).await;
         assert_eq!(world.submission(job_id).await.expect("it is known").state, "accepted");
         // Its ack never arrived: the delivery comes again, and is known.

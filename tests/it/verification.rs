@@ -330,7 +330,7 @@ fn while_the_provider_refuses_us_no_verification_is_looked_at() {
         world.wait_for_state(job_id, &["accepted"]).await;
         world.set_provider(json!({ "api_key": "another" })).await;
         let refused = world.publish_job().await;
-        world.wait_for_log(&worker, "intake paused until a person has mended this").await;
+        world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
 
         // Long enough for ten looks: the scheduler's poll is 100 ms.
         world
