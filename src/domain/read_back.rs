@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_of_two_clocks_ages_counts_and_an_impossible_one_proves_nothing() {
+    fn the_older_of_two_ages_counts_and_an_impossible_one_does_not() {
         let first = |end: Option<u64>, begin: Age| Evidence {
             end_to_look: end.map(secs),
             begin_to_answer: begin,

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttled_attempt_waits_as_long_as_the_provider_asks_within_the_clamp() {
+    fn a_throttled_attempt_waits_as_asked_within_the_clamp() {
         let check = |asked: Option<u64>, expected: u64| {
             let delay = SCHEDULE.throttled_delay(asked.map(Duration::from_secs), 1, 0.5);
             assert_eq!(delay, Duration::from_secs(expected), "asked for {asked:?}");

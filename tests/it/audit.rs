@@ -341,8 +341,9 @@ fn without_ids(finding: &str) -> String {
     }
 }
 
+/// Orphans are rows without their submission.
 #[test]
-fn an_audit_of_all_tells_every_finding_on_a_line_and_rows_without_their_submission() {
+fn an_audit_of_all_has_a_line_for_every_finding_and_orphan() {
     world(async |world| {
         let journal = journal(&world, "one");
         let [edited, orphaned, _sound] = [

@@ -199,7 +199,7 @@ async fn accept(tx: &mut Transaction<'static, Postgres>, job: &Job) {
 
 /// The holder's result is being written and does not see the job that comes to wait behind it.
 #[test]
-fn a_job_that_its_customers_release_did_not_see_is_looked_at_within_a_second() {
+fn a_job_that_a_release_did_not_see_is_taken_up_soon() {
     world(async |world| {
         let (journal, customer_id) = (journal(&world, "one"), Uuid::new_v4());
         let (holder, waiter) = (job_asked(customer_id, 60), job_asked(customer_id, 0));

@@ -126,7 +126,7 @@ fn a_broker_that_stops_or_crashes_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn a_broker_that_waits_no_longer_for_an_ack_hands_over_again_what_is_done_once() {
+fn a_delivery_whose_ack_timed_out_is_redelivered_and_done_once() {
     // As quick to lose patience as it can be told to be.
     let broker = own_rabbit("{consumer_timeout, 4000}, {channel_tick_interval, 1000}");
     world(async |world| {
@@ -170,8 +170,9 @@ async fn check_no_tight_loop(world: &World, worker: &WorkerProcess) {
     assert!(world.count_connections_of_workers().await <= 1, "each try closes what it opened");
 }
 
+/// It is told until somebody puts it right.
 #[test]
-fn a_queue_of_other_arguments_is_an_error_that_names_the_setting_until_it_is_put_right() {
+fn a_queue_of_other_arguments_is_an_error_that_names_the_setting() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, amqp_url) = world.relay_to_broker().await;
@@ -227,8 +228,9 @@ fn a_queue_that_may_not_be_read_is_asked_for_without_haste() {
     });
 }
 
+/// No thread and no socket stays behind.
 #[test]
-fn a_broker_that_accepts_and_says_nothing_is_given_up_and_leaves_nothing_behind() {
+fn a_broker_that_accepts_and_says_nothing_is_given_up() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, amqp_url) = world.relay_to_broker().await;

@@ -66,7 +66,7 @@ fn a_job_whose_ack_is_lost_with_its_worker_is_counted_and_not_sent_again() {
 }
 
 #[test]
-fn a_job_whose_worker_dies_after_its_commit_and_before_its_ack_is_not_begun_twice() {
+fn a_job_whose_worker_dies_before_its_ack_is_not_begun_twice() {
     world(async |world| {
         world.declare_topology().await;
         let fault = json!({ "delay_before_ms": 500, "answer": { "kind": "hang" } });

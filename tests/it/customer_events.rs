@@ -180,7 +180,7 @@ fn an_event_whose_headers_are_bytes_is_believed() {
 }
 
 #[test]
-fn an_event_that_may_be_of_an_earlier_update_ends_nothing_and_brings_a_look() {
+fn an_event_of_an_earlier_update_ends_nothing_and_brings_a_read() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
@@ -216,8 +216,9 @@ fn an_event_that_may_be_of_an_earlier_update_ends_nothing_and_brings_a_look() {
     });
 }
 
+/// Older than the newest attempt, or than the newest read.
 #[test]
-fn an_event_older_than_the_newest_attempt_or_than_what_was_seen_ends_nothing() {
+fn an_event_older_than_what_is_known_ends_nothing() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();

@@ -32,8 +32,9 @@ async fn check_recovery(world: &World, worker: &WorkerProcess, jobs: &[Uuid]) {
     assert!(worker.memory_max_kib() < MEMORY_MAX_KIB, "{} KiB", worker.memory_max_kib());
 }
 
+/// Every job stays in its queue meanwhile.
 #[test]
-fn a_database_that_is_down_at_start_is_waited_for_with_every_job_in_its_queue() {
+fn a_database_that_is_down_at_start_is_waited_for() {
     world(async |world| {
         world.declare_topology().await;
         let jobs = world.publish_jobs(20).await;
@@ -72,7 +73,7 @@ fn nothing_is_sent_while_the_database_is_away() {
 }
 
 #[test]
-fn a_database_that_refuses_connections_in_the_middle_of_work_costs_time_only() {
+fn a_database_that_refuses_connections_costs_time_only() {
     world(async |world| {
         let (relay, database_url) = world.relay_to_database().await;
         let (worker, jobs) = world.start_at_work(&[("DATABASE_URL", &database_url)]).await;
@@ -159,7 +160,7 @@ fn with_cluster(settings: &[&str], test: impl AsyncFnOnce(&World, &mut OwnPostgr
 }
 
 #[test]
-fn a_database_that_is_stopped_and_one_that_crashes_under_load_cost_time_only() {
+fn a_database_that_stops_or_crashes_costs_time_only() {
     with_cluster(&[], async |world, cluster| {
         let (worker, jobs) = world.start_at_work(&[]).await;
         for (times, crashes) in [(1, true), (2, false)] {
@@ -362,7 +363,7 @@ fn an_answer_that_cannot_be_written_down_is_held_until_it_can() {
 }
 
 #[test]
-fn an_answer_that_was_held_past_the_lease_is_added_to_what_another_found_out() {
+fn an_answer_held_past_the_lease_is_added_as_a_late_verdict() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, database_url) = world.relay_to_database().await;

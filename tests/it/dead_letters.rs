@@ -47,7 +47,7 @@ fn a_letters_body_is_piped_byte_for_byte() {
 const STRICT: [(&str, &str); 1] = [("DOCUMENT_TYPES", "PASSPORT")];
 
 #[test]
-fn dead_letters_are_looked_at_without_loss_and_delivered_again_after_a_fix() {
+fn dead_letters_are_listed_without_loss_and_requeued() {
     world(async |world| {
         world.declare_topology().await;
         let mut strict = world.start_worker_with(&STRICT);

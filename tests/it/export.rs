@@ -15,7 +15,7 @@ use crate::harness::world;
 use crate::one_customer::{job_asked, journal};
 
 #[test]
-fn an_export_has_every_job_of_its_span_and_nothing_that_the_customer_entered() {
+fn an_export_has_every_job_of_its_span_and_no_personal_data() {
     world(async |world| {
         world.declare_topology().await;
         let _worker = world.start_worker();

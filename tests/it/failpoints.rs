@@ -219,8 +219,9 @@ async fn check_stale_owner_sends_nothing(world: &World, point: Point) {
     other.stop().await;
 }
 
+/// Nor does it write over what another found out meanwhile.
 #[test]
-fn a_worker_that_slept_past_its_lease_sends_nothing_and_writes_over_nothing() {
+fn a_worker_that_slept_past_its_lease_sends_nothing() {
     world(async |world| {
         world.declare_topology().await;
         for point in BEFORE_THE_SEND {
@@ -354,8 +355,9 @@ fn check_failed_attempt(point: Point, ending: &Ending) {
     });
 }
 
+/// What it leaves is a failed attempt.
 #[test]
-fn a_worker_that_fails_before_it_sends_leaves_a_failed_attempt_and_sends_once() {
+fn a_worker_that_fails_before_it_sends_sends_once_later() {
     check_failed_attempt(Point::Claimed, &SENT_BY_THE_NEXT);
     check_failed_attempt(Point::Signed, &SENT_BY_THE_NEXT);
 }

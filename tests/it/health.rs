@@ -23,8 +23,9 @@ async fn says(world: &World, arguments: &[&str], settings: &[(&str, &str)], code
         .await;
 }
 
+/// It is ready only while it takes jobs.
 #[test]
-fn a_replica_is_alive_while_its_services_are_away_and_ready_only_while_it_takes_jobs() {
+fn a_replica_without_its_services_is_alive_and_not_ready() {
     world(async |world| {
         world.declare_topology().await;
         says(&world, &[], &[NAME], 1, "no replica probed has written its row").await;

@@ -35,7 +35,7 @@ fn an_older_update_that_was_applied_late_is_not_taken_for_a_newer_one() {
 }
 
 #[test]
-fn a_verification_that_was_running_before_the_attempt_is_not_taken_for_its_own() {
+fn a_verification_from_before_the_attempt_is_not_its_own() {
     world(async |world| {
         world.declare_topology().await;
         let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "11s")]);

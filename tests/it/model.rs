@@ -558,7 +558,8 @@ fn with_one_look_instead_of_two_a_late_update_is_sent_again() {
     check_broken(Protocol { confirmations: 1, ..PROTOCOL }, "a job was applied twice");
 }
 
+/// If it did, the update that was applied late would be taken for another's: the search finds it.
 #[test]
-fn an_update_that_was_applied_late_is_taken_for_another_if_a_look_before_it_clears_it() {
+fn a_read_before_a_late_update_must_not_clear_it() {
     check_broken(Protocol { suspects_late_updates: false, ..PROTOCOL }, "an accepted job was not applied");
 }

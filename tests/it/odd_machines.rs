@@ -51,7 +51,7 @@ fn a_clock_ten_minutes_behind_the_provider_stops_sending_until_it_is_set() {
 }
 
 #[test]
-fn a_clock_ten_minutes_ahead_of_the_provider_stops_sending_until_it_is_set() {
+fn a_clock_ahead_of_the_provider_stops_sending_until_it_is_set() {
     check_clock_is_refused(-600);
 }
 

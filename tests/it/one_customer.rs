@@ -118,8 +118,9 @@ fn a_backlog_of_ten_jobs_a_customer_ends_with_the_newest_at_the_provider() {
     });
 }
 
+/// It is applied, or told of the customer's limit.
 #[test]
-fn a_backlog_of_more_jobs_than_updates_a_customer_ends_with_the_newest_applied_or_told_of_the_limit() {
+fn a_backlog_of_more_jobs_than_updates_ends_with_the_newest() {
     world(async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "latency_ms": 20 })).await;
@@ -415,7 +416,7 @@ async fn check_ended(world: &World, job: &Job, state: &str) -> Submission {
 }
 
 #[test]
-fn an_older_job_that_waited_for_the_slot_sees_that_a_newer_one_was_accepted() {
+fn an_older_job_that_waited_sees_that_a_newer_was_accepted() {
     world(async |world| {
         let customer_id = Uuid::new_v4();
         let journal = Arc::new(journal(&world, "older's"));

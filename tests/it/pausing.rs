@@ -170,7 +170,7 @@ fn a_replica_that_hears_nothing_at_its_start_takes_and_sends_nothing() {
 }
 
 #[test]
-fn a_replica_that_hears_nothing_for_a_while_counts_as_paused_and_reads_go_on() {
+fn a_replica_without_heartbeats_counts_as_paused_and_reads_go_on() {
     world(async |world| {
         world.declare_topology().await;
         let no = json!({ "kind": "respond", "status": 503, "body": "no" });

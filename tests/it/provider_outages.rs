@@ -160,8 +160,9 @@ async fn check_held_back_and_sent_once(world: &World, job_id: Uuid) {
     assert_eq!(world.count_patches(job_id).await, 1);
 }
 
+/// It loses no attempt by the wait.
 #[test]
-fn a_job_that_was_opened_ahead_of_requests_that_hang_is_sent_once_and_loses_no_attempt() {
+fn a_job_prefetched_behind_hanging_requests_is_sent_once() {
     world(async |world| {
         // Until REQUEST_TIMEOUT, which is far longer than the send window.
         let hang = json!({ "answer": { "kind": "hang" } });

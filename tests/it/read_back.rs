@@ -173,8 +173,10 @@ fn an_update_that_may_be_the_customers_last_is_not_sent_again() {
     });
 }
 
+/// While the customer is in verification and an earlier update may be why, a read proves nothing; at
+/// `READ_BACK_DEADLINE` a person is asked.
 #[test]
-fn a_verification_that_may_be_another_updates_goes_to_a_person_at_the_deadline() {
+fn a_verification_of_unknown_origin_goes_to_a_person_in_time() {
     world(async |world| {
         world.declare_topology().await;
         let _workers = [(); 2].map(|()| world.start_worker_with(&[CALM]));

@@ -290,7 +290,7 @@ fn a_job_that_was_not_sent_is_due_at_once_and_spends_nothing() {
 }
 
 #[test]
-fn workers_that_come_and_go_under_load_lose_nothing_and_leave_nothing_unknown() {
+fn workers_that_come_and_go_leave_nothing_lost_or_unknown() {
     world(async |world| {
         world.declare_topology().await;
         world.set_provider(json!({ "latency_ms": 5 })).await;
