@@ -118,7 +118,7 @@ fn check_names_wrong_settings_and_still_looks_at_the_rest() {
         let told = String::from_utf8(told.stdout).expect("UTF-8");
         let is_source = |line: &str| line.contains("PREFETCH") && line.contains("  from ");
         assert!(!told.lines().any(is_source), "what stands in for it is not its value: {told}");
-        let lease = [("CLAIM_LEASE", "1s")];
+        let lease = [("CLAIM_LEASE", "5s")];
         blames(&world, &lease, &["SEND_WINDOW + REQUEST_TIMEOUT must be at most CLAIM_LEASE"], &remedy).await;
         let wrong = check(&world, &[("PAYLOAD_KEY", "canary"), ("DATABASE_URL", "http://canary")]).await;
         assert_eq!(wrong.len(), 3, "both settings, and a database that was not looked at: {wrong:#?}");
