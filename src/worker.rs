@@ -16,8 +16,9 @@ use crate::control::breaker::Event;
 use crate::control::slots::JobSlot;
 use crate::domain::job::{Job, UpdateRequest};
 use crate::domain::message::Message;
-use crate::domain::outcome::{History, Next, Outcome, Review, WaitingFor, next};
+use crate::domain::outcome::{History, Next, Outcome, Review, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, conclude};
+use crate::domain::state::WaitingFor;
 use crate::domain::verdict::{
     Acceptance, FailurePoint, HttpOutcome, NotSent, Rejection, Verdict, classify, provider_message,
 };

@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::{LockedJob, lock_job};
+use crate::domain::budget::Budget;
 use crate::domain::precedence::Decision;
-use crate::domain::read_back::Budget;
 use crate::journal::budget::spent;
 use crate::journal::rows::Candidate;
 use crate::journal::statements::claim::look;

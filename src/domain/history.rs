@@ -8,7 +8,8 @@
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::outcome::{LAST_ATTEMPT, REFUSED_ALONE, State, named_job};
+use super::outcome::{LAST_ATTEMPT, REFUSED_ALONE, named_job};
+use super::state::State;
 use super::verification::is_final;
 
 /// What is wrong with a job's history.
@@ -369,7 +370,7 @@ impl History {
         let mut is_impossible = |what: &str| {
             faults.add("submission", format!("is {name}, and {what}"), IMPOSSIBLE);
         };
-        let Some(state) = State::parse(name) else {
+        let Ok(state) = name.parse::<State>() else {
             return is_impossible("there is no such state");
         };
         match (state, self.open_attempt()) {

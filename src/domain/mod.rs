@@ -1,6 +1,7 @@
 //! The rules, pure: no clock, no network, no database, no logging. What they need to
 //! know of the world comes in as arguments.
 
+pub mod budget;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;
@@ -12,5 +13,7 @@ pub mod precedence;
 pub mod read_back;
 pub mod retry;
 pub mod schema;
+pub mod state;
+pub mod suspicion;
 pub mod verdict;
 pub mod verification;

@@ -6,58 +6,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::retry::RetrySchedule;
+use super::state::{State, WaitingFor};
 use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
-
-/// The states of a submission, in the schema's words.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum State {
-    Submitting,
-    Waiting,
-    Unknown,
-    Accepted,
-    Rejected,
-    Invalid,
-    Superseded,
-    Duplicate,
-    Exhausted,
-    NeedsReview,
-}
-
-impl State {
-    const ALL: [Self; 10] = [
-        Self::Submitting,
-        Self::Waiting,
-        Self::Unknown,
-        Self::Accepted,
-        Self::Rejected,
-        Self::Invalid,
-        Self::Superseded,
-        Self::Duplicate,
-        Self::Exhausted,
-        Self::NeedsReview,
-    ];
-
-    /// Its name in the table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Submitting => "submitting",
-            Self::Waiting => "waiting",
-            Self::Unknown => "unknown",
-            Self::Accepted => "accepted",
-            Self::Rejected => "rejected",
-            Self::Invalid => "invalid",
-            Self::Superseded => "superseded",
-            Self::Duplicate => "duplicate",
-            Self::Exhausted => "exhausted",
-            Self::NeedsReview => "needs_review",
-        }
-    }
-
-    /// The state of that name, if there is one.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.name() == name)
-    }
-}
 
 /// What is written with an attempt that ended its job, though it was answered like others: the history
 /// says that it was the last one.
@@ -194,28 +144,6 @@ impl Outcome {
     /// Whether the payload may still be needed: a person may send these again.
     pub fn keeps_payload(&self) -> bool {
         matches!(self, Self::Exhausted(_) | Self::NeedsReview(_))
-    }
-}
-
-/// What a waiting submission waits for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum WaitingFor {
-    /// The next try of the schedule.
-    Retry,
-    /// The customer, whom another submission holds.
-    Customer,
-    /// The provider, which refuses or puts off everybody.
-    Provider,
-}
-
-impl WaitingFor {
-    /// Its name in the table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Retry => "retry",
-            Self::Customer => "customer",
-            Self::Provider => "provider",
-        }
     }
 }
 

@@ -1,7 +1,13 @@
 //! One customer at a time, newest wins: what a job that has taken its customer's slot
 //! may do, given the customer's other jobs.
 
+use std::time::Duration;
+
+use time::OffsetDateTime;
 use uuid::Uuid;
+
+use super::state::State;
+use super::suspicion::{Customer, FATE_UNKNOWN, PastJob, PastRead, PastUpdate};
 
 /// Another job of the same customer that may matter.
 #[derive(Clone, Debug)]
@@ -45,6 +51,51 @@ pub enum Decision {
     NewerFateUnknown {
         newer: Uuid,
     },
+}
+
+/// A job that asks for its customer's slot.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    pub job_id: Uuid,
+    /// By which it is ordered among its customer's jobs, as [`PastJob::age_key`].
+    pub age_key: (OffsetDateTime, OffsetDateTime, Uuid),
+    pub content_hmac: Option<&'a [u8]>,
+}
+
+/// The customer's other jobs that may matter, the newest first.
+pub fn siblings(asking: &Asking<'_>, customer: &Customer, window: Duration) -> Vec<Sibling> {
+    let mut others: Vec<&PastJob> = customer.jobs.iter().filter(|job| job.job_id != asking.job_id).collect();
+    others.sort_by_key(|job| std::cmp::Reverse(job.age_key()));
+    let sibling = |job: &PastJob| {
+        Some(Sibling {
+            job_id: job.job_id,
+            is_newer: job.age_key() > asking.age_key,
+            has_same_content: job.content_hmac.is_some()
+                && job.content_hmac.as_deref() == asking.content_hmac,
+            standing: standing(job, &customer.reads, window)?,
+        })
+    };
+    others.into_iter().filter_map(sibling).collect()
+}
+
+/// How a job stands in another's way; `None` if it does not.
+fn standing(job: &PastJob, reads: &[PastRead], window: Duration) -> Option<Standing> {
+    match job.state {
+        State::Submitting | State::Waiting | State::Unknown => Some(Standing::InMotion),
+        State::Accepted => {
+            // Of what no row dates, no read is later.
+            let is_dated = job.updates.iter().any(PastUpdate::may_have_been_applied);
+            let in_verification = !is_dated || job.may_be_in_verification(reads, window);
+            Some(Standing::Accepted { in_verification })
+        }
+        State::NeedsReview if job.reason_code.as_deref() == Some(FATE_UNKNOWN) => Some(Standing::FateUnknown),
+        State::NeedsReview
+        | State::Rejected
+        | State::Invalid
+        | State::Superseded
+        | State::Duplicate
+        | State::Exhausted => None,
+    }
 }
 
 /// Decides. A job that is sent again after an attempt of unknown fate is nobody's duplicate.

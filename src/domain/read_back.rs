@@ -9,6 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::foreign_text::known_words;
+use super::state::ConclusionKind;
 use super::verdict::{Answer, HttpOutcome, Misconfiguration, Rejection, Verdict, classify, names_another};
 
 /// What a GET of a customer told us. Personal data in the answer is dropped here.
@@ -289,17 +290,21 @@ pub enum Conclusion {
 }
 
 impl Conclusion {
+    pub fn kind(self) -> ConclusionKind {
+        match self {
+            Self::Applied => ConclusionKind::Applied,
+            Self::Rejected => ConclusionKind::Rejected,
+            Self::NotApplied => ConclusionKind::NotApplied,
+            Self::LastUpdate => ConclusionKind::LastUpdate,
+            Self::Confirming { .. } => ConclusionKind::Confirming,
+            Self::LookAgain { .. } => ConclusionKind::LookAgain,
+            Self::Unsettled => ConclusionKind::Unsettled,
+        }
+    }
+
     /// Its name in the table.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Applied => "applied",
-            Self::Rejected => "rejected",
-            Self::NotApplied => "not_applied",
-            Self::LastUpdate => "last_update",
-            Self::Confirming { .. } => "confirming",
-            Self::LookAgain { .. } => "look_again",
-            Self::Unsettled => "unsettled",
-        }
+        self.kind().name()
     }
 }
 
@@ -380,29 +385,6 @@ fn look_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusi
         return Conclusion::Unsettled;
     }
     Conclusion::LookAgain { after }
-}
-
-/// A customer's updates, as far as our records know.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Budget {
-    /// Attempts accepted, or ever of unknown fate, each once.
-    pub spent_here: u32,
-    /// Updates that others spent.
-    pub spent_elsewhere: u32,
-    /// How many the provider allows.
-    pub limit: u32,
-}
-
-impl Budget {
-    /// How many updates are left, as far as the records know.
-    pub fn left(self) -> u32 {
-        self.limit.saturating_sub(self.spent_here + self.spent_elsewhere)
-    }
-
-    /// Whether a resend leaves what may be the customer's last update alone.
-    pub fn allows_resend(self) -> bool {
-        self.spent_here + self.spent_elsewhere + 1 < self.limit
-    }
 }
 
 #[cfg(test)]
@@ -695,32 +677,7 @@ mod tests {
         check(&look(reads("ON_HOLD")), Conclusion::LookAgain { after: secs(60) });
     }
 
-    #[test]
-    fn a_resend_leaves_the_last_update_alone() {
-        let check = |spent_here, spent_elsewhere, expected| {
-            let budget = Budget { spent_here, spent_elsewhere, limit: 3 };
-            assert_eq!(budget.allows_resend(), expected, "{budget:?}");
-        };
-        check(1, 0, true);
-        check(2, 0, false);
-        check(1, 1, false);
-        check(3, 0, false);
-    }
-
     proptest! {
-        /// A provider with a real count: each attempt of unknown fate is applied or not, each
-        /// acceptance is. Whatever the history, a resend that our books allow leaves one.
-        #[test]
-        fn no_history_leads_to_a_resend_that_could_take_the_last_update(
-            accepted in 0u32..6, unknown in 1u32..6, elsewhere in 0u32..6, limit in 1u32..8,
-        ) {
-            let budget = Budget { spent_here: accepted + unknown, spent_elsewhere: elsewhere, limit };
-            let applied_at_worst = accepted + unknown + elsewhere;
-            if budget.allows_resend() {
-                prop_assert!(applied_at_worst + 1 < limit);
-            }
-        }
-
         /// Whatever a look shows, an update that was applied in time is never called not applied:
         /// it reads PROCESSING for a whole window after it was applied.
         #[test]

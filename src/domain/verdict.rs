@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::foreign_text::{known_id, known_words};
 use super::job::PROVIDER_FIELDS;
+use super::state::VerdictKind;
 
 /// What came back from one attempt at the provider.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,16 +146,20 @@ pub enum Misconfiguration {
 }
 
 impl Verdict {
+    pub fn kind(&self) -> VerdictKind {
+        match self {
+            Self::Accepted(_) => VerdictKind::Accepted,
+            Self::Rejected(_) => VerdictKind::Rejected,
+            Self::NotSent(_) => VerdictKind::NotSent,
+            Self::Throttled { .. } => VerdictKind::Throttled,
+            Self::Misconfigured(_) => VerdictKind::Misconfigured,
+            Self::Unknown(_) => VerdictKind::Unknown,
+        }
+    }
+
     /// The verdict's name in tables and logs.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Accepted(_) => "accepted",
-            Self::Rejected(_) => "rejected",
-            Self::NotSent(_) => "not_sent",
-            Self::Throttled { .. } => "throttled",
-            Self::Misconfigured(_) => "misconfigured",
-            Self::Unknown(_) => "unknown",
-        }
+        self.kind().name()
     }
 
     /// A code that says more than the name, where there is more to say.

@@ -9,10 +9,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
+use crate::domain::budget::Budget;
 use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{Exhaustion, History, Outcome, Review};
 use crate::domain::precedence::Decision;
-use crate::domain::read_back::{Budget, Conclusion};
+use crate::domain::read_back::Conclusion;
 use crate::journal::budget::spent;
 use crate::journal::error::is_lost_race;
 use crate::journal::history::chain::{Entry, Head, Subject};

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::domain::job::{Invalid, Job};
 use crate::domain::message::Message;
-use crate::domain::outcome::WaitingFor;
+use crate::domain::state::WaitingFor;
 use crate::journal::batch::{Change, Written};
 use crate::journal::pool::bounded;
 use crate::journal::rows::{NewRow, Slots};

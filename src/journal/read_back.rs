@@ -6,8 +6,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
+use crate::domain::budget::Budget;
 use crate::domain::outcome::Outcome;
-use crate::domain::read_back::{Age, Budget, Conclusion, Reading};
+use crate::domain::read_back::{Age, Conclusion, Reading};
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
 use crate::journal::statements::wake::wake_newest;

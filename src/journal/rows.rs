@@ -7,7 +7,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::outcome::{History, Outcome, WaitingFor};
+use crate::domain::outcome::{History, Outcome};
+use crate::domain::state::WaitingFor;
 use crate::domain::verdict::{Acceptance, Verdict};
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::seal::Fingerprinter;

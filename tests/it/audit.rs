@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use kyc_worker::clock::Moment;
 use kyc_worker::domain::customer_event::CustomerEvent;
-use kyc_worker::domain::outcome::{Outcome, Review, Wait, WaitingFor};
+use kyc_worker::domain::outcome::{Outcome, Review, Wait};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
+use kyc_worker::domain::state::WaitingFor;
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Verdict};
 use kyc_worker::domain::verification::NextLook;
 use kyc_worker::journal::{

@@ -13,10 +13,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use kyc_worker::domain::budget::Budget;
 use kyc_worker::domain::outcome::{History, Next, Outcome, next};
 use kyc_worker::domain::precedence::{Decision, Sibling, Standing, rule};
 use kyc_worker::domain::read_back::{
-    Age, Budget, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
+    Age, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
 };
 use kyc_worker::domain::retry::RetrySchedule;
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, NotSent, Rejection, Verdict};

@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::message::{Message, Whole};
-use crate::domain::outcome::{Outcome, WaitingFor};
+use crate::domain::outcome::Outcome;
 use crate::domain::precedence::Decision;
+use crate::domain::state::WaitingFor;
 use crate::journal::Limits;
 use crate::journal::rows::{Beginning, Candidate, NewRow, Opened, Slots, column};
 use crate::journal::statements::claim::{begin_attempts, look};
