@@ -159,7 +159,7 @@ pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result
 
 /// Logs how a submission ended; an error where a person must act.
 pub fn log_outcome(outcome: &Outcome, job_id: &Uuid) {
-    let (name, reason_code) = (outcome.state(), outcome.reason_code());
+    let (name, reason_code) = (outcome.state().name(), outcome.reason_code());
     match outcome {
         Outcome::NeedsReview(_) => {
             error!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason());

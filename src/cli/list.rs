@@ -8,16 +8,15 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::database::DeskArgs;
+use super::states::state_parser;
 use super::terminal::{age_text, table};
 use crate::config::parse_duration;
 use crate::desk::list::{Filter, ListedJob, list};
+use crate::domain::state::State;
 
 /// How far back jobs are looked for where that is not said: a search through years would take
 /// longer than any statement may.
 const SINCE: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// States that jobs do not stay in, so that few are in them, however many there ever were.
-const OPEN: [&str; 4] = ["submitting", "waiting", "unknown", "needs_review"];
 
 /// List jobs by state, reason, customer and time
 #[derive(Args, Debug)]
@@ -26,11 +25,8 @@ const OPEN: [&str; 4] = ["submitting", "waiting", "unknown", "needs_review"];
 )]
 pub(super) struct ListArgs {
     /// Only jobs in this state
-    #[arg(long, value_parser = [
-        "submitting", "waiting", "unknown", "accepted", "rejected", "invalid", "superseded", "duplicate",
-        "exhausted", "needs_review",
-    ])]
-    state: Option<String>,
+    #[arg(long, value_parser = state_parser(|_| true))]
+    state: Option<State>,
     /// Only jobs with this reason code
     #[arg(long, value_name = "CODE")]
     reason: Option<String>,
@@ -50,10 +46,11 @@ pub(super) struct ListArgs {
 
 pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
-    let is_open = args.state.as_deref().is_some_and(|state| OPEN.contains(&state));
+    // States that jobs do not stay in, so that few are in them, however many there ever were.
+    let is_open = args.state.is_some_and(|state| state.is_in_motion() || state == State::NeedsReview);
     let since = args.since.or((args.customer.is_none() && !is_open).then_some(SINCE));
     let filter = Filter {
-        state: args.state.as_deref(),
+        state: args.state,
         reason_code: args.reason.as_deref(),
         customer_id: args.customer,
         since: since.map(|since| OffsetDateTime::now_utc() - since),

@@ -25,6 +25,7 @@ mod run;
 mod schema;
 mod show;
 mod sign;
+mod states;
 
 use std::process::ExitCode;
 

@@ -9,8 +9,10 @@ use uuid::Uuid;
 
 use super::attribution::MaybeAttributionArgs;
 use super::database::DeskArgs;
+use super::states::state_parser;
 use crate::config::ReadBackSettings;
 use crate::desk::replay::{Intent, Replay, ReplayRules, Selection, find_ended, replay};
+use crate::domain::state::State;
 
 /// Send ended jobs again; says what that would do, and does it with --yes
 #[derive(Args, Debug)]
@@ -23,8 +25,8 @@ pub(super) struct ReplayArgs {
     #[arg(value_name = "JOB_ID", conflicts_with_all = ["state", "reason"])]
     job_ids: Vec<Uuid>,
     /// In place of jobs: all that ended so
-    #[arg(long, value_parser = ["exhausted", "needs_review"])]
-    state: Option<String>,
+    #[arg(long, value_parser = state_parser(State::is_replayable))]
+    state: Option<State>,
     /// In place of jobs: all that ended for this reason
     #[arg(long, value_name = "CODE")]
     reason: Option<String>,
@@ -68,7 +70,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
     let job_ids = if args.job_ids.is_empty() {
         let selection = Selection {
-            state: args.state.as_deref(),
+            state: args.state,
             reason_code: args.reason.as_deref(),
             limit: i64::from(args.limit),
         };
@@ -101,7 +103,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
 
 fn print_report(report: &Report) {
     for Replay { job_id, was, updates_left, refusal, .. } in &report.jobs {
-        let was = was.as_deref().unwrap_or("unknown");
+        let was = was.as_deref().unwrap_or("not there");
         match refusal {
             Some(refusal) => println!("{job_id}  {was}\n  refused: {refusal}"),
             None => println!(

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::attribution::AttributionArgs;
 use super::database::DeskArgs;
 use crate::desk::resolve::{Finding, Resolved, resolve};
+use crate::domain::state::State;
 
 /// Settle a job in needs_review with what a person found out; sends nothing
 #[derive(Args, Debug)]
@@ -31,7 +32,7 @@ pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
     let resolved = resolve(&pool, args.job_id, args.finding, args.attribution.attribution()).await?;
     args.desk.print(&resolved, |Resolved { job_id, was, state, .. }| {
         println!("job {job_id} was {was}, and is {state} now");
-        if *state == "exhausted" {
+        if *state == State::Exhausted.name() {
             println!("send it again with `kyc-worker replay {job_id} --yes --by NAME --note TEXT`");
         }
     })

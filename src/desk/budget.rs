@@ -6,8 +6,9 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
-use crate::desk::story::{SubmissionView, submission};
-use crate::journal::budget::{Spent, spent};
+use crate::desk::story::{Spent, SubmissionView, submission};
+use crate::domain::suspicion::PastJob;
+use crate::journal::statements::customers::read_customers;
 
 /// What is known of a customer.
 #[derive(Debug, Serialize)]
@@ -38,7 +39,7 @@ pub struct CustomerJob {
     #[serde(flatten)]
     pub submission: SubmissionView,
     /// How many updates it spent, or may have spent.
-    pub spent: i64,
+    pub spent: u32,
 }
 
 /// Writes down how many updates a customer spent elsewhere, who says so, and why.
@@ -76,17 +77,12 @@ pub async fn set_budget(
 /// What is known of a customer; `None` if nothing is.
 pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Option<CustomerStory>> {
     let mut connection = pool.acquire().await?;
-    let ids = sqlx::query!(
-        r#"-- customer_jobs
-        select
-            s.job_id,
-            (
-                select count(*) from attempt a
-                where a.job_id = s.job_id and a.verdict in ('accepted', 'unknown')
-            ) as "spent!"
+    let ids = sqlx::query_scalar!(
+        "-- customer_jobs
+        select s.job_id
         from submission s
         where s.customer_id = $1
-        order by s.requested_at desc nulls last, s.received_at desc, s.job_id desc"#,
+        order by s.requested_at desc nulls last, s.received_at desc, s.job_id desc",
         customer_id,
     )
     .fetch_all(&mut *connection)
@@ -103,16 +99,19 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     if ids.is_empty() && known.is_none() {
         return Ok(None);
     }
-    let spent = spent(&mut connection, customer_id).await?;
+    let mut customers = read_customers(&mut connection, [(customer_id, None)]).await?;
+    let customer = customers.remove(&customer_id).unwrap_or_default();
     let mut jobs = Vec::with_capacity(ids.len());
-    for row in ids {
-        if let Some(submission) = submission(&mut connection, row.job_id).await? {
-            jobs.push(CustomerJob { submission, spent: row.spent });
+    for job_id in ids {
+        if let Some(submission) = submission(&mut connection, job_id).await? {
+            let spent = customer.job(job_id).map_or(0, PastJob::spent);
+            jobs.push(CustomerJob { submission, spent });
         }
     }
     let limit_reached_at = known.as_ref().and_then(|known| known.limit_reached_at);
     let budget_set = known.and_then(|known| {
         Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
     });
+    let spent = Spent::of(&customer);
     Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs }))
 }

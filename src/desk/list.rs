@@ -5,6 +5,8 @@ use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use crate::domain::state::State;
+
 /// How far back the first search goes, and how many times as far the next: the jobs of an hour are read in
 /// milliseconds, and most lists need no older ones.
 const LOOK_BACK_MIN: Duration = Duration::HOUR;
@@ -13,7 +15,7 @@ const LOOK_BACK_GROWTH: i32 = 4;
 #[derive(Clone, Debug)]
 pub struct Filter<'a> {
     /// Only jobs in this state.
-    pub state: Option<&'a str>,
+    pub state: Option<State>,
     /// Only jobs with this reason.
     pub reason_code: Option<&'a str>,
     /// Only jobs of this customer.
@@ -84,7 +86,7 @@ async fn list_since(
             and ($3::uuid is null or customer_id = $3) and ($4::timestamptz is null or received_at >= $4)
         order by received_at desc, job_id
         limit $5"#,
-        filter.state,
+        filter.state.map(State::name),
         filter.reason_code,
         filter.customer_id,
         since,

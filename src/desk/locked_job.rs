@@ -4,6 +4,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::domain::state::State;
+
 /// A job as it stands, until the transaction ends.
 pub(crate) struct LockedJob {
     pub customer_id: Option<Uuid>,
@@ -15,7 +17,7 @@ pub(crate) struct LockedJob {
     /// Whether an attempt of it may have been applied.
     pub is_in_doubt: bool,
     pub is_accepted_late: bool,
-    pub state: String,
+    pub state: State,
     pub reason_code: Option<String>,
 }
 
@@ -24,7 +26,7 @@ impl LockedJob {
     pub fn describe(&self) -> String {
         match &self.reason_code {
             Some(reason_code) => format!("{} ({reason_code})", self.state),
-            None => self.state.clone(),
+            None => self.state.to_string(),
         }
     }
 }
@@ -35,7 +37,7 @@ pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Resul
         LockedJob,
         r#"-- lock_job
         select
-            customer_id, state, reason_code, requested_at, received_at, content_hmac,
+            customer_id, state as "state: State", reason_code, requested_at, received_at, content_hmac,
             sealed_payload is not null as "has_payload!",
             coalesce(expires_at <= now(), false) as "is_expired!",
             exists (

@@ -11,16 +11,16 @@ use uuid::Uuid;
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::{LockedJob, lock_job};
 use crate::domain::budget::Budget;
-use crate::domain::precedence::Decision;
-use crate::journal::budget::spent;
-use crate::journal::rows::Candidate;
-use crate::journal::statements::claim::look;
+use crate::domain::precedence::{Asking, Decision, decide};
+use crate::domain::state::State;
+use crate::domain::suspicion::{Customer, FATE_UNKNOWN};
+use crate::journal::statements::customers::read_customers;
 
 /// Which jobs to send again.
 #[derive(Clone, Debug)]
 pub struct Selection<'a> {
     /// The state that they ended in.
-    pub state: Option<&'a str>,
+    pub state: Option<State>,
     pub reason_code: Option<&'a str>,
     pub limit: i64,
 }
@@ -114,7 +114,7 @@ pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Resul
             and ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
         order by requested_at, received_at, job_id
         limit $3",
-        selection.state,
+        selection.state.map(State::name),
         selection.reason_code,
         selection.limit,
     )
@@ -134,18 +134,16 @@ pub async fn replay(
         let refusal = Some(Refusal::NotKnown);
         return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
     };
-    let budget = match row.customer_id {
+    let customer = match row.customer_id {
         Some(customer_id) => {
-            let spent = spent(&mut tx, customer_id).await?;
-            let limit = rules.customer_updates;
-            Some(Budget { spent_here: spent.here, spent_elsewhere: spent.elsewhere, limit })
+            let mut customers = read_customers(&mut tx, [(customer_id, None)]).await?;
+            Some(customers.remove(&customer_id).unwrap_or_default())
         }
         None => None,
     };
-    let refusal = match refusal_of_row(&row) {
-        Some(refusal) => Some(refusal),
-        None => refusal_of_customer(&mut tx, job_id, &row, budget, rules.read_back_window).await?,
-    };
+    let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
+    let refusal =
+        refusal_of_row(&row).or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
     let was = row.describe();
     if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
         schedule_again(&mut tx, job_id, delay).await?;
@@ -165,12 +163,13 @@ pub async fn replay(
 
 /// Why the job's own row forbids it.
 fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
-    match row.state.as_str() {
-        "submitting" | "waiting" | "unknown" => return Some(Refusal::InMotion),
-        "exhausted" | "needs_review" => {}
-        _ => return Some(Refusal::EndedForGood),
+    if row.state.is_in_motion() {
+        return Some(Refusal::InMotion);
     }
-    if row.reason_code.as_deref() == Some("fate_unknown") {
+    if !row.state.is_replayable() {
+        return Some(Refusal::EndedForGood);
+    }
+    if row.reason_code.as_deref() == Some(FATE_UNKNOWN) {
         return Some(Refusal::FateUnknown);
     }
     if row.is_accepted_late {
@@ -183,40 +182,29 @@ fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
 }
 
 /// Why the customer's other jobs or their budget forbid it.
-async fn refusal_of_customer(
-    tx: &mut PgConnection,
+fn refusal_of_customer(
     job_id: Uuid,
     row: &LockedJob,
-    budget: Option<Budget>,
-    read_back_window: Duration,
-) -> sqlx::Result<Option<Refusal>> {
-    let (Some(customer_id), Some(budget)) = (row.customer_id, budget) else {
-        return Ok(Some(Refusal::EndedForGood));
-    };
-    if budget.left() == 0 {
-        return Ok(Some(Refusal::BudgetSpent));
+    customer: Option<&Customer>,
+    rules: ReplayRules,
+) -> Option<Refusal> {
+    let Some(customer) = customer else { return Some(Refusal::EndedForGood) };
+    if customer.budget(rules.customer_updates).left() == 0 {
+        return Some(Refusal::BudgetSpent);
     }
-    if row.is_in_doubt && !budget.allows_resend() {
-        return Ok(Some(Refusal::LastUpdate));
-    }
-    let candidate = Candidate {
+    let asking = Asking {
         job_id,
-        customer_id,
-        requested_at: row.requested_at.unwrap_or(row.received_at),
-        received_at: row.received_at,
-        content_hmac: row.content_hmac.clone(),
+        age_key: (row.requested_at.unwrap_or(row.received_at), row.received_at, job_id),
+        content_hmac: row.content_hmac.as_deref(),
         is_resend: row.is_in_doubt,
     };
-    Ok(look(tx, &[candidate], read_back_window).await?.into_iter().find_map(refusal_of_decision))
-}
-
-fn refusal_of_decision(decision: Decision) -> Option<Refusal> {
-    match decision {
+    match decide(&asking, customer, rules.read_back_window, rules.customer_updates) {
         // Behind a newer one it waits, as any other job does.
         Decision::Go | Decision::Wait => None,
         Decision::Superseded { by } => Some(Refusal::Superseded { by }),
         Decision::Duplicate { of } => Some(Refusal::Duplicate { of }),
         Decision::NewerFateUnknown { newer } => Some(Refusal::NewerFateUnknown { newer }),
+        Decision::LastUpdate => Some(Refusal::LastUpdate),
     }
 }
 

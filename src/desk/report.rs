@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::desk::story::AttemptView;
+use crate::domain::state::State;
 use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::{WorkerView, workers};
 
@@ -114,9 +115,9 @@ pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sq
         flow: flow(pool, since).await?,
         states: states(pool, since).await?,
         open_by_age: open_by_age(pool).await?,
-        oldest_open: oldest(pool, &["submitting", "waiting", "unknown"]).await?,
-        oldest_unknown: oldest(pool, &["unknown"]).await?,
-        oldest_needs_review: oldest(pool, &["needs_review"]).await?,
+        oldest_open: oldest(pool, State::is_in_motion).await?,
+        oldest_unknown: oldest(pool, |state| state == State::Unknown).await?,
+        oldest_needs_review: oldest(pool, |state| state == State::NeedsReview).await?,
         verifications: verifications(pool).await?,
         customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
         unordered_pairs: unordered_pairs(pool, since).await?,
@@ -198,7 +199,9 @@ async fn open_by_age(pool: &PgPool) -> sqlx::Result<Vec<OpenByAge>> {
     .await
 }
 
-async fn oldest(pool: &PgPool, states: &[&str]) -> sqlx::Result<Option<OpenWork>> {
+async fn oldest(pool: &PgPool, is_meant: fn(State) -> bool) -> sqlx::Result<Option<OpenWork>> {
+    let states: Vec<&str> =
+        State::ALL.iter().filter(|state| is_meant(**state)).map(|state| state.name()).collect();
     sqlx::query_as!(
         OpenWork,
         r#"-- report_oldest
@@ -207,7 +210,7 @@ async fn oldest(pool: &PgPool, states: &[&str]) -> sqlx::Result<Option<OpenWork>
         where state = any($1)
         order by received_at
         limit 1"#,
-        states as &[&str],
+        &states as &[&str],
     )
     .fetch_optional(pool)
     .await

@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::lock_job;
+use crate::domain::state::State;
+use crate::domain::suspicion::NOT_APPLIED;
 use crate::journal::statements::wake::wake_newest;
 
 /// What a person has found out of a job.
@@ -22,17 +24,17 @@ pub enum Finding {
 impl Finding {
     fn name(self) -> &'static str {
         match self {
-            Self::Accepted => "accepted",
-            Self::Rejected => "rejected",
+            Self::Accepted => State::Accepted.name(),
+            Self::Rejected => State::Rejected.name(),
             Self::NotApplied => "not-applied",
         }
     }
 
-    fn state(self) -> &'static str {
+    fn state(self) -> State {
         match self {
-            Self::Accepted => "accepted",
-            Self::Rejected => "rejected",
-            Self::NotApplied => "exhausted",
+            Self::Accepted => State::Accepted,
+            Self::Rejected => State::Rejected,
+            Self::NotApplied => State::Exhausted,
         }
     }
 
@@ -40,7 +42,7 @@ impl Finding {
         match self {
             Self::Accepted => None,
             Self::Rejected => Some("by_person"),
-            Self::NotApplied => Some("not_applied"),
+            Self::NotApplied => Some(NOT_APPLIED),
         }
     }
 
@@ -106,7 +108,7 @@ pub async fn resolve(
     let mut tx = pool.begin().await?;
     let row = lock_job(&mut tx, job_id).await?.ok_or(ResolveError::NotKnown(job_id))?;
     let was = row.describe();
-    if row.state != "needs_review" {
+    if row.state != State::NeedsReview {
         return Err(ResolveError::NotInReview { job_id, is: was });
     }
     match finding {
@@ -130,7 +132,7 @@ pub async fn resolve(
     };
     record(&mut *tx, intervention, attribution).await?;
     tx.commit().await?;
-    Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state() })
+    Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state().name() })
 }
 
 async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -> sqlx::Result<()> {
@@ -145,7 +147,7 @@ async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -
             verification_due_at = case when $2 = 'accepted' then now() end
         where job_id = $1",
         job_id,
-        finding.state(),
+        finding.state().name(),
         finding.reason_code(),
         finding.reason(),
     )

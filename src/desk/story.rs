@@ -7,7 +7,31 @@ use uuid::Uuid;
 
 use crate::desk::dead_letters::{DeadLetterView, dead_letters_of};
 use crate::desk::interventions::{InterventionView, interventions_of};
-use crate::journal::budget::{Spent, spent};
+use crate::domain::suspicion::Customer;
+use crate::journal::statements::customers::read_customers;
+
+/// How many of a customer's updates are spent, as far as the records know.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Spent {
+    /// Attempts accepted, or ever of unknown outcome, each once.
+    pub here: u32,
+    /// Those that a person told us of.
+    pub elsewhere: u32,
+}
+
+impl Spent {
+    pub(crate) fn of(customer: &Customer) -> Self {
+        // Of any limit.
+        let budget = customer.budget(u32::MAX);
+        Self { here: budget.spent_here, elsewhere: budget.spent_elsewhere }
+    }
+}
+
+/// How many of a customer's updates are spent.
+async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Spent> {
+    let customers = read_customers(connection, [(customer_id, None)]).await?;
+    Ok(customers.get(&customer_id).map(Spent::of).unwrap_or_default())
+}
 
 /// A submission as people see it.
 #[derive(Debug, Serialize)]

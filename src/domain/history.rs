@@ -8,8 +8,10 @@
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
+use super::budget::spends;
 use super::outcome::{LAST_ATTEMPT, REFUSED_ALONE, named_job};
-use super::state::State;
+use super::state::{ConclusionKind, Evidence, State, VerdictKind};
+use super::suspicion::{FATE_UNKNOWN, NOT_APPLIED};
 use super::verification::is_final;
 
 /// What is wrong with a job's history.
@@ -35,7 +37,7 @@ pub struct Submission {
     pub failure_reason: Option<String>,
     /// Whether the verification was seen after the acceptance.
     pub is_seen: bool,
-    /// Whether the verification is looked at still.
+    /// Whether the verification is followed still.
     pub is_followed: bool,
     /// Whether it has all that a valid job has; of a forgotten customer's, what is left of that.
     pub is_whole_job: bool,
@@ -99,8 +101,8 @@ pub struct Sibling {
     pub job_id: Uuid,
     pub is_newer: bool,
     pub is_accepted: bool,
-    /// Whether an attempt of it was ever of unknown fate, or a person said so.
-    pub was_in_doubt: bool,
+    /// Whether an attempt of it was ever of unknown outcome, or a person said so.
+    pub was_unknown: bool,
     /// Whether it asks for the same, as far as that is known.
     pub has_same_content: bool,
 }
@@ -137,23 +139,23 @@ enum Standing<'a> {
     /// The provider accepted or rejected it.
     Answered(&'a Attempt),
     /// Its last attempt may have been applied.
-    Doubt(&'a Attempt),
-    /// Its last attempt was not applied, as looks found: it waits.
+    Unknown(&'a Attempt),
+    /// Its last attempt was not applied, as reads found: it waits.
     Cleared(&'a Attempt),
-    /// A look ended it: applied, rejected, `last_update`, unsettled.
-    Looked(&'a Observation),
+    /// A read ended it: applied, rejected, `last_update`, unsettled.
+    Read(&'a Observation),
     /// A person settled it, as this.
     Resolved(&'a Intervention, &'a str),
     /// A person has it sent again: it waits.
     Replayed,
-    /// A person took it from what waits, to be looked at.
+    /// A person took it from what waits, to be reviewed.
     Held,
 }
 
 const REMOVED: &str = "rows were removed by hand; a backup from before has them";
 const IMPOSSIBLE: &str =
     "the row was changed by hand, or a bug of the worker's; compare with a backup and the logs";
-const NOT_CLEARED: &str = "follows one of unknown fate that no look and no person has cleared";
+const NOT_CLEARED: &str = "follows one of unknown outcome that no read and no person has cleared";
 const SPENT_TWICE: &str = "an update may have been spent twice; ask the provider";
 
 /// Rows are dated by the beginnings of their transactions, of which none lasts longer.
@@ -166,8 +168,8 @@ impl<'a> Standing<'a> {
             Self::Untried | Self::Retry(_) | Self::Cleared(_) | Self::Replayed => true,
             Self::Ended(_)
             | Self::Answered(_)
-            | Self::Doubt(_)
-            | Self::Looked(_)
+            | Self::Unknown(_)
+            | Self::Read(_)
             | Self::Resolved(..)
             | Self::Held => false,
         }
@@ -177,9 +179,9 @@ impl<'a> Standing<'a> {
     fn may_be_replayed(self) -> bool {
         match self {
             Self::Untried | Self::Retry(_) | Self::Ended(_) | Self::Cleared(_) | Self::Replayed => true,
-            Self::Looked(seen) => seen.concluded("last_update"),
+            Self::Read(seen) => seen.concluded(ConclusionKind::LastUpdate),
             Self::Resolved(_, settled) => settled == "not-applied",
-            Self::Answered(_) | Self::Doubt(_) | Self::Held => false,
+            Self::Answered(_) | Self::Unknown(_) | Self::Held => false,
         }
     }
 
@@ -189,8 +191,10 @@ impl<'a> Standing<'a> {
             // For a newer one of unknown fate.
             Self::Untried | Self::Retry(_) | Self::Cleared(_) | Self::Replayed => true,
             Self::Ended(_) | Self::Held => true,
-            Self::Looked(seen) => seen.concluded("last_update") || seen.concluded("unsettled"),
-            Self::Answered(_) | Self::Doubt(_) | Self::Resolved(..) => false,
+            Self::Read(seen) => {
+                seen.concluded(ConclusionKind::LastUpdate) || seen.concluded(ConclusionKind::Unsettled)
+            }
+            Self::Answered(_) | Self::Unknown(_) | Self::Resolved(..) => false,
         }
     }
 
@@ -198,12 +202,14 @@ impl<'a> Standing<'a> {
     fn what_forbids_another(self) -> Option<&'static str> {
         match self {
             Self::Untried | Self::Retry(_) | Self::Cleared(_) | Self::Replayed => None,
-            Self::Answered(attempt) if attempt.is("accepted") => Some("follows one that was accepted"),
+            Self::Answered(attempt) if attempt.is(VerdictKind::Accepted) => {
+                Some("follows one that was accepted")
+            }
             Self::Answered(_) => Some("follows one that was rejected"),
-            Self::Doubt(_) => Some(NOT_CLEARED),
-            Self::Looked(seen) if seen.concluded("unsettled") => Some(NOT_CLEARED),
+            Self::Unknown(_) => Some(NOT_CLEARED),
+            Self::Read(seen) if seen.concluded(ConclusionKind::Unsettled) => Some(NOT_CLEARED),
             Self::Ended(_) => Some("follows the last one that was allowed"),
-            Self::Looked(_) => Some("follows a look that ended the job"),
+            Self::Read(_) => Some("follows a read that ended the job"),
             Self::Resolved(..) | Self::Held => Some("follows a person's decision on the job"),
         }
     }
@@ -212,8 +218,8 @@ impl<'a> Standing<'a> {
     fn last(self) -> Option<&'a Attempt> {
         match self {
             Self::Retry(last) | Self::Ended(last) | Self::Answered(last) => Some(last),
-            Self::Doubt(last) | Self::Cleared(last) => Some(last),
-            Self::Untried | Self::Looked(_) | Self::Resolved(..) | Self::Replayed | Self::Held => None,
+            Self::Unknown(last) | Self::Cleared(last) => Some(last),
+            Self::Untried | Self::Read(_) | Self::Resolved(..) | Self::Replayed | Self::Held => None,
         }
     }
 }
@@ -281,7 +287,8 @@ impl History {
             if let (Some(entry), Some(_)) = (attempt.entry, &attempt.verdict) {
                 events.push(((entry, false), Event::Closed(attempt)));
             }
-            if let (Some(entry), Some("accepted")) = (attempt.late_entry, attempt.late_verdict.as_deref()) {
+            let is_accepted_late = attempt.late_verdict.as_deref() == Some(VerdictKind::Accepted.name());
+            if let Some(entry) = attempt.late_entry.filter(|_| is_accepted_late) {
                 events.push(((entry, false), Event::AcceptedLate));
             }
         }
@@ -312,12 +319,15 @@ impl History {
                     is_accepted_late = true;
                     standing
                 }
-                Event::Concluded(seen) => match (seen.conclusion.as_deref(), standing.last()) {
-                    (Some("confirming" | "look_again"), _) => standing,
-                    (Some("not_applied"), Some(last)) => Standing::Cleared(last),
-                    (Some("not_applied"), None) => standing,
-                    _ => Standing::Looked(seen),
-                },
+                Event::Concluded(seen) => {
+                    use ConclusionKind::{Confirming, LookAgain, NotApplied};
+                    match (seen.conclusion.as_deref().map(str::parse), standing.last()) {
+                        (Some(Ok(Confirming | LookAgain)), _) => standing,
+                        (Some(Ok(NotApplied)), Some(last)) => Standing::Cleared(last),
+                        (Some(Ok(NotApplied)), None) => standing,
+                        _ => Standing::Read(seen),
+                    }
+                }
                 Event::Done(done) => self.done(standing, done, is_accepted_late, faults),
             };
         }
@@ -381,11 +391,13 @@ impl History {
         if let Err(what) = self.state_rule(state, standing, is_accepted_late) {
             is_impossible(&what);
         }
-        let said = |verdict: &str| self.attempts.iter().any(|attempt| attempt.is(verdict));
-        if state != State::Accepted && (said("accepted") || self.concluded("applied")) {
-            is_impossible("an attempt was accepted, or a look found it applied");
+        let said = |verdict| self.attempts.iter().any(|attempt| attempt.is(verdict));
+        if state != State::Accepted
+            && (said(VerdictKind::Accepted) || self.concluded(ConclusionKind::Applied))
+        {
+            is_impossible("an attempt was accepted, or a read found it applied");
         }
-        if state != State::Rejected && said("rejected") {
+        if state != State::Rejected && said(VerdictKind::Rejected) {
             is_impossible("an attempt was rejected");
         }
         if state != State::Accepted && evidence.is_some() {
@@ -409,15 +421,15 @@ impl History {
     fn state_rule(&self, state: State, standing: Standing<'_>, is_accepted_late: bool) -> Result<(), String> {
         let reason_code = self.submission.reason_code.as_deref();
         let waits = || match standing {
-            Standing::Doubt(_) => {
-                Err("no look and no person has cleared its last attempt, which may be applied".to_owned())
+            Standing::Unknown(_) => {
+                Err("no read and no person has cleared its last attempt, which may be applied".to_owned())
             }
             standing if standing.waits() => Ok(()),
             _ => Err("its history says that it has ended".to_owned()),
         };
         let not_accepted_late = || require(!is_accepted_late, "a late answer has accepted it");
         match state {
-            // That an attempt is open, and may be, is looked at with the attempts.
+            // That an attempt is open, and may be, is checked with the attempts.
             State::Submitting => require(reason_code.is_none(), "has a reason to wait or to end"),
             State::Waiting => {
                 if reason_code == Some("replayed") && !matches!(standing, Standing::Replayed) {
@@ -433,27 +445,33 @@ impl History {
             }
             State::Unknown => {
                 not_accepted_late()?;
-                let Standing::Doubt(last) = standing else {
-                    return Err("its last attempt is not of unknown fate".to_owned());
+                let Standing::Unknown(last) = standing else {
+                    return Err("its last attempt is not of unknown outcome".to_owned());
                 };
                 require(reason_code == Some(last.reason_code()), "its last attempt came to something else")
             }
             State::Accepted => self.accepted_rule(standing, is_accepted_late),
             State::Rejected => match (reason_code, standing) {
-                (Some("by_person"), Standing::Resolved(done, "rejected")) => self.ended_with(done.at),
+                (Some("by_person"), Standing::Resolved(done, settled))
+                    if settled == State::Rejected.name() =>
+                {
+                    self.ended_with(done.at)
+                }
                 (Some("by_person"), _) => Err("no person decided that".to_owned()),
                 (Some(code), Standing::Answered(last))
-                    if last.is("rejected") && last.reason_code() == code =>
+                    if last.is(VerdictKind::Rejected) && last.reason_code() == code =>
                 {
                     self.ended_with(last.ended_at.unwrap_or(last.begun_at))
                 }
-                (Some("customer_not_found"), Standing::Looked(seen)) if seen.concluded("rejected") => {
+                (Some("customer_not_found"), Standing::Read(seen))
+                    if seen.concluded(ConclusionKind::Rejected) =>
+                {
                     self.ended_after(seen.at)
                 }
-                _ => Err("neither an answer nor a look said so".to_owned()),
+                _ => Err("neither an answer nor a read said so".to_owned()),
             },
             State::Invalid => {
-                require(reason_code == Some("invalid"), "has another reason")?;
+                require(reason_code == Some(State::Invalid.name()), "has another reason")?;
                 let is_untouched = matches!(standing, Standing::Untried) && self.observations.is_empty();
                 require(is_untouched && self.attempts.is_empty(), "has a history")?;
                 require(!self.submission.is_job, "has what only a job has")
@@ -467,11 +485,11 @@ impl History {
             State::Duplicate => {
                 require(reason_code.is_none(), "has another reason")?;
                 waits()?;
-                let was_in_doubt = self.attempts.iter().any(|attempt| attempt.is("unknown"));
-                require(!was_in_doubt, "an attempt may have been applied")?;
+                let was_unknown = self.attempts.iter().any(|attempt| attempt.is(VerdictKind::Unknown));
+                require(!was_unknown, "an attempt may have been applied")?;
                 let what = "no job of its customer that asks for the same and may be applied is named";
                 self.ended_for(
-                    |sibling| sibling.has_same_content && (sibling.is_accepted || sibling.was_in_doubt),
+                    |sibling| sibling.has_same_content && (sibling.is_accepted || sibling.was_unknown),
                     what,
                 )
             }
@@ -485,18 +503,18 @@ impl History {
                     let Submission { expires_at, ended_at, .. } = self.submission;
                     require(expires_at.is_some() && expires_at <= ended_at, "it had not expired")
                 }
-                (Some("not_applied"), Standing::Resolved(done, "not-applied")) => self.ended_with(done.at),
-                (Some("not_applied"), _) => Err("no person found that".to_owned()),
+                (Some(NOT_APPLIED), Standing::Resolved(done, "not-applied")) => self.ended_with(done.at),
+                (Some(NOT_APPLIED), _) => Err("no person found that".to_owned()),
                 _ => Err("there is no such reason for that".to_owned()),
             },
             State::NeedsReview => match (reason_code, standing) {
-                (Some("fate_unknown"), Standing::Looked(seen)) if seen.concluded("unsettled") => {
+                (Some(FATE_UNKNOWN), Standing::Read(seen)) if seen.concluded(ConclusionKind::Unsettled) => {
                     not_accepted_late()?;
                     self.ended_after(seen.at)
                 }
-                (Some("fate_unknown"), Standing::Held) => not_accepted_late(),
-                (Some("fate_unknown"), _) => Err("no look left that open".to_owned()),
-                (Some("last_update"), Standing::Looked(seen)) if seen.concluded("last_update") => {
+                (Some(FATE_UNKNOWN), Standing::Held) => not_accepted_late(),
+                (Some(FATE_UNKNOWN), _) => Err("no read left that open".to_owned()),
+                (Some("last_update"), Standing::Read(seen)) if seen.concluded(ConclusionKind::LastUpdate) => {
                     not_accepted_late()?;
                     self.ended_after(seen.at)
                 }
@@ -504,7 +522,7 @@ impl History {
                 (Some("newer_fate_unknown"), _) => {
                     waits()?;
                     let what = "no newer job of its customer that may be applied is named";
-                    self.ended_for(|sibling| sibling.is_newer && sibling.was_in_doubt, what)
+                    self.ended_for(|sibling| sibling.is_newer && sibling.was_unknown, what)
                 }
                 (Some("refused_only_for_this_job"), Standing::Ended(last))
                     if last.error_is(REFUSED_ALONE) =>
@@ -521,16 +539,19 @@ impl History {
     fn accepted_rule(&self, standing: Standing<'_>, is_accepted_late: bool) -> Result<(), String> {
         let Submission { evidence, reason_code, provider_reference, .. } = &self.submission;
         let name = evidence.as_deref().unwrap_or("none");
-        match (name, standing) {
-            ("response", Standing::Answered(last)) if last.is("accepted") => {
+        match (name.parse(), standing) {
+            (Ok(Evidence::Response), Standing::Answered(last)) if last.is(VerdictKind::Accepted) => {
                 self.ended_with(last.ended_at.unwrap_or(last.begun_at))?;
             }
-            ("read_back", Standing::Looked(seen)) if seen.concluded("applied") => {
-                require(provider_reference.is_none(), "a look shows no reference")?;
+            (Ok(Evidence::ReadBack), Standing::Read(seen)) if seen.concluded(ConclusionKind::Applied) => {
+                require(provider_reference.is_none(), "a read shows no reference")?;
                 self.ended_after(seen.at)?;
             }
-            ("late", standing) if is_accepted_late && !matches!(standing, Standing::Answered(_)) => {}
-            ("person", Standing::Resolved(done, "accepted")) => {
+            (Ok(Evidence::Late), standing)
+                if is_accepted_late && !matches!(standing, Standing::Answered(_)) => {}
+            (Ok(Evidence::Person), Standing::Resolved(done, settled))
+                if settled == State::Accepted.name() =>
+            {
                 require(provider_reference.is_none(), "a person gives no reference")?;
                 self.ended_with(done.at)?;
             }
@@ -559,7 +580,7 @@ impl History {
         require(is_after, "ended before what ended it")
     }
 
-    fn concluded(&self, conclusion: &str) -> bool {
+    fn concluded(&self, conclusion: ConclusionKind) -> bool {
         self.observations.iter().any(|seen| seen.concluded(conclusion))
     }
 
@@ -572,14 +593,14 @@ impl History {
     }
 
     fn check_acceptances(&self, faults: &mut Faults) {
-        let answers = self.attempts.iter().filter(|attempt| attempt.is("accepted")).count();
+        let answers = self.attempts.iter().filter(|attempt| attempt.is(VerdictKind::Accepted)).count();
         if answers > 1 {
             let remedy = "an update was spent twice; ask the provider";
             faults.add("attempts", format!("{answers} were accepted"), remedy);
         }
     }
 
-    /// A verification's end goes with a look or a webhook that said so.
+    /// A verification's end goes with a read or a webhook that said so.
     fn check_verification(&self, faults: &mut Faults) {
         let Submission { verification_status: Some(status), failure_reason, .. } = &self.submission else {
             return;
@@ -593,15 +614,15 @@ impl History {
                 && seen.failure_reason == *failure_reason
         };
         if !self.observations.iter().any(said) {
-            let what = format!("its verification ended {status}, and neither a look nor a webhook said so");
+            let what = format!("its verification ended {status}, and neither a read nor a webhook said so");
             faults.add("submission", what, IMPOSSIBLE);
         }
     }
 }
 
 impl Attempt {
-    fn is(&self, verdict: &str) -> bool {
-        self.verdict.as_deref() == Some(verdict)
+    fn is(&self, verdict: VerdictKind) -> bool {
+        self.verdict.as_deref() == Some(verdict.name())
     }
 
     fn error_is(&self, error: &str) -> bool {
@@ -614,21 +635,21 @@ impl Attempt {
     }
 
     fn came_to(&self) -> Standing<'_> {
-        match self.verdict.as_deref() {
-            Some("accepted" | "rejected") => Standing::Answered(self),
-            Some("not_sent" | "throttled" | "misconfigured") => {
+        match self.verdict.as_deref().map(str::parse) {
+            Some(Ok(VerdictKind::Accepted | VerdictKind::Rejected)) => Standing::Answered(self),
+            Some(Ok(verdict)) if !spends(verdict) => {
                 let has_ended = self.error_is(LAST_ATTEMPT) || self.error_is(REFUSED_ALONE);
                 if has_ended { Standing::Ended(self) } else { Standing::Retry(self) }
             }
             // What is not known to have spent nothing may have been applied.
-            _ => Standing::Doubt(self),
+            _ => Standing::Unknown(self),
         }
     }
 }
 
 impl Observation {
-    fn concluded(&self, conclusion: &str) -> bool {
-        self.conclusion.as_deref() == Some(conclusion)
+    fn concluded(&self, conclusion: ConclusionKind) -> bool {
+        self.conclusion.as_deref() == Some(conclusion.name())
     }
 }
 

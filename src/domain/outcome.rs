@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::retry::RetrySchedule;
 use super::state::{State, WaitingFor};
+use super::suspicion::FATE_UNKNOWN;
 use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
 
 /// What is written with an attempt that ended its job, though it was answered like others: the history
@@ -62,16 +63,15 @@ pub enum Review {
 
 impl Outcome {
     /// The state that the submission ends in.
-    pub fn state(&self) -> &'static str {
-        let state = match self {
+    pub fn state(&self) -> State {
+        match self {
             Self::Accepted(_) => State::Accepted,
             Self::Rejected(_) => State::Rejected,
             Self::Superseded { .. } => State::Superseded,
             Self::Duplicate { .. } => State::Duplicate,
             Self::Exhausted(_) => State::Exhausted,
             Self::NeedsReview(_) => State::NeedsReview,
-        };
-        state.name()
+        }
     }
 
     /// What is written with the attempt that ended the job so, where its verdict does not say it.
@@ -91,7 +91,7 @@ impl Outcome {
             Self::Rejected(rejection) => Some(rejection.code()),
             Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
             Self::Exhausted(Exhaustion::Expired) => Some("expired"),
-            Self::NeedsReview(Review::FateUnknown) => Some("fate_unknown"),
+            Self::NeedsReview(Review::FateUnknown) => Some(FATE_UNKNOWN),
             Self::NeedsReview(Review::LastUpdate) => Some("last_update"),
             Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some("refused_only_for_this_job"),

@@ -51,6 +51,8 @@ pub enum Decision {
     NewerFateUnknown {
         newer: Uuid,
     },
+    /// To send it again might take what may be the customer's last update.
+    LastUpdate,
 }
 
 /// A job that asks for its customer's slot.
@@ -60,10 +62,22 @@ pub struct Asking<'a> {
     /// By which it is ordered among its customer's jobs, as [`PastJob::age_key`].
     pub age_key: (OffsetDateTime, OffsetDateTime, Uuid),
     pub content_hmac: Option<&'a [u8]>,
+    /// Whether an attempt of it was ever of unknown outcome.
+    pub is_resend: bool,
+}
+
+/// What a job may do that has its customer's slot, by all that the records say of the customer. `window`
+/// is how long after its end an attempt of unknown outcome may still be applied, `limit` how many updates
+/// the provider allows.
+pub fn decide(asking: &Asking<'_>, customer: &Customer, window: Duration, limit: u32) -> Decision {
+    match rule(&siblings(asking, customer, window), asking.is_resend) {
+        Decision::Go if asking.is_resend && !customer.budget(limit).allows_resend() => Decision::LastUpdate,
+        decision => decision,
+    }
 }
 
 /// The customer's other jobs that may matter, the newest first.
-pub fn siblings(asking: &Asking<'_>, customer: &Customer, window: Duration) -> Vec<Sibling> {
+fn siblings(asking: &Asking<'_>, customer: &Customer, window: Duration) -> Vec<Sibling> {
     let mut others: Vec<&PastJob> = customer.jobs.iter().filter(|job| job.job_id != asking.job_id).collect();
     others.sort_by_key(|job| std::cmp::Reverse(job.age_key()));
     let sibling = |job: &PastJob| {
@@ -99,7 +113,7 @@ fn standing(job: &PastJob, reads: &[PastRead], window: Duration) -> Option<Stand
 }
 
 /// Decides. A job that is sent again after an attempt of unknown fate is nobody's duplicate.
-pub fn rule(siblings: &[Sibling], is_resend: bool) -> Decision {
+fn rule(siblings: &[Sibling], is_resend: bool) -> Decision {
     let newer = |wanted: fn(Standing) -> bool| {
         siblings.iter().find(move |sibling| sibling.is_newer && wanted(sibling.standing))
     };
@@ -160,5 +174,19 @@ mod tests {
         check(&[sibling(false, true, VERIFIED)], Decision::Go);
         check(&[sibling(false, true, Standing::InMotion)], Decision::Go);
         assert_eq!(rule(&[sibling(false, true, VERIFYING)], true), Decision::Go);
+    }
+
+    #[test]
+    fn a_job_is_sent_again_only_where_that_leaves_the_last_update_alone() {
+        let customer = |updates_elsewhere| Customer { updates_elsewhere, ..Customer::default() };
+        let check = |is_resend, updates_elsewhere, expected| {
+            let id = Uuid::from_u128(7);
+            let age_key = (OffsetDateTime::UNIX_EPOCH, OffsetDateTime::UNIX_EPOCH, id);
+            let asking = Asking { job_id: id, age_key, content_hmac: None, is_resend };
+            assert_eq!(decide(&asking, &customer(updates_elsewhere), Duration::ZERO, 3), expected);
+        };
+        check(true, 1, Decision::Go);
+        check(true, 2, Decision::LastUpdate);
+        check(false, 2, Decision::Go);
     }
 }

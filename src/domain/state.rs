@@ -123,6 +123,17 @@ words! {
     Unsettled = "unsettled",
 }
 
+words! {
+    /// What became of an update at the provider, as far as we know: the view `reconciliation` tells it.
+    Applied, "fate":
+    Yes = "applied",
+    No = "not_applied",
+    /// It is being read back.
+    Open = "open",
+    /// A person must find out.
+    Unknown = "unknown",
+}
+
 impl State {
     /// Whether replicas carry it on by themselves.
     pub const fn is_in_motion(self) -> bool {

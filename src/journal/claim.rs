@@ -9,17 +9,16 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::budget::Budget;
 use crate::domain::job::UpdateRequest;
-use crate::domain::outcome::{Exhaustion, History, Outcome, Review};
+use crate::domain::outcome::{Exhaustion, History, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
-use crate::journal::budget::spent;
+use crate::domain::state::Purpose;
 use crate::journal::error::is_lost_race;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
 use crate::journal::rows::{Beginning, Candidate, TakenSlot};
-use crate::journal::statements::claim::{PAYLOAD_UNREADABLE, begin_attempts, look};
+use crate::journal::statements::claim::{PAYLOAD_UNREADABLE, begin_attempts, decide_all};
 use crate::journal::{Claim, Journal, JournalError};
 use crate::seal::OpenError;
 
@@ -172,19 +171,12 @@ impl Journal {
         slots: Vec<TakenSlot>,
     ) -> sqlx::Result<Vec<NextAttempt>> {
         let candidates: Vec<Candidate> = slots.iter().map(TakenSlot::candidate).collect();
-        let decisions = look(&mut *tx, &candidates, self.limits.read_back_window).await?;
+        let decisions = decide_all(&mut *tx, &candidates, &self.limits).await?;
         let (mut next, mut beginning) = (Vec::with_capacity(slots.len()), Vec::new());
         for ((slot, candidate), decision) in slots.into_iter().zip(&candidates).zip(decisions) {
             let became = match decision {
                 _ if slot.is_expired => {
                     let outcome = Outcome::Exhausted(Exhaustion::Expired);
-                    candidate.end(tx, &outcome).await?;
-                    NextAttempt::YieldedSlot(slot.job_id, Some(outcome))
-                }
-                // Checked inside the claim of a resend: other jobs may have spent meanwhile.
-                Decision::Go if candidate.is_resend && !self.may_resend(tx, slot.customer_id).await? => {
-                    let outcome = Outcome::NeedsReview(Review::LastUpdate);
-                    self.note_last_update(tx, &slot).await?;
                     candidate.end(tx, &outcome).await?;
                     NextAttempt::YieldedSlot(slot.job_id, Some(outcome))
                 }
@@ -199,6 +191,9 @@ impl Journal {
                     }
                 },
                 decision => {
+                    if decision == Decision::LastUpdate {
+                        self.note_last_update(tx, &slot).await?;
+                    }
                     if let Decision::Superseded { by } = decision {
                         let older = candidate.supersede_older(tx, by).await?;
                         let ended =
@@ -221,7 +216,7 @@ impl Journal {
         let conclusion = Conclusion::LastUpdate.name();
         let entry = Entry::Observation {
             at: slot.begun_at,
-            purpose: "read_back",
+            purpose: Purpose::ReadBack.name(),
             status: None,
             failure_reason: None,
             error: Some(NOT_LOOKED),
@@ -247,16 +242,6 @@ impl Journal {
         .execute(tx)
         .await?;
         Ok(())
-    }
-
-    async fn may_resend(&self, tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<bool> {
-        let spent = spent(tx, customer_id).await?;
-        let budget = Budget {
-            spent_here: spent.here,
-            spent_elsewhere: spent.elsewhere,
-            limit: self.limits.customer_updates,
-        };
-        Ok(budget.allows_resend())
     }
 
     fn claimed(

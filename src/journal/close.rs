@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use tracing::warn;
 
 use crate::domain::outcome::{Outcome, Wait};
+use crate::domain::state::State;
 use crate::domain::verdict::Verdict;
 use crate::journal::batch::Change;
 use crate::journal::history::chain::{Entry, Head, Subject};
@@ -50,7 +51,7 @@ impl Journal {
         self.close(Closing {
             waiting_for: Some(wait.waiting_for.name()),
             retries: i32::from(wait.counts),
-            ..Closing::in_motion(claim, result, "waiting", wait.delay)
+            ..Closing::in_motion(claim, result, State::Waiting, wait.delay)
         })
         .await
     }
@@ -62,7 +63,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
     pub async fn doubt(&self, claim: &Claim, result: &AttemptResult) -> Result<(), JournalError> {
-        self.close(Closing::in_motion(claim, result, "unknown", self.limits.read_back_after)).await
+        self.close(Closing::in_motion(claim, result, State::Unknown, self.limits.read_back_after)).await
     }
 
     /// Writes it down with many others, or else alone.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::domain::outcome::{Exhaustion, Outcome};
+use crate::domain::state::VerdictKind;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
 use crate::journal::statements::wake::{
@@ -147,7 +148,7 @@ struct Vanished {
 }
 
 const VANISHED: Vanished = Vanished {
-    verdict: "unknown",
+    verdict: VerdictKind::Unknown.name(),
     detail: "worker_vanished",
     error: "the worker's claim ran out before it recorded a result",
 };

@@ -2,7 +2,6 @@
 //! function is one commit, and every write on a claim checks that the claim is still ours.
 
 mod batch;
-pub mod budget;
 mod claim;
 mod close;
 mod error;
@@ -20,6 +19,7 @@ mod schema;
 mod session;
 pub(crate) mod statements;
 mod verification;
+mod words;
 mod writer;
 
 use std::io;

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use crate::domain::job::{Invalid, Job};
 use crate::domain::message::Message;
-use crate::domain::state::WaitingFor;
+use crate::domain::state::{State, WaitingFor};
 use crate::journal::batch::{Change, Written};
 use crate::journal::pool::bounded;
-use crate::journal::rows::{NewRow, Slots};
+use crate::journal::rows::{NewRow, Slots, in_micros};
 use crate::journal::statements::open::{
     count_delivery, delete_invalid, insert_dead_letter, insert_waiting, open_many,
 };
@@ -68,8 +68,8 @@ impl Journal {
             document_type: request.document_type().to_owned(),
             document_number_last4: request.document_number_last4().to_owned(),
             content_hmac: self.fingerprinter.content(&job.fingerprint_text),
-            requested_at: job.requested_at,
-            received_at,
+            requested_at: in_micros(job.requested_at),
+            received_at: in_micros(received_at),
             expires_at: job.expires_at,
             correlation_id: job.correlation_id.clone(),
             sealed: self.keyring.seal(job.id, request.to_sealable()),
@@ -179,7 +179,8 @@ impl Journal {
                 .execute(&mut *tx)
                 .await?;
             }
-            insert_dead_letter(&mut tx, message, received_at, invalid.job_id, "invalid", &reason).await?;
+            let code = State::Invalid.name();
+            insert_dead_letter(&mut tx, message, received_at, invalid.job_id, code, &reason).await?;
             tx.commit().await
         })
         .await

@@ -1,5 +1,6 @@
 //! Looks at customers: claimed before they begin, written down with what they prove.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -9,8 +10,11 @@ use crate::clock::Moment;
 use crate::domain::budget::Budget;
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Conclusion, Reading};
+use crate::domain::state::{Purpose, State, WaitingFor};
+use crate::domain::suspicion::Customer;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
+use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::wake::wake_newest;
 use crate::journal::{Claim, Journal, JournalError};
 
@@ -57,24 +61,17 @@ impl Journal {
     /// job.
     pub async fn claim_reads(&self, limit: usize) -> Result<Vec<ReadClaim>, JournalError> {
         let claimed_at = Moment::now();
-        // Another update stays suspect until a look shows that its verification is over. A look
-        // just after an attempt of unknown fate shows no such thing: the update may have been
-        // applied after it. For the same reason a word is no word before the attempt if another
-        // update came after it. And a look whose commit was retried is written down twice, yet
-        // confirms once. A webhook proves nothing here: it may be about another update. What came
-        // before what is told by two clocks, which must agree: the database's may have been set.
-        // `offset 0` keeps the attempts a look-up for each job: of tables without statistics
-        // Postgres thinks that a customer has hundreds of jobs, and would read all attempts.
-        let rows = bounded(
-            sqlx::query!(
+        let (rows, customers) = bounded(async {
+            let mut tx = self.reads.begin().await?;
+            let rows = sqlx::query!(
                 r#"-- claim_reads
                 with due as (
                     select job_id
                     from submission
                     where state = 'unknown' and due_at <= now()
-                        and due_at >= coalesce($4::timestamptz, '-infinity')
+                        and due_at >= coalesce($3::timestamptz, '-infinity')
                     order by due_at
-                    limit $5
+                    limit $4
                     for update skip locked
                 ), claimed as (
                     update submission s
@@ -90,120 +87,51 @@ impl Journal {
                 )
                 select
                     c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, now() as "at!",
-                    a.begun_at, a.ended_at as "ended_at!", a.signed_at,
-                    not exists (
-                        select
-                        from submission other
-                        cross join lateral (
-                            select * from attempt a where a.job_id = other.job_id offset 0
-                        ) o
-                        where other.customer_id = c.customer_id and other.attempts > 0
-                            and other.job_id <> c.job_id
-                            and o.verdict in ('accepted', 'unknown')
-                            and not exists (
-                                select from observation seen
-                                where seen.customer_id = c.customer_id and seen.purpose <> 'webhook'
-                                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                                    and seen.at > o.ended_at + make_interval(
-                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
-                                    )
-                                    and coalesce(seen.read_at, seen.at) > o.signed_at + make_interval(
-                                        secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
-                                    )
-                            )
-                            and not exists (
-                                select from observation settled
-                                where settled.job_id = o.job_id
-                                    and settled.conclusion in ('not_applied', 'last_update')
-                                    and settled.at > o.ended_at
-                            )
-                    ) as "is_only_suspect!",
-                    (
-                        select seen.status
-                        from observation seen
-                        where seen.customer_id = c.customer_id and seen.status is not null
-                            and seen.purpose <> 'webhook'
-                            and (
-                                seen.at < a.begun_at and coalesce(seen.read_at, seen.at) < a.signed_at
-                                or seen.job_id = c.job_id and seen.purpose = 'baseline'
-                            )
-                            and not exists (
-                                select
-                                from submission other
-                                cross join lateral (
-                                    select * from attempt a where a.job_id = other.job_id offset 0
-                                ) o
-                                where other.customer_id = c.customer_id and other.attempts > 0
-                            and other.job_id <> c.job_id
-                                    and o.verdict in ('accepted', 'unknown')
-                                    and (
-                                        seen.at <= o.ended_at + make_interval(
-                                            secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
-                                        )
-                                        or coalesce(seen.read_at, seen.at) <= o.signed_at + make_interval(
-                                            secs => case when o.verdict = 'unknown' then $3::float8 else 0 end
-                                        )
-                                    )
-                            )
-                        order by seen.at desc
-                        limit 1
-                    ) as word_before,
-                    confirming.times as "confirmed!", confirming.last_at, confirming.last_read_at,
-                    (
-                        select count(*)
-                        from submission s
-                        cross join lateral (
-                            select * from attempt a where a.job_id = s.job_id offset 0
-                        ) spent
-                        where s.customer_id = c.customer_id and s.attempts > 0
-                            and spent.verdict in ('accepted', 'unknown')
-                    ) as "spent_here!",
-                    coalesce(
-                        (select updates_elsewhere from customer where customer_id = c.customer_id), 0
-                    ) as "spent_elsewhere!"
+                    a.begun_at, a.ended_at as "ended_at!", a.signed_at
                 from claimed c
-                join attempt a on a.job_id = c.job_id and a.number = c.attempts
-                cross join lateral (
-                    select
-                        count(distinct seen.at) as times, max(seen.at) as last_at,
-                        (array_agg(seen.read_at order by seen.at desc))[1] as last_read_at
-                    from observation seen
-                    where seen.job_id = c.job_id and seen.conclusion = 'confirming'
-                        and seen.at > a.ended_at
-                ) confirming"#,
+                join attempt a on a.job_id = c.job_id and a.number = c.attempts"#,
                 self.worker,
                 self.limits.claim_lease.as_secs_f64(),
-                self.limits.read_back_window.as_secs_f64(),
                 self.floors.due.bound(),
                 i64::try_from(limit).unwrap_or(i64::MAX),
             )
-            .fetch_all(&self.reads),
-        )
+            .fetch_all(&mut *tx)
+            .await?;
+            // Later than `at`, and before anything is asked of the provider.
+            let customers = match rows.is_empty() {
+                true => HashMap::new(),
+                false => read_customers(&mut tx, rows.iter().map(|row| (row.customer_id, None))).await?,
+            };
+            tx.commit().await?;
+            Ok((rows, customers))
+        })
         .await?;
+        let window = self.limits.read_back_window;
         let by_replica = |at| age(at, claimed_at.wall.into());
-        let claims = rows.into_iter().map(|row| ReadClaim {
-            job_id: row.job_id,
-            customer_id: row.customer_id,
-            token: row.claim_token,
-            attempt: row.attempts,
-            at: row.at,
-            claimed_at,
-            since_begin: Age { database: age(row.begun_at, row.at), replica: by_replica(row.signed_at) },
-            since_end: age(row.ended_at, row.at),
-            is_only_suspect: row.is_only_suspect,
-            word_before: row.word_before,
-            confirmed: u32::try_from(row.confirmed).unwrap_or(u32::MAX),
-            since_confirmation: match row.last_at {
-                Some(last_at) => {
-                    Age { database: age(last_at, row.at), replica: row.last_read_at.and_then(by_replica) }
-                }
-                None => Age::agreed(Duration::ZERO),
-            },
-            budget: Budget {
-                spent_here: u32::try_from(row.spent_here).unwrap_or(u32::MAX),
-                spent_elsewhere: row.spent_elsewhere.unsigned_abs(),
-                limit: self.limits.customer_updates,
-            },
+        let unknown = Customer::default();
+        let claims = rows.into_iter().map(|row| {
+            let customer = customers.get(&row.customer_id).unwrap_or(&unknown);
+            let (confirmed, last) = customer.confirmations(row.job_id, row.attempts);
+            ReadClaim {
+                job_id: row.job_id,
+                customer_id: row.customer_id,
+                token: row.claim_token,
+                attempt: row.attempts,
+                at: row.at,
+                claimed_at,
+                since_begin: Age { database: age(row.begun_at, row.at), replica: by_replica(row.signed_at) },
+                since_end: age(row.ended_at, row.at),
+                is_only_suspect: customer.is_only_suspect(row.job_id, window),
+                word_before: customer.word_before(row.job_id, row.attempts, window).map(str::to_owned),
+                confirmed,
+                since_confirmation: match last {
+                    Some(last) => {
+                        Age { database: age(last.at, row.at), replica: last.read_at.and_then(by_replica) }
+                    }
+                    None => Age::agreed(Duration::ZERO),
+                },
+                budget: customer.budget(self.limits.customer_updates),
+            }
         });
         Ok(claims.collect())
     }
@@ -226,12 +154,12 @@ impl Journal {
         };
         let (state, waiting_for, due_in) = match settled {
             Settled::Ended(outcome) => (outcome.state(), None, None),
-            Settled::SendAgain => ("waiting", Some("retry"), Some(0.0)),
-            Settled::InDoubt(after) => ("unknown", None, Some(after.as_secs_f64())),
+            Settled::SendAgain => (State::Waiting, Some(WaitingFor::Retry.name()), Some(0.0)),
+            Settled::InDoubt(after) => (State::Unknown, None, Some(after.as_secs_f64())),
         };
         let reason = outcome.map(Outcome::reason);
         let is_accepted = matches!(outcome, Some(Outcome::Accepted(_)));
-        let entry = observed(claim.at, "read_back", reading, Some(conclusion.name()));
+        let entry = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
         let _turn = self.concluding.acquire().await;
         let concluded = bounded(async {
@@ -264,7 +192,7 @@ impl Journal {
                 select count(*) as "concluded!" from observed"#,
                 claim.job_id,
                 claim.token,
-                state,
+                state.name(),
                 waiting_for,
                 due_in,
                 outcome.is_some(),
@@ -284,7 +212,7 @@ impl Journal {
             )
             .fetch_one(&mut *tx)
             .await?;
-            if state != "unknown" {
+            if !state.holds_slot() {
                 wake_newest(&mut tx, &[claim.customer_id]).await?;
             }
             tx.commit().await?;
@@ -327,7 +255,7 @@ impl Journal {
         read_at: Moment,
         reading: &Reading,
     ) -> Result<(), JournalError> {
-        let entry = observed(at, "baseline", reading, None);
+        let entry = observed(at, Purpose::Baseline, reading, None);
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
         let customer = reading.customer();
         let head = bounded(async {
@@ -370,14 +298,14 @@ fn age(at: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
 /// What a look said, as an entry of the history.
 fn observed<'a>(
     at: OffsetDateTime,
-    purpose: &'a str,
+    purpose: Purpose,
     reading: &'a Reading,
     conclusion: Option<&'a str>,
 ) -> Entry<'a> {
     let customer = reading.customer();
     Entry::Observation {
         at,
-        purpose,
+        purpose: purpose.name(),
         status: customer.map(|customer| customer.status.as_str()),
         failure_reason: customer.and_then(|customer| customer.failure_reason.as_deref()),
         error: reading.error_code(),

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::outcome::{History, Outcome};
-use crate::domain::state::WaitingFor;
+use crate::domain::precedence::Asking;
+use crate::domain::state::{State, WaitingFor};
 use crate::domain::verdict::{Acceptance, Verdict};
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::seal::Fingerprinter;
@@ -138,6 +139,22 @@ pub(crate) struct Candidate {
     pub is_resend: bool,
 }
 
+impl Candidate {
+    pub fn asking(&self) -> Asking<'_> {
+        Asking {
+            job_id: self.job_id,
+            age_key: (self.requested_at, self.received_at, self.job_id),
+            content_hmac: self.content_hmac.as_deref(),
+            is_resend: self.is_resend,
+        }
+    }
+}
+
+/// A time as Postgres keeps it, so that it is compared with what it keeps.
+pub(crate) fn in_micros(at: OffsetDateTime) -> OffsetDateTime {
+    at.replace_nanosecond(at.nanosecond() / 1_000 * 1_000).unwrap_or(at)
+}
+
 /// An attempt about to begin.
 pub(crate) struct Beginning {
     pub job_id: Uuid,
@@ -200,7 +217,7 @@ pub(crate) struct Closing {
     pub provider_message: Option<String>,
     pub error: Option<&'static str>,
     pub duration_ms: i32,
-    pub state: &'static str,
+    pub state: State,
     pub waiting_for: Option<&'static str>,
     pub due_in_seconds: Option<f64>,
     pub retries: i32,
@@ -244,7 +261,7 @@ impl Closing {
     }
 
     /// One that leaves the submission in motion, due after `due_in`.
-    pub fn in_motion(claim: &Claim, result: &AttemptResult, state: &'static str, due_in: Duration) -> Self {
+    pub fn in_motion(claim: &Claim, result: &AttemptResult, state: State, due_in: Duration) -> Self {
         let verdict = &result.verdict;
         Self {
             due_in_seconds: Some(due_in.as_secs_f64()),
@@ -256,7 +273,7 @@ impl Closing {
     }
 
     /// One that leaves the submission in `state`, without saying why.
-    pub fn of(claim: &Claim, result: &AttemptResult, state: &'static str) -> Self {
+    pub fn of(claim: &Claim, result: &AttemptResult, state: State) -> Self {
         Self {
             claim: *claim,
             verdict: result.verdict.name(),

@@ -11,9 +11,12 @@ use crate::clock::Moment;
 use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
+use crate::domain::state::{Purpose, State};
 use crate::domain::verification::{NextLook, is_final};
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
+use crate::journal::rows::in_micros;
+use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::open::insert_dead_letter;
 use crate::journal::{Journal, JournalError};
 
@@ -77,6 +80,10 @@ impl VerificationClaim {
 /// A customer's newest job, its row locked.
 struct Newest {
     job_id: Uuid,
+    state: State,
+    verification_status: Option<String>,
+    is_followed: bool,
+    seen_at: Option<OffsetDateTime>,
     chain: Option<[u8; 32]>,
     entries: i32,
 }
@@ -85,7 +92,10 @@ async fn lock_newest(tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<O
     sqlx::query_as!(
         Newest,
         r#"-- lock_newest
-        select job_id, chain as "chain: [u8; 32]", entries
+        select
+            job_id, state as "state: State", verification_status,
+            verification_due_at is not null as "is_followed!", verification_seen_at as seen_at,
+            chain as "chain: [u8; 32]", entries
         from submission
         where customer_id = $1 and state <> 'invalid'
         order by state = 'accepted' desc, requested_at desc, received_at desc, job_id desc
@@ -207,7 +217,7 @@ impl Journal {
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
         let entry = Entry::Observation {
             at: claim.at,
-            purpose: "verification",
+            purpose: Purpose::Verification.name(),
             status: seen.map(|seen| seen.status.as_str()),
             failure_reason: seen.and_then(|seen| seen.failure_reason.as_deref()),
             error: None,
@@ -279,123 +289,88 @@ impl Journal {
             let subject = Subject { job_id: newest.job_id, customer_id: event.customer_id };
             let entry = Entry::Observation {
                 at: event.at,
-                purpose: "webhook",
+                purpose: Purpose::Webhook.name(),
                 status: Some(&event.status),
                 failure_reason: event.failure_reason.as_deref(),
                 error: None,
                 conclusion: None,
             };
             let head = Head::of_row(newest.chain, newest.entries).after(&self.fingerprinter, subject, &entry);
-            let noted = self.note_event(&mut tx, event, newest.job_id, head).await?;
+            let is_its_end = self.is_end(&mut tx, event, &newest).await?;
+            let noted = self.note_event(&mut tx, event, &newest, head, is_its_end).await?;
             tx.commit().await?;
             Ok(noted)
         })
         .await
     }
 
+    async fn is_end(
+        &self,
+        tx: &mut PgConnection,
+        event: &CustomerEvent,
+        newest: &Newest,
+    ) -> sqlx::Result<bool> {
+        let at = in_micros(event.at);
+        if !newest.is_followed || !is_final(&event.status) || newest.seen_at.is_some_and(|seen| at <= seen) {
+            return Ok(false);
+        }
+        let customers = read_customers(tx, [(event.customer_id, None)]).await?;
+        let customer = customers.get(&event.customer_id);
+        Ok(customer.is_some_and(|customer| customer.may_end(newest.job_id, at, self.limits.read_back_window)))
+    }
+
     async fn note_event(
         &self,
         tx: &mut PgConnection,
         event: &CustomerEvent,
-        job_id: Uuid,
+        newest: &Newest,
         head: Head,
+        is_its_end: bool,
     ) -> sqlx::Result<EventNoted> {
-        // What else may have been in verification is ruled out as a look's claim does it, and by
-        // looks alone: another event may have been about another update, too. An event that we
-        // had already is no entry.
-        let noted = sqlx::query!(
+        // An end that is known already is read again only if this is another word.
+        let is_news = newest.is_followed || newest.verification_status.as_ref() != Some(&event.status);
+        // An event that we had already is no entry.
+        let is_new = sqlx::query_scalar!(
             r#"-- record_customer_event
-            with newest as (
-                select job_id, customer_id, state, verification_due_at, verification_seen_at, verification_status
-                from submission
-                where job_id = $1
-            ), judged as (
-                select
-                    newest.job_id, newest.customer_id,
-                    newest.verification_due_at is not null and $5
-                    and $2 >= begun.at + make_interval(secs => $6)
-                    and (newest.verification_seen_at is null or $2 > newest.verification_seen_at)
-                    and not exists (
-                        select
-                        from submission other
-                        -- A look-up for each, as in claim_read.
-                        cross join lateral (
-                            select * from attempt a where a.job_id = other.job_id offset 0
-                        ) o
-                        where other.customer_id = newest.customer_id and other.attempts > 0
-                            and other.job_id <> newest.job_id
-                            and (o.verdict is null or o.verdict in ('accepted', 'unknown'))
-                            and not exists (
-                                select from observation seen
-                                where seen.customer_id = newest.customer_id and seen.purpose <> 'webhook'
-                                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                                    and seen.at < begun.at
-                                    and seen.at > o.ended_at + make_interval(
-                                        secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
-                                    )
-                                    and coalesce(seen.read_at, seen.at) > o.signed_at + make_interval(
-                                        secs => case when o.verdict = 'unknown' then $6::float8 else 0 end
-                                    )
-                            )
-                            and not exists (
-                                select from observation settled
-                                where settled.job_id = o.job_id
-                                    and settled.conclusion in ('not_applied', 'last_update')
-                                    and settled.at > o.ended_at
-                            )
-                    ) as is_its_end,
-                    -- An end that is known already is looked at again only if this is another word.
-                    newest.state = 'accepted'
-                    and (newest.verification_due_at is not null or newest.verification_status is distinct from $3)
-                        as is_worth_a_look
-                from newest
-                cross join lateral (
-                    select max(a.begun_at) as at
-                    from attempt a
-                    where a.job_id = newest.job_id
-                        and (a.verdict in ('accepted', 'unknown') or a.late_verdict = 'accepted')
-                ) begun
-            ), observed as (
+            with observed as (
                 insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry)
-                select job_id, customer_id, $2, 'webhook', $3, $4, $9 from judged
+                values ($1, $2, $3, 'webhook', $4, $5, $6)
                 on conflict (customer_id, at, status) where purpose = 'webhook' do nothing
                 returning job_id
             ), told as (
                 update submission s
-                set chain = $8, entries = $9,
-                    verification_status = case when judged.is_its_end then $3 else s.verification_status end,
-                    failure_reason = case when judged.is_its_end then $4 else s.failure_reason end,
-                    verification_seen_at =
-                        case when judged.is_its_end then least($2, now()) else s.verification_seen_at end,
+                set chain = $7, entries = $6,
+                    verification_status = case when $8 then $4 else s.verification_status end,
+                    failure_reason = case when $8 then $5 else s.failure_reason end,
+                    verification_seen_at = case when $8 then least($3, now()) else s.verification_seen_at end,
                     verification_due_at = case
-                        when judged.is_worth_a_look then least(
+                        when $9 then least(
                             s.verification_due_at,
-                            greatest(now(), s.ended_at + make_interval(secs => $7))
+                            greatest(now(), s.ended_at + make_interval(secs => $10))
                         )
                         else s.verification_due_at
                     end
-                from judged
-                join observed on observed.job_id = judged.job_id
-                where s.job_id = judged.job_id
+                from observed
+                where s.job_id = observed.job_id
             )
-            select coalesce(judged.is_its_end, false) as "is_its_end!", exists (select from observed) as "is_new!"
-            from judged"#,
-            job_id,
+            select exists (select from observed) as "is_new!""#,
+            newest.job_id,
+            event.customer_id,
             event.at,
             event.status,
             event.failure_reason,
-            is_final(&event.status),
-            self.limits.read_back_window.as_secs_f64(),
-            self.limits.verification_after.as_secs_f64(),
-            &head.mac as &[u8],
             head.entries,
+            &head.mac as &[u8],
+            is_its_end,
+            newest.state == State::Accepted && is_news,
+            self.limits.verification_after.as_secs_f64(),
         )
         .fetch_one(tx)
         .await?;
-        Ok(match (noted.is_new, noted.is_its_end) {
+        Ok(match (is_new, is_its_end) {
             (false, _) => EventNoted::Known,
-            (true, true) => EventNoted::Ended(job_id),
-            (true, false) => EventNoted::Stored(job_id),
+            (true, true) => EventNoted::Ended(newest.job_id),
+            (true, false) => EventNoted::Stored(newest.job_id),
         })
     }
 

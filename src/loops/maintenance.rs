@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::context::{Context, chain};
+use crate::context::{Context, chain, log_outcome};
 use crate::control::intake::Reason;
+use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::journal::JournalError;
 use crate::loops::PAUSE_MIN;
 
@@ -119,7 +120,7 @@ impl Maintenance {
     async fn expire(&self) -> Result<bool, JournalError> {
         let expired = self.context.journal.expire(BATCH).await?;
         for job_id in &expired {
-            info!(%job_id, outcome = "exhausted", reason_code = "expired", "submission ended");
+            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job_id);
         }
         Ok((expired.len() as i64) < BATCH)
     }

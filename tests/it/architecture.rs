@@ -65,7 +65,7 @@ fn after_an_attempt() -> States {
                 let history =
                     History { retries, misconfigured: refused, unknown: 0, is_probe, others_are_taken };
                 seen.insert(match next(verdict, history, &schedule, 0.5) {
-                    Next::End(outcome) => outcome.state().to_owned(),
+                    Next::End(outcome) => outcome.state().to_string(),
                     Next::Wait(_) => "waiting".to_owned(),
                     Next::ReadBack => "unknown".to_owned(),
                 });

@@ -210,14 +210,14 @@ fn whatever_is_changed_removed_added_or_moved_is_found() {
                 "delete from observation where job_id = $1 and entry in (3, 4)",
                 &[
                     "entries 3 to 4 of 6: are missing",
-                    "attempt 2: follows one of unknown fate that no look and no person has cleared",
+                    "attempt 2: follows one of unknown outcome that no read and no person has cleared",
                 ],
             ),
             (
                 "delete from observation where job_id = $1 and entry = 6",
                 &[
                     "entry 6 of 6: is missing",
-                    "submission: its verification ended VERIFIED, and neither a look nor a webhook said so",
+                    "submission: its verification ended VERIFIED, and neither a read nor a webhook said so",
                 ],
             ),
             (
@@ -295,13 +295,13 @@ fn whatever_is_changed_removed_added_or_moved_is_found() {
             ),
             (
                 "update submission set verification_status = 'FAILED' where job_id = $1",
-                &["submission: its verification ended FAILED, and neither a look nor a webhook said so"],
+                &["submission: its verification ended FAILED, and neither a read nor a webhook said so"],
             ),
             (
                 "update submission set state = 'rejected', evidence = null where job_id = $1",
                 &[
-                    "submission: is rejected, and neither an answer nor a look said so",
-                    "submission: is rejected, and an attempt was accepted, or a look found it applied",
+                    "submission: is rejected, and neither an answer nor a read said so",
+                    "submission: is rejected, and an attempt was accepted, or a read found it applied",
                     "submission: is rejected, and has what only an accepted one has",
                 ],
             ),
@@ -313,7 +313,7 @@ fn whatever_is_changed_removed_added_or_moved_is_found() {
                 where job_id = $1",
                 &[
                     "submission: is waiting, and no person has it sent again",
-                    "submission: is waiting, and an attempt was accepted, or a look found it applied",
+                    "submission: is waiting, and an attempt was accepted, or a read found it applied",
                     "submission: is waiting, and has what only an accepted one has",
                 ],
             ),
@@ -482,7 +482,7 @@ fn what_a_person_settled_or_sent_again_verifies() {
                 assert_eq!(audit(&world, claim.job_id).await, [""; 0], "parked");
                 tamper(&world, claim.job_id, "delete from intervention where job_id = $1").await;
                 let unsettled =
-                    "attempt 2: follows one of unknown fate that no look and no person has cleared";
+                    "attempt 2: follows one of unknown outcome that no read and no person has cleared";
                 assert_eq!(audit(&world, claim.job_id).await, [unsettled]);
             }
         }

@@ -57,6 +57,8 @@ mod roles;
 mod settings;
 mod shutdown;
 mod states;
+mod suspicion;
 mod tls;
 mod verdicts;
 mod verification;
+mod words;

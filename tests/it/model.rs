@@ -2,9 +2,9 @@
 //! any step, an older and a newer job of one customer, deliveries that come twice, and a
 //! provider that applies an update at once, late or never. Needs no service.
 //!
-//! What is real here are the decisions: `rule`, `next`, `conclude` and `Budget`. What is
-//! modelled are the journal's guarded writes, the provider, and time, which goes in ticks of
-//! 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a look
+//! What is real here are the decisions: `decide`, `next`, `conclude`, and what `suspicion` says of the
+//! customer's updates, reads and budget. What is modelled are the journal's guarded
+//! writes, the provider, and time, which goes in ticks of 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a look
 //! is due one tick after an attempt's end and confirmed three later, nothing is applied later
 //! than three ticks after an attempt's end, and no verification ends within five. It always
 //! ends FAILED: that tells a look the least. A worker that holds something while time goes by
@@ -13,14 +13,16 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use kyc_worker::domain::budget::Budget;
 use kyc_worker::domain::outcome::{History, Next, Outcome, next};
-use kyc_worker::domain::precedence::{Decision, Sibling, Standing, rule};
+use kyc_worker::domain::precedence::{Asking, Decision, decide};
 use kyc_worker::domain::read_back::{
     Age, Conclusion, CustomerStatus, Evidence, Reading, Timing, UnverifiedMeans, conclude,
 };
 use kyc_worker::domain::retry::RetrySchedule;
+use kyc_worker::domain::state::{self, ConclusionKind, Purpose, VerdictKind};
+use kyc_worker::domain::suspicion::{Customer, FATE_UNKNOWN, PastJob, PastRead, PastUpdate};
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, NotSent, Rejection, Verdict};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 const TICK: Duration = Duration::from_secs(15);
@@ -41,11 +43,19 @@ const SCHEDULE: RetrySchedule = RetrySchedule { delay_min: TICK, delay_max: TICK
 struct Protocol {
     compares_tokens: bool,
     confirmations: u32,
-    /// A look clears an update of unknown fate of suspicion only once the window is over.
-    suspects_late_updates: bool,
+    /// From its attempt's end, for how long an update of unknown outcome may still be applied, says
+    /// `suspicion`: until then no read clears it.
+    lateness: Duration,
+    /// Whether `suspicion` knows of the updates of the customer's other job.
+    knows_others: bool,
 }
 
-const PROTOCOL: Protocol = Protocol { compares_tokens: true, confirmations: 2, suspects_late_updates: true };
+const PROTOCOL: Protocol = Protocol {
+    compares_tokens: true,
+    confirmations: 2,
+    lateness: Duration::from_secs(15 * WINDOW as u64),
+    knows_others: true,
+};
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 enum Row {
@@ -71,7 +81,7 @@ struct Job {
     /// Attempts accepted, and attempts ever of unknown fate.
     accepted: u8,
     unknown: u8,
-    /// Whether its update may be in verification, say the records.
+    /// Whether its last update may be in verification, says `suspicion` of the reads so far.
     is_suspect: bool,
     /// The provider's side: requests that it may still apply, and updates that it has.
     pending: u8,
@@ -93,7 +103,7 @@ enum Worker {
     Claimed { job: usize, token: u8, age: u8 },
     Answered { job: usize, token: u8, age: u8, answer: Answer },
     Looking { job: usize, token: u8, age: u8, is_only_suspect: bool },
-    Looked { job: usize, token: u8, age: u8, conclusion: u8 },
+    Looked { job: usize, token: u8, age: u8, conclusion: u8, is_processing: bool },
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -185,12 +195,12 @@ impl State {
                 for job in 0..2 {
                     let Job { row, deliveries, since_begin, .. } = self.jobs[job];
                     if deliveries > 0 {
-                        step("delivered", &|after| Ok(after.receive(job)))?;
+                        step("delivered", &|after| Ok(after.receive(job, protocol)))?;
                     }
                     let is_free = !self.jobs.iter().any(|job| holds_slot(job.row));
                     let is_first = job == NEWER || self.jobs[NEWER].row != Row::Waiting;
                     if row == Row::Waiting && is_free && is_first {
-                        step("taken up again", &|after| Ok(after.claim(job)))?;
+                        step("taken up again", &|after| Ok(after.claim(job, protocol)))?;
                     }
                     if row == Row::Submitting && since_begin >= LEASE {
                         step("taken over", &|after| {
@@ -200,7 +210,7 @@ impl State {
                         })?;
                     }
                     if let Row::Unknown { due_in: 0, .. } = row {
-                        step("look claimed", &|after| Ok(after.claim_look(job)))?;
+                        step("look claimed", &|after| Ok(after.claim_look(job, protocol)))?;
                     }
                 }
                 return Ok(());
@@ -233,11 +243,12 @@ impl State {
             }
             Worker::Looking { job, token, age, is_only_suspect } => {
                 let conclusion = self.conclude(job, age, is_only_suspect, protocol);
-                step("looked", &|_| Ok(Worker::Looked { job, token, age, conclusion }))?;
+                let is_processing = self.processing.is_some();
+                step("looked", &|_| Ok(Worker::Looked { job, token, age, conclusion, is_processing }))?;
             }
-            Worker::Looked { job, token, age, conclusion } => {
+            Worker::Looked { job, token, age, conclusion, is_processing } => {
                 step("look recorded", &|after| {
-                    after.record_look(job, token, age, conclusion, protocol);
+                    after.record_look(job, token, age, conclusion, is_processing, protocol);
                     Ok(Worker::Idle)
                 })?;
             }
@@ -251,7 +262,7 @@ impl State {
         Ok(())
     }
 
-    fn receive(&mut self, job: usize) -> Worker {
+    fn receive(&mut self, job: usize, protocol: Protocol) -> Worker {
         self.jobs[job].deliveries -= 1;
         if self.jobs[job].row != Row::Absent {
             return Worker::Idle;
@@ -260,31 +271,22 @@ impl State {
         // A customer who is busy is waited for; the scheduler takes the job up.
         match self.jobs.iter().any(|job| holds_slot(job.row)) {
             true => Worker::Idle,
-            false => self.claim(job),
+            false => self.claim(job, protocol),
         }
     }
 
-    /// The slot, and then the look at the customer's other job.
-    fn claim(&mut self, job: usize) -> Worker {
+    /// The slot, and then what the customer's other job allows.
+    fn claim(&mut self, job: usize, protocol: Protocol) -> Worker {
         self.jobs[job].token += 1;
-        let other = self.jobs[1 - job];
-        let standing = match other.row {
-            row if is_in_motion(row) => Some(Standing::InMotion),
-            Row::Accepted => Some(Standing::Accepted { in_verification: other.is_suspect }),
-            Row::FateUnknown => Some(Standing::FateUnknown),
-            _ => None,
-        };
-        let job_id = Uuid::from_u128(7);
-        let is_newer = job == OLDER;
-        let sibling =
-            standing.map(|standing| Sibling { job_id, is_newer, has_same_content: false, standing });
+        let own = self.past_job(job);
         let is_resend = self.jobs[job].unknown > 0;
-        self.jobs[job].row = match rule(sibling.as_slice(), is_resend) {
-            Decision::Go if is_resend && !self.budget().allows_resend() => Row::LastUpdate,
+        let asking = Asking { job_id: own.job_id, age_key: own.age_key(), content_hmac: None, is_resend };
+        self.jobs[job].row = match decide(&asking, &self.customer(), protocol.lateness, UPDATE_LIMIT) {
             Decision::Go => Row::Submitting,
             Decision::Wait => Row::Waiting,
             Decision::Superseded { .. } => Row::Superseded,
             Decision::NewerFateUnknown { .. } => Row::NewerFateUnknown,
+            Decision::LastUpdate => Row::LastUpdate,
             Decision::Duplicate { .. } => unreachable!("their contents differ"),
         };
         if self.jobs[job].row != Row::Submitting {
@@ -294,9 +296,47 @@ impl State {
         Worker::Claimed { job, token: self.jobs[job].token, age: 0 }
     }
 
-    fn budget(&self) -> Budget {
-        let spent = self.jobs.iter().map(|job| u32::from(job.accepted + job.unknown)).sum();
-        Budget { spent_here: spent, spent_elsewhere: 0, limit: UPDATE_LIMIT }
+    /// What the records say of the customer. The updates that reads have cleared already, and those reads,
+    /// are left out: more of either changes nothing but the budget.
+    fn customer(&self) -> Customer {
+        let jobs = (0..2).filter(|job| self.jobs[*job].row != Row::Absent).map(|job| self.past_job(job));
+        let cleared = self.jobs.iter().map(|job| job.accepted + job.unknown - u8::from(job.is_suspect));
+        Customer { jobs: jobs.collect(), reads: Vec::new(), updates_elsewhere: cleared.map(u32::from).sum() }
+    }
+
+    fn past_job(&self, place: usize) -> PastJob {
+        use state::State;
+        let job = self.jobs[place];
+        let (state, reason_code) = match job.row {
+            Row::Absent | Row::Submitting => (State::Submitting, None),
+            Row::Waiting => (State::Waiting, None),
+            Row::Unknown { .. } => (State::Unknown, None),
+            Row::Accepted => (State::Accepted, None),
+            Row::Rejected => (State::Rejected, None),
+            Row::Superseded => (State::Superseded, None),
+            Row::FateUnknown => (State::NeedsReview, Some(FATE_UNKNOWN.to_owned())),
+            Row::LastUpdate | Row::NewerFateUnknown => (State::NeedsReview, None),
+        };
+        let update = PastUpdate {
+            number: 1,
+            // An acceptance is the last of a job's updates.
+            verdict: Some(if job.accepted > 0 { VerdictKind::Accepted } else { VerdictKind::Unknown }),
+            is_accepted_late: false,
+            begun_at: ago(job.since_end),
+            signed_at: ago(job.since_end),
+            ended_at: Some(ago(job.since_end)),
+        };
+        PastJob {
+            job_id: id(place),
+            state,
+            reason_code,
+            evidence: None,
+            requested_at: ago(AGE_MAX) + TICK * u32::try_from(place).expect("two jobs"),
+            received_at: NOW,
+            content_hmac: None,
+            attempts: 1,
+            updates: Vec::from_iter(job.is_suspect.then_some(update)),
+        }
     }
 
     fn doubt(&mut self, job: usize) {
@@ -337,12 +377,13 @@ impl State {
         }
     }
 
-    fn claim_look(&mut self, job: usize) -> Worker {
+    fn claim_look(&mut self, job: usize, protocol: Protocol) -> Worker {
         self.jobs[job].token += 1;
         if let Row::Unknown { due_in, .. } = &mut self.jobs[job].row {
             *due_in = LEASE;
         }
-        let is_only_suspect = !self.jobs[1 - job].is_suspect;
+        let is_only_suspect =
+            !protocol.knows_others || self.customer().is_only_suspect(id(job), protocol.lateness);
         Worker::Looking { job, token: self.jobs[job].token, age: 0, is_only_suspect }
     }
 
@@ -363,7 +404,7 @@ impl State {
             word_before: None,
             confirmed: u32::from(confirmed),
             confirmation_to_answer: Age::agreed(TICK * u32::from(since_confirmation)),
-            may_resend: self.budget().allows_resend(),
+            may_resend: self.customer().budget(UPDATE_LIMIT).allows_resend(),
         };
         let timing = Timing {
             after: TICK,
@@ -383,13 +424,20 @@ impl State {
         }
     }
 
-    fn record_look(&mut self, job: usize, token: u8, age: u8, conclusion: u8, protocol: Protocol) {
+    fn record_look(
+        &mut self,
+        job: usize,
+        token: u8,
+        age: u8,
+        conclusion: u8,
+        is_processing: bool,
+        protocol: Protocol,
+    ) {
         let Row::Unknown { confirmed, since_confirmation, .. } = self.jobs[job].row else { return };
         if self.jobs[job].token != token && protocol.compares_tokens {
             return;
         }
         let again = |due_in| Row::Unknown { due_in, confirmed, since_confirmation };
-        let read_failed = matches!(conclusion, NOT_APPLIED | LAST_UPDATE | CONFIRMING..LOOK_AGAIN);
         self.jobs[job].row = match conclusion {
             APPLIED => Row::Accepted,
             NOT_APPLIED => Row::Waiting,
@@ -403,15 +451,24 @@ impl State {
             LOOK_AGAIN.. => again(conclusion - LOOK_AGAIN),
             _ => again(0),
         };
-        // What the look clears of suspicion.
-        if matches!(conclusion, NOT_APPLIED | LAST_UPDATE) {
-            self.jobs[job].is_suspect = false;
-        }
-        for other in self.jobs.iter_mut().filter(|_| read_failed) {
-            let is_sure = other.unknown == 0 || other.since_end.saturating_sub(age) >= WINDOW;
-            if is_sure || !protocol.suspects_late_updates {
-                other.is_suspect = false;
-            }
+        // Before the look began, and after whatever ended in the same tick.
+        let at = ago(age) + Duration::from_secs(1);
+        let read = PastRead {
+            job_id: id(job),
+            purpose: Purpose::ReadBack,
+            status: Some(if is_processing { "PROCESSING" } else { "FAILED" }.to_owned()),
+            at,
+            read_at: Some(at),
+            conclusion: match conclusion {
+                NOT_APPLIED => Some(ConclusionKind::NotApplied),
+                LAST_UPDATE => Some(ConclusionKind::LastUpdate),
+                _ => None,
+            },
+        };
+        for other in 0..2 {
+            let past = self.past_job(other);
+            self.jobs[other].is_suspect =
+                past.may_be_in_verification(std::slice::from_ref(&read), protocol.lateness);
         }
     }
 
@@ -480,6 +537,16 @@ impl State {
         }
         Ok(())
     }
+}
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn ago(ticks: u8) -> OffsetDateTime {
+    NOW - TICK * u32::from(ticks)
+}
+
+fn id(job: usize) -> Uuid {
+    Uuid::from_u128(u128::try_from(job).expect("two jobs"))
 }
 
 /// Conclusions as numbers, so that a state is small: the last two carry their ticks.
@@ -562,5 +629,11 @@ fn with_one_look_instead_of_two_a_late_update_is_sent_again() {
 /// If it did, the update that was applied late would be taken for another's: the search finds it.
 #[test]
 fn a_read_before_a_late_update_must_not_clear_it() {
-    check_broken(Protocol { suspects_late_updates: false, ..PROTOCOL }, "an accepted job was not applied");
+    check_broken(Protocol { lateness: Duration::ZERO, ..PROTOCOL }, "an accepted job was not applied");
+}
+
+/// If it were, the other's verification would be taken for that of ours.
+#[test]
+fn an_update_of_the_other_job_must_not_be_forgotten() {
+    check_broken(Protocol { knows_others: false, ..PROTOCOL }, "an accepted job was not applied");
 }

@@ -195,7 +195,7 @@ impl Audit {
                 (
                     exists (select from attempt a where a.job_id = o.job_id and a.verdict = 'unknown')
                     or exists (select from intervention i where i.job_id = o.job_id and i.action = 'review')
-                ) as "was_in_doubt!",
+                ) as "was_unknown!",
                 coalesce(o.content_hmac = s.content_hmac, true) as "has_same_content!"
             from unnest($1::uuid[], $2::uuid[]) as named (job_id, sibling)
             join submission s on s.job_id = named.job_id
@@ -211,7 +211,7 @@ impl Audit {
                     job_id: row.job_id,
                     is_newer: row.is_newer,
                     is_accepted: row.is_accepted,
-                    was_in_doubt: row.was_in_doubt,
+                    was_unknown: row.was_unknown,
                     has_same_content: row.has_same_content,
                 });
             }

@@ -5,6 +5,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::domain::history::{Attempt, Fault, History, Observation, Submission};
+use crate::domain::state::VerdictKind;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::seal::Fingerprinter;
 
@@ -172,7 +173,8 @@ impl Finding {
 
 fn closed<'a>(attempt: &'a Attempt, submission: &'a Submission) -> Option<Entry<'a>> {
     let verdict = attempt.verdict.as_deref()?;
-    let reference = submission.provider_reference.as_deref().filter(|_| verdict == "accepted");
+    let reference =
+        submission.provider_reference.as_deref().filter(|_| verdict == VerdictKind::Accepted.name());
     Some(Entry::Attempt {
         number: attempt.number,
         worker: &attempt.worker,

@@ -1,15 +1,15 @@
 //! A slot that was taken: the customer's other jobs are read, and the slot is used or given up.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::outcome::{Outcome, Review};
-use crate::domain::precedence::{Decision, Sibling, Standing, rule};
+use crate::domain::precedence::{Decision, decide};
+use crate::domain::suspicion::Customer;
+use crate::journal::Limits;
 use crate::journal::rows::{Beginning, Candidate, column};
+use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::wake::{NEAR_WAIT_MAX_SECONDS, wake_newest};
 
 /// The reason of a job whose payload no key opens.
@@ -19,86 +19,20 @@ pub(crate) const PAYLOAD_UNREADABLE: &str = "payload_unreadable";
 /// is ended by the next claim.
 const SUPERSEDED_AT_ONCE: i64 = 100;
 
-/// Looks at the other jobs of each candidate's customer, now that the slots are theirs.
-/// Returns a decision for each, in order.
-pub(crate) async fn look(
+/// Reads what each candidate's customer had, now that the slots are theirs, and decides; in the
+/// candidates' order.
+pub(crate) async fn decide_all(
     tx: &mut PgConnection,
     candidates: &[Candidate],
-    read_back_window: Duration,
+    limits: &Limits,
 ) -> sqlx::Result<Vec<Decision>> {
-    let all: Vec<&Candidate> = candidates.iter().collect();
-    // A look that showed neither PROCESSING nor the ambiguous UNVERIFIED closed every
-    // verification that was open before it; but an attempt of unknown fate may have been
-    // applied until the window was over.
-    let rows = sqlx::query!(
-        r#"-- look
-        select
-            c.job_id as "candidate!", o.job_id as "job_id!", o.state as "state!",
-            (o.requested_at, o.received_at, o.job_id) > (c.requested_at, c.received_at, c.job_id)
-                as "is_newer!",
-            coalesce(o.content_hmac = c.content_hmac, false) as "has_same_content!",
-            not exists (
-                select from observation seen
-                where seen.customer_id = o.customer_id and seen.purpose <> 'webhook'
-                    and seen.status not in ('PROCESSING', 'UNVERIFIED')
-                    and seen.at > (
-                        select max(
-                            a.ended_at
-                            + make_interval(secs => case when a.verdict = 'unknown' then $6::float8 else 0 end)
-                        )
-                        from attempt a
-                        where a.job_id = o.job_id and a.verdict in ('accepted', 'unknown')
-                    )
-            ) as "in_verification!"
-        from unnest($1::uuid[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::bytea[])
-            as c (job_id, customer_id, requested_at, received_at, content_hmac)
-        cross join lateral (
-            -- What may have been applied had an attempt, and so has what holds the slot. Of all that
-            -- wait, which may be many, the newest tells whether any is newer.
-            select job_id, customer_id, state, requested_at, received_at, content_hmac
-            from submission s
-            where s.customer_id = c.customer_id and s.attempts > 0 and s.job_id <> c.job_id
-                and (
-                    s.state in ('submitting', 'unknown', 'accepted')
-                    or s.state = 'needs_review' and s.reason_code = 'fate_unknown'
-                )
-            union all
-            (
-                select job_id, customer_id, state, requested_at, received_at, content_hmac
-                from submission s
-                where s.customer_id = c.customer_id and s.state = 'waiting' and s.job_id <> c.job_id
-                order by s.requested_at desc, s.received_at desc, s.job_id desc
-                limit 1
-            )
-            -- Keeps it a look-up for each: of a table without statistics Postgres thinks that a
-            -- customer has a great many rows, and would read all of it instead.
-            offset 0
-        ) o
-        order by o.requested_at desc, o.received_at desc, o.job_id desc"#,
-        &column(&all, |candidate| candidate.job_id),
-        &column(&all, |candidate| candidate.customer_id),
-        &column(&all, |candidate| candidate.requested_at),
-        &column(&all, |candidate| candidate.received_at),
-        &column(&all, |candidate| candidate.content_hmac.as_deref()) as &[Option<&[u8]>],
-        read_back_window.as_secs_f64(),
-    )
-    .fetch_all(tx)
-    .await?;
-    let mut siblings: HashMap<Uuid, Vec<Sibling>> = HashMap::new();
-    for row in rows {
-        siblings.entry(row.candidate).or_default().push(Sibling {
-            job_id: row.job_id,
-            is_newer: row.is_newer,
-            has_same_content: row.has_same_content,
-            standing: match row.state.as_str() {
-                "accepted" => Standing::Accepted { in_verification: row.in_verification },
-                "needs_review" => Standing::FateUnknown,
-                _ => Standing::InMotion,
-            },
-        });
-    }
+    // What is sent for the first time spends whatever is left.
+    let asked = candidates.iter().map(|job| (job.customer_id, (!job.is_resend).then_some(job.job_id)));
+    let customers = read_customers(tx, asked).await?;
+    let unknown = Customer::default();
     let decision = |candidate: &Candidate| {
-        rule(siblings.get(&candidate.job_id).map_or(&[], Vec::as_slice), candidate.is_resend)
+        let customer = customers.get(&candidate.customer_id).unwrap_or(&unknown);
+        decide(&candidate.asking(), customer, limits.read_back_window, limits.customer_updates)
     };
     Ok(candidates.iter().map(decision).collect())
 }
@@ -114,6 +48,7 @@ impl Candidate {
             Decision::Superseded { by } => Outcome::Superseded { by },
             Decision::Duplicate { of } => Outcome::Duplicate { of },
             Decision::NewerFateUnknown { newer } => Outcome::NeedsReview(Review::NewerFateUnknown { newer }),
+            Decision::LastUpdate => Outcome::NeedsReview(Review::LastUpdate),
             Decision::Wait | Decision::Go => {
                 self.wait_behind_newer(tx).await?;
                 return Ok(None);
@@ -166,7 +101,7 @@ impl Candidate {
             self.received_at,
             self.job_id,
             SUPERSEDED_AT_ONCE,
-            outcome.state(),
+            outcome.state().name(),
             &*outcome.reason(),
         )
         .fetch_all(tx)
@@ -204,7 +139,7 @@ impl Candidate {
                 sealed_payload = case when $5 then s.sealed_payload end
             where s.job_id = $1 and s.state = 'submitting'",
             self.job_id,
-            outcome.state(),
+            outcome.state().name(),
             outcome.reason_code(),
             &*outcome.reason(),
             outcome.keeps_payload(),

@@ -93,7 +93,7 @@ pub(crate) async fn close_many(
         &column(&closings, |c| c.provider_message.as_deref()) as &[Option<&str>],
         &column(&closings, |c| c.error) as &[Option<&str>],
         &column(&closings, |c| c.duration_ms),
-        &column(&closings, |c| c.state) as &[&str],
+        &column(&closings, |c| c.state.name()) as &[&str],
         &column(&closings, |c| c.waiting_for) as &[Option<&str>],
         &column(&closings, |c| c.due_in_seconds) as &[Option<f64>],
         &column(&closings, |c| c.retries),

@@ -3,5 +3,6 @@
 
 pub(crate) mod claim;
 pub(crate) mod close;
+pub(crate) mod customers;
 pub(crate) mod open;
 pub(crate) mod wake;

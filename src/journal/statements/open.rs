@@ -14,7 +14,7 @@ use crate::domain::precedence::Decision;
 use crate::domain::state::WaitingFor;
 use crate::journal::Limits;
 use crate::journal::rows::{Beginning, Candidate, NewRow, Opened, Slots, column};
-use crate::journal::statements::claim::{begin_attempts, look};
+use crate::journal::statements::claim::{begin_attempts, decide_all};
 use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
 
 /// A job that was let in and claimed.
@@ -64,7 +64,7 @@ pub(crate) async fn open_many(
         }
     }
     let candidates: Vec<Candidate> = claimed.iter().map(|(row, _)| row.candidate()).collect();
-    let decisions = look(tx, &candidates, limits.read_back_window).await?;
+    let decisions = decide_all(tx, &candidates, limits).await?;
     let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
     for (((row, begun_at), candidate), decision) in claimed.into_iter().zip(&candidates).zip(decisions) {
         let became = match decision {
@@ -99,7 +99,7 @@ async fn open_behind(
     rows: &[&NewRow],
 ) -> sqlx::Result<HashMap<Uuid, Opened>> {
     let candidates: Vec<Candidate> = rows.iter().map(|row| row.candidate()).collect();
-    let decisions = look(tx, &candidates, limits.read_back_window).await?;
+    let decisions = decide_all(tx, &candidates, limits).await?;
     let mut newest: HashMap<Uuid, &NewRow> = HashMap::new();
     let mut behind = Vec::with_capacity(rows.len());
     for (row, decision) in rows.iter().copied().zip(decisions) {

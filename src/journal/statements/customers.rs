@@ -1,0 +1,137 @@
+//! What the records say of customers. The domain decides by it.
+
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::domain::state::{ConclusionKind, Evidence, Purpose, State, VerdictKind};
+use crate::domain::suspicion::{Customer, PastJob, PastRead, PastUpdate};
+
+/// Reads what [`crate::domain::suspicion`] decides by, of each customer once. A customer of whom there
+/// is nothing has no entry.
+///
+/// Who asks for a new job, which has spent nothing yet, names it: it is left out, and what was spent
+/// elsewhere is not read. Most customers have no other job, and of those there is nothing to read.
+///
+/// What changes no decision is not read: attempts that spent nothing, jobs that ended without an effect
+/// or a doubt, what webhooks say, and of all that wait for a first attempt, which may be many, all but
+/// the newest.
+pub(crate) async fn read_customers(
+    tx: &mut PgConnection,
+    asked: impl IntoIterator<Item = (Uuid, Option<Uuid>)>,
+) -> sqlx::Result<HashMap<Uuid, Customer>> {
+    let asked: HashMap<Uuid, Option<Uuid>> = asked.into_iter().collect();
+    let (ids, new_jobs): (Vec<Uuid>, Vec<Option<Uuid>>) = asked.into_iter().unzip();
+    // `offset 0` keeps each a look-up: of tables without statistics Postgres thinks that a customer has
+    // hundreds of rows, and would read all of them instead.
+    let rows = sqlx::query!(
+        r#"-- read_customers
+        with asked as (
+            select * from unnest($1::uuid[], $2::uuid[]) as a (customer_id, new_job)
+        ), past as (
+            select a.customer_id, s.*
+            from asked a
+            cross join lateral (
+                select
+                    job_id, state, reason_code, evidence, requested_at, received_at, content_hmac, attempts,
+                    ended_at
+                from submission
+                where customer_id = a.customer_id and attempts > 0 and job_id is distinct from a.new_job
+                union all
+                (
+                    select
+                        job_id, state, reason_code, evidence, requested_at, received_at, content_hmac, attempts,
+                        ended_at
+                    from submission w
+                    where w.customer_id = a.customer_id and w.state = 'waiting' and w.attempts = 0
+                    order by w.requested_at desc, w.received_at desc, w.job_id desc
+                    limit 1
+                )
+                offset 0
+            ) s
+        )
+        select
+            p.customer_id as "customer_id!", p.job_id, null::integer as elsewhere,
+            p.state as "state?: State", p.reason_code, p.evidence as "evidence?: Evidence",
+            p.requested_at, p.received_at, p.content_hmac, p.attempts,
+            u.number, u.verdict as "verdict?: VerdictKind", u.late_verdict = 'accepted' as is_accepted_late,
+            u.begun_at, u.signed_at, u.ended_at,
+            null as "purpose?: Purpose", null as status, null::timestamptz as at, null::timestamptz as read_at,
+            null as "conclusion?: ConclusionKind"
+        from past p
+        left join lateral (
+            select * from attempt a
+            where a.job_id = p.job_id and (a.verdict is null or a.verdict in ('accepted', 'unknown'))
+            offset 0
+        ) u on true
+        where u.number is not null or p.ended_at is null or p.state in ('accepted', 'needs_review')
+        union all
+        select
+            r.customer_id, r.job_id, null, null, null, null, null, null, null, null, null, null, null, null, null,
+            null, r.purpose, r.status, r.at, r.read_at, r.conclusion
+        from (select distinct customer_id from past) p
+        cross join lateral (
+            select * from observation o
+            where o.customer_id = p.customer_id and o.purpose <> 'webhook'
+                and (o.status is not null or o.conclusion is not null)
+            offset 0
+        ) r
+        union all
+        select
+            c.customer_id, null, c.updates_elsewhere, null, null, null, null, null, null, null, null, null, null,
+            null, null, null, null, null, null, null, null
+        from asked a
+        cross join lateral (
+            select * from customer where customer_id = a.customer_id and updates_elsewhere > 0
+            offset 0
+        ) c
+        where a.new_job is null"#,
+        &ids,
+        &new_jobs as &[Option<Uuid>],
+    )
+    .fetch_all(tx)
+    .await?;
+    let mut customers: HashMap<Uuid, Customer> = HashMap::new();
+    for row in rows {
+        let customer = customers.entry(row.customer_id).or_default();
+        customer.updates_elsewhere += row.elsewhere.unwrap_or_default().unsigned_abs();
+        let Some(job_id) = row.job_id else { continue };
+        if let (Some(purpose), Some(at)) = (row.purpose, row.at) {
+            let (status, read_at, conclusion) = (row.status, row.read_at, row.conclusion);
+            customer.reads.push(PastRead { job_id, purpose, status, at, read_at, conclusion });
+            continue;
+        }
+        let place = customer.jobs.iter().position(|job| job.job_id == job_id);
+        let (Some(state), Some(requested_at), Some(received_at)) =
+            (row.state, row.requested_at, row.received_at)
+        else {
+            continue;
+        };
+        let place = place.unwrap_or_else(|| {
+            customer.jobs.push(PastJob {
+                job_id,
+                state,
+                reason_code: row.reason_code,
+                evidence: row.evidence,
+                requested_at,
+                received_at,
+                content_hmac: row.content_hmac,
+                attempts: row.attempts.unwrap_or_default(),
+                updates: Vec::new(),
+            });
+            customer.jobs.len() - 1
+        });
+        if let (Some(number), Some(begun_at), Some(signed_at)) = (row.number, row.begun_at, row.signed_at) {
+            customer.jobs[place].updates.push(PastUpdate {
+                number,
+                verdict: row.verdict,
+                is_accepted_late: row.is_accepted_late.unwrap_or_default(),
+                begun_at,
+                signed_at,
+                ended_at: row.ended_at,
+            });
+        }
+    }
+    Ok(customers)
+}
