@@ -285,7 +285,7 @@ mod tests {
         let port = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = port.local_addr().expect("an address");
         drop(port);
-        let failure = connect_to_any([address, address].into_iter()).await.err().expect("nobody listens");
+        let failure = connect_to_any([address, address].into_iter()).await.expect_err("nobody listens");
         assert_eq!(failure.kind(), io::ErrorKind::ConnectionRefused);
         assert!(connect_to_any([].into_iter()).await.is_err());
     }

@@ -35,7 +35,7 @@ const SAID_IN_RUST: [(&str, &[&str], &[&str]); 4] = [
     ("supersede_older", &[], &["superseded"]),
     // What a person may do to a locked row.
     ("settle_by_hand", &["needs_review"], &["accepted", "rejected", "exhausted"]),
-    ("park_again", &["exhausted", "needs_review"], &[]),
+    ("schedule_again", &["exhausted", "needs_review"], &[]),
 ];
 
 fn states(names: &[&str]) -> States {

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::iter::Peekable;
 use std::path::Path;
-use std::vec::IntoIter;
 
 /// The rooms of src, the lowest floor first. A room may import itself and what is below its floor.
 const FLOORS: [&[&str]; 12] = [
@@ -216,7 +215,7 @@ impl Parsed {
             let is_root = matches!(token.as_str(), "crate" | "super" | "self");
             if begins && (is_root || children.contains(token)) {
                 let prefix = if is_root { Vec::new() } else { vec!["self".to_owned()] };
-                let mut rest = tokens[at..].to_vec().into_iter().peekable();
+                let mut rest = tokens[at..].iter().peekable();
                 walk(&mut rest, &prefix, &mut parsed.paths);
             }
         }
@@ -225,21 +224,25 @@ impl Parsed {
 }
 
 /// Follows one path, and each of its branches where it names several at once.
-fn walk(tokens: &mut Peekable<IntoIter<String>>, prefix: &[String], paths: &mut Vec<Vec<String>>) {
+fn walk<'a>(
+    tokens: &mut Peekable<impl Iterator<Item = &'a String>>,
+    prefix: &[String],
+    paths: &mut Vec<Vec<String>>,
+) {
     let mut path = prefix.to_vec();
     loop {
-        match tokens.next_if(|token| token == "{" || is_name(token)) {
+        match tokens.next_if(|token| *token == "{" || is_name(token)) {
             Some(token) if token == "{" => loop {
                 walk(tokens, &path, paths);
-                while tokens.next_if(|token| token != "," && token != "}").is_some() {}
+                while tokens.next_if(|token| *token != "," && *token != "}").is_some() {}
                 if tokens.next().is_none_or(|token| token == "}") {
                     return;
                 }
             },
-            Some(name) => path.push(name),
+            Some(name) => path.push(name.clone()),
             None => break,
         }
-        if tokens.next_if(|token| token == "::").is_none() {
+        if tokens.next_if(|token| *token == "::").is_none() {
             break;
         }
     }
