@@ -20,7 +20,7 @@ pub(super) const DOCUMENT_NUMBER: &str = "/document_details/document_number";
 
 pub(super) type Fields = BTreeMap<String, Json>;
 
-const DETAIL_FIELDS: [&str; 2] = ["document_number", "additional_data"];
+pub(super) const DETAIL_FIELDS: [&str; 2] = ["document_number", "additional_data"];
 
 /// Gathers faults while the fields are gone through. `at` is a field's pointer.
 pub(super) struct Check {

@@ -5,8 +5,10 @@ use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::macros::datetime;
 
+use super::check::DETAIL_FIELDS;
 use super::*;
 use crate::domain::schema::job_schema;
+use dollarpe::canonical_json::shown;
 
 const NOW: OffsetDateTime = datetime!(2025-07-16 12:59:05 UTC);
 const JOB_ID: &str = "0b4d3c2e-8f1a-4f7e-9f55-6f0a3b1c2d3e";
@@ -131,12 +133,19 @@ fn a_value_of_another_type_is_refused() {
 
 #[test]
 fn a_field_that_the_provider_does_not_know_is_refused() {
-    for pointer in ["/adress", "/correlation_id", "/document_details/issued_at"] {
-        check(pointer, json!("x"), "is not a field of this message");
+    for (pointer, shown) in [
+        ("/adress", "/?6"),
+        ("/Ravi_Kumar_Sharma", "/?17"),
+        ("/12 Canary Street", "/?16"),
+        ("/document_details/issued_at", "/document_details/?9"),
+    ] {
+        let invalid = parse_text(&with(pointer, json!("x"))).unwrap_err();
+        assert_eq!(invalid.to_string(), format!("{shown}: is not a field of this message"));
     }
     check("/document_details/additional_data/anything", json!([{"goes": 1.5}]), "");
-    let invalid = parse_text(&with("/12 Canary Street", json!(1))).unwrap_err();
-    assert_eq!(invalid.to_string(), "/?: is not a field of this message");
+    for field in OUR_FIELDS.iter().chain(&PROVIDER_FIELDS).chain(&DETAIL_FIELDS) {
+        assert_eq!(shown(field), *field, "every field's name is shown");
+    }
 }
 
 #[test]
@@ -437,12 +446,12 @@ fn all_faults_are_reported_at_once() {
         [
             "/full_address: has a lone surrogate",
             "/document_type: appears more than once",
-            "/document_details/additional_data/x: is too large for a float; send it as a string",
+            "/document_details/additional_data/?1: is too large for a float; send it as a string",
             "/job_id: is not the message_id; send one, or the same in both",
             "/document_front_image_url: must begin with https://",
             "/document_back_image_url: is missing",
             "/document_details/document_number: must be a string",
-            "/note: is not a field of this message",
+            "/?4: is not a field of this message",
         ]
     );
 }
