@@ -49,12 +49,13 @@ pub(crate) fn wrong_encoding(encoding: &str) -> String {
 pub(crate) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
 
 /// What an operator may have set for a server, a role or a database, and our sessions set otherwise.
-const SET_BY_US: [(&str, &[&str]); 5] = [
+const SET_BY_US: [(&str, &[&str]); 6] = [
     ("default_transaction_isolation", &["read committed"]),
     ("synchronous_commit", &["on", "remote_apply", "remote_write"]),
     ("default_transaction_deferrable", &["off"]),
     ("search_path", &["public", "\"$user\", public"]),
     ("standard_conforming_strings", &["on"]),
+    ("idle_session_timeout", &["0"]),
 ];
 
 /// Looks at everything that a worker needs of the database, over `connections`. Without the key of

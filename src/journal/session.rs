@@ -20,6 +20,7 @@ use crate::journal::CONNECT_TIME_MAX;
 ///   for. An operator's `remote_write` and `remote_apply` stay.
 /// - Two replicas never mean different tables by one name.
 /// - No statement waits for ever.
+/// - A pool's connection may be idle: PostgreSQL 14 and later can end those sessions.
 ///
 /// Set by statements: poolers refuse or forget what a startup packet asks for. Whether the session
 /// is read-only is not set: that is an operator's switch, or their disk is full.
@@ -28,6 +29,8 @@ const SESSION: &str = "
     set default_transaction_deferrable = off;
     select set_config('synchronous_commit', 'on', false)
         where current_setting('synchronous_commit') in ('off', 'local');
+    select set_config('idle_session_timeout', '0', false)
+        where current_setting('idle_session_timeout', true) <> '0';
     set search_path = public;
     set standard_conforming_strings = on;
     set statement_timeout = '10s';

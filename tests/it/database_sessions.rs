@@ -43,7 +43,7 @@ fn defaults_of_the_database_do_not_reach_the_workers_sessions() {
             create function spy() returns trigger language plpgsql as $$ begin
                 insert into public.spied values (tg_table_name, concat_ws(' ', current_setting('transaction_isolation'),
                     current_setting('synchronous_commit'), current_setting('search_path'),
-                    current_setting('lock_timeout')));
+                    current_setting('lock_timeout'), current_setting('idle_session_timeout')));
                 return new;
             end $$;
             create trigger spy before insert on attempt for each row execute function spy();
@@ -54,6 +54,7 @@ fn defaults_of_the_database_do_not_reach_the_workers_sessions() {
             ("synchronous_commit", "off"),
             ("search_path", "nowhere"),
             ("standard_conforming_strings", "off"),
+            ("idle_session_timeout", "'300ms'"),
         ];
         set_for_database(&world, &odd).await;
         world.declare_topology().await;
@@ -66,7 +67,7 @@ fn defaults_of_the_database_do_not_reach_the_workers_sessions() {
                 .fetch_all(&world.pool)
                 .await
                 .expect("rows");
-        let sound = ["attempt: read committed on public 250ms", "worker: read committed on public 5s"];
+        let sound = ["attempt: read committed on public 250ms 0", "worker: read committed on public 5s 0"];
         assert_eq!(seen, sound);
 
         let said = check(&world, &[]).await;
