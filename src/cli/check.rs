@@ -7,6 +7,7 @@ use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde::Serialize;
 
+use super::terminal::say_in_colours;
 use crate::app;
 use crate::broker::Broker;
 use crate::config::{RunSettings, SettingFault, SettingSource};
@@ -42,12 +43,17 @@ pub(super) async fn run(
     args: &CheckArgs,
     faults: Vec<SettingFault>,
     mut sources: Vec<SettingSource>,
+    misspelt: &[(&str, String)],
 ) -> anyhow::Result<ExitCode> {
     let settings = &args.settings;
     // What stands in for a value that is none came from nowhere.
     sources.retain(|source| faults.iter().all(|fault| fault.setting != source.variable));
-    let settings_area =
-        Area { area: "settings", findings: check_settings(settings, faults), settings: sources };
+    let mut findings = check_settings(settings, faults);
+    findings.extend(misspelt.iter().map(|(name, meant)| {
+        let what = format!(".env: {name} is no setting, and nearly one");
+        Finding::note(what, format!("write {meant}, if that is meant"))
+    }));
+    let settings_area = Area { area: "settings", findings, settings: sources };
     let (broker, database, provider) =
         tokio::join!(check_broker(settings), check_database(settings), check_provider(settings));
     let area = |area, findings| Area { area, settings: Vec::new(), findings };
@@ -60,9 +66,9 @@ pub(super) async fn run(
     } else {
         areas.iter().for_each(print);
         match wrong {
-            0 => anstream::println!("\n{}nothing is wrong{0:#}", paint(Grade::Ok)),
-            1 => anstream::println!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong)),
-            more => anstream::println!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong)),
+            0 => say_in_colours(format_args!("\n{}nothing is wrong{0:#}", paint(Grade::Ok))),
+            1 => say_in_colours(format_args!("\n{}one thing is wrong{0:#}", paint(Grade::Wrong))),
+            more => say_in_colours(format_args!("\n{}{more} things are wrong{0:#}", paint(Grade::Wrong))),
         }
     }
     Ok(ExitCode::from(u8::from(wrong > 0)))
@@ -115,7 +121,7 @@ fn unchecked(error: &anyhow::Error) -> Finding {
 }
 
 fn print(area: &Area) {
-    anstream::println!("{}{}{0:#}", Style::new().bold(), area.area);
+    say_in_colours(format_args!("{}{}{0:#}", Style::new().bold(), area.area));
     print_sources(&area.settings);
     for Finding { grade, what, remedy } in &area.findings {
         let name = match grade {
@@ -123,7 +129,7 @@ fn print(area: &Area) {
             Grade::Note => "note",
             Grade::Wrong => "wrong",
         };
-        anstream::println!("  {}{name:<6}{0:#} {}", paint(*grade), visible(what));
+        say_in_colours(format_args!("  {}{name:<6}{0:#} {}", paint(*grade), visible(what)));
         if let Some(remedy) = remedy {
             println!("         -> {}", visible(remedy));
         }

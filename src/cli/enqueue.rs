@@ -15,12 +15,12 @@ use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::fs::File;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use uuid::Uuid;
 
 use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::{BrokerSettings, JobSettings};
-use crate::domain::job::Job;
+use crate::domain::job::{BODY_BYTES_MAX, Job};
 use crate::domain::message::Message;
 use crate::visible::visible;
 
@@ -44,6 +44,9 @@ pub(super) struct EnqueueArgs {
     jobs: JobSettings,
 }
 
+/// No line is longer, or a device without an end would fill the memory. A job has 64 KiB at most.
+const LINE_BYTES_MAX: u64 = 16 * BODY_BYTES_MAX as u64;
+
 /// How many messages may await their confirmation at once.
 const UNCONFIRMED_MAX: usize = 1024;
 
@@ -66,11 +69,18 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
     let mut dates = Dates::default();
     loop {
         line.clear();
-        let read = lines.read_until(b'\n', &mut line).await.context("cannot read the jobs")?;
+        let mut next = (&mut lines).take(LINE_BYTES_MAX + 1);
+        let read = next.read_until(b'\n', &mut line).await.context("cannot read the jobs")?;
         if read == 0 {
             break;
         }
         number += 1;
+        if read as u64 > LINE_BYTES_MAX {
+            let what = format!("has more than {LINE_BYTES_MAX} bytes; it and what follows is not read");
+            progress.suspend(|| eprintln!("line {number}: {what}"));
+            refused += 1;
+            break;
+        }
         progress.inc(read as u64);
         let own = line.trim_ascii();
         if own.is_empty() {

@@ -86,12 +86,18 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
     let command = command();
     let Parsed { value: cli, matches, faults } = match parse_all::<Cli>(&command, std::env::args_os()) {
         Ok(parsed) => parsed,
-        Err(error) => error.exit(),
+        Err(error) => {
+            terminal::note(error.print());
+            return terminal::end(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2)));
+        }
     };
+    let misspelt = env_file.misspelt(&command);
     let done = match cli.command {
-        Command::Run(args) => run::run(*args, faults).await,
-        Command::Check(args) => check::run(&args, faults, sources_of(&command, &matches, env_file)).await,
-        _ if !faults.is_empty() => return refuse(&faults),
+        Command::Run(args) => run::run(*args, faults, &misspelt).await,
+        Command::Check(args) => {
+            check::run(&args, faults, sources_of(&command, &matches, env_file), &misspelt).await
+        }
+        _ if !faults.is_empty() => Ok(refuse(&faults)),
         Command::Migrate(args) => migrate::run(&args).await,
         Command::Health(args) => health::run(&args).await,
         Command::Sign(args) => sign::run(&args),
@@ -112,13 +118,13 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Completions(args) => assets::complete(&args, &mut self::command()),
         Command::Man(args) => assets::write_manual(&args, self::command()),
     };
-    done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
+    terminal::end(done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
         None => {
             eprintln!("kyc-worker: {}", visible(&format!("{error:#}")));
             ExitCode::FAILURE
         }
-    })
+    }))
 }
 
 /// Where the settings of the command that was given came from.

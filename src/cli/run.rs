@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use tracing::warn;
 
 use super::terminal::refuse;
 use crate::app::{self, Mode};
@@ -28,7 +29,11 @@ pub(super) struct RunArgs {
 }
 
 /// Works, unless there are `faults` or more are found.
-pub(super) async fn run(args: RunArgs, mut faults: Vec<SettingFault>) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(
+    args: RunArgs,
+    mut faults: Vec<SettingFault>,
+    misspelt: &[(&str, String)],
+) -> anyhow::Result<ExitCode> {
     let checked = match args.settings.check() {
         Ok(checked) if faults.is_empty() => checked,
         checked => {
@@ -37,6 +42,9 @@ pub(super) async fn run(args: RunArgs, mut faults: Vec<SettingFault>) -> anyhow:
         }
     };
     let _last_lines = telemetry::start(args.log.log_format, args.log.rust_log)?;
+    for (name, meant) in misspelt {
+        warn!(name, meant, "a name in .env is no setting, and nearly one");
+    }
     let mode = Mode { drain: args.drain, migrate: args.migrate };
     app::run(args.settings, checked, mode).await?;
     Ok(ExitCode::SUCCESS)

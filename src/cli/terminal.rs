@@ -2,8 +2,9 @@
 //! a terminal do anything, and a reader of a pipe that has gone, as `head` does, ends nothing.
 
 use std::fmt;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, ErrorKind, IsTerminal as _, Write};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
@@ -27,7 +28,13 @@ macro_rules! eprintln {
 /// Writes a line, or lines, in which nothing is obeyed.
 pub(super) fn say(mut out: impl Write, text: fmt::Arguments<'_>) {
     let text = format!("{text}\n");
-    let _nobody_reads_any_more = out.write_all(visible_lines(&text).as_bytes()).and_then(|()| out.flush());
+    note(out.write_all(visible_lines(&text).as_bytes()).and_then(|()| out.flush()));
+}
+
+/// The same in colours, where stdout is a terminal. Texts of others in it are made visible before.
+pub(super) fn say_in_colours(text: fmt::Arguments<'_>) {
+    let mut out = anstream::stdout();
+    note(writeln!(out, "{text}").and_then(|()| out.flush()));
 }
 
 /// Writes what somebody may want to the byte, and a line break: exact to a file or a pipe, and
@@ -37,8 +44,27 @@ pub(super) fn say_exactly(bytes: &[u8]) {
     if out.is_terminal() {
         return say(out, format_args!("{}", String::from_utf8_lossy(bytes)));
     }
-    let written = out.write_all(bytes).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
-    let _nobody_reads_any_more = written;
+    note(out.write_all(bytes).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()));
+}
+
+/// The first write of this command that failed, of which nobody knows yet.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+/// Keeps the failure of a write for the command's end: what was begun goes on. A reader that has gone
+/// is none.
+pub(super) fn note(written: io::Result<()>) {
+    if let Err(error) = written
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _the_first_is_kept = FAILURE.set(error);
+    }
+}
+
+/// The exit code of a command that came to `code`, if what it said was written.
+pub(super) fn end(code: ExitCode) -> ExitCode {
+    let Some(failure) = FAILURE.get() else { return code };
+    let _nowhere_to_say_it = writeln!(io::stderr(), "kyc-worker: cannot write the output: {failure}");
+    ExitCode::FAILURE
 }
 
 /// Says all that is wrong with the settings.

@@ -1,17 +1,26 @@
 //! Where each setting's value came from: a flag, the environment, `.env` or a default.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use serde::Serialize;
+
+use super::secret::read_file;
 
 /// A file of variables, for development. What the environment has already stays.
 #[derive(Debug, Default)]
 pub struct EnvFile {
     /// The variables that came from it.
     variables: BTreeSet<String>,
+    /// The names that it holds.
+    names: BTreeSet<String>,
 }
+
+/// So many letters wrong, missing or too many make one name of another.
+const MISSPELLING_MAX: usize = 2;
 
 impl EnvFile {
     /// Puts the file's variables into the environment. Not to be called once there are threads.
@@ -19,19 +28,38 @@ impl EnvFile {
     /// # Errors
     /// When the file is there and cannot be read.
     pub fn load(path: &str) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let text = match read_file(Path::new(path)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error.to_string()),
+        };
+        if text.contains('\0') {
+            return Err("holds a NUL character; save it as UTF-8".to_owned());
+        }
         if let Some(variable) = Self::find_substitution(&text) {
             return Err(format!(
                 "{variable} holds a $, which stands for another variable; put the value in single quotes, or write \\$"
             ));
         }
-        Self::read(path).map_err(|error| match error {
+        Self::read(&text).map_err(|error| match error {
             // The line may hold a secret.
             dotenvy::Error::LineParse(..) => {
                 "a line is no VARIABLE=value; quote a value with spaces".to_owned()
             }
             other => other.to_string(),
         })
+    }
+
+    /// Names in the file that are no variable of `command`'s and nearly one: each with that one.
+    pub fn misspelt(&self, command: &Command) -> Vec<(&str, String)> {
+        let known = variables_of(command);
+        let names = self.names.iter().filter(|name| !known.contains(*name));
+        let nearest = |name: &&String| {
+            let name = name.to_ascii_uppercase();
+            let meant = known.iter().min_by_key(|known| strsim::osa_distance(known, &name))?;
+            (strsim::osa_distance(meant, &name) <= MISSPELLING_MAX).then(|| meant.clone())
+        };
+        names.filter_map(|name| Some((name.as_str(), nearest(&name)?))).collect()
     }
 
     /// The variable of a line that would be taken for another variable's value: `$` stands for
@@ -43,22 +71,25 @@ impl EnvFile {
         Some(variable.trim_start_matches("export ").trim())
     }
 
-    fn read(path: &str) -> dotenvy::Result<Self> {
-        let mut variables = BTreeSet::new();
-        let entries = match dotenvy::from_path_iter(path) {
-            Err(error) if error.not_found() => return Ok(Self::default()),
-            entries => entries?,
-        };
-        for entry in entries {
+    fn read(text: &str) -> dotenvy::Result<Self> {
+        let mut file = Self::default();
+        for entry in dotenvy::from_read_iter(text.as_bytes()) {
             let (variable, _) = entry?;
             #[expect(clippy::disallowed_methods, reason = "before the file is put into it")]
             if std::env::var_os(&variable).is_none() {
-                variables.insert(variable);
+                file.variables.insert(variable.clone());
             }
+            file.names.insert(variable);
         }
-        dotenvy::from_path(path)?;
-        Ok(Self { variables })
+        dotenvy::from_read(text.as_bytes())?;
+        Ok(file)
     }
+}
+
+/// The variables that some command of ours reads.
+fn variables_of(command: &Command) -> BTreeSet<String> {
+    let own = command.get_arguments().filter_map(|arg| Some(arg.get_env()?.to_str()?.to_owned()));
+    own.chain(command.get_subcommands().flat_map(variables_of)).collect()
 }
 
 /// Whether a value holds a `$` that is neither escaped nor in single quotes, before a comment.
@@ -137,6 +168,18 @@ mod tests {
         ] {
             assert_eq!(EnvFile::find_substitution(&format!("A=1\n{line}\n")), found, "{line}");
         }
+    }
+
+    #[test]
+    fn a_name_that_is_nearly_a_settings_is_told_with_it() {
+        let variables = ["CONCURRENCY", "PREFETCH", "QUEUE"];
+        let below = Command::new("run").args(variables.map(|variable| Arg::new(variable).env(variable)));
+        let command = Command::new("kyc-worker").subcommand(below);
+        let text = "CONCURENCY=1\nprefetch=2\nPERFETCH=2\nQUEUE=q\nQUEUE_SIZE=3\nPGHOST=h\n";
+        let names = text.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name.to_owned());
+        let file = EnvFile { names: names.collect(), ..EnvFile::default() };
+        let expected = [("CONCURENCY", "CONCURRENCY"), ("PERFETCH", "PREFETCH"), ("prefetch", "PREFETCH")];
+        assert_eq!(file.misspelt(&command), expected.map(|(name, meant)| (name, meant.to_owned())));
     }
 
     #[test]

@@ -74,6 +74,21 @@ fn enqueue_publishes_the_valid_lines_and_names_the_others() {
 }
 
 #[test]
+fn enqueue_stops_at_a_line_without_an_end() {
+    world(async |world| {
+        let endless = world.run(&["enqueue", "/dev/zero"], &[]).await;
+        let told = "line 1: has more than 1048576 bytes; it and what follows is not read";
+        check(&endless, 1, &["published 0"], &[told]);
+
+        let good = line(Uuid::new_v4());
+        let large = format!("{good}\n{}\n{good}\n", " ".repeat(1024 * 1024));
+        let output = world.run_with_input(&["enqueue"], &[], large.as_bytes()).await;
+        check(&output, 1, &["published 1"], &["line 2: has more than", "refused 1"]);
+        assert_eq!(world.count_ready(JOBS).await, 1, "confirmed before the end");
+    });
+}
+
+#[test]
 fn a_file_that_is_enqueued_twice_is_submitted_once() {
     world(async |world| {
         let (named, unnamed) = (Uuid::new_v4(), Uuid::new_v4());

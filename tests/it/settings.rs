@@ -1,27 +1,35 @@
 //! Settings as the environment and files give them, to the binary itself.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const PAYLOAD_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const FINGERPRINT_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 
 /// A worker that would have nowhere to connect to, in a directory of its own.
 fn run_in(dir: &Path, settings: &[(&str, &str)]) -> (Option<i32>, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kyc-worker"));
-    command.env_clear().current_dir(dir).arg("run").envs([
-        ("DATABASE_URL", "postgres://127.0.0.1:1/kyc"),
-        ("AMQP_URL", "amqp://127.0.0.1:1"),
-        ("DOLLARPE_API_KEY", "key"),
-        ("DOLLARPE_API_SECRET", "secret"),
-        ("PAYLOAD_KEY", KEY),
-        ("FINGERPRINT_KEY", KEY),
-    ]);
+    let mut command = command_in(dir, "run");
     let output = command.envs(settings.iter().copied()).output().expect("it runs");
     (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"))
+}
+
+fn command_in(dir: &Path, name: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kyc-worker"));
+    command.env_clear().current_dir(dir).arg(name).envs([
+        ("DATABASE_URL", "postgres://127.0.0.1:1/kyc"),
+        ("AMQP_URL", "amqp://127.0.0.1:1"),
+        ("DOLLARPE_BASE_URL", "http://127.0.0.1:1/v1"),
+        ("DOLLARPE_API_KEY", "key"),
+        ("DOLLARPE_API_SECRET", "secret"),
+        ("PAYLOAD_KEY", PAYLOAD_KEY),
+        ("FINGERPRINT_KEY", FINGERPRINT_KEY),
+    ]);
+    command
 }
 
 #[test]
@@ -60,6 +68,93 @@ fn a_dollar_in_an_env_file_is_a_fault_and_not_a_blank() {
     let (code, said) = run_in(dir.path(), &[]);
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("WORKER_NAME: must have"), "the blank is what is wrong with it: {said}");
+}
+
+#[test]
+fn an_env_file_of_another_encoding_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    fs::write(dir.path().join(".env"), "WORKER_NAME=a\0b\n").expect("a file");
+    let (code, said) = run_in(dir.path(), &[]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(1), "kyc-worker: .env: holds a NUL character; save it as UTF-8\n")
+    );
+}
+
+#[test]
+fn a_misspelt_name_in_an_env_file_is_told_at_start_and_by_check() {
+    let dir = TempDir::new().expect("a directory");
+    fs::write(dir.path().join(".env"), "CONCURENCY=5\nSOMEBODY_ELSES=5\n").expect("a file");
+    let said = |command: &mut Command| {
+        let output = command.output().expect("it runs");
+        String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8")
+    };
+    let checked = said(command_in(dir.path(), "check").arg("--json"));
+    assert!(
+        checked.contains(".env: CONCURENCY is no setting") && checked.contains("CONCURRENCY"),
+        "{checked}"
+    );
+    assert!(!checked.contains("SOMEBODY_ELSES"), "{checked}");
+    // It waits for its database, and has told before.
+    let mut worker = command_in(dir.path(), "run").stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut lines = BufReader::new(worker.stdout.take().expect("a pipe")).lines();
+    let told = lines.find_map(|line| line.ok().filter(|line| line.contains("CONCURENCY"))).expect("a line");
+    assert!(told.contains("WARN") && told.contains("CONCURRENCY"), "{told}");
+    worker.kill().expect("it runs");
+    worker.wait().expect("it has ended");
+}
+
+/// A pipe without a writer, a device without an end, and a file of more than any setting has.
+#[test]
+fn a_file_that_may_never_end_is_refused() {
+    let dir = TempDir::new().expect("a directory");
+    let made = Command::new("mkfifo").arg(dir.path().join("pipe")).status().expect("mkfifo runs");
+    assert!(made.success(), "{made}");
+    fs::write(dir.path().join("large"), vec![b'a'; 5 * 1024 * 1024]).expect("a file");
+    for (file, why) in [
+        ("pipe", "it is no regular file"),
+        ("/dev/zero", "it is no regular file"),
+        ("large", "it has more than 4194304 bytes"),
+    ] {
+        for setting in ["DOLLARPE_API_SECRET_FILE", "DOLLARPE_CA_FILE"] {
+            let mut command = command_in(dir.path(), "run");
+            let output =
+                command.env_remove("DOLLARPE_API_SECRET").env(setting, file).output().expect("it runs");
+            let said = String::from_utf8(output.stderr).expect("UTF-8");
+            assert_eq!(output.status.code(), Some(2), "{setting}={file}: {said}");
+            assert!(said.contains(why), "{setting}={file}: {said}");
+        }
+    }
+    fs::remove_file(dir.path().join("pipe")).expect("it is gone");
+    Command::new("mkfifo").arg(dir.path().join(".env")).status().expect("mkfifo runs");
+    let (code, said) = run_in(dir.path(), &[]);
+    assert_eq!((code, said.as_str()), (Some(1), "kyc-worker: .env: it is no regular file\n"));
+}
+
+/// Each of these writes in a way of its own.
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let dir = TempDir::new().expect("a directory");
+    for arguments in
+        [&["check"][..], &["check", "--json"], &["schema"], &["completions", "bash"], &["--help"]]
+    {
+        let full = fs::File::options().write(true).open("/dev/full").expect("the device");
+        let mut command = command_in(dir.path(), arguments[0]);
+        let output = command.args(&arguments[1..]).stdout(full).output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        let told = "kyc-worker: cannot write the output: No space left on device (os error 28)\n";
+        assert_eq!(said, told, "{arguments:?}");
+    }
+    // Nobody reads any more, as after `head`: that is no failure.
+    let mut schema = command_in(dir.path(), "schema")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(schema.stdout.take());
+    let output = schema.wait_with_output().expect("it ends");
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
 }
 
 /// `scripts/env.sh` with the services of its own words.
