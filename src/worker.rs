@@ -237,7 +237,9 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
             return warn!(error = chain(&error), "there is no baseline: the journal is unavailable");
         }
     };
-    let reading = context.provider.customer(claim.customer_id).await;
+    // Once the worker stops, the reading would be evidence of nothing.
+    let reading = context.stopping.run_until_cancelled(context.provider.customer(claim.customer_id)).await;
+    let Some(reading) = reading else { return };
     if let Err(error) = context.journal.record_baseline(claim, at, read_at, &reading).await {
         warn!(error = chain(&error), "the baseline is lost: the journal is unavailable");
     }

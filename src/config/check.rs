@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use lapin::uri::AMQPScheme;
 use url::{Host, Url};
 
@@ -17,6 +19,9 @@ use dollarpe::signature::Signer;
 
 /// No verification ends sooner, says the provider; that one lasts for longer, it does not.
 const WINDOW_MAX: Duration = Duration::from_secs(60);
+
+/// What is not sent when the worker stops needs a commit to be closed.
+const SHUTDOWN_GRACE_MIN: Duration = Duration::from_secs(2);
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -99,6 +104,7 @@ impl RunSettings {
             ("SEND_WINDOW", provider.send_window),
             ("READ_BACK_AFTER", read_back.read_back_after),
             ("READ_BACK_WINDOW", read_back.read_back_window),
+            ("APPLIED_WITHIN", read_back.applied_within),
             ("CUSTOMER_READ_INTERVAL", read_back.customer_read_interval),
             ("PAYLOAD_RETENTION", keys.payload_retention),
             ("CLAIM_LEASE", work.claim_lease),
@@ -113,6 +119,11 @@ impl RunSettings {
             verification.customer_event_age_max >= Duration::from_secs(1),
             "CUSTOMER_EVENT_AGE_MAX",
             "must be at least 1s, or no webhook would be young enough",
+        );
+        faults.require(
+            work.shutdown_grace >= SHUTDOWN_GRACE_MIN,
+            "SHUTDOWN_GRACE",
+            "must be at least 2s, in which attempts that were begun and not sent are closed",
         );
         for (setting, duration, longest, why) in [
             (
@@ -185,6 +196,12 @@ impl RunSettings {
             "CLAIM_LEASE, READ_BACK_AFTER, SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW",
             "CLAIM_LEASE + READ_BACK_AFTER + SCHEDULER_POLL + READ_TIMEOUT must be at most 11/12 of \
              READ_BACK_WINDOW, or no read could tell what became of the attempt of a replica that died",
+        );
+        faults.require(
+            self.read_back.applied_within + timing.read_time_max <= timing.after + timing.safe_window(),
+            "APPLIED_WITHIN, READ_BACK_AFTER, READ_BACK_WINDOW, SCHEDULER_POLL, READ_TIMEOUT",
+            "READ_BACK_AFTER + 11/12 of READ_BACK_WINDOW - SCHEDULER_POLL - READ_TIMEOUT must be at least \
+             APPLIED_WITHIN, or an update that is applied that late would be sent twice",
         );
         faults.require(
             timing.read_time_max * 3 <= timing.safe_window(),
@@ -435,10 +452,23 @@ impl KeySettings {
     /// What payloads are sealed with.
     ///
     /// # Errors
-    /// When it is not given, or no key.
+    /// When it is not given, or no key, or the one that contents are fingerprinted with.
     pub fn keyring(&self) -> Result<Keyring, SettingFault> {
         let key = read_secret("PAYLOAD_KEY", self.payload_key.as_ref(), self.payload_key_file.as_ref())?;
-        Keyring::parse(key.expose()).map_err(|fault| SettingFault::new("PAYLOAD_KEY", fault.to_string()))
+        let fault = |reason: String| SettingFault::new("PAYLOAD_KEY", reason);
+        let keyring = Keyring::parse(key.expose()).map_err(|unfit| fault(unfit.to_string()))?;
+        let mut keys = key.expose().split(',').map(|entry| entry.trim().rsplit(':').next().unwrap_or(entry));
+        if keys.clone().any(is_of_one_byte) {
+            return Err(fault(ONE_BYTE.to_owned()));
+        }
+        // Base64 has one text for a key.
+        if self.fingerprint.key().is_ok_and(|fingerprint_key| keys.any(|key| key == fingerprint_key.expose()))
+        {
+            let reason = "must differ: whoever may open payloads could forge histories; make another \
+                 PAYLOAD_KEY with: openssl rand -base64 32";
+            return Err(SettingFault::new("PAYLOAD_KEY, FINGERPRINT_KEY", reason));
+        }
+        Ok(keyring)
     }
 }
 
@@ -448,14 +478,28 @@ impl FingerprintSettings {
     /// # Errors
     /// When it is not given, or no key.
     pub fn fingerprinter(&self) -> Result<Fingerprinter, SettingFault> {
-        let key = read_secret(
-            "FINGERPRINT_KEY",
-            self.fingerprint_key.as_ref(),
-            self.fingerprint_key_file.as_ref(),
-        )?;
-        Fingerprinter::parse(key.expose())
-            .map_err(|fault| SettingFault::new("FINGERPRINT_KEY", fault.to_string()))
+        let key = self.key()?;
+        let fault = |reason: String| SettingFault::new("FINGERPRINT_KEY", reason);
+        let fingerprinter = Fingerprinter::parse(key.expose()).map_err(|unfit| fault(unfit.to_string()))?;
+        if is_of_one_byte(key.expose()) {
+            return Err(fault(ONE_BYTE.to_owned()));
+        }
+        Ok(fingerprinter)
     }
+
+    fn key(&self) -> Result<Secret, SettingFault> {
+        let file = self.fingerprint_key_file.as_ref();
+        read_secret("FINGERPRINT_KEY", self.fingerprint_key.as_ref(), file)
+    }
+}
+
+const ONE_BYTE: &str =
+    "is one byte over and over, as no random key is; make one with: openssl rand -base64 32";
+
+/// Whether a key, in Base64, is a placeholder: all zeros, say.
+fn is_of_one_byte(key: &str) -> bool {
+    let bytes = BASE64_STANDARD.decode(key).unwrap_or_default();
+    bytes.iter().all(|byte| Some(byte) == bytes.first())
 }
 
 /// The host's name, with which a replica's begins that was given none.

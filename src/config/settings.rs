@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use tracing::Level;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use super::secret::Secret;
@@ -198,6 +200,10 @@ pub struct ReadBackSettings {
     /// The shortest verification there is, 60s at the provider: a read inside it shows an update that was applied
     #[arg(long, env = "READ_BACK_WINDOW", default_value = "60s", value_parser = parse_duration)]
     pub read_back_window: Duration,
+
+    /// How late after an attempt's end its update may still be applied, 45s at the provider: the reads must cover that
+    #[arg(long, env = "APPLIED_WITHIN", default_value = "45s", value_parser = parse_duration)]
+    pub applied_within: Duration,
 
     /// How many reads must agree that an update was not applied before it is sent again; one alone
     /// would miss an update that is applied late
@@ -412,7 +418,7 @@ pub struct WorkSettings {
     #[arg(long, env = "DEAD_LETTER_RETENTION", default_value = "90d", value_parser = parse_duration)]
     pub dead_letter_retention: Duration,
 
-    /// How long requests in flight may take to finish after SIGTERM or SIGINT
+    /// How long requests in flight may take to finish after SIGTERM or SIGINT; what was not sent is closed meanwhile
     #[arg(long, env = "SHUTDOWN_GRACE", default_value = "25s", value_parser = parse_duration)]
     pub shutdown_grace: Duration,
 
@@ -537,7 +543,33 @@ fn parse_status(text: &str) -> Result<u16, String> {
     text.trim().parse().map_err(|_| "write statuses with commas between them, such as 503,504".to_owned())
 }
 
-/// What `RUST_LOG` says.
+/// What `RUST_LOG` says, if it leaves every ERROR of ours, or is `off`.
+///
+/// The library takes any bare word for a module's name, so that `warning` silences all else.
 fn parse_directives(text: &str) -> Result<Targets, String> {
-    text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())
+    let filter: Targets =
+        text.parse().map_err(|error: tracing_subscriber::filter::ParseError| error.to_string())?;
+    if text.trim().eq_ignore_ascii_case("off") {
+        return Ok(filter);
+    }
+    let is_ours = |target: &str| target.starts_with(OUR_MODULES);
+    for directive in text.split(',').map(str::trim) {
+        let is_level = directive.parse::<LevelFilter>().is_ok();
+        let is_understood = directive.contains('=') || is_level || is_ours(directive);
+        if directive.is_empty() || !is_understood || directive.contains('[') {
+            return Err(format!(
+                "`{directive}` is no level; write off, error, warn, info, debug, trace or MODULE=LEVEL"
+            ));
+        }
+    }
+    let is_silent = |(target, level): (&str, LevelFilter)| is_ours(target) && level == LevelFilter::OFF;
+    if !filter.would_enable(OUR_MODULES, &Level::ERROR) || filter.iter().any(is_silent) {
+        return Err(format!(
+            "leaves errors of the worker unsaid; write off alone, or add {OUR_MODULES}=error"
+        ));
+    }
+    Ok(filter)
 }
+
+/// The crate's own events have targets that begin with it.
+const OUR_MODULES: &str = "kyc_worker";

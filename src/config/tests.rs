@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use clap::Parser;
 
 use super::secret::read_secret;
@@ -29,7 +31,7 @@ fn check(flags: &[&str]) -> Vec<String> {
         "--dollarpe-api-key=k",
         "--dollarpe-api-secret=s",
         "--payload-key=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
-        "--fingerprint-key=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+        "--fingerprint-key=ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
     ];
     let command =
         <Program as clap::CommandFactory>::command().mut_subcommands(|run| run.args_override_self(true));
@@ -130,9 +132,23 @@ fn times_that_do_not_fit_together_are_refused() {
         ("READ_BACK_WINDOW, VERIFICATION_POLL_AFTER", "VERIFICATION_POLL_AFTER, VERIFICATION_POLL_MAX");
     faults_name(&["--read-back-window=60s", "--verification-poll-after=59s"], &[window, interval]);
     let confirming = "SCHEDULER_POLL, READ_TIMEOUT, READ_BACK_WINDOW";
-    let short = ["--send-window=2s", "--request-timeout=8s", "--claim-lease=18s", "--read-back-after=5s"];
+    let short = ["--send-window=2s", "--request-timeout=8s", "--claim-lease=18s", "--read-back-after=9s"];
     faults_name(&[&short[..], &["--read-timeout=17s"]].concat(), &[]);
     faults_name(&[&short[..], &["--read-timeout=18s"]].concat(), &[confirming]);
+    let covered = "APPLIED_WITHIN, READ_BACK_AFTER, READ_BACK_WINDOW, SCHEDULER_POLL, READ_TIMEOUT";
+    let quick = [
+        "--read-back-window=20s",
+        "--claim-lease=5s",
+        "--request-timeout=3s",
+        "--send-window=2s",
+        "--read-timeout=3s",
+        "--scheduler-poll=500ms",
+        "--read-back-after=2s",
+    ];
+    // 2 s and 11/12 of 20 s, less 3.5 s.
+    faults_name(&quick, &[covered]);
+    faults_name(&[&quick[..], &["--applied-within=16s"]].concat(), &[]);
+    faults_name(&[&quick[..], &["--applied-within=17s"]].concat(), &[covered]);
     faults_name(&["--verification-poll-after=16m"], &[poll_max]);
     faults_name(&["--verification-give-up=5h"], &["VERIFICATION_DEADLINE, VERIFICATION_GIVE_UP"]);
     faults_name(&["--verification-deadline=14m"], &["VERIFICATION_POLL_MAX, VERIFICATION_DEADLINE"]);
@@ -180,6 +196,57 @@ fn a_secret_may_be_a_file_but_not_both() {
 }
 
 #[test]
+fn keys_that_are_placeholders_or_each_others_are_refused() {
+    let of_one_byte = BASE64_STANDARD.encode([7; 32]);
+    let random = "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8=";
+    faults_name(&[&format!("--payload-key={of_one_byte}")], &["PAYLOAD_KEY: is one byte"]);
+    faults_name(&[&format!("--payload-key=a:{random},b:{of_one_byte}")], &["PAYLOAD_KEY: is one byte"]);
+    faults_name(&[&format!("--fingerprint-key={of_one_byte}")], &["FINGERPRINT_KEY: is one byte"]);
+    let same = ["PAYLOAD_KEY, FINGERPRINT_KEY: must differ"];
+    faults_name(&[&format!("--fingerprint-key={KEY}")], &same);
+    let both = [&format!("--payload-key=a:{random}, b:{KEY}")[..], &format!("--fingerprint-key={KEY}")];
+    faults_name(&both, &same);
+}
+
+/// A filter, and whether it is taken.
+#[test]
+fn a_filter_that_silences_our_errors_is_refused() {
+    for (filter, is_taken) in [
+        ("off", true),
+        ("info", true),
+        ("WARN", true),
+        ("warn,kyc_worker=debug", true),
+        ("off,kyc_worker=error", true),
+        ("info,hyper=off", true),
+        ("info,kyc_worker::loops=debug", true),
+        ("info,[job]=trace", false),
+        ("info,", false),
+        ("kyc_worker", true),
+        ("warning", false),
+        ("infos", false),
+        ("info,warning", false),
+        ("kyc-worker=info", false),
+        ("hyper=info", false),
+        ("kyc_worker::worker=info", false),
+        ("info,kyc_worker=off", false),
+        ("info,kyc_worker::loops=off", false),
+        ("info,kyc_worker[{error}]=off", false),
+        ("[job]=trace", false),
+        ("off,hyper=warn", false),
+        ("kyc_worker=loud", false),
+    ] {
+        let log = Logs::try_parse_from(["kyc-worker", &format!("--rust-log={filter}")]);
+        assert_eq!(log.is_ok(), is_taken, "{filter}: {log:?}");
+    }
+}
+
+#[derive(Debug, Parser)]
+struct Logs {
+    #[command(flatten)]
+    _log: LogSettings,
+}
+
+#[test]
 fn no_fault_shows_a_secret() {
     let faults = check(&[
         "--database-url=mysql://u:s3cr3t@h/d",
@@ -211,7 +278,7 @@ const fn range(
 }
 
 /// The lowest and the highest values, and those just outside.
-const RANGES: [Range; 32] = [
+const RANGES: [Range; 33] = [
     range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
     range("DEAD_LETTER_TTL", &["1ms", "90d"], &["0s", "90d 1ms", "3651d", "10000y"], &[]),
     range("REQUEST_TIMEOUT", &["1ms", "20s"], &["0s", "20001ms", "10000y"], &[]),
@@ -223,7 +290,8 @@ const RANGES: [Range; 32] = [
         &["200", "400", "407", "409", "429", "498", "500", "600"],
         &[],
     ),
-    range("READ_BACK_AFTER", &["1ms", "19s"], &["0s", "19001ms"], &[]),
+    range("READ_BACK_AFTER", &["1s", "19s"], &["0s", "999ms", "19001ms"], &[]),
+    range("APPLIED_WITHIN", &["1ms", "59s"], &["0s", "59001ms"], &[]),
     range(
         "READ_BACK_WINDOW",
         &["55637ms", "60s"],
@@ -256,7 +324,7 @@ const RANGES: [Range; 32] = [
     range("BREAKER_FAILURES", &["1", "10000"], &["0", "10001"], &[]),
     range("BREAKER_PROBE_INTERVAL", &["1ms", "1h"], &["0s", "1h 1ms"], &[]),
     range("DEAD_LETTER_RETENTION", &["30d", "3650d"], &["29d", "3651d"], &[]),
-    range("SHUTDOWN_GRACE", &["0s", "1h"], &["1h 1ms"], &[]),
+    range("SHUTDOWN_GRACE", &["2s", "1h"], &["0s", "1999ms", "1h 1ms"], &[]),
     range("READ_BACK_UNVERIFIED", &["inconclusive", "not-applied"], &["applied"], &[]),
     range("TOPOLOGY", &["declare", "verify"], &["delete"], &[]),
 ];

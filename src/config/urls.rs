@@ -94,6 +94,17 @@ pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
 /// RabbitMQ 4 refuses smaller frames.
 const FRAME_MAX_MIN: u32 = 8192;
 
+/// RabbitMQ's own default. lapin asks for 32 frames of memory at once, and takes a broker that names
+/// no limit at its word.
+const FRAME_MAX_DEFAULT: u32 = 128 * 1024;
+const FRAME_MAX_MAX: u32 = 1024 * 1024;
+
+/// Fewer channels do not hold a session and what is looked at beside it.
+const CHANNEL_MAX_MIN: u16 = 16;
+
+/// AMQP gives a name's length one byte.
+const VHOST_BYTES_MAX: usize = 255;
+
 /// Reads `AMQP_URL`.
 ///
 /// # Errors
@@ -109,10 +120,20 @@ pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
         let what = "holds a parameter or an escaped character that cannot be read";
         return Err(fault(format!("{what}; special characters are written %XX")));
     };
-    if uri.query.frame_max.is_some_and(|size| (1..FRAME_MAX_MIN).contains(&size)) {
+    let frame_max = uri.query.frame_max.filter(|size| *size > 0).unwrap_or(FRAME_MAX_DEFAULT);
+    if !(FRAME_MAX_MIN..=FRAME_MAX_MAX).contains(&frame_max) {
         return Err(fault(format!(
-            "frame_max must be at least {FRAME_MAX_MIN}, or 0 for what the broker has"
+            "frame_max must be {FRAME_MAX_MIN} to {FRAME_MAX_MAX}, or 0 for {FRAME_MAX_DEFAULT}"
         )));
+    }
+    uri.query.frame_max = Some(frame_max);
+    if uri.query.channel_max.is_some_and(|channels| (1..CHANNEL_MAX_MIN).contains(&channels)) {
+        return Err(fault(format!(
+            "channel_max must be at least {CHANNEL_MAX_MIN}, or 0 for what the broker has"
+        )));
+    }
+    if uri.vhost.len() > VHOST_BYTES_MAX {
+        return Err(fault(format!("the vhost must have at most {VHOST_BYTES_MAX} bytes")));
     }
     // lapin takes an IPv6 address for no host, and goes to localhost.
     if let Some(Host::Ipv6(address)) = parsed.host() {
@@ -202,6 +223,7 @@ mod tests {
             ("amqp://guest:guest@h/%2f?frame_max=131072", "h", 5672),
             ("amqps://h?auth_mechanism=external", "h", 5671),
             ("amqp://127.0.0.1/v?frame_max=0", "127.0.0.1", 5672),
+            ("amqp://h/%2f?frame_max=1048576&channel_max=16", "h", 5672),
             ("amqp://guest:guest@[::1]:5673/%2f", "::1", 5673),
             ("amqps://[2001:db8::7]", "2001:db8::7", 5671),
         ] {
@@ -213,7 +235,12 @@ mod tests {
             ("amqp:h", "amqp://"),
             ("amqp:///vhost", "no host"),
             ("amqp://h?frame_max=s3cr3t", "cannot be read"),
-            ("amqp://h?frame_max=4096", "at least 8192"),
+            ("amqp://h?frame_max=8191", "must be 8192 to 1048576"),
+            ("amqp://h?frame_max=1048577", "must be 8192 to 1048576"),
+            ("amqp://h?frame_max=4294967295", "must be 8192 to 1048576"),
+            ("amqp://h?channel_max=15", "channel_max must be at least 16"),
+            (&format!("amqp://h/{}", "v".repeat(256)), "at most 255 bytes"),
+            (&format!("amqp://h/{}", "%c3%bc".repeat(128)), "at most 255 bytes"),
             ("amqp://:5672/vhost", "amqp://"),
             ("amqp://h?auth_mechanism=s3cr3t", "cannot be read"),
             ("amqp://u:%ff@h", "cannot be read"),
@@ -224,6 +251,17 @@ mod tests {
             let fault = check(odd).expect_err(odd);
             assert!(fault.starts_with("AMQP_URL") && fault.contains(said), "{odd}: {fault}");
             assert!(!fault.contains("s3cr3t"), "{fault}");
+        }
+    }
+
+    /// lapin would ask for as much memory as 32 frames of a broker's that names no limit.
+    #[test]
+    fn the_broker_alone_never_says_how_large_a_frame_may_be() {
+        for (url, size) in
+            [("amqp://h", 131_072), ("amqp://h?frame_max=0", 131_072), ("amqp://h?frame_max=8192", 8192)]
+        {
+            let uri = parse_amqp_url(&Secret::from(url)).expect(url);
+            assert_eq!(uri.query.frame_max, Some(size), "{url}");
         }
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::harness::{World, world};
 
 const OLD: &str = "old:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-const NEW: &str = "new:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
+const NEW: &str = "new:QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8=";
 
 /// Parks a job under `key`, with nothing sent, and stops its worker.
 async fn park_under(world: &World, key: &str) -> Uuid {
@@ -121,7 +121,7 @@ fn a_worker_with_another_fingerprint_key_does_not_start() {
         world.wait_for_all_accepted(&[known]).await;
         worker.stop().await;
         let waiting = world.publish_job().await;
-        let another = [("FINGERPRINT_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")];
+        let another = [("FINGERPRINT_KEY", "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8=")];
         let refused = async || {
             let run = world.run(&["run"], &another).await;
             let said = String::from_utf8(run.stderr).expect("text");

@@ -212,7 +212,7 @@ fn an_answer_that_cannot_be_recorded_yet_is_held_until_it_can() {
 fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
     world(async |world| {
         let settings = [
-            ("SHUTDOWN_GRACE", "300ms"),
+            ("SHUTDOWN_GRACE", "2s"),
             ("REQUEST_TIMEOUT", "12s"),
             ("CLAIM_LEASE", "15s"),
             ("READ_BACK_WINDOW", "20s"),
@@ -225,6 +225,30 @@ fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
         let _next = world.start_worker();
         world.wait_for_applied(job_id).await;
         assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+/// The read before a first attempt lasts for longer than the grace, and is evidence of nothing then.
+#[test]
+fn a_read_before_an_update_keeps_no_attempt_open() {
+    world(async |world| {
+        world.declare_topology().await;
+        let hangs = json!({ "match": { "method": "GET" }, "fault": { "answer": { "kind": "hang" } } });
+        world.add_rule(hangs).await;
+        let mut worker = world.start_worker_with(&[
+            ("BASELINE_READ", "true"),
+            ("SHUTDOWN_GRACE", "2s"),
+            ("READ_TIMEOUT", "15s"),
+            ("CLAIM_LEASE", "20s"),
+            ("READ_BACK_WINDOW", "60s"),
+            ("READ_BACK_DEADLINE", "60s"),
+        ]);
+        let job_id = world.publish_job().await;
+        let is_read = async || (!world.oracle("reads").await.is_empty()).then_some(());
+        world.wait_for("the read before the update", is_read).await;
+        stops(&mut worker).await;
+        assert_eq!(world.attempts(job_id).await[0].verdict.as_deref(), Some("not_sent"));
+        assert!(world.oracle("patches").await.is_empty());
     });
 }
 

@@ -16,13 +16,14 @@ use crate::harness::{WorkerProcess, World, world, world_with};
 const APART: Duration = Duration::from_secs(3);
 
 /// All times scaled down by twenty, together: what is said to take a minute takes 3 s.
-pub(crate) const SCALED: [(&str, &str); 10] = [
+pub(crate) const SCALED: [(&str, &str); 11] = [
     ("SEND_WINDOW", "700ms"),
     ("REQUEST_TIMEOUT", "1s"),
     ("CLAIM_LEASE", "1700ms"),
     ("READ_TIMEOUT", "600ms"),
     ("READ_BACK_AFTER", "300ms"),
     ("READ_BACK_WINDOW", "3s"),
+    ("APPLIED_WITHIN", "2s"),
     ("CUSTOMER_READ_INTERVAL", "3s"),
     ("VERIFICATION_POLL_AFTER", "3s"),
     ("VERIFICATION_POLL_MAX", "45s"),

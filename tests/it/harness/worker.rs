@@ -23,13 +23,14 @@ pub const NARROW: [(&str, &str); 4] =
 
 /// The worker's times, about a fifth of what they are. A busy machine may hold a worker up for two
 /// seconds at any step, and still no send, read or confirmation comes too late.
-const SCALED_DOWN: [(&str, &str); 12] = [
+const SCALED_DOWN: [(&str, &str); 13] = [
     ("REQUEST_TIMEOUT", "3s"),
     ("SEND_WINDOW", "2500ms"),
     ("CLAIM_LEASE", "5500ms"),
     ("READ_TIMEOUT", "2500ms"),
     ("READ_BACK_AFTER", "500ms"),
     ("READ_BACK_WINDOW", "10s"),
+    ("APPLIED_WITHIN", "2s"),
     ("READ_BACK_DEADLINE", "30s"),
     ("CUSTOMER_READ_INTERVAL", "3s"),
     ("SCHEDULER_POLL", "100ms"),

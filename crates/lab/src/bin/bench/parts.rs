@@ -44,13 +44,14 @@ const START_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// The times of reading back scaled down by five, so that what fails is sent again within
 /// seconds; and a breaker that a share of failures does not open.
-pub const SCALED: [(&str, &str); 8] = [
+pub const SCALED: [(&str, &str); 9] = [
     ("SEND_WINDOW", "1s"),
     ("REQUEST_TIMEOUT", "3s"),
     ("CLAIM_LEASE", "5s"),
     ("READ_TIMEOUT", "2s"),
     ("READ_BACK_AFTER", "3s"),
     ("READ_BACK_WINDOW", "12s"),
+    ("APPLIED_WITHIN", "9s"),
     ("CUSTOMER_READ_INTERVAL", "12s"),
     ("BREAKER_FAILURES", "50"),
 ];

@@ -211,6 +211,7 @@ impl Stage {
             ("READ_TIMEOUT", "1s"),
             ("READ_BACK_AFTER", "500ms"),
             ("READ_BACK_WINDOW", "8s"),
+            ("APPLIED_WITHIN", "5s"),
             ("READ_BACK_DEADLINE", "60s"),
             ("CUSTOMER_READ_INTERVAL", &format!("{}s", CUSTOMER_READ_INTERVAL.as_secs())),
             // Just after most verifications have ended, so that most take one look.

@@ -96,13 +96,14 @@ struct Arguments {
 
 /// The times of the worker, a fifth of its defaults, but for a window with room for what
 /// does not shrink with them: the restart of a database.
-const TIMES: [(&str, &str); 12] = [
+const TIMES: [(&str, &str); 13] = [
     ("REQUEST_TIMEOUT", "2s"),
     ("SEND_WINDOW", "1s"),
     ("CLAIM_LEASE", "3500ms"),
     ("READ_TIMEOUT", "1s"),
     ("READ_BACK_AFTER", "1500ms"),
     ("READ_BACK_WINDOW", "12s"),
+    ("APPLIED_WITHIN", "9s"),
     ("READ_BACK_DEADLINE", "30s"),
     ("CUSTOMER_READ_INTERVAL", "5s"),
     ("SCHEDULER_POLL", "100ms"),
