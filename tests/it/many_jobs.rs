@@ -164,6 +164,22 @@ fn of_two_jobs_with_one_id_in_a_batch_one_is_opened() {
     });
 }
 
+/// Of a job that was claimed twice by one replica, the older claim's result is late, whatever is written
+/// with it.
+#[test]
+fn a_lost_claim_in_the_batch_of_the_newer_is_told() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let claims = open_all(&journal, &jobs(20)).await;
+        let lost = claims.iter().map(|claim| Claim { token: claim.token - 1, attempt: 0, ..*claim });
+        let both: Vec<Claim> = lost.chain(claims.iter().copied()).collect();
+        let settled = join_all(both.iter().map(|claim| settle(&journal, claim, None))).await;
+        let (lost, held) = settled.split_at(claims.len());
+        assert!(lost.iter().all(|settled| matches!(settled, Err(JournalError::Fenced))), "{lost:?}");
+        assert!(held.iter().all(Result::is_ok), "{held:?}");
+    });
+}
+
 /// Lets every attempt that is closed wait for whoever holds the advisory lock 7: longer than a
 /// batch waits for a lock, if it looks for one, and beyond every limit on statements.
 const HOLD_UP: &str = "create function hold_up() returns trigger language plpgsql as $$

@@ -71,10 +71,10 @@ pub(crate) async fn close_many(
                 provider_message = c.provider_message, error = c.error, duration_ms = c.duration_ms
             from moved_on c
             where a.job_id = c.job_id and a.number = c.number and a.ended_at is null
-            returning a.job_id, c.customer_id, c.state
+            returning a.job_id, a.number, c.customer_id, c.state
         )
         select
-            job_id,
+            job_id, number,
             -- In the order of the index that is meant: over empty tables any would do, for as long as
             -- the connection lives.
             state <> 'unknown' and (
@@ -110,14 +110,16 @@ pub(crate) async fn close_many(
     )
     .fetch_all(&mut *tx)
     .await?;
-    let closed: HashMap<Uuid, bool> = closed.into_iter().map(|row| (row.job_id, row.has_waiters)).collect();
-    let awaited = |c: &&Closing| closed.get(&c.claim.job_id) == Some(&true);
+    // By the attempt: a job may have another closing in the batch, whose claim is gone.
+    let closed: HashMap<(Uuid, i32), bool> =
+        closed.into_iter().map(|row| ((row.job_id, row.number), row.has_waiters)).collect();
+    let closed = |c: &Closing| closed.get(&(c.claim.job_id, c.claim.attempt)).copied();
+    let awaited = |c: &&Closing| closed(c) == Some(true);
     wake_newest(tx, &customers(closings.iter().copied().filter(awaited))).await?;
-    let limited = |c: &&Closing| {
-        closed.contains_key(&c.claim.job_id) && c.reason_code == Some(Rejection::UpdateLimitExceeded.code())
-    };
+    let limited =
+        |c: &&Closing| closed(c).is_some() && c.reason_code == Some(Rejection::UpdateLimitExceeded.code());
     note_limits(tx, &customers(closings.iter().copied().filter(limited))).await?;
-    Ok(column(&closings, |c| closed.get(&c.claim.job_id).map(|_| ())))
+    Ok(column(&closings, |c| closed(c).map(|_| ())))
 }
 
 fn customers<'a>(closings: impl Iterator<Item = &'a Closing>) -> Vec<Uuid> {
