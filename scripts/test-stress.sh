@@ -10,7 +10,7 @@ source scripts/lib.sh
 runs=${1:-5}
 [[ $runs =~ ^[1-9][0-9]*$ ]] || fail "usage: scripts/test-stress.sh [RUNS]"
 
-cargo test --locked --workspace --features failpoints --no-run
+scripts/test.sh --no-run
 
 # They end with this script, however it ends.
 for _ in 1 2; do
