@@ -11,11 +11,11 @@ use crate::domain::suspicion::{Customer, PastJob, PastRead, PastUpdate};
 /// Reads what [`crate::domain::suspicion`] decides by, of each customer once. A customer of whom there
 /// is nothing has no entry.
 ///
-/// Who asks for a new job, which has spent nothing yet, names it: it is left out, and what was spent
-/// elsewhere is not read. Most customers have no other job, and of those there is nothing to read.
+/// The caller names a job that is new: it has spent nothing yet, so it is left out, and what was spent
+/// elsewhere is not read. Most customers have no other job, and then nothing is read.
 ///
-/// What changes no decision is not read: attempts that spent nothing, jobs that ended without an effect
-/// or a doubt, what webhooks say, and of all that wait for a first attempt, which may be many, all but
+/// Rows that change no decision are not read: attempts that spent nothing, jobs that ended without an
+/// update that may have been applied, what webhooks say, and of all that wait for a first attempt, which may be many, all but
 /// the newest.
 pub(crate) async fn read_customers(
     tx: &mut PgConnection,
