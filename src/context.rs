@@ -134,7 +134,7 @@ impl Context {
         if let Some(remedy) = error.remedy() {
             let cause = format_args!("DATABASE_URL: {}; {remedy}", chain(error)).to_string();
             self.intake.pause(Reason::Database, Severity::NeedsPerson, cause);
-        } else if error.is_crowded() {
+        } else if matches!(error, JournalError::Crowded { .. }) {
             self.crowded.call_once(|| {
                 warn!(
                     "DATABASE_CONNECTIONS: the server allows this replica fewer connections, and the worker goes on with those; \

@@ -9,6 +9,7 @@ use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::story::{Spent, SubmissionView, submission};
 use crate::domain::suspicion::PastJob;
 use crate::journal::statements::customers::read_customers;
+use crate::journal::transact;
 
 /// What is known of a customer.
 #[derive(Debug, Serialize)]
@@ -49,29 +50,30 @@ pub async fn set_budget(
     used: i32,
     attribution: Attribution<'_>,
 ) -> sqlx::Result<()> {
-    let mut tx = pool.begin().await?;
-    sqlx::query!(
-        "-- set_budget
+    transact(pool, async |tx| {
+        sqlx::query!(
+            "-- set_budget
         insert into customer (customer_id, updates_elsewhere, budget_set_at, budget_set_by, budget_note)
         values ($1, $2, now(), $3, $4)
         on conflict (customer_id) do update
             set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4",
-        customer_id,
-        used,
-        attribution.by,
-        attribution.note,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let detail = format!("{used} spent elsewhere");
-    let intervention = Intervention {
-        action: "budget",
-        job_id: None,
-        customer_id: Some(customer_id),
-        detail: Some(&detail),
-    };
-    record(&mut *tx, intervention, attribution).await?;
-    tx.commit().await
+            customer_id,
+            used,
+            attribution.by,
+            attribution.note,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let detail = format!("{used} spent elsewhere");
+        let intervention = Intervention {
+            action: "budget",
+            job_id: None,
+            customer_id: Some(customer_id),
+            detail: Some(&detail),
+        };
+        record(&mut *tx, intervention, attribution).await
+    })
+    .await
 }
 
 /// What is known of a customer; `None` if nothing is.

@@ -5,6 +5,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
+use crate::journal::transact;
 
 #[derive(Debug, Serialize)]
 pub struct Forgotten {
@@ -38,9 +39,9 @@ pub async fn forget(
     customer_id: Uuid,
     attribution: Attribution<'_>,
 ) -> Result<Forgotten, ForgetError> {
-    let mut tx = pool.begin().await?;
-    let jobs = sqlx::query!(
-        r#"-- lock_customer
+    transact(pool, async |tx| {
+        let jobs = sqlx::query!(
+            r#"-- lock_customer
         select
             job_id, state in ('submitting', 'waiting', 'unknown') as "is_in_motion!",
             sealed_payload is not null as "has_payload!"
@@ -48,42 +49,43 @@ pub async fn forget(
         where customer_id = $1
         order by job_id
         for update"#,
-        customer_id,
-    )
-    .fetch_all(&mut *tx)
-    .await?;
-    if let Some(job) = jobs.iter().find(|job| job.is_in_motion) {
-        return Err(ForgetError::InMotion(job.job_id));
-    }
-    sqlx::query!(
-        "-- forget_submissions
+            customer_id,
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        if let Some(job) = jobs.iter().find(|job| job.is_in_motion) {
+            return Err(ForgetError::InMotion(job.job_id));
+        }
+        sqlx::query!(
+            "-- forget_submissions
         update submission
         set sealed_payload = null, content_hmac = null, document_number_last4 = null
         where customer_id = $1",
-        customer_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let dead_letters = sqlx::query!(
-        r"-- forget_dead_letters
+            customer_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let dead_letters = sqlx::query!(
+            r"-- forget_dead_letters
         update dead_lettered_delivery d
         set body_sha256 = '\x'
         from submission s
         where s.customer_id = $1 and d.job_id = s.job_id",
-        customer_id,
-    )
-    .execute(&mut *tx)
-    .await?
-    .rows_affected();
-    let payloads = jobs.iter().filter(|job| job.has_payload).count() as u64;
-    let detail = format!("{} jobs, {payloads} payloads, {dead_letters} dead letters", jobs.len());
-    let intervention = Intervention {
-        action: "forget",
-        job_id: None,
-        customer_id: Some(customer_id),
-        detail: Some(&detail),
-    };
-    record(&mut *tx, intervention, attribution).await?;
-    tx.commit().await?;
-    Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters })
+            customer_id,
+        )
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+        let payloads = jobs.iter().filter(|job| job.has_payload).count() as u64;
+        let detail = format!("{} jobs, {payloads} payloads, {dead_letters} dead letters", jobs.len());
+        let intervention = Intervention {
+            action: "forget",
+            job_id: None,
+            customer_id: Some(customer_id),
+            detail: Some(&detail),
+        };
+        record(&mut *tx, intervention, attribution).await?;
+        Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters })
+    })
+    .await
 }

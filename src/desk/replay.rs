@@ -15,6 +15,7 @@ use crate::domain::precedence::{Asking, Decision, decide};
 use crate::domain::state::State;
 use crate::domain::suspicion::{Customer, FATE_UNKNOWN};
 use crate::journal::statements::customers::read_customers;
+use crate::journal::transact;
 
 /// Which jobs to send again.
 #[derive(Clone, Debug)]
@@ -129,36 +130,37 @@ pub async fn replay(
     rules: ReplayRules,
     intent: Intent<'_>,
 ) -> sqlx::Result<Replay> {
-    let mut tx = pool.begin().await?;
-    let Some(row) = lock_job(&mut tx, job_id).await? else {
-        let refusal = Some(Refusal::NotKnown);
-        return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
-    };
-    let customer = match row.customer_id {
-        Some(customer_id) => {
-            let mut customers = read_customers(&mut tx, [(customer_id, None)]).await?;
-            Some(customers.remove(&customer_id).unwrap_or_default())
-        }
-        None => None,
-    };
-    let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
-    let refusal =
-        refusal_of_row(&row).or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
-    let was = row.describe();
-    if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
-        schedule_again(&mut tx, job_id, delay).await?;
-        let detail = format!("was {was}");
-        let intervention = Intervention {
-            action: "replay",
-            job_id: Some(job_id),
-            customer_id: row.customer_id,
-            detail: Some(&detail),
+    transact(pool, async |tx| {
+        let Some(row) = lock_job(tx, job_id).await? else {
+            let refusal = Some(Refusal::NotKnown);
+            return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
         };
-        record(&mut *tx, intervention, attribution).await?;
-        tx.commit().await?;
-    }
-    let updates_left = budget.map(Budget::left);
-    Ok(Replay { job_id, customer_id: row.customer_id, was: Some(was), updates_left, refusal })
+        let customer = match row.customer_id {
+            Some(customer_id) => {
+                let mut customers = read_customers(tx, [(customer_id, None)]).await?;
+                Some(customers.remove(&customer_id).unwrap_or_default())
+            }
+            None => None,
+        };
+        let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
+        let refusal =
+            refusal_of_row(&row).or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
+        let was = row.describe();
+        if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
+            schedule_again(tx, job_id, delay).await?;
+            let detail = format!("was {was}");
+            let intervention = Intervention {
+                action: "replay",
+                job_id: Some(job_id),
+                customer_id: row.customer_id,
+                detail: Some(&detail),
+            };
+            record(&mut *tx, intervention, attribution).await?;
+        }
+        let updates_left = budget.map(Budget::left);
+        Ok(Replay { job_id, customer_id: row.customer_id, was: Some(was), updates_left, refusal })
+    })
+    .await
 }
 
 /// Why the job's own row forbids it.

@@ -9,6 +9,7 @@ use crate::desk::locked_job::lock_job;
 use crate::domain::state::State;
 use crate::domain::suspicion::NOT_APPLIED;
 use crate::journal::statements::wake::wake_newest;
+use crate::journal::transact;
 
 /// What a person has found out of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -105,34 +106,35 @@ pub async fn resolve(
     finding: Finding,
     attribution: Attribution<'_>,
 ) -> Result<Resolved, ResolveError> {
-    let mut tx = pool.begin().await?;
-    let row = lock_job(&mut tx, job_id).await?.ok_or(ResolveError::NotKnown(job_id))?;
-    let was = row.describe();
-    if row.state != State::NeedsReview {
-        return Err(ResolveError::NotInReview { job_id, is: was });
-    }
-    match finding {
-        Finding::Accepted if !row.is_in_doubt => return Err(ResolveError::NothingWasSent(job_id)),
-        Finding::NotApplied | Finding::Rejected if row.is_accepted_late => {
-            return Err(ResolveError::AcceptedLate(job_id));
+    transact(pool, async |tx| {
+        let row = lock_job(tx, job_id).await?.ok_or(ResolveError::NotKnown(job_id))?;
+        let was = row.describe();
+        if row.state != State::NeedsReview {
+            return Err(ResolveError::NotInReview { job_id, is: was });
         }
-        _ => {}
-    }
-    settle_by_hand(&mut tx, job_id, finding).await?;
-    // What the customer's other jobs wait for may have changed.
-    if let Some(customer_id) = row.customer_id {
-        wake_newest(&mut tx, &[customer_id]).await?;
-    }
-    let detail = format!("was {was}, resolved as {}", finding.name());
-    let intervention = Intervention {
-        action: "resolve",
-        job_id: Some(job_id),
-        customer_id: row.customer_id,
-        detail: Some(&detail),
-    };
-    record(&mut *tx, intervention, attribution).await?;
-    tx.commit().await?;
-    Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state().name() })
+        match finding {
+            Finding::Accepted if !row.is_in_doubt => return Err(ResolveError::NothingWasSent(job_id)),
+            Finding::NotApplied | Finding::Rejected if row.is_accepted_late => {
+                return Err(ResolveError::AcceptedLate(job_id));
+            }
+            _ => {}
+        }
+        settle_by_hand(tx, job_id, finding).await?;
+        // What the customer's other jobs wait for may have changed.
+        if let Some(customer_id) = row.customer_id {
+            wake_newest(tx, &[customer_id]).await?;
+        }
+        let detail = format!("was {was}, resolved as {}", finding.name());
+        let intervention = Intervention {
+            action: "resolve",
+            job_id: Some(job_id),
+            customer_id: row.customer_id,
+            detail: Some(&detail),
+        };
+        record(&mut *tx, intervention, attribution).await?;
+        Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state().name() })
+    })
+    .await
 }
 
 async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -> sqlx::Result<()> {

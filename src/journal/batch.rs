@@ -1,25 +1,43 @@
-//! What many jobs write at once, and where that is committed: by a thread and over a connection of
-//! its own, so that a batch waits for the database and not for its turn among the jobs.
+//! Many jobs, one commit: what concurrent jobs want written gathers while the last batch commits, and
+//! goes with the next. A busy journal waits a little for more, an idle one writes at once. A batch is
+//! committed by a thread and over a connection of its own, so that it waits for the database and not
+//! for its turn among the jobs.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::mem::take;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Connection as _, Executor as _, Row as _};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
-use tracing::debug;
+use tracing::{debug, error};
+use uuid::Uuid;
 
 use crate::journal::error::{ONE_CLAIM, ONE_ROW, is_taken};
-use crate::journal::pool::bounded;
-use crate::journal::rows::{Closing, NewRow, Slots};
-use crate::journal::session::Session;
+use crate::journal::pool::{IDLE_TIME_MIN, PING_TIME_MAX, bounded};
+use crate::journal::rows::{Closing, Limits, NewRow, Opened, Slots};
+use crate::journal::session::{CONNECT_PAUSE, CONNECT_TIME_MAX, Session};
 use crate::journal::statements::close::close_many;
 use crate::journal::statements::open::open_many;
-use crate::journal::{CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, Limits, Opened, PING_TIME_MAX};
 use crate::seal::Fingerprinter;
+
+/// How many changes share a commit at most, and how many more may wait for the next.
+const BATCH_MAX: usize = 512;
+
+/// A commit, and what is said before and after it, has a cost of its own. More changes than these need
+/// not be waited for to share it.
+const BATCH_WORTH: usize = 128;
+
+/// A smaller batch waits for more if so many have gathered during the last one's commit.
+const BUSY_MIN: usize = 8;
+
+/// How long it waits at most.
+const TOP_UP_TIME_MAX: Duration = Duration::from_millis(20);
 
 /// Begins a transaction and tells its time, in one query, where sqlx's own would need a second
 /// for that.
@@ -29,25 +47,112 @@ const BEGIN: &str = "begin; select now()";
 /// a batch that expects them in vain is written twice.
 const CAUTION_TIME: Duration = Duration::from_secs(10);
 
-/// What a job has written with others.
-pub(crate) enum Change {
-    Open(Arc<NewRow>),
-    Close(Arc<Closing>),
+/// What a job has written with others, and who waits for the commit. A reply that is dropped says that
+/// the change must be made alone: it meets something that is not for a batch, or its batch was not
+/// committed.
+enum Change {
+    Open { row: Arc<NewRow>, reply: oneshot::Sender<Opened> },
+    Close { closing: Arc<Closing>, reply: oneshot::Sender<()> },
 }
 
-pub(crate) enum Written {
-    Opened(Opened),
-    Closed,
+/// Gathers changes, and commits one batch after the other.
+pub(crate) struct Batcher {
+    waiting: mpsc::Sender<Change>,
+    _thread: Thread,
 }
 
-/// The thread, and what spawns on it.
-pub(crate) struct BatchThread {
-    runtime: Option<Runtime>,
-    handle: Handle,
+impl Batcher {
+    /// Starts it. Must be called within a runtime, where changes are gathered.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        pool: PgPool,
+        worker: String,
+        limits: Limits,
+        fingerprinter: Fingerprinter,
+    ) -> io::Result<Self> {
+        // One thread of several possible ones: waking the only thread of a runtime that has no
+        // other is a system call, whether or not it sleeps.
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("journal").enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let committer = Arc::new(Committer::new(pool, worker, limits, fingerprinter));
+        let waiting = gather(move |batch| {
+            let (handle, committer) = (handle.clone(), Arc::clone(&committer));
+            async move {
+                let committed = handle.spawn(async move { committer.commit(batch).await });
+                // A panic dropped the replies.
+                let _panicked = committed.await;
+            }
+        });
+        Ok(Self { waiting, _thread: Thread(Some(runtime)) })
+    }
+
+    /// Opens a job with whatever else is written now. `None` if it must be opened alone.
+    pub async fn open(&self, row: Arc<NewRow>) -> Option<Opened> {
+        ask(&self.waiting, |reply| Change::Open { row, reply }).await
+    }
+
+    /// Closes an attempt with whatever else is written now. `None` if it must be closed alone.
+    pub async fn close(&self, closing: Arc<Closing>) -> Option<()> {
+        ask(&self.waiting, |reply| Change::Close { closing, reply }).await
+    }
 }
 
-/// Commits one batch after the other.
-pub(crate) struct Batches {
+/// The runtime of the one thread that commits.
+struct Thread(Option<Runtime>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        // A runtime may not wait for the end of another.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Hands one change over and waits for its reply; `None` where that is dropped.
+async fn ask<T, R>(waiting: &mpsc::Sender<T>, change: impl FnOnce(oneshot::Sender<R>) -> T) -> Option<R> {
+    let (reply, answer) = oneshot::channel();
+    if waiting.send(change(reply)).await.is_err() {
+        error!("the journal's batcher has died, every change is made alone; this is a bug, report it");
+        return None;
+    }
+    answer.await.ok()
+}
+
+/// Gathers batches in a task of its own, and has one after the other committed.
+fn gather<T, F>(commit: impl Fn(Vec<T>) -> F + Send + 'static) -> mpsc::Sender<T>
+where
+    T: Send + 'static,
+    F: Future<Output = ()> + Send,
+{
+    let (waiting, mut gathered) = mpsc::channel(BATCH_MAX);
+    tokio::spawn(async move {
+        let mut batch = Vec::new();
+        while gather_one(&mut gathered, &mut batch).await {
+            commit(take(&mut batch)).await;
+        }
+    });
+    waiting
+}
+
+/// Waits for a batch; `false` if there will be none any more.
+async fn gather_one<T>(gathered: &mut mpsc::Receiver<T>, batch: &mut Vec<T>) -> bool {
+    gathered.recv_many(batch, BATCH_MAX).await;
+    let topping_up = async {
+        while (BUSY_MIN..BATCH_WORTH).contains(&batch.len())
+            && gathered.recv_many(batch, BATCH_MAX - batch.len()).await > 0
+        {}
+    };
+    // What has come by then is the batch.
+    let _is_late = timeout(TOP_UP_TIME_MAX, topping_up).await;
+    !batch.is_empty()
+}
+
+/// Commits batches.
+struct Committer {
     /// Not for its connections: it knows how to make one.
     pool: PgPool,
     worker: String,
@@ -63,50 +168,35 @@ pub(crate) struct Batches {
     taken_at: Mutex<Option<Instant>>,
 }
 
-impl BatchThread {
-    /// Starts it.
-    ///
-    /// # Errors
-    /// When the system gives no thread.
-    pub fn start() -> io::Result<Self> {
-        // One thread of several possible ones: waking the only thread of a runtime that has no
-        // other is a system call, whether or not it sleeps.
-        let runtime =
-            Builder::new_multi_thread().worker_threads(1).thread_name("journal").enable_all().build()?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
-    }
+/// What a batch has written: what became of the jobs by their ids, and which attempts were closed.
+type Written = (HashMap<Uuid, Opened>, HashSet<(Uuid, i32)>);
 
-    pub fn handle(&self) -> Handle {
-        self.handle.clone()
-    }
-}
-
-impl Drop for BatchThread {
-    fn drop(&mut self) {
-        // A runtime may not wait for the end of another.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl Batches {
-    /// Over a connection of their own, which is made when it is needed.
-    pub fn new(pool: PgPool, worker: String, limits: Limits, fingerprinter: Fingerprinter) -> Self {
+impl Committer {
+    /// Over a connection of its own, which is made when it is needed.
+    fn new(pool: PgPool, worker: String, limits: Limits, fingerprinter: Fingerprinter) -> Self {
         let (unreached_at, kept, taken_at) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
         Self { pool, worker, limits, fingerprinter, unreached_at, kept, taken_at }
     }
 
-    /// Commits a batch. Returns nothing if that failed, and the batch's parts are retried alone,
-    /// so that what one of them cannot have harms no other.
-    pub async fn commit(&self, changes: &[Change]) -> Vec<Option<Written>> {
-        let written = bounded(async {
+    /// Commits a batch. If that fails, its replies are dropped and its changes made alone, so that what
+    /// one of them cannot have harms no other.
+    async fn commit(&self, batch: Vec<Change>) {
+        let (mut opens, mut closes) = (Vec::new(), Vec::new());
+        for change in batch {
+            match change {
+                Change::Open { row, reply } => opens.push((row, reply)),
+                Change::Close { closing, reply } => closes.push((closing, reply)),
+            }
+        }
+        let rows: Vec<&NewRow> = opens.iter().map(|(row, _)| &**row).collect();
+        let closings: Vec<&Closing> = closes.iter().map(|(closing, _)| &**closing).collect();
+        let written = bounded("batch", async {
             let mut connection = self.connection().await?;
-            let written = match self.write(&mut connection, self.slots(), changes).await {
+            let written = match self.write(&mut connection, self.slots(), &rows, &closings).await {
                 Err(error) if is_taken(&error, &[ONE_CLAIM, ONE_ROW]) => {
                     *self.taken_at.lock() = Some(Instant::now());
                     connection.execute("rollback").await?;
-                    self.write(&mut connection, Slots::MaybeTaken, changes).await?
+                    self.write(&mut connection, Slots::MaybeTaken, &rows, &closings).await?
                 }
                 written => written?,
             };
@@ -114,13 +204,21 @@ impl Batches {
             Ok(written)
         })
         .await;
-        written.unwrap_or_else(|error| {
-            debug!(
-                error = format!("{:#}", anyhow::Error::from(error)),
-                "a batch was not written, its jobs are written alone"
-            );
-            Vec::new()
-        })
+        let (mut opened, closed) = match written {
+            Ok(written) => written,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                return debug!(error, "a batch was not written, its changes are made alone");
+            }
+        };
+        // Who stopped waiting has stopped altogether.
+        for (row, reply) in opens {
+            // Of two with one job_id, the first: the second goes alone.
+            let _nobody_waits = opened.remove(&row.job_id).map(|opened| reply.send(opened));
+        }
+        for (closing, reply) in closes {
+            let _nobody_waits = closed.contains(&closing.attempt()).then(|| reply.send(()));
+        }
     }
 
     /// What is opened first, as that may wait for another replica's batch: whoever waits holds
@@ -129,25 +227,14 @@ impl Batches {
         &self,
         tx: &mut PgConnection,
         slots: Slots,
-        changes: &[Change],
-    ) -> sqlx::Result<Vec<Option<Written>>> {
-        let (mut rows, mut closings) = (Vec::new(), Vec::new());
-        for change in changes {
-            match change {
-                Change::Open(row) => rows.push(Arc::clone(row)),
-                Change::Close(closing) => closings.push(Arc::clone(closing)),
-            }
-        }
+        rows: &[&NewRow],
+        closings: &[&Closing],
+    ) -> sqlx::Result<Written> {
         let now = tx.fetch_one(BEGIN).await?.try_get(0)?;
-        let opened = open_many(tx, &self.worker, &self.limits, slots, &rows).await?;
-        let closed = close_many(tx, &self.worker, &self.fingerprinter, &self.limits, now, &closings).await?;
+        let opened = open_many(tx, &self.worker, &self.limits, slots, rows).await?;
+        let closed = close_many(tx, &self.worker, &self.fingerprinter, &self.limits, now, closings).await?;
         tx.execute("commit").await?;
-        let (mut opened, mut closed) = (opened.into_iter(), closed.into_iter());
-        let written = changes.iter().map(|change| match change {
-            Change::Open(_) => opened.next().flatten().map(Written::Opened),
-            Change::Close(_) => closed.next().flatten().map(|()| Written::Closed),
-        });
-        Ok(written.collect())
+        Ok((opened, closed))
     }
 
     fn slots(&self) -> Slots {
@@ -173,5 +260,87 @@ impl Batches {
         };
         *self.unreached_at.lock() = made.is_err().then(Instant::now);
         made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// An element, and who waits for the size of its batch.
+    type Asked = (usize, oneshot::Sender<(usize, usize)>);
+
+    #[tokio::test]
+    async fn what_comes_during_a_commit_goes_with_the_next_one() {
+        let (begun, commit) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let signals = (Arc::clone(&begun), Arc::clone(&commit));
+        let waiting = gather(move |batch: Vec<Asked>| {
+            let (begun, commit) = signals.clone();
+            async move {
+                begun.notify_one();
+                commit.notified().await;
+                let size = batch.len();
+                for (element, reply) in batch {
+                    reply.send((element, size)).expect("it waits");
+                }
+            }
+        });
+        let asking = |element| {
+            let waiting = waiting.clone();
+            tokio::spawn(async move { ask(&waiting, |reply| (element, reply)).await })
+        };
+        let first = asking(0);
+        begun.notified().await;
+        let rest: Vec<_> = (1..=10).map(asking).collect();
+        while waiting.capacity() != BATCH_MAX - 10 {
+            tokio::task::yield_now().await;
+        }
+        commit.notify_one();
+        begun.notified().await;
+        commit.notify_one();
+        assert_eq!(first.await.expect("it ends"), Some((0, 1)));
+        for (n, element) in rest.into_iter().enumerate() {
+            assert_eq!(element.await.expect("it ends"), Some((n + 1, 10)), "each its own, in one commit");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_busy_journal_waits_a_little_for_more_and_an_idle_one_does_not() {
+        let (sender, mut gathered) = mpsc::channel(BATCH_MAX);
+        let mut batch = Vec::new();
+        for (size, waits) in [(1, false), (BUSY_MIN, true), (BATCH_WORTH, false), (BATCH_MAX, false)] {
+            for element in 0..size {
+                sender.send(element).await.expect("there is room");
+            }
+            let is_there = gather_one(&mut gathered, &mut batch).now_or_never();
+            assert_eq!(is_there, (!waits).then_some(true), "{size}");
+            if waits {
+                sender.send(size).await.expect("there is room");
+                assert!(gather_one(&mut gathered, &mut batch).await);
+                assert_eq!(batch.last(), Some(&size));
+            }
+            batch.clear();
+        }
+        drop(sender);
+        assert!(!gather_one(&mut gathered, &mut batch).await);
+    }
+
+    #[tokio::test]
+    async fn a_change_whose_reply_is_dropped_goes_alone() {
+        let waiting = gather(|batch: Vec<Asked>| async { drop(batch) });
+        assert_eq!(ask(&waiting, |reply| (7, reply)).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_batcher_that_died_leaves_nobody_waiting() {
+        let waiting = gather(|_: Vec<Asked>| async { panic!("a bug") });
+        assert_eq!(ask(&waiting, |reply| (7, reply)).await, None, "its answer never comes");
+        while !waiting.is_closed() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(ask(&waiting, |reply| (7, reply)).await, None);
     }
 }

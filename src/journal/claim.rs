@@ -4,7 +4,7 @@
 //! One statement that looks and claims is not enough: its snapshot may be older than the
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
-use sqlx::{PgConnection, PgTransaction};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -14,12 +14,12 @@ use crate::domain::outcome::{Exhaustion, History, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
 use crate::domain::state::Purpose;
-use crate::journal::error::is_lost_race;
+use crate::journal::error::{JournalError, is_lost_race};
+use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::pool::bounded;
-use crate::journal::rows::{Beginning, Candidate, TakenSlot};
+use crate::journal::pool::{bounded, run_tx};
+use crate::journal::rows::{Beginning, Candidate, Claim, TakenSlot};
 use crate::journal::statements::claim::{PAYLOAD_UNREADABLE, begin_attempts, decide_all};
-use crate::journal::{Claim, Journal, JournalError};
 use crate::seal::OpenError;
 
 /// Why a conclusion comes without a look: the budget alone told it.
@@ -72,7 +72,7 @@ impl Journal {
         match self.try_next_attempts(t0, probe, limit, &mut taken).await {
             Ok(next) => Ok(Some(next)),
             // Another replica took a customer's slot between our read and our claim.
-            Err(JournalError::Database(error)) if is_lost_race(&error) => Ok(None),
+            Err(JournalError::Database { source, .. }) if is_lost_race(&source) => Ok(None),
             Err(error) if error.is_of_a_job() => match taken[..] {
                 // The others do not wait for the one that the database refuses: each goes alone.
                 [_, _, ..] => Box::pin(self.next_attempts(t0, probe, 1)).await,
@@ -94,19 +94,17 @@ impl Journal {
         limit: usize,
         taken: &mut Vec<Uuid>,
     ) -> Result<Vec<NextAttempt>, JournalError> {
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let slots = self.take_slots(&mut tx, probe, limit).await?;
+        run_tx("next_attempts", &self.pool, async |tx| {
+            let slots = self.take_slots(tx, probe, limit).await?;
             taken.extend(slots.iter().map(|slot| slot.job_id));
-            let next = self.next_attempts_in(&mut tx, t0, probe, slots).await?;
-            tx.commit().await?;
-            Ok(next)
+            self.next_attempts_in(tx, t0, probe, slots).await
         })
         .await
     }
 
     async fn leave_alone(&self, job_id: Uuid) -> Result<(), JournalError> {
         bounded(
+            "leave_alone",
             sqlx::query!(
                 "-- leave_alone
                 update submission set due_at = now() + make_interval(secs => $2)
@@ -128,6 +126,7 @@ impl Journal {
         probe: Option<Probe>,
     ) -> Result<Vec<ClaimedJob>, JournalError> {
         let begun = bounded(
+            "find_begun",
             sqlx::query_as!(
                 TakenSlot,
                 r#"-- find_begun
@@ -157,7 +156,10 @@ impl Journal {
         // It was opened before the attempt began.
         let opened = begun.into_iter().map(|slot| {
             let request = self.open_payload(slot.job_id, &slot.sealed);
-            let request = request.map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
+            let request = request.map_err(|error| JournalError::Database {
+                name: "find_begun",
+                source: sqlx::Error::Decode(Box::new(error)),
+            })?;
             Ok(self.claimed(slot, request, t0, probe))
         });
         opened.collect()
@@ -165,7 +167,7 @@ impl Journal {
 
     async fn next_attempts_in(
         &self,
-        tx: &mut PgTransaction<'_>,
+        tx: &mut PgConnection,
         t0: Moment,
         probe: Option<Probe>,
         slots: Vec<TakenSlot>,
@@ -356,6 +358,7 @@ impl Journal {
     /// have it.
     pub async fn wake_unreadable(&self) -> Result<(), JournalError> {
         bounded(
+            "wake_unreadable",
             sqlx::query!(
                 "-- wake_unreadable
                 update submission set due_at = now()

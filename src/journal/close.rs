@@ -8,13 +8,13 @@ use tracing::warn;
 use crate::domain::outcome::{Outcome, Wait};
 use crate::domain::state::State;
 use crate::domain::verdict::Verdict;
-use crate::journal::batch::Change;
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::pool::bounded;
-use crate::journal::rows::Closing;
+use crate::journal::pool::run_tx;
+use crate::journal::rows::{AttemptResult, Claim, Closing};
 use crate::journal::statements::close::close_many;
 use crate::journal::statements::wake::wake_newest;
-use crate::journal::{AttemptResult, Claim, Journal, JournalError};
 
 impl Journal {
     /// Ends a submission: the attempt's result and the outcome, in one commit. Wakes the
@@ -69,7 +69,7 @@ impl Journal {
     /// Writes it down with many others, or else alone.
     async fn close(&self, closing: Closing) -> Result<(), JournalError> {
         let closing = Arc::new(closing);
-        if self.batches.write(Change::Close(Arc::clone(&closing))).await.is_some() {
+        if self.batcher.close(Arc::clone(&closing)).await.is_some() {
             return Ok(());
         }
         // Rare, and large: not to be carried about by every job.
@@ -84,9 +84,8 @@ impl Journal {
     }
 
     async fn close_or_find(&self, closing: &Closing) -> Result<(), JournalError> {
-        let is_done = bounded(async {
-            let is_closed = self.close_alone(closing).await?;
-            Ok(is_closed || self.was_done(closing).await?)
+        let is_done = run_tx("close", &self.pool, async |tx| {
+            Ok(self.close_alone(tx, closing).await? || self.was_done(tx, closing).await?)
         })
         .await?;
         if is_done { Ok(()) } else { Err(JournalError::Fenced) }
@@ -94,20 +93,17 @@ impl Journal {
 
     /// Writes it down alone: waits for whoever holds the submission's row, and goes by what that
     /// one added to the history. Returns whether the claim was still there.
-    async fn close_alone(&self, closing: &Closing) -> sqlx::Result<bool> {
-        let mut tx = self.pool.begin().await?;
-        let Some((head, now)) = Head::lock(&mut tx, closing.claim.job_id).await? else { return Ok(false) };
+    async fn close_alone(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
+        let Some((head, now)) = Head::lock(tx, closing.claim.job_id).await? else { return Ok(false) };
         let closing = Closing { claim: Claim { head, ..closing.claim }, ..closing.clone() };
         let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);
-        let closed =
-            close_many(&mut tx, worker, fingerprinter, &self.limits, now, &[Arc::new(closing)]).await?;
-        tx.commit().await?;
-        Ok(closed == [Some(())])
+        let closed = close_many(tx, worker, fingerprinter, &self.limits, now, &[&closing]).await?;
+        Ok(!closed.is_empty())
     }
 
     /// Whether an earlier call whose answer was lost has written it. If not, a write that
     /// touched no row was fenced out.
-    async fn was_done(&self, closing: &Closing) -> sqlx::Result<bool> {
+    async fn was_done(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
         sqlx::query_scalar!(
             r#"-- was_done
             select exists (
@@ -120,7 +116,7 @@ impl Journal {
             closing.verdict,
             closing.duration_ms,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(tx)
         .await
     }
 
@@ -128,15 +124,12 @@ impl Journal {
     /// submission, if nothing else has since, and fences out whoever holds it now; any
     /// other result is a note. Returns whether it ended the submission.
     pub async fn record_late(&self, claim: &Claim, verdict: &Verdict) -> Result<bool, JournalError> {
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(false) };
+        run_tx("record_late", &self.pool, async |tx| {
+            let Some((head, _now)) = Head::lock(tx, claim.job_id).await? else { return Ok(false) };
             let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
             let entry = Entry::LateVerdict { number: claim.attempt, verdict: verdict.name() };
             let head = head.after(&self.fingerprinter, subject, &entry);
-            let has_ended = self.add_late_verdict(&mut tx, claim, verdict, head).await?;
-            tx.commit().await?;
-            Ok(has_ended)
+            self.add_late_verdict(tx, claim, verdict, head).await
         })
         .await
     }

@@ -1,10 +1,13 @@
 //! Why the journal did not do what it was asked for: what the server's codes mean for whoever asked.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
-use crate::journal::inspect::advice;
-use crate::journal::pool::answered_within;
-use crate::journal::{ANSWER_TIME_MAX, CONNECT_TIME_MAX};
+use crate::journal::session::UNPOOL;
+use crate::tls::certificate_fault;
+
+/// The server ends a statement after 10 s; this is for a server that says nothing at all.
+pub(crate) const ANSWER_TIME_MAX: Duration = Duration::from_secs(15);
 
 /// Why a write or a read of the journal failed.
 #[derive(Debug, thiserror::Error)]
@@ -13,25 +16,29 @@ pub enum JournalError {
     #[error("the claim is no longer ours")]
     Fenced,
     /// The database did not do it.
-    #[error("the database failed")]
-    Database(#[from] sqlx::Error),
+    #[error("the database failed in {name}")]
+    Database { name: &'static str, source: sqlx::Error },
+    /// The pool got no further connection while those it has are answered: the server allows fewer
+    /// than `DATABASE_CONNECTIONS`.
+    #[error("the database allows no further connection for {name}")]
+    Crowded { name: &'static str, source: sqlx::Error },
     /// The database did not answer.
-    #[error("the database did not answer within {ANSWER_TIME_MAX:?}")]
-    TimedOut,
+    #[error("the database did not answer {name} within {ANSWER_TIME_MAX:?}")]
+    TimedOut { name: &'static str },
 }
 
 impl JournalError {
     /// What a person must do before the database does it, where trying again is of no use until then.
     pub fn remedy(&self) -> Option<String> {
         match self {
-            Self::Database(error) if needs_person(error) => Some(advice(error)),
+            Self::Database { source, .. } if needs_person(source) => Some(advice(source)),
             _ => None,
         }
     }
 
     /// Whether the database cannot hold a value that was to be written. It never will.
     pub fn is_of_a_value(&self) -> bool {
-        let Self::Database(error) = self else { return false };
+        let Self::Database { source: error, .. } = self else { return false };
         let code = code_of(error);
         ["22", "54"].iter().any(|class| code.starts_with(class))
     }
@@ -39,22 +46,16 @@ impl JournalError {
     /// Whether the database refuses what was to be written of a job: a value, or a constraint. No other
     /// job's writes are refused for that.
     pub(crate) fn is_of_a_job(&self) -> bool {
-        let Self::Database(error) = self else { return false };
+        let Self::Database { source: error, .. } = self else { return false };
         self.is_of_a_value() || code_of(error).starts_with("23")
-    }
-
-    /// Whether the pool got no further connection while those it has are answered: the server allows
-    /// fewer than `DATABASE_CONNECTIONS`.
-    pub fn is_crowded(&self) -> bool {
-        matches!(self, Self::Database(sqlx::Error::PoolTimedOut)) && answered_within(CONNECT_TIME_MAX)
     }
 
     /// Whether the database is away, or as good as away, and not this one statement's fault.
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Fenced => false,
-            Self::TimedOut => true,
-            Self::Database(error) => is_outage(error),
+            Self::Crowded { .. } | Self::TimedOut { .. } => true,
+            Self::Database { source, .. } => is_outage(source),
         }
     }
 }
@@ -120,22 +121,31 @@ pub fn is_refused(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref()).any(needs_person)
 }
 
+/// What to do about a database that cannot be used.
+pub(crate) fn advice(error: &sqlx::Error) -> String {
+    if let Some(fault) = certificate_fault(error, "sslrootcert, a parameter of DATABASE_URL") {
+        return fault;
+    }
+    let advice = match code_of(error).as_ref() {
+        "28P01" => "are user and password right? special characters in them are written %XX",
+        "28000" => "does the role exist, and does pg_hba.conf let it in from this machine?",
+        "3D000" => "name another database, or create it with createdb",
+        "42501" => "grant the role its rights: select, insert, update and delete on our tables",
+        "26000" | "42P05" => UNPOOL,
+        code if code.starts_with("42") => {
+            "run `kyc-worker migrate`; was something of ours dropped or renamed?"
+        }
+        "XX001" | "XX002" => "the server's data is corrupted: restore a backup, see docs/operations.md",
+        "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas",
+        READ_ONLY => "make the database writable, or name the primary",
+        _ => "is it running, and are host and port right?",
+    };
+    advice.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
-    use crate::journal::pool::ANSWERED_AT;
-
-    #[test]
-    fn a_pool_that_cannot_grow_is_no_outage_while_others_work() {
-        let crowded = JournalError::Database(sqlx::Error::PoolTimedOut);
-        *ANSWERED_AT.lock() = None;
-        assert!(crowded.is_outage() && !crowded.is_crowded(), "nothing is answered");
-        *ANSWERED_AT.lock() = Some(Instant::now());
-        assert!(crowded.is_crowded(), "others are answered");
-        assert!(crowded.remedy().is_none() && !crowded.is_of_a_value());
-    }
 
     #[test]
     fn a_database_that_hangs_up_is_away_and_one_without_our_tables_is_not() {

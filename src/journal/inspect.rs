@@ -8,12 +8,14 @@ use tokio::time::timeout;
 
 use crate::config::Secret;
 use crate::finding::Finding;
-use crate::journal::error::{READ_ONLY, code_of};
+use crate::journal::error::advice;
 use crate::journal::fingerprint_key::{KeyMatch, match_key};
 use crate::journal::schema::{needed_version, schema_version};
-use crate::journal::session::{Session, connect_options, is_pooled_by_transaction, reach, silent_addresses};
+use crate::journal::session::{
+    POOLED, RECODE, Session, UNPOOL, connect_options, encoding, is_pooled_by_transaction, reach,
+    silent_addresses, wrong_encoding,
+};
 use crate::seal::Fingerprinter;
-use crate::tls::certificate_fault;
 
 /// A server that has not answered by then does not.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
@@ -35,18 +37,6 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 10] = [
     ("verification_pace", &["select", "update"]),
     ("worker", &["select", "insert", "update", "delete"]),
 ];
-
-/// A pooler hands our transactions around.
-pub(crate) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
-    database, and the worker's settings and prepared statements belong to one";
-pub(crate) const UNPOOL: &str =
-    "let it pool by session (pool_mode = session), or name Postgres itself in DATABASE_URL";
-
-/// The database holds not every text.
-pub(crate) fn wrong_encoding(encoding: &str) -> String {
-    format!("DATABASE_URL: the database's encoding is {encoding}, which cannot hold every text")
-}
-pub(crate) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
 
 /// What an operator may have set for a server, a role or a database, and our sessions set otherwise.
 const SET_BY_US: [(&str, &[&str]); 6] = [
@@ -148,17 +138,6 @@ async fn look(
         ));
     }
     look_at_schema(connection, &server.role, fingerprinter, findings).await
-}
-
-/// The database's encoding, as Postgres names it.
-pub(crate) async fn encoding(connection: &mut PgConnection) -> sqlx::Result<String> {
-    sqlx::query_scalar!(
-        r#"-- encoding
-        select pg_encoding_to_char(encoding)::text as "encoding!"
-        from pg_database where datname = current_database()"#
-    )
-    .fetch_one(connection)
-    .await
 }
 
 /// What the server, the role and the database have for defaults. Those that our sessions set
@@ -331,26 +310,4 @@ async fn look_at_acceptances(connection: &mut PgConnection) -> sqlx::Result<Opti
 
 fn fault(place: &str, error: &Error) -> Finding {
     Finding::wrong(format!("DATABASE_URL: cannot use Postgres at {place}: {error}"), advice(error))
-}
-
-/// What to do about a database that cannot be used.
-pub(crate) fn advice(error: &Error) -> String {
-    if let Some(fault) = certificate_fault(error, "sslrootcert, a parameter of DATABASE_URL") {
-        return fault;
-    }
-    let advice = match code_of(error).as_ref() {
-        "28P01" => "are user and password right? special characters in them are written %XX",
-        "28000" => "does the role exist, and does pg_hba.conf let it in from this machine?",
-        "3D000" => "name another database, or create it with createdb",
-        "42501" => "grant the role its rights: select, insert, update and delete on our tables",
-        "26000" | "42P05" => UNPOOL,
-        code if code.starts_with("42") => {
-            "run `kyc-worker migrate`; was something of ours dropped or renamed?"
-        }
-        "XX001" | "XX002" => "the server's data is corrupted: restore a backup, see docs/operations.md",
-        "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas",
-        READ_ONLY => "make the database writable, or name the primary",
-        _ => "is it running, and are host and port right?",
-    };
-    advice.to_owned()
 }

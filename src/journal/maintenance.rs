@@ -3,20 +3,19 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::state::VerdictKind;
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::pool::bounded;
+use crate::journal::pool::{bounded, run_tx};
 use crate::journal::statements::wake::{
     FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest, wake_newest_due_after,
 };
-use crate::journal::{Journal, JournalError};
 use crate::seal::Fingerprinter;
 
 /// Behind an attempt of unknown fate, which takes a minute to settle, it is looked at so often.
@@ -24,98 +23,6 @@ const UNKNOWN_WAIT_SECONDS: f64 = 10.0;
 
 /// Nothing was kept for longer, and Postgres' times go back no further than some thousands of years.
 const RETENTION_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
-
-/// No transaction of ours lives for longer: what is committed later than this was due later.
-const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
-
-/// How often an index is read from its beginning, whatever was found there before.
-const WHOLE_READ_INTERVAL: Duration = Duration::from_secs(600);
-
-/// Where to read from if an index is too long to be read from its beginning.
-const FALLBACK: Duration = Duration::from_secs(3_600);
-
-/// From where on an index over times is read. What moved on leaves an entry behind for as long as any
-/// older snapshot is open, be it for hours; so nobody reads again and again what lay before the
-/// oldest that was still there. Every time in such an index is one that was to come, or now, when it
-/// was written.
-#[derive(Default)]
-pub(crate) struct Floor(Mutex<Read>);
-
-#[derive(Default)]
-struct Read {
-    /// Before this there was nothing any more.
-    from: Option<OffsetDateTime>,
-    whole_at: Option<Instant>,
-}
-
-impl Read {
-    fn must_be_whole(&self, now: Instant) -> bool {
-        self.whole_at.is_none_or(|at| now.saturating_duration_since(at) >= WHOLE_READ_INTERVAL)
-    }
-
-    fn bound(&self, now: Instant) -> Option<OffsetDateTime> {
-        self.from.filter(|_| !self.must_be_whole(now))
-    }
-
-    fn note(&mut self, oldest: OffsetDateTime, now: Instant) {
-        self.from = Some(oldest - COMMIT_TIME_MAX);
-        if self.must_be_whole(now) {
-            self.whole_at = Some(now);
-        }
-    }
-
-    fn note_failure(&mut self, now: Instant) {
-        if self.must_be_whole(now) {
-            self.whole_at = Some(now);
-            self.from.get_or_insert_with(|| OffsetDateTime::now_utc() - FALLBACK);
-        }
-    }
-}
-
-impl Floor {
-    /// From when on to read; `None` is from the beginning.
-    pub fn bound(&self) -> Option<OffsetDateTime> {
-        self.0.lock().bound(Instant::now())
-    }
-
-    /// Notes that nothing is there before `oldest`.
-    fn note(&self, oldest: OffsetDateTime) {
-        self.0.lock().note(oldest, Instant::now());
-    }
-
-    /// Notes that it could not be read. Whatever the cause, the beginning is not tried again soon.
-    fn note_failure(&self) {
-        self.0.lock().note_failure(Instant::now());
-    }
-
-    /// Notes what came of reading up to `limit` rows that were due at `now`.
-    fn note_due<T>(&self, rows: &Result<Vec<T>, JournalError>, limit: i64, now: Option<OffsetDateTime>) {
-        match (rows, now) {
-            (Ok(rows), Some(now)) if (rows.len() as i64) < limit => self.note(now),
-            (Ok(_), _) => {}
-            (Err(_), _) => self.note_failure(),
-        }
-    }
-}
-
-/// The indexes that are read again and again.
-#[derive(Default)]
-pub(crate) struct Floors {
-    /// When what waits, or is of unknown fate, is due.
-    pub due: Floor,
-    leases: Floor,
-    expiry: Floor,
-    payloads: Floor,
-    /// The database's time, and when it told it.
-    clock: Mutex<Option<(OffsetDateTime, Instant)>>,
-}
-
-impl Floors {
-    /// What the database's clock says at least.
-    fn now(&self) -> Option<OffsetDateTime> {
-        self.clock.lock().map(|(now, told_at)| now + told_at.elapsed())
-    }
-}
 
 /// A submission whose owner vanished.
 #[derive(Debug)]
@@ -210,11 +117,9 @@ impl Journal {
     /// attempt: its fate is unknown, and the customer is to be looked at.
     pub async fn take_over(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
-        let taken = bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let abandoned = lock_abandoned(&mut tx, self.floors.leases.bound(), limit).await?;
+        let taken = run_tx("take_over", &self.pool, async |tx| {
+            let abandoned = lock_abandoned(tx, self.floors.leases.bound(), limit).await?;
             if abandoned.is_empty() {
-                tx.rollback().await?;
                 return Ok(Vec::new());
             }
             let heads: Vec<Head> =
@@ -247,9 +152,8 @@ impl Journal {
                 VANISHED.detail,
                 VANISHED.error,
             )
-            .execute(&mut *tx)
+            .execute(tx)
             .await?;
-            tx.commit().await?;
             let taken = abandoned.into_iter().map(|attempt| Rescued {
                 job_id: attempt.job_id,
                 claimed_by: attempt.claimed_by,
@@ -267,8 +171,7 @@ impl Journal {
     pub async fn expire(&self, limit: i64) -> Result<Vec<Uuid>, JournalError> {
         let outcome = Outcome::Exhausted(Exhaustion::Expired);
         let now = self.floors.now();
-        let expired = bounded(async {
-            let mut tx = self.pool.begin().await?;
+        let expired = run_tx("expire", &self.pool, async |tx| {
             let expired = sqlx::query!(
                 r#"-- expire
                 with expired as (
@@ -294,8 +197,7 @@ impl Journal {
             .fetch_all(&mut *tx)
             .await?;
             let customers: Vec<Uuid> = expired.iter().map(|row| row.customer_id).collect();
-            wake_newest(&mut tx, &customers).await?;
-            tx.commit().await?;
+            wake_newest(tx, &customers).await?;
             Ok(expired.into_iter().map(|row| row.job_id).collect())
         })
         .await;
@@ -307,8 +209,7 @@ impl Journal {
     /// releases or ends that one wakes the next; this is for commits that cross. The newest, which the
     /// others rely on, does not sleep for long, whatever it was that it slept through.
     pub async fn postpone_busy(&self, limit: i64) -> Result<u64, JournalError> {
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
+        run_tx("postpone_busy", &self.pool, async |tx| {
             let postponed = sqlx::query!(
                 r#"-- postpone_busy
                 with busy as (
@@ -367,8 +268,7 @@ impl Journal {
             let behind = postponed.iter().filter(|row| row.has_newer).map(|row| row.customer_id);
             let behind: HashSet<Uuid> = behind.collect();
             let behind: Vec<Uuid> = behind.into_iter().collect();
-            wake_newest_due_after(&mut tx, &behind, NEAR_WAIT_MAX_SECONDS).await?;
-            tx.commit().await?;
+            wake_newest_due_after(tx, &behind, NEAR_WAIT_MAX_SECONDS).await?;
             Ok(postponed.len() as u64)
         })
         .await
@@ -379,6 +279,7 @@ impl Journal {
         let retention = clamped(retention);
         let now = self.floors.now();
         let swept = bounded(
+            "sweep_payloads",
             sqlx::query_scalar!(
                 "-- sweep_payloads
                 with old as (
@@ -407,6 +308,7 @@ impl Journal {
     /// How long until the next submission is due; zero if one is due now.
     pub async fn next_due(&self) -> Result<Option<Duration>, JournalError> {
         let read = bounded(
+            "next_due",
             sqlx::query!(
                 r#"-- next_due
                 select
@@ -430,7 +332,7 @@ impl Journal {
             self.floors.due.note_failure();
             return read.map(|_row| None);
         };
-        *self.floors.clock.lock() = Some((row.now, Instant::now()));
+        self.floors.note_now(row.now);
         self.floors.due.note(row.due_at.map_or(row.now, |due_at| due_at.min(row.now)));
         Ok(row.due_at.map(|due_at| Duration::try_from(due_at - row.now).unwrap_or_default()))
     }
@@ -438,6 +340,7 @@ impl Journal {
     /// How many submissions are in motion.
     pub async fn count_in_motion(&self) -> Result<i64, JournalError> {
         bounded(
+            "count_in_motion",
             sqlx::query_scalar!(
                 r#"-- count_in_motion
                 select
@@ -465,6 +368,7 @@ impl Journal {
     pub async fn sweep_dead_letters(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
         let swept = bounded(
+            "sweep_dead_letters",
             sqlx::query!(
                 "-- sweep_dead_letters
                 with old as (
@@ -489,49 +393,4 @@ impl Journal {
 /// A time that can be subtracted from any.
 pub(crate) fn clamped(retention: Duration) -> Duration {
     retention.min(RETENTION_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use time::macros::datetime;
-
-    use super::*;
-
-    const NOON: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
-
-    #[test]
-    fn an_index_is_read_from_its_oldest_row_on_and_now_and_then_whole() {
-        let (mut read, now) = (Read::default(), Instant::now());
-        assert_eq!(read.bound(now), None, "nothing is known yet");
-        read.note(NOON, now);
-        let known = Some(NOON - COMMIT_TIME_MAX);
-        assert_eq!(read.bound(now), known);
-        let later = now + WHOLE_READ_INTERVAL;
-        assert_eq!(read.bound(later), None);
-        read.note_failure(later);
-        assert_eq!(read.bound(later), known, "what could not be read is not read again at once");
-        read.note(NOON - FALLBACK, later);
-        let earlier = Some(NOON - FALLBACK - COMMIT_TIME_MAX);
-        assert_eq!(read.bound(later), earlier, "the database's clock went back");
-    }
-
-    #[test]
-    fn an_index_that_may_hold_more_keeps_its_floor() {
-        let floor = Floor::default();
-        floor.note_due(&Ok(vec![(); 9]), 10, None);
-        assert_eq!(floor.bound(), None, "the database's time is not known");
-        floor.note_due(&Ok(vec![(); 10]), 10, Some(NOON));
-        assert_eq!(floor.bound(), None, "a full batch may not have been all");
-        floor.note_due(&Ok(vec![(); 9]), 10, Some(NOON));
-        assert_eq!(floor.bound(), Some(NOON - COMMIT_TIME_MAX));
-    }
-
-    #[test]
-    fn an_index_that_cannot_be_read_whole_is_read_from_an_hour_ago() {
-        let floor = Floor::default();
-        floor.note_due::<()>(&Err(JournalError::TimedOut), 10, Some(NOON));
-        let bound = floor.bound().expect("a bound");
-        let ago = OffsetDateTime::now_utc() - bound;
-        assert!(ago >= FALLBACK && ago < 2 * FALLBACK, "{ago}");
-    }
 }

@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use sqlx::{PgConnection, PgTransaction};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::job::{Invalid, Job};
 use crate::domain::message::Message;
 use crate::domain::state::{State, WaitingFor};
-use crate::journal::batch::{Change, Written};
-use crate::journal::pool::bounded;
-use crate::journal::rows::{NewRow, Slots, in_micros};
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
+use crate::journal::pool::{bounded, run_tx};
+use crate::journal::rows::{Admission, NewRow, Opened, Slots, in_micros};
 use crate::journal::statements::open::{
     count_delivery, delete_invalid, insert_dead_letter, insert_waiting, open_many,
 };
-use crate::journal::{Admission, Journal, JournalError, Opened};
 
 /// What stands under a `job_id` that is taken.
 struct Found {
@@ -40,20 +40,15 @@ impl Journal {
     ) -> Result<Opened, JournalError> {
         let row = Arc::new(self.row(job, received_at, admission));
         if row.t0.is_some()
-            && let Some(Written::Opened(opened)) = self.batches.write(Change::Open(Arc::clone(&row))).await
+            && let Some(opened) = self.batcher.open(Arc::clone(&row)).await
         {
             return Ok(opened);
         }
         // No semaphore of ours is ever closed.
         let _turn = self.opening.acquire().await;
         // Rare, and large: not to be carried about by every job.
-        let opened = Box::pin(bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let opened = self.open_alone(&mut tx, &row, admission).await?;
-            tx.commit().await?;
-            Ok(opened)
-        }))
-        .await;
+        let alone = async |tx: &mut PgConnection| self.open_alone(tx, &row, admission).await;
+        let opened = Box::pin(run_tx("open", &self.pool, alone)).await;
         match opened {
             Err(error) if error.is_of_a_value() => Ok(Opened::Refused),
             opened => opened,
@@ -82,17 +77,15 @@ impl Journal {
 
     async fn open_alone(
         &self,
-        tx: &mut PgTransaction<'_>,
-        row: &Arc<NewRow>,
+        tx: &mut PgConnection,
+        row: &NewRow,
         admission: Admission,
     ) -> sqlx::Result<Opened> {
         loop {
             if row.t0.is_some()
-                && let Some(opened) =
-                    open_many(tx, &self.worker, &self.limits, Slots::MaybeTaken, &[Arc::clone(row)])
-                        .await?
-                        .pop()
-                        .flatten()
+                && let Some(opened) = open_many(tx, &self.worker, &self.limits, Slots::MaybeTaken, &[row])
+                    .await?
+                    .remove(&row.job_id)
             {
                 return Ok(opened);
             }
@@ -161,8 +154,7 @@ impl Journal {
         invalid: &Invalid,
     ) -> Result<(), JournalError> {
         let reason = invalid.to_string();
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
+        run_tx("record_invalid", &self.pool, async |tx| {
             if let Some(job_id) = invalid.job_id {
                 sqlx::query!(
                     "-- insert_invalid
@@ -180,8 +172,7 @@ impl Journal {
                 .await?;
             }
             let code = State::Invalid.name();
-            insert_dead_letter(&mut tx, message, received_at, invalid.job_id, code, &reason).await?;
-            tx.commit().await
+            insert_dead_letter(tx, message, received_at, invalid.job_id, code, &reason).await
         })
         .await
     }
@@ -195,7 +186,7 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let reason =
             "/job_id: is taken by a job with another content; publish this one under an id of its own";
-        bounded(async {
+        bounded("record_conflict", async {
             let mut connection = self.pool.acquire().await?;
             insert_dead_letter(&mut connection, message, received_at, Some(job_id), "conflict", reason).await
         })
@@ -209,7 +200,7 @@ impl Journal {
         received_at: OffsetDateTime,
     ) -> Result<(), JournalError> {
         let reason = "the worker failed on this delivery: a bug of its own; report it, and requeue the message after the fix";
-        bounded(async {
+        bounded("record_worker_failed", async {
             let mut connection = self.pool.acquire().await?;
             insert_dead_letter(&mut connection, message, received_at, None, "worker_failed", reason).await
         })

@@ -11,11 +11,18 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
 use crate::config::{DatabaseSettings, Secret};
-use crate::journal::error::READ_ONLY;
-use crate::journal::session::{Session, addresses, connect_options, is_pooled_by_transaction, reach};
-use crate::journal::{
-    ANSWER_TIME_MAX, CONNECT_PAUSE, CONNECT_TIME_MAX, IDLE_TIME_MIN, JournalError, PING_TIME_MAX, inspect,
+use crate::journal::error::{ANSWER_TIME_MAX, JournalError, READ_ONLY, advice, code_of};
+use crate::journal::session::{
+    CONNECT_PAUSE, CONNECT_TIME_MAX, POOLED, RECODE, Session, UNPOOL, addresses, connect_options, encoding,
+    is_pooled_by_transaction, reach, wrong_encoding,
 };
+
+/// A connection that does not answer for so long is given up. The network may have forgotten
+/// it, and the kernel would go on for a quarter of an hour before it noticed.
+pub(crate) const PING_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A connection that lay idle for less is taken to be alive.
+pub(crate) const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
 
 /// When connections were last found to be of no use that others of their age may share:
 /// forgotten by the network, or made while the database was read-only. Process-wide, as
@@ -23,11 +30,7 @@ use crate::journal::{
 static DISTRUSTED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
 /// When the database last did what it was asked for, over any connection of this process.
-pub(crate) static ANSWERED_AT: Mutex<Option<Instant>> = const_mutex(None);
-
-pub(crate) fn answered_within(time: Duration) -> bool {
-    ANSWERED_AT.lock().is_some_and(|at| at.elapsed() < time)
-}
+static ANSWERED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
 /// How many of a worker's connections are for batches.
 const FOR_BATCHES: u32 = 1;
@@ -36,22 +39,54 @@ const FOR_BATCHES: u32 = 1;
 /// time whatever else waits.
 const CONNECTIONS_PER_READER: u32 = 2;
 
-/// Waits for the database, but not for ever.
-pub(crate) async fn bounded<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
+/// Does `work` in one transaction, and commits it. Where it fails, nothing of it stays.
+///
+/// # Errors
+/// Those of `work`; else the database's.
+pub(crate) async fn transact<T, E: From<sqlx::Error>>(
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    let mut tx = pool.begin().await?;
+    let done = work(&mut tx).await?;
+    tx.commit().await?;
+    Ok(done)
+}
+
+/// The same, within a time limit. `name` stands in the error.
+pub(crate) async fn run_tx<T>(
+    name: &'static str,
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
+) -> Result<T, JournalError> {
+    bounded(name, transact(pool, work)).await
+}
+
+/// Waits for the database, but not for ever. `name` stands in the error.
+pub(crate) async fn bounded<T>(
+    name: &'static str,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> Result<T, JournalError> {
     match timeout(ANSWER_TIME_MAX, work).await {
         Ok(Ok(done)) => {
             *ANSWERED_AT.lock() = Some(Instant::now());
             Ok(done)
         }
+        Ok(Err(error @ sqlx::Error::PoolTimedOut)) if others_are_answered() => {
+            Err(JournalError::Crowded { name, source: error })
+        }
         Ok(Err(error)) => {
-            if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == READ_ONLY)
-            {
+            if code_of(&error) == READ_ONLY {
                 distrust_connections();
             }
-            Err(error.into())
+            Err(JournalError::Database { name, source: error })
         }
-        Err(_elapsed) => Err(JournalError::TimedOut),
+        Err(_elapsed) => Err(JournalError::TimedOut { name }),
     }
+}
+
+fn others_are_answered() -> bool {
+    ANSWERED_AT.lock().is_some_and(|at| at.elapsed() < CONNECT_TIME_MAX)
 }
 
 /// From now on, connections that were made before are closed instead of used. At most once
@@ -161,8 +196,7 @@ pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyho
 async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyhow::Result<PgPool> {
     let (options, place) = connect_options(url)?;
     let fault = |error| {
-        let advice = inspect::advice(&error);
-        let what = format!("DATABASE_URL: cannot use Postgres at {place}; {advice}");
+        let what = format!("DATABASE_URL: cannot use Postgres at {place}; {}", advice(&error));
         anyhow::Error::new(error).context(what)
     };
     let options = reach(options).await.map_err(fault)?;
@@ -197,9 +231,26 @@ pub async fn check_session(pool: &PgPool) -> anyhow::Result<()> {
     if is_pooled_by_transaction(&mut connection, &pool.connect_options()).await? {
         // Another's statements may be prepared on it.
         connection.detach();
-        anyhow::bail!("{}; {}", inspect::POOLED, inspect::UNPOOL);
+        anyhow::bail!("{}; {}", POOLED, UNPOOL);
     }
-    let encoding = inspect::encoding(&mut connection).await?;
-    anyhow::ensure!(encoding == "UTF8", "{}; {}", inspect::wrong_encoding(&encoding), inspect::RECODE);
+    let encoding = encoding(&mut connection).await?;
+    anyhow::ensure!(encoding == "UTF8", "{}; {}", wrong_encoding(&encoding), RECODE);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pool_that_cannot_grow_is_no_outage_while_others_work() {
+        let no_connection = || bounded("test", async { Err::<(), _>(sqlx::Error::PoolTimedOut) });
+        *ANSWERED_AT.lock() = None;
+        let error = no_connection().await.expect_err("it failed");
+        assert!(matches!(error, JournalError::Database { .. }) && error.is_outage(), "nothing is answered");
+        bounded("test", async { Ok(()) }).await.expect("it is answered");
+        let error = no_connection().await.expect_err("it failed");
+        assert!(matches!(error, JournalError::Crowded { .. }) && error.is_outage(), "others are answered");
+        assert!(error.remedy().is_none() && !error.is_of_a_value());
+    }
 }

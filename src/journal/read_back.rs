@@ -12,11 +12,13 @@ use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Conclusion, Reading};
 use crate::domain::state::{Purpose, State, WaitingFor};
 use crate::domain::suspicion::Customer;
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::pool::bounded;
+use crate::journal::pool::{bounded, run_tx};
+use crate::journal::rows::Claim;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::wake::wake_newest;
-use crate::journal::{Claim, Journal, JournalError};
 
 /// The right to look at the customer of a submission in doubt, and what the records said
 /// before the look.
@@ -61,8 +63,7 @@ impl Journal {
     /// job.
     pub async fn claim_reads(&self, limit: usize) -> Result<Vec<ReadClaim>, JournalError> {
         let claimed_at = Moment::now();
-        let (rows, customers) = bounded(async {
-            let mut tx = self.reads.begin().await?;
+        let (rows, customers) = run_tx("claim_reads", &self.reads, async |tx| {
             let rows = sqlx::query!(
                 r#"-- claim_reads
                 with due as (
@@ -100,9 +101,8 @@ impl Journal {
             // Later than `at`, and before anything is asked of the provider.
             let customers = match rows.is_empty() {
                 true => HashMap::new(),
-                false => read_customers(&mut tx, rows.iter().map(|row| (row.customer_id, None))).await?,
+                false => read_customers(tx, rows.iter().map(|row| (row.customer_id, None))).await?,
             };
-            tx.commit().await?;
             Ok((rows, customers))
         })
         .await?;
@@ -162,9 +162,8 @@ impl Journal {
         let entry = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
         let _turn = self.concluding.acquire().await;
-        let concluded = bounded(async {
-            let mut tx = self.reads.begin().await?;
-            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(0) };
+        let concluded = run_tx("conclude_read", &self.reads, async |tx| {
+            let Some((head, _now)) = Head::lock(tx, claim.job_id).await? else { return Ok(0) };
             let head = head.after(&self.fingerprinter, subject, &entry);
             let concluded = sqlx::query_scalar!(
                 r#"-- conclude_read
@@ -213,9 +212,8 @@ impl Journal {
             .fetch_one(&mut *tx)
             .await?;
             if !state.holds_slot() {
-                wake_newest(&mut tx, &[claim.customer_id]).await?;
+                wake_newest(tx, &[claim.customer_id]).await?;
             }
-            tx.commit().await?;
             Ok(concluded)
         })
         .await?;
@@ -231,6 +229,7 @@ impl Journal {
         apart: Duration,
     ) -> Result<Option<OffsetDateTime>, JournalError> {
         bounded(
+            "claim_baseline",
             sqlx::query_scalar!(
                 r#"-- claim_baseline
                 insert into customer (customer_id, last_read_at)
@@ -258,9 +257,8 @@ impl Journal {
         let entry = observed(at, Purpose::Baseline, reading, None);
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
         let customer = reading.customer();
-        let head = bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let (head, _now) = Head::lock(&mut tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+        let head = run_tx("record_baseline", &self.pool, async |tx| {
+            let (head, _now) = Head::lock(tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
             let head = head.after(&self.fingerprinter, subject, &entry);
             sqlx::query!(
                 "-- record_baseline
@@ -279,9 +277,8 @@ impl Journal {
                 head.entries,
                 OffsetDateTime::from(read_at.wall),
             )
-            .execute(&mut *tx)
+            .execute(tx)
             .await?;
-            tx.commit().await?;
             Ok(head)
         })
         .await?;

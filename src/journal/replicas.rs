@@ -4,9 +4,10 @@ use serde::Serialize;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
 use crate::journal::pause::Pause;
 use crate::journal::pool::bounded;
-use crate::journal::{Journal, JournalError};
 
 /// A replica that has not been seen for so long is taken for dead.
 const SEEN_WITHIN_SECONDS: f64 = 10.0;
@@ -45,6 +46,7 @@ impl Journal {
     /// Writes down that this replica lives, and reads whether the work is paused.
     pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
         bounded(
+            "beat",
             sqlx::query_as!(
                 Pause,
                 r#"-- beat
@@ -76,6 +78,7 @@ impl Journal {
     /// Removes this replica's row: it stops in good order.
     pub async fn leave(&self, instance: &str) -> Result<(), JournalError> {
         bounded(
+            "leave",
             sqlx::query!(
                 "-- leave
                 delete from worker where name = $1 and instance = $2",
@@ -91,6 +94,7 @@ impl Journal {
     /// Forgets replicas that died long ago.
     pub async fn sweep_workers(&self) -> Result<(), JournalError> {
         bounded(
+            "sweep_workers",
             sqlx::query!(
                 "-- sweep_workers
                 delete from worker where seen_at < now() - make_interval(secs => $1)",

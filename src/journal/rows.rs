@@ -228,6 +228,11 @@ pub(crate) struct Closing {
 }
 
 impl Closing {
+    /// Which attempt it closes.
+    pub fn attempt(&self) -> (Uuid, i32) {
+        (self.claim.job_id, self.claim.attempt)
+    }
+
     /// Where the job's chain stands once the attempt is closed.
     pub fn head_after(&self, fingerprinter: &Fingerprinter, worker: &str, ended_at: OffsetDateTime) -> Head {
         let claim = &self.claim;

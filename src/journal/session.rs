@@ -10,7 +10,10 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::config::Secret;
-use crate::journal::CONNECT_TIME_MAX;
+
+/// A connection that is not made by then is given up, and tried again after a pause.
+pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+pub(crate) const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the promises need of a session, and our statements.
 ///
@@ -56,6 +59,18 @@ const BATCH_LOCK_TIMEOUT: &str = "set lock_timeout = '250ms';";
 /// What people ask spans a day of a table that only grows. Where its statistics are older than
 /// that day, Postgres would read the years before it, too.
 const READ_BY_INDEX: &str = "set enable_seqscan = off; set jit = off;";
+
+/// A pooler hands our transactions around.
+pub(crate) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
+    database, and the worker's settings and prepared statements belong to one";
+pub(crate) const UNPOOL: &str =
+    "let it pool by session (pool_mode = session), or name Postgres itself in DATABASE_URL";
+
+/// The database holds not every text.
+pub(crate) fn wrong_encoding(encoding: &str) -> String {
+    format!("DATABASE_URL: the database's encoding is {encoding}, which cannot hold every text")
+}
+pub(crate) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
 
 /// What a session is for.
 #[derive(Clone, Copy, Debug)]
@@ -201,6 +216,17 @@ pub(crate) async fn is_pooled_by_transaction(
 /// The server's process. Asked without a prepared statement, which such a pooler breaks.
 async fn session_id(connection: &mut PgConnection) -> sqlx::Result<i32> {
     connection.fetch_one("select pg_backend_pid()").await?.try_get(0)
+}
+
+/// The database's encoding, as Postgres names it.
+pub(crate) async fn encoding(connection: &mut PgConnection) -> sqlx::Result<String> {
+    sqlx::query_scalar!(
+        r#"-- encoding
+        select pg_encoding_to_char(encoding)::text as "encoding!"
+        from pg_database where datname = current_database()"#
+    )
+    .fetch_one(connection)
+    .await
 }
 
 #[cfg(test)]

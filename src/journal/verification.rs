@@ -13,12 +13,13 @@ use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::state::{Purpose, State};
 use crate::domain::verification::{NextLook, is_final};
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
-use crate::journal::pool::bounded;
+use crate::journal::pool::{bounded, run_tx};
 use crate::journal::rows::in_micros;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::open::insert_dead_letter;
-use crate::journal::{Journal, JournalError};
 
 /// How often customers in verification may be looked at, by all replicas together.
 #[derive(Clone, Copy, Debug)]
@@ -120,6 +121,7 @@ impl Journal {
         // A look that vanished with its replica is due again when the customer may be looked at
         // again and the look, had it gone on, would have ended.
         let rows = bounded(
+            "claim_verifications",
             sqlx::query!(
                 r#"-- claim_verifications
                 with pace as (
@@ -223,11 +225,10 @@ impl Journal {
             error: None,
             conclusion: None,
         };
-        let recorded = bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let Some((head, _now)) = Head::lock(&mut tx, claim.job_id).await? else { return Ok(0) };
+        let recorded = run_tx("record_verification", &self.pool, async |tx| {
+            let Some((head, _now)) = Head::lock(tx, claim.job_id).await? else { return Ok(0) };
             let head = head.after(&self.fingerprinter, subject, &entry);
-            let recorded = sqlx::query_scalar!(
+            sqlx::query_scalar!(
                 r#"-- record_verification
                 with recorded as (
                     update submission s
@@ -265,10 +266,8 @@ impl Journal {
                 head.entries,
                 OffsetDateTime::from(claimed_at.wall),
             )
-            .fetch_one(&mut *tx)
-            .await?;
-            tx.commit().await?;
-            Ok(recorded)
+            .fetch_one(tx)
+            .await
         })
         .await?;
         Ok(recorded == 1)
@@ -281,9 +280,8 @@ impl Journal {
     /// sooner after the job's attempt began than one may; later than anything known of it;
     /// and with no other update of the customer in verification when the attempt began.
     pub async fn record_customer_event(&self, event: &CustomerEvent) -> Result<EventNoted, JournalError> {
-        bounded(async {
-            let mut tx = self.pool.begin().await?;
-            let Some(newest) = lock_newest(&mut tx, event.customer_id).await? else {
+        run_tx("record_customer_event", &self.pool, async |tx| {
+            let Some(newest) = lock_newest(tx, event.customer_id).await? else {
                 return Ok(EventNoted::UnknownCustomer);
             };
             let subject = Subject { job_id: newest.job_id, customer_id: event.customer_id };
@@ -296,10 +294,8 @@ impl Journal {
                 conclusion: None,
             };
             let head = Head::of_row(newest.chain, newest.entries).after(&self.fingerprinter, subject, &entry);
-            let is_its_end = self.is_end(&mut tx, event, &newest).await?;
-            let noted = self.note_event(&mut tx, event, &newest, head, is_its_end).await?;
-            tx.commit().await?;
-            Ok(noted)
+            let is_its_end = self.is_end(tx, event, &newest).await?;
+            self.note_event(tx, event, &newest, head, is_its_end).await
         })
         .await
     }
@@ -382,7 +378,7 @@ impl Journal {
         refusal: &Refusal,
     ) -> Result<(), JournalError> {
         let reason = refusal.to_string();
-        bounded(async {
+        bounded("record_refused_event", async {
             let mut connection = self.pool.acquire().await?;
             insert_dead_letter(&mut connection, message, received_at, None, refusal.code(), &reason).await
         })

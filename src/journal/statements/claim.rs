@@ -7,8 +7,7 @@ use uuid::Uuid;
 use crate::domain::outcome::{Outcome, Review};
 use crate::domain::precedence::{Decision, decide};
 use crate::domain::suspicion::Customer;
-use crate::journal::Limits;
-use crate::journal::rows::{Beginning, Candidate, column};
+use crate::journal::rows::{Beginning, Candidate, Limits, column};
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::wake::{NEAR_WAIT_MAX_SECONDS, wake_newest};
 

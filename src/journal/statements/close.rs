@@ -1,36 +1,33 @@
 //! Attempts are closed, and their submissions moved on.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::verdict::Rejection;
-use crate::journal::Limits;
-use crate::journal::rows::{Closing, column};
+use crate::journal::rows::{Closing, Limits, column};
 use crate::journal::statements::wake::wake_newest;
 use crate::seal::Fingerprinter;
 
 /// Closes attempts, adds their results to the histories and moves their submissions on; whoever
 /// releases a slot wakes the customer's newest waiter. Few have one, and few customers are at their
-/// limit: statements of their own, which a batch without any is spared. `None` for those whose
-/// claim is gone, or to whose history something was added since it was made: their results go
-/// with other MACs. `now` is the transaction's time, which the rows get as `now()`.
+/// limit: statements of their own, which a batch without any is spared. Returns which were closed: not
+/// those whose claim is gone, nor those to whose history something was added since it was made, as
+/// their results go with other MACs. `now` is the transaction's time, which the rows get as `now()`.
 pub(crate) async fn close_many(
     tx: &mut PgConnection,
     worker: &str,
     fingerprinter: &Fingerprinter,
     limits: &Limits,
     now: OffsetDateTime,
-    closings: &[Arc<Closing>],
-) -> sqlx::Result<Vec<Option<()>>> {
+    closings: &[&Closing],
+) -> sqlx::Result<HashSet<(Uuid, i32)>> {
     if closings.is_empty() {
-        return Ok(Vec::new());
+        return Ok(HashSet::new());
     }
-    let closings: Vec<&Closing> = closings.iter().map(Arc::as_ref).collect();
-    let heads = column(&closings, |c| c.head_after(fingerprinter, worker, now));
+    let heads = column(closings, |c| c.head_after(fingerprinter, worker, now));
     let closed = sqlx::query!(
         r#"-- close_attempts
         with closing as (
@@ -84,25 +81,25 @@ pub(crate) async fn close_many(
                 limit 1
             ) is not null as "has_waiters!"
         from closed"#,
-        &column(&closings, |c| c.claim.job_id),
-        &column(&closings, |c| c.claim.token),
-        &column(&closings, |c| c.claim.attempt),
-        &column(&closings, |c| c.verdict) as &[&str],
-        &column(&closings, |c| c.detail) as &[Option<&str>],
-        &column(&closings, |c| c.http_status) as &[Option<i32>],
-        &column(&closings, |c| c.provider_message.as_deref()) as &[Option<&str>],
-        &column(&closings, |c| c.error) as &[Option<&str>],
-        &column(&closings, |c| c.duration_ms),
-        &column(&closings, |c| c.state.name()) as &[&str],
-        &column(&closings, |c| c.waiting_for) as &[Option<&str>],
-        &column(&closings, |c| c.due_in_seconds) as &[Option<f64>],
-        &column(&closings, |c| c.retries),
-        &column(&closings, |c| c.reason_code) as &[Option<&str>],
-        &column(&closings, |c| &*c.reason) as &[&str],
-        &column(&closings, |c| c.keeps_payload),
-        &column(&closings, |c| c.acceptance.as_ref().and_then(|a| a.reference.as_deref()))
+        &column(closings, |c| c.claim.job_id),
+        &column(closings, |c| c.claim.token),
+        &column(closings, |c| c.claim.attempt),
+        &column(closings, |c| c.verdict) as &[&str],
+        &column(closings, |c| c.detail) as &[Option<&str>],
+        &column(closings, |c| c.http_status) as &[Option<i32>],
+        &column(closings, |c| c.provider_message.as_deref()) as &[Option<&str>],
+        &column(closings, |c| c.error) as &[Option<&str>],
+        &column(closings, |c| c.duration_ms),
+        &column(closings, |c| c.state.name()) as &[&str],
+        &column(closings, |c| c.waiting_for) as &[Option<&str>],
+        &column(closings, |c| c.due_in_seconds) as &[Option<f64>],
+        &column(closings, |c| c.retries),
+        &column(closings, |c| c.reason_code) as &[Option<&str>],
+        &column(closings, |c| &*c.reason) as &[&str],
+        &column(closings, |c| c.keeps_payload),
+        &column(closings, |c| c.acceptance.as_ref().and_then(|a| a.reference.as_deref()))
             as &[Option<&str>],
-        &column(&closings, |c| c.acceptance.as_ref().and_then(|a| a.verification_status.as_deref()))
+        &column(closings, |c| c.acceptance.as_ref().and_then(|a| a.verification_status.as_deref()))
             as &[Option<&str>],
         limits.verification_after.as_secs_f64(),
         &heads.iter().map(|head| head.entries).collect::<Vec<_>>(),
@@ -113,13 +110,13 @@ pub(crate) async fn close_many(
     // By the attempt: a job may have another closing in the batch, whose claim is gone.
     let closed: HashMap<(Uuid, i32), bool> =
         closed.into_iter().map(|row| ((row.job_id, row.number), row.has_waiters)).collect();
-    let closed = |c: &Closing| closed.get(&(c.claim.job_id, c.claim.attempt)).copied();
-    let awaited = |c: &&Closing| closed(c) == Some(true);
+    let awaited = |c: &&Closing| closed.get(&c.attempt()) == Some(&true);
     wake_newest(tx, &customers(closings.iter().copied().filter(awaited))).await?;
-    let limited =
-        |c: &&Closing| closed(c).is_some() && c.reason_code == Some(Rejection::UpdateLimitExceeded.code());
+    let limited = |c: &&Closing| {
+        closed.contains_key(&c.attempt()) && c.reason_code == Some(Rejection::UpdateLimitExceeded.code())
+    };
     note_limits(tx, &customers(closings.iter().copied().filter(limited))).await?;
-    Ok(column(&closings, |c| closed(c).map(|_| ())))
+    Ok(closed.into_keys().collect())
 }
 
 fn customers<'a>(closings: impl Iterator<Item = &'a Closing>) -> Vec<Uuid> {

@@ -1,7 +1,6 @@
 //! Jobs and dead letters get their rows.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use sqlx::PgConnection;
@@ -12,8 +11,7 @@ use crate::domain::message::{Message, Whole};
 use crate::domain::outcome::Outcome;
 use crate::domain::precedence::Decision;
 use crate::domain::state::WaitingFor;
-use crate::journal::Limits;
-use crate::journal::rows::{Beginning, Candidate, NewRow, Opened, Slots, column};
+use crate::journal::rows::{Beginning, Candidate, Limits, NewRow, Opened, Slots, column};
 use crate::journal::statements::claim::{begin_attempts, decide_all};
 use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
 
@@ -33,7 +31,8 @@ struct Behind<'a> {
 }
 
 /// Claims jobs and begins their first attempts; those whose customer's slot is taken, be it by another
-/// of them, wait behind it. `None` for those whose `job_id` is taken: nothing is written of them.
+/// of them, wait behind it. What became of each, by its `job_id`; nothing is written of those whose
+/// `job_id` is taken, and they are left out.
 ///
 /// The slots first: the unique index decides between replicas. Then the read of the customer's other
 /// jobs, in a statement of its own, whose snapshot is newer than the slots.
@@ -42,17 +41,17 @@ pub(crate) async fn open_many(
     worker: &str,
     limits: &Limits,
     slots: Slots,
-    rows: &[Arc<NewRow>],
-) -> sqlx::Result<Vec<Option<Opened>>> {
+    rows: &[&NewRow],
+) -> sqlx::Result<HashMap<Uuid, Opened>> {
     if rows.is_empty() {
-        return Ok(Vec::new());
+        return Ok(HashMap::new());
     }
     // Of two with one job_id the second goes alone, and is compared with the first.
     let (mut job_ids, mut customers) =
         (HashSet::with_capacity(rows.len()), HashSet::with_capacity(rows.len()));
     let (first, mut behind): (Vec<&NewRow>, Vec<&NewRow>) = rows
         .iter()
-        .map(Arc::as_ref)
+        .copied()
         .filter(|row| job_ids.insert(row.job_id))
         .partition(|row| customers.insert(row.customer_id));
     let begun = insert_claimed(tx, worker, limits, slots, &first).await?;
@@ -84,7 +83,7 @@ pub(crate) async fn open_many(
     if !behind.is_empty() {
         opened.extend(open_behind(tx, limits, &behind).await?);
     }
-    Ok(rows.iter().map(|row| opened.remove(&row.job_id)).collect())
+    Ok(opened)
 }
 
 /// Writes jobs down that found their customers busy: they wait, or end where a newer one was accepted.

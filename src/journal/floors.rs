@@ -1,0 +1,150 @@
+//! From where on the indexes are read that the loops read again and again.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::journal::error::JournalError;
+
+/// No transaction of ours lives for longer: what is committed later than this was due later.
+const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How often an index is read from its beginning, whatever was found there before.
+const WHOLE_READ_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Where to read from if an index is too long to be read from its beginning.
+const FALLBACK: Duration = Duration::from_secs(3_600);
+
+/// From where on an index over times is read. What moved on leaves an entry behind for as long as any
+/// older snapshot is open, be it for hours; so nobody reads again and again what lay before the
+/// oldest that was still there. Every time in such an index is one that was to come, or now, when it
+/// was written.
+#[derive(Default)]
+pub(crate) struct Floor(Mutex<Read>);
+
+#[derive(Default)]
+struct Read {
+    /// Before this there was nothing any more.
+    from: Option<OffsetDateTime>,
+    whole_at: Option<Instant>,
+}
+
+impl Read {
+    fn must_be_whole(&self, now: Instant) -> bool {
+        self.whole_at.is_none_or(|at| now.saturating_duration_since(at) >= WHOLE_READ_INTERVAL)
+    }
+
+    fn bound(&self, now: Instant) -> Option<OffsetDateTime> {
+        self.from.filter(|_| !self.must_be_whole(now))
+    }
+
+    fn note(&mut self, oldest: OffsetDateTime, now: Instant) {
+        self.from = Some(oldest - COMMIT_TIME_MAX);
+        if self.must_be_whole(now) {
+            self.whole_at = Some(now);
+        }
+    }
+
+    fn note_failure(&mut self, now: Instant) {
+        if self.must_be_whole(now) {
+            self.whole_at = Some(now);
+            self.from.get_or_insert_with(|| OffsetDateTime::now_utc() - FALLBACK);
+        }
+    }
+}
+
+impl Floor {
+    /// From when on to read; `None` is from the beginning.
+    pub fn bound(&self) -> Option<OffsetDateTime> {
+        self.0.lock().bound(Instant::now())
+    }
+
+    /// Notes that nothing is there before `oldest`.
+    pub fn note(&self, oldest: OffsetDateTime) {
+        self.0.lock().note(oldest, Instant::now());
+    }
+
+    /// Notes that it could not be read. Whatever the cause, the beginning is not tried again soon.
+    pub fn note_failure(&self) {
+        self.0.lock().note_failure(Instant::now());
+    }
+
+    /// Notes what came of reading up to `limit` rows that were due at `now`.
+    pub fn note_due<T>(&self, rows: &Result<Vec<T>, JournalError>, limit: i64, now: Option<OffsetDateTime>) {
+        match (rows, now) {
+            (Ok(rows), Some(now)) if (rows.len() as i64) < limit => self.note(now),
+            (Ok(_), _) => {}
+            (Err(_), _) => self.note_failure(),
+        }
+    }
+}
+
+/// The indexes that are read again and again.
+#[derive(Default)]
+pub(crate) struct Floors {
+    /// When what waits, or is of unknown fate, is due.
+    pub due: Floor,
+    pub leases: Floor,
+    pub expiry: Floor,
+    pub payloads: Floor,
+    /// The database's time, and when it told it.
+    clock: Mutex<Option<(OffsetDateTime, Instant)>>,
+}
+
+impl Floors {
+    /// What the database's clock says at least.
+    pub fn now(&self) -> Option<OffsetDateTime> {
+        self.clock.lock().map(|(now, told_at)| now + told_at.elapsed())
+    }
+
+    pub fn note_now(&self, now: OffsetDateTime) {
+        *self.clock.lock() = Some((now, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOON: OffsetDateTime = datetime!(2026-01-01 12:00 UTC);
+
+    #[test]
+    fn an_index_is_read_from_its_oldest_row_on_and_now_and_then_whole() {
+        let (mut read, now) = (Read::default(), Instant::now());
+        assert_eq!(read.bound(now), None, "nothing is known yet");
+        read.note(NOON, now);
+        let known = Some(NOON - COMMIT_TIME_MAX);
+        assert_eq!(read.bound(now), known);
+        let later = now + WHOLE_READ_INTERVAL;
+        assert_eq!(read.bound(later), None);
+        read.note_failure(later);
+        assert_eq!(read.bound(later), known, "what could not be read is not read again at once");
+        read.note(NOON - FALLBACK, later);
+        let earlier = Some(NOON - FALLBACK - COMMIT_TIME_MAX);
+        assert_eq!(read.bound(later), earlier, "the database's clock went back");
+    }
+
+    #[test]
+    fn an_index_that_may_hold_more_keeps_its_floor() {
+        let floor = Floor::default();
+        floor.note_due(&Ok(vec![(); 9]), 10, None);
+        assert_eq!(floor.bound(), None, "the database's time is not known");
+        floor.note_due(&Ok(vec![(); 10]), 10, Some(NOON));
+        assert_eq!(floor.bound(), None, "a full batch may not have been all");
+        floor.note_due(&Ok(vec![(); 9]), 10, Some(NOON));
+        assert_eq!(floor.bound(), Some(NOON - COMMIT_TIME_MAX));
+    }
+
+    #[test]
+    fn an_index_that_cannot_be_read_whole_is_read_from_an_hour_ago() {
+        let floor = Floor::default();
+        floor.note_due::<()>(&Err(JournalError::TimedOut { name: "test" }), 10, Some(NOON));
+        let bound = floor.bound().expect("a bound");
+        let ago = OffsetDateTime::now_utc() - bound;
+        assert!(ago >= FALLBACK && ago < 2 * FALLBACK, "{ago}");
+    }
+}
