@@ -5,6 +5,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::state::State;
+use crate::journal::Head;
+use crate::journal::statements::move_on::Position;
 
 /// A job as it stands, until the transaction ends.
 pub(crate) struct LockedJob {
@@ -18,10 +20,19 @@ pub(crate) struct LockedJob {
     pub is_in_doubt: bool,
     pub is_accepted_late: bool,
     pub state: State,
+    token: i64,
+    chain: Option<[u8; 32]>,
+    entries: i32,
     pub reason_code: Option<String>,
 }
 
 impl LockedJob {
+    /// Where its row stands; none for one that is no job, and so no customer's.
+    pub fn position(&self, job_id: Uuid) -> Option<Position> {
+        let head = Head::of_row(self.chain, self.entries);
+        Some(Position { job_id, customer_id: self.customer_id?, state: self.state, token: self.token, head })
+    }
+
     /// Its state with the reason, as people read it.
     pub fn describe(&self) -> String {
         match &self.reason_code {
@@ -37,7 +48,7 @@ pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Resul
         LockedJob,
         r#"-- lock_job
         select
-            customer_id, state as "state: State", reason_code, requested_at, received_at, content_hmac,
+            customer_id, state as "state: State", claim_token as token, chain as "chain: [u8; 32]", entries, reason_code, requested_at, received_at, content_hmac,
             sealed_payload is not null as "has_payload!",
             coalesce(expires_at <= now(), false) as "is_expired!",
             exists (

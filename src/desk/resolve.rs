@@ -1,14 +1,18 @@
 //! A person settles what no read of the customer could. Nothing is sent by it.
 
+use std::time::Duration;
+
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::lock_job;
-use crate::domain::state::State;
+use crate::domain::outcome::Ended;
+use crate::domain::state::{Evidence, State};
 use crate::domain::suspicion::NOT_APPLIED;
-use crate::journal::statements::wake::wake_newest;
+use crate::domain::verdict::Acceptance;
+use crate::journal::statements::move_on::{Destination, Move, move_locked};
 use crate::journal::transact;
 
 /// What a person has found out of a job.
@@ -31,27 +35,27 @@ impl Finding {
         }
     }
 
-    fn state(self) -> State {
-        match self {
-            Self::Accepted => State::Accepted,
-            Self::Rejected => State::Rejected,
-            Self::NotApplied => State::Exhausted,
-        }
-    }
-
-    fn reason_code(self) -> Option<&'static str> {
-        match self {
-            Self::Accepted => None,
-            Self::Rejected => Some("by_person"),
-            Self::NotApplied => Some(NOT_APPLIED),
-        }
-    }
-
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Accepted => "a person found the update at the provider",
-            Self::Rejected => "a person decided that it is not sent any more",
-            Self::NotApplied => "a person found that no attempt was applied; `replay` may send it again",
+    /// How the job ends by it.
+    fn ended(self) -> Ended {
+        let (state, reason_code, reason) = match self {
+            Self::Accepted => (State::Accepted, None, "a person found the update at the provider"),
+            Self::Rejected => {
+                (State::Rejected, Some("by_person"), "a person decided that it is not sent any more")
+            }
+            Self::NotApplied => (
+                State::Exhausted,
+                Some(NOT_APPLIED),
+                "a person found that no attempt was applied; `replay` may send it again",
+            ),
+        };
+        let is_accepted = state == State::Accepted;
+        Ended {
+            state,
+            reason_code,
+            reason: reason.into(),
+            keeps_payload: state.is_replayable(),
+            evidence: is_accepted.then_some(Evidence::Person),
+            acceptance: is_accepted.then(Acceptance::default),
         }
     }
 }
@@ -119,11 +123,11 @@ pub async fn resolve(
             }
             _ => {}
         }
-        settle_by_hand(tx, job_id, finding).await?;
-        // What the customer's other jobs wait for may have changed.
-        if let Some(customer_id) = row.customer_id {
-            wake_newest(tx, &[customer_id]).await?;
-        }
+        let from = row.position(job_id).ok_or(ResolveError::NotKnown(job_id))?;
+        let to = Destination::End(finding.ended());
+        let moved = Move { from, to: &to, attempt: None, is_retry: false, head: None };
+        // An acceptance is followed to the end of its verification, as any other is.
+        move_locked(tx, Duration::ZERO, &[moved]).await?;
         let detail = format!("was {was}, resolved as {}", finding.name());
         let intervention = Intervention {
             action: "resolve",
@@ -132,28 +136,7 @@ pub async fn resolve(
             detail: Some(&detail),
         };
         record(&mut *tx, intervention, attribution).await?;
-        Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state().name() })
+        Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.ended().state.name() })
     })
     .await
-}
-
-async fn settle_by_hand(tx: &mut PgConnection, job_id: Uuid, finding: Finding) -> sqlx::Result<()> {
-    // An acceptance is followed to the end of its verification, as any other is.
-    sqlx::query!(
-        "-- settle_by_hand
-        update submission
-        set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), received_at),
-            claim_token = claim_token + 1,
-            sealed_payload = case when $2 = 'exhausted' then sealed_payload end,
-            evidence = case when $2 = 'accepted' then 'person' end,
-            verification_due_at = case when $2 = 'accepted' then now() end
-        where job_id = $1",
-        job_id,
-        finding.state().name(),
-        finding.reason_code(),
-        finding.reason(),
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
 }

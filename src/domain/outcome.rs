@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::retry::RetrySchedule;
-use super::state::{State, WaitingFor};
+use super::state::{Evidence, State, WaitingFor};
 use super::suspicion::FATE_UNKNOWN;
 use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
 
@@ -16,6 +16,11 @@ pub const LAST_ATTEMPT: &str = "the last attempt that RETRY_MAX_ATTEMPTS allows"
 
 /// What is written with an attempt whose refusal is taken for its job's own.
 pub const REFUSED_ALONE: &str = "refused again while others are not: this job alone";
+
+/// The reason code of a job whose resend might take the customer's last update.
+const LAST_UPDATE: &str = "last_update";
+
+const LATE_ACCEPTANCE: &str = "the provider accepted the update; its answer came after the claim was lost";
 
 /// The job that an outcome's reason names, where it names one.
 pub fn named_job(reason: &str) -> Option<Uuid> {
@@ -74,6 +79,22 @@ impl Outcome {
         }
     }
 
+    /// What the submission's row says.
+    pub fn ended(&self) -> Ended {
+        let acceptance = match self {
+            Self::Accepted(acceptance) => Some(acceptance.clone()),
+            _ => None,
+        };
+        Ended {
+            state: self.state(),
+            reason_code: self.reason_code(),
+            reason: self.reason(),
+            keeps_payload: self.keeps_payload(),
+            evidence: acceptance.as_ref().map(|_| Evidence::Response),
+            acceptance,
+        }
+    }
+
     /// What is written with the attempt that ended the job so, where its verdict does not say it.
     pub fn note(&self) -> Option<&'static str> {
         match self {
@@ -92,7 +113,7 @@ impl Outcome {
             Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
             Self::Exhausted(Exhaustion::Expired) => Some("expired"),
             Self::NeedsReview(Review::FateUnknown) => Some(FATE_UNKNOWN),
-            Self::NeedsReview(Review::LastUpdate) => Some("last_update"),
+            Self::NeedsReview(Review::LastUpdate) => Some(LAST_UPDATE),
             Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some("refused_only_for_this_job"),
         }
@@ -144,6 +165,46 @@ impl Outcome {
     /// Whether the payload may still be needed: a person may send these again.
     pub fn keeps_payload(&self) -> bool {
         matches!(self, Self::Exhausted(_) | Self::NeedsReview(_))
+    }
+}
+
+/// What a submission's row says once it has ended so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    pub state: State,
+    pub reason_code: Option<&'static str>,
+    pub reason: Cow<'static, str>,
+    pub keeps_payload: bool,
+    /// How an acceptance is known.
+    pub evidence: Option<Evidence>,
+    /// What the provider said with it.
+    pub acceptance: Option<Acceptance>,
+}
+
+impl Ended {
+    /// The same, where an acceptance is known by something else than the attempt's answer.
+    pub fn known_by(self, evidence: Evidence) -> Self {
+        let reason = match (self.evidence, evidence) {
+            (Some(_), Evidence::Late) => LATE_ACCEPTANCE.into(),
+            _ => self.reason,
+        };
+        Self { evidence: self.evidence.map(|_| evidence), reason, ..self }
+    }
+}
+
+/// Whether an acceptance that comes late ends a submission that stands so: whether it was applied is
+/// open, and no claim is held.
+pub fn ends_by_late_acceptance(state: State, reason_code: Option<&str>) -> bool {
+    match state {
+        State::Waiting | State::Unknown => true,
+        State::NeedsReview => matches!(reason_code, Some(FATE_UNKNOWN | LAST_UPDATE)),
+        State::Submitting
+        | State::Accepted
+        | State::Rejected
+        | State::Invalid
+        | State::Superseded
+        | State::Duplicate
+        | State::Exhausted => false,
     }
 }
 

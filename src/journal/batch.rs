@@ -20,10 +20,10 @@ use uuid::Uuid;
 
 use crate::journal::error::{ONE_CLAIM, ONE_ROW, is_taken};
 use crate::journal::pool::{IDLE_TIME_MIN, PING_TIME_MAX, bounded};
-use crate::journal::rows::{Closing, Limits, NewRow, Opened, Slots};
+use crate::journal::rows::{Limits, NewRow, Slots};
 use crate::journal::session::{CONNECT_PAUSE, CONNECT_TIME_MAX, Session};
-use crate::journal::statements::close::close_many;
-use crate::journal::statements::open::open_many;
+use crate::journal::statements::close::{Closing, close_many};
+use crate::journal::statements::open::{Opened, open_many};
 use crate::seal::Fingerprinter;
 
 /// How many changes share a commit at most, and how many more may wait for the next.
@@ -168,8 +168,8 @@ struct Committer {
     taken_at: Mutex<Option<Instant>>,
 }
 
-/// What a batch has written: what became of the jobs by their ids, and which attempts were closed.
-type Written = (HashMap<Uuid, Opened>, HashSet<(Uuid, i32)>);
+/// What a batch has written: what became of the jobs by their ids, and which claims were closed.
+type Written = (HashMap<Uuid, Opened>, HashSet<(Uuid, i64)>);
 
 impl Committer {
     /// Over a connection of its own, which is made when it is needed.
@@ -217,7 +217,7 @@ impl Committer {
             let _nobody_waits = opened.remove(&row.job_id).map(|opened| reply.send(opened));
         }
         for (closing, reply) in closes {
-            let _nobody_waits = closed.contains(&closing.attempt()).then(|| reply.send(()));
+            let _nobody_waits = closed.contains(&closing.key()).then(|| reply.send(()));
         }
     }
 

@@ -5,21 +5,23 @@
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
 use sqlx::PgConnection;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::job::UpdateRequest;
-use crate::domain::outcome::{Exhaustion, History, Outcome};
+use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
 use crate::domain::state::Purpose;
 use crate::journal::error::{JournalError, is_lost_race};
 use crate::journal::handle::Journal;
-use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::history::chain::{Entry, Head, Observation, Subject};
 use crate::journal::pool::{bounded, run_tx};
-use crate::journal::rows::{Beginning, Candidate, Claim, TakenSlot};
-use crate::journal::statements::claim::{PAYLOAD_UNREADABLE, begin_attempts, decide_all};
+use crate::journal::statements::claim::{
+    Begun, Candidate, Claim, PAYLOAD_UNREADABLE, TakenSlot, begin_attempts, decide_all, find_begun,
+    take_slots,
+};
+use crate::journal::statements::history::insert_observation;
 use crate::seal::OpenError;
 
 /// Why a conclusion comes without a look: the budget alone told it.
@@ -95,7 +97,10 @@ impl Journal {
         taken: &mut Vec<Uuid>,
     ) -> Result<Vec<NextAttempt>, JournalError> {
         run_tx("next_attempts", &self.pool, async |tx| {
-            let slots = self.take_slots(tx, probe, limit).await?;
+            let is_resend_excluded = probe == Some(Probe::OfKnownOutcome);
+            let due_from = self.floors.due.bound();
+            let slots =
+                take_slots(tx, &self.worker, &self.limits, is_resend_excluded, limit, due_from).await?;
             taken.extend(slots.iter().map(|slot| slot.job_id));
             self.next_attempts_in(tx, t0, probe, slots).await
         })
@@ -125,42 +130,14 @@ impl Journal {
         t0: Moment,
         probe: Option<Probe>,
     ) -> Result<Vec<ClaimedJob>, JournalError> {
-        let begun = bounded(
-            "find_begun",
-            sqlx::query_as!(
-                TakenSlot,
-                r#"-- find_begun
-                select
-                    s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
-                    s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
-                    s.content_hmac, s.correlation_id, a.begun_at, s.chain as "chain: [u8; 32]", s.entries,
-                    (
-                        select count(*) from attempt a
-                        where a.job_id = s.job_id and a.verdict = 'misconfigured'
-                    ) as "misconfigured!",
-                    (
-                        select count(*) from attempt a
-                        where a.job_id = s.job_id and a.verdict = 'unknown'
-                    ) as "unknown!",
-                    false as "is_expired!"
-                from submission s
-                join attempt a on a.job_id = s.job_id and a.number = s.attempts
-                where s.state = 'submitting' and s.claimed_by = $1
-                    and a.worker = $1 and a.signed_at = $2 and a.ended_at is null"#,
-                self.worker,
-                OffsetDateTime::from(t0.wall),
-            )
-            .fetch_all(&self.pool),
-        )
-        .await?;
+        let name = "find_begun";
+        let begun = bounded(name, find_begun(&self.pool, &self.worker, t0, probe.is_some())).await?;
         // It was opened before the attempt began.
-        let opened = begun.into_iter().map(|slot| {
-            let request = self.open_payload(slot.job_id, &slot.sealed);
-            let request = request.map_err(|error| JournalError::Database {
-                name: "find_begun",
-                source: sqlx::Error::Decode(Box::new(error)),
-            })?;
-            Ok(self.claimed(slot, request, t0, probe))
+        let opened = begun.into_iter().map(|Begun { claim, sealed, correlation_id }| {
+            let request = self.open_payload(claim.job_id, &sealed);
+            let request = request.map_err(|error| sqlx::Error::Decode(Box::new(error)));
+            let request = request.map_err(|source| JournalError::Database { name, source })?;
+            Ok(ClaimedJob { claim, request, correlation_id })
         });
         opened.collect()
     }
@@ -174,178 +151,63 @@ impl Journal {
     ) -> sqlx::Result<Vec<NextAttempt>> {
         let candidates: Vec<Candidate> = slots.iter().map(TakenSlot::candidate).collect();
         let decisions = decide_all(&mut *tx, &candidates, &self.limits).await?;
-        let (mut next, mut beginning) = (Vec::with_capacity(slots.len()), Vec::new());
+        let (mut next, mut going, mut jobs) = (Vec::with_capacity(slots.len()), Vec::new(), Vec::new());
         for ((slot, candidate), decision) in slots.into_iter().zip(&candidates).zip(decisions) {
-            let became = match decision {
+            match decision {
                 _ if slot.is_expired => {
                     let outcome = Outcome::Exhausted(Exhaustion::Expired);
                     candidate.end(tx, &outcome).await?;
-                    NextAttempt::YieldedSlot(slot.job_id, Some(outcome))
+                    next.push(NextAttempt::YieldedSlot(slot.job_id, Some(outcome)));
                 }
                 Decision::Go => match self.open_payload(slot.job_id, &slot.sealed) {
                     Ok(request) => {
-                        beginning.push(Beginning { job_id: slot.job_id, attempt: slot.attempt, t0 });
-                        NextAttempt::Claimed(Box::new(self.claimed(slot, request, t0, probe)))
+                        going.push(slot.slot(t0, probe.is_some()));
+                        jobs.push((request, slot.correlation_id));
                     }
                     Err(error) => {
-                        candidate.wait_for_key(tx).await?;
-                        NextAttempt::Unreadable(slot.job_id, error)
+                        candidate.wait_for_key(tx, slot.key_wait()).await?;
+                        next.push(NextAttempt::Unreadable(slot.job_id, error));
                     }
                 },
                 decision => {
-                    if decision == Decision::LastUpdate {
-                        self.note_last_update(tx, &slot).await?;
-                    }
+                    let head = match decision {
+                        Decision::LastUpdate => Some(self.note_last_update(tx, &slot).await?),
+                        _ => None,
+                    };
                     if let Decision::Superseded { by } = decision {
                         let older = candidate.supersede_older(tx, by).await?;
                         let ended =
                             |job_id| NextAttempt::YieldedSlot(job_id, Some(Outcome::Superseded { by }));
                         next.extend(older.into_iter().map(ended));
                     }
-                    let ended = candidate.yield_slot(tx, decision).await?;
-                    NextAttempt::YieldedSlot(slot.job_id, ended)
+                    let ended = candidate.yield_slot(tx, decision, head).await?;
+                    next.push(NextAttempt::YieldedSlot(slot.job_id, ended));
                 }
-            };
-            next.push(became);
+            }
         }
-        begin_attempts(tx, &self.worker, &beginning).await?;
+        let claims = begin_attempts(tx, &self.worker, going).await?;
+        let claimed = claims.into_iter().zip(jobs).map(|(claim, (request, correlation_id))| {
+            NextAttempt::Claimed(Box::new(ClaimedJob { claim, request, correlation_id }))
+        });
+        next.extend(claimed);
         Ok(next)
     }
 
     /// Keeps in the history that a resend might take the customer's last update: no entry else says
-    /// why the job that looks had cleared is not sent.
-    async fn note_last_update(&self, tx: &mut PgConnection, slot: &TakenSlot) -> sqlx::Result<()> {
-        let conclusion = Conclusion::LastUpdate.name();
-        let entry = Entry::Observation {
+    /// why the job that reads had cleared is not sent. Returns where the history stands then.
+    async fn note_last_update(&self, tx: &mut PgConnection, slot: &TakenSlot) -> sqlx::Result<Head> {
+        let observation = Observation {
             at: slot.begun_at,
             purpose: Purpose::ReadBack.name(),
             status: None,
             failure_reason: None,
             error: Some(NOT_LOOKED),
-            conclusion: Some(conclusion),
+            conclusion: Some(Conclusion::LastUpdate.name()),
         };
         let subject = Subject { job_id: slot.job_id, customer_id: slot.customer_id };
-        let head = Head::of_row(slot.chain, slot.entries).after(&self.fingerprinter, subject, &entry);
-        sqlx::query!(
-            "-- note_last_update
-            with chained as (
-                update submission set chain = $3, entries = $4 where job_id = $1
-            )
-            insert into observation (job_id, customer_id, at, purpose, error, conclusion, entry)
-            values ($1, $2, $5, 'read_back', $6, $7, $4)",
-            slot.job_id,
-            slot.customer_id,
-            &head.mac as &[u8],
-            head.entries,
-            slot.begun_at,
-            NOT_LOOKED,
-            conclusion,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
-    }
-
-    fn claimed(
-        &self,
-        slot: TakenSlot,
-        request: UpdateRequest,
-        t0: Moment,
-        probe: Option<Probe>,
-    ) -> ClaimedJob {
-        let history = History {
-            retries: slot.retries.unsigned_abs(),
-            misconfigured: u32::try_from(slot.misconfigured).unwrap_or(u32::MAX),
-            unknown: u32::try_from(slot.unknown).unwrap_or(u32::MAX),
-            is_probe: probe.is_some(),
-            others_are_taken: false,
-        };
-        ClaimedJob {
-            claim: Claim {
-                job_id: slot.job_id,
-                customer_id: slot.customer_id,
-                token: slot.token,
-                attempt: slot.attempt,
-                history,
-                t0,
-                begun_at: slot.begun_at,
-                head: Head::of_row(slot.chain, slot.entries),
-            },
-            request,
-            correlation_id: slot.correlation_id,
-        }
-    }
-
-    async fn take_slots(
-        &self,
-        tx: &mut PgConnection,
-        probe: Option<Probe>,
-        limit: usize,
-    ) -> sqlx::Result<Vec<TakenSlot>> {
-        // The slots are taken in the customers' order, as every batch takes them: two that
-        // took them in different orders would wait for each other. `offset 0` and `limit 1` keep it a
-        // look-up for each job: Postgres would rather join them with all that wait.
-        sqlx::query_as!(
-            TakenSlot,
-            r#"-- take_slots
-            with due as (
-                select s.job_id, s.customer_id
-                from submission s
-                where s.state = 'waiting' and s.due_at <= now()
-                    and s.due_at >= coalesce($5::timestamptz, '-infinity')
-                    and not exists (
-                        select from submission holder
-                        where holder.customer_id = s.customer_id
-                            and holder.state in ('submitting', 'unknown')
-                        offset 0
-                    )
-                    and (
-                        select newer.job_id from submission newer
-                        where newer.customer_id = s.customer_id and newer.state = 'waiting'
-                            and (newer.requested_at, newer.received_at, newer.job_id)
-                                > (s.requested_at, s.received_at, s.job_id)
-                        order by newer.requested_at desc, newer.received_at desc, newer.job_id desc
-                        limit 1
-                    ) is null
-                    and not (
-                        $3 and exists (
-                            select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
-                        )
-                    )
-                order by s.due_at
-                limit $4
-                for update of s skip locked
-            ), ordered as (
-                select job_id from due order by customer_id
-            )
-            update submission s
-            set state = 'submitting', waiting_for = null, due_at = null,
-                reason_code = null, reason = null,
-                attempts = s.attempts + 1, claim_token = s.claim_token + 1,
-                claimed_by = $1, claimed_until = now() + make_interval(secs => $2)
-            from ordered
-            where s.job_id = ordered.job_id
-            returning
-                s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
-                s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
-                s.content_hmac, s.correlation_id, coalesce(s.expires_at <= now(), false) as "is_expired!",
-                now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
-                (
-                    select count(*) from attempt a
-                    where a.job_id = s.job_id and a.verdict = 'misconfigured'
-                ) as "misconfigured!",
-                (
-                    select count(*) from attempt a
-                    where a.job_id = s.job_id and a.verdict = 'unknown'
-                ) as "unknown!""#,
-            self.worker,
-            self.limits.claim_lease.as_secs_f64(),
-            probe == Some(Probe::OfKnownOutcome),
-            i64::try_from(limit).unwrap_or(i64::MAX),
-            self.floors.due.bound(),
-        )
-        .fetch_all(tx)
-        .await
+        let head = slot.head().after(&self.fingerprinter, subject, &Entry::Observation(observation));
+        insert_observation(tx, subject, &observation, head.entries, None).await?;
+        Ok(head)
     }
 
     fn open_payload(&self, job_id: Uuid, sealed: &[u8]) -> Result<UpdateRequest, OpenError> {

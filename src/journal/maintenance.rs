@@ -8,13 +8,14 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::outcome::{Exhaustion, Outcome};
-use crate::domain::state::VerdictKind;
+use crate::domain::state::{State, VerdictKind};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::{bounded, run_tx};
+use crate::journal::statements::move_on::{ClosedAttempt, Destination, Move, Position, Why, move_locked};
 use crate::journal::statements::wake::{
-    FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest, wake_newest_due_after,
+    FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest_due_after,
 };
 use crate::seal::Fingerprinter;
 
@@ -33,11 +34,12 @@ pub struct Rescued {
     pub attempt: i32,
 }
 
-/// An open attempt whose claim ran out, its submission's row locked.
+/// An open attempt whose lease expired, its submission's row locked.
 struct Abandoned {
     job_id: Uuid,
     customer_id: Uuid,
     claimed_by: Option<String>,
+    token: i64,
     number: i32,
     worker: String,
     begun_at: OffsetDateTime,
@@ -48,19 +50,26 @@ struct Abandoned {
 }
 
 /// What is written down of an attempt whose worker vanished.
-struct Vanished {
-    verdict: &'static str,
-    detail: &'static str,
-    error: &'static str,
-}
-
-const VANISHED: Vanished = Vanished {
-    verdict: VerdictKind::Unknown.name(),
-    detail: "worker_vanished",
-    error: "the worker's claim ran out before it recorded a result",
-};
+const VANISHED: &str = "worker_vanished";
+const VANISHED_ERROR: &str = "the worker's claim ran out before it recorded a result";
 
 impl Abandoned {
+    fn head(&self) -> Head {
+        Head::of_row(self.chain, self.entries)
+    }
+
+    fn closed(&self) -> ClosedAttempt {
+        ClosedAttempt {
+            number: self.number,
+            verdict: VerdictKind::Unknown.name(),
+            detail: Some(VANISHED),
+            http_status: None,
+            provider_message: None,
+            error: Some(VANISHED_ERROR),
+            duration_ms: None,
+        }
+    }
+
     /// Where the job's chain stands once the attempt is closed.
     fn head_after(&self, fingerprinter: &Fingerprinter) -> Head {
         let subject = Subject { job_id: self.job_id, customer_id: self.customer_id };
@@ -70,19 +79,19 @@ impl Abandoned {
             begun_at: self.begun_at,
             signed_at: self.signed_at,
             ended_at: self.now,
-            verdict: VANISHED.verdict,
-            detail: Some(VANISHED.detail),
+            verdict: VerdictKind::Unknown.name(),
+            detail: Some(VANISHED),
             http_status: None,
             provider_message: None,
-            error: Some(VANISHED.error),
+            error: Some(VANISHED_ERROR),
             duration_ms: None,
         };
-        Head::of_row(self.chain, self.entries).after(fingerprinter, subject, &entry)
+        self.head().after(fingerprinter, subject, &entry)
     }
 }
 
-/// The submissions whose claims ran out first, with their open attempts; those that another
-/// holds are left to him. `submitting` always has an open attempt, its last.
+/// The submissions whose leases expired first, with their open attempts; those that another
+/// holds are left to it. `submitting` always has an open attempt, its last.
 async fn lock_abandoned(
     tx: &mut PgConnection,
     from: Option<OffsetDateTime>,
@@ -92,7 +101,7 @@ async fn lock_abandoned(
         Abandoned,
         r#"-- lock_abandoned
         with expired as (
-            select job_id, customer_id, claimed_by, attempts, chain, entries
+            select job_id, customer_id, claimed_by, claim_token, attempts, chain, entries
             from submission
             where state = 'submitting' and claimed_until < now()
                 and claimed_until >= coalesce($2::timestamptz, '-infinity')
@@ -101,8 +110,8 @@ async fn lock_abandoned(
             for update skip locked
         )
         select
-            e.job_id, e.customer_id as "customer_id!", e.claimed_by, a.number, a.worker, a.begun_at, a.signed_at,
-            e.chain as "chain: [u8; 32]", e.entries, now() as "now!"
+            e.job_id, e.customer_id as "customer_id!", e.claimed_by, e.claim_token as token, a.number, a.worker,
+            a.begun_at, a.signed_at, e.chain as "chain: [u8; 32]", e.entries, now() as "now!"
         from expired e
         join attempt a on a.job_id = e.job_id and a.number = e.attempts and a.ended_at is null"#,
         limit,
@@ -113,91 +122,79 @@ async fn lock_abandoned(
 }
 
 impl Journal {
-    /// Takes over up to `limit` submissions whose worker vanished after it had begun an
-    /// attempt: its fate is unknown, and the customer is to be looked at.
-    pub async fn take_over(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
+    /// Rescues up to `limit` submissions whose lease expired with an attempt open: its outcome is unknown,
+    /// and the customer is to be read.
+    pub async fn rescue(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
-        let taken = run_tx("take_over", &self.pool, async |tx| {
+        let rescued = run_tx("rescue", &self.pool, async |tx| {
             let abandoned = lock_abandoned(tx, self.floors.leases.bound(), limit).await?;
-            if abandoned.is_empty() {
-                return Ok(Vec::new());
-            }
-            let heads: Vec<Head> =
-                abandoned.iter().map(|attempt| attempt.head_after(&self.fingerprinter)).collect();
-            sqlx::query!(
-                "-- take_over
-                with abandoned as (
-                    select *
-                    from unnest($1::uuid[], $2::integer[], $3::integer[], $4::bytea[])
-                        as a (job_id, number, entry, chain)
-                ), taken as (
-                    update submission s
-                    set state = 'unknown', due_at = now() + make_interval(secs => $5), claimed_until = null,
-                        reason_code = 'worker_vanished',
-                        reason = 'the worker vanished in attempt ' || s.attempts,
-                        claim_token = s.claim_token + 1, chain = abandoned.chain, entries = abandoned.entry
-                    from abandoned
-                    where s.job_id = abandoned.job_id
-                )
-                update attempt a
-                set ended_at = now(), entry = abandoned.entry, verdict = $6, detail = $7, error = $8
-                from abandoned
-                where a.job_id = abandoned.job_id and a.number = abandoned.number",
-                &abandoned.iter().map(|attempt| attempt.job_id).collect::<Vec<_>>(),
-                &abandoned.iter().map(|attempt| attempt.number).collect::<Vec<_>>(),
-                &heads.iter().map(|head| head.entries).collect::<Vec<_>>(),
-                &heads.iter().map(|head| head.mac).collect::<Vec<_>>() as &[[u8; 32]],
-                self.limits.read_back_after.as_secs_f64(),
-                VANISHED.verdict,
-                VANISHED.detail,
-                VANISHED.error,
-            )
-            .execute(tx)
-            .await?;
-            let taken = abandoned.into_iter().map(|attempt| Rescued {
+            let closings = abandoned.iter().map(|attempt| {
+                let text = format!("the worker vanished in attempt {}", attempt.number).into();
+                let why = Some(Why { code: VANISHED, text });
+                let to = Destination::Read { due_in: self.limits.read_back_after, why };
+                (attempt, attempt.closed(), to)
+            });
+            let closings: Vec<_> = closings.collect();
+            let moves = closings.iter().map(|(attempt, closed, to)| Move {
+                from: Position {
+                    job_id: attempt.job_id,
+                    customer_id: attempt.customer_id,
+                    state: State::Submitting,
+                    token: attempt.token,
+                    head: attempt.head(),
+                },
+                to,
+                attempt: Some(closed),
+                is_retry: false,
+                head: Some(attempt.head_after(&self.fingerprinter)),
+            });
+            move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+            let rescued = abandoned.into_iter().map(|attempt| Rescued {
                 job_id: attempt.job_id,
                 claimed_by: attempt.claimed_by,
                 attempt: attempt.number,
             });
-            Ok(taken.collect())
+            Ok(rescued.collect())
         })
         .await;
-        self.floors.leases.note_due(&taken, limit, now);
-        taken
+        self.floors.leases.note_due(&rescued, limit, now);
+        rescued
     }
 
     /// Ends up to `limit` waiting submissions whose `expires_at` has passed, and wakes the customers'
     /// next. One that had passed before the submission waited is ended by its claim.
     pub async fn expire(&self, limit: i64) -> Result<Vec<Uuid>, JournalError> {
-        let outcome = Outcome::Exhausted(Exhaustion::Expired);
         let now = self.floors.now();
         let expired = run_tx("expire", &self.pool, async |tx| {
             let expired = sqlx::query!(
-                r#"-- expire
-                with expired as (
-                    select job_id
-                    from submission
-                    where state = 'waiting' and expires_at <= now()
-                        and expires_at >= coalesce($4::timestamptz, '-infinity')
-                    order by expires_at
-                    limit $1
-                    for update skip locked
-                )
-                update submission s
-                set state = 'exhausted', waiting_for = null, due_at = null,
-                    reason_code = $2, reason = $3, ended_at = greatest(now(), s.received_at)
-                from expired
-                where s.job_id = expired.job_id
-                returning s.job_id, s.customer_id as "customer_id!""#,
+                r#"-- lock_expired
+                select job_id, customer_id as "customer_id!", claim_token, chain as "chain: [u8; 32]", entries
+                from submission
+                where state = 'waiting' and expires_at <= now()
+                    and expires_at >= coalesce($2::timestamptz, '-infinity')
+                order by expires_at
+                limit $1
+                for update skip locked"#,
                 limit,
-                outcome.reason_code(),
-                &*outcome.reason(),
                 self.floors.expiry.bound(),
             )
             .fetch_all(&mut *tx)
             .await?;
-            let customers: Vec<Uuid> = expired.iter().map(|row| row.customer_id).collect();
-            wake_newest(tx, &customers).await?;
+            let to = Destination::End(Outcome::Exhausted(Exhaustion::Expired).ended());
+            let moves = expired.iter().map(|row| Move {
+                from: Position {
+                    job_id: row.job_id,
+                    customer_id: row.customer_id,
+                    state: State::Waiting,
+                    token: row.claim_token,
+                    head: Head::of_row(row.chain, row.entries),
+                },
+                to: &to,
+                attempt: None,
+                is_retry: false,
+                head: None,
+            });
+            move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
             Ok(expired.into_iter().map(|row| row.job_id).collect())
         })
         .await;

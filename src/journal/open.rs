@@ -12,18 +12,10 @@ use crate::domain::state::{State, WaitingFor};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::pool::{bounded, run_tx};
-use crate::journal::rows::{Admission, NewRow, Opened, Slots, in_micros};
+use crate::journal::rows::{Admission, NewRow, Slots, in_micros};
 use crate::journal::statements::open::{
-    count_delivery, delete_invalid, insert_dead_letter, insert_waiting, open_many,
+    Found, Opened, count_delivery, delete_invalid, find, insert_dead_letter, insert_waiting, open_many,
 };
-
-/// What stands under a `job_id` that is taken.
-struct Found {
-    is_invalid: bool,
-    has_same_content: bool,
-    is_our_claim: bool,
-    begun_at: Option<OffsetDateTime>,
-}
 
 impl Journal {
     /// Writes a job down, in one commit: with its sealed payload, and claimed with its
@@ -89,12 +81,10 @@ impl Journal {
             {
                 return Ok(opened);
             }
-            match self.find(tx, row).await? {
+            match find(tx, &self.worker, row).await? {
                 Some(found) if found.is_invalid => delete_invalid(tx, row.job_id).await?,
                 // An earlier call's commit, whose answer was lost.
-                Some(Found { is_our_claim: true, begun_at: Some(begun_at), .. }) => {
-                    return Ok(Opened::Claimed(row.claim(begun_at)));
-                }
+                Some(Found { claim: Some(claim), .. }) => return Ok(Opened::Claimed(claim)),
                 Some(found) if found.has_same_content => {
                     count_delivery(tx, row.job_id).await?;
                     return Ok(Opened::Known);
@@ -111,38 +101,6 @@ impl Journal {
                 }
             }
         }
-    }
-
-    async fn find(&self, tx: &mut PgConnection, row: &NewRow) -> sqlx::Result<Option<Found>> {
-        // A forgotten customer's rows have no fingerprint. What is left of the content tells it from
-        // another customer's job, or one of another document.
-        sqlx::query_as!(
-            Found,
-            r#"-- find
-            select
-                s.state = 'invalid' as "is_invalid!",
-                coalesce(
-                    s.content_hmac = $2, (s.customer_id, s.document_type) = ($5, $6), false
-                ) as "has_same_content!",
-                coalesce(
-                    s.state = 'submitting' and s.claim_token = 1
-                        and a.worker = $3 and a.signed_at = $4 and a.ended_at is null,
-                    false
-                ) as "is_our_claim!",
-                a.begun_at as "begun_at?"
-            from submission s
-            left join attempt a on a.job_id = s.job_id and a.number = 1
-            where s.job_id = $1
-            for update of s"#,
-            row.job_id,
-            &row.content_hmac,
-            self.worker,
-            row.t0.map(|t0| OffsetDateTime::from(t0.wall)),
-            row.customer_id,
-            row.document_type,
-        )
-        .fetch_optional(tx)
-        .await
     }
 
     /// Writes down a delivery that is no job, in one commit. Where its `job_id` can be

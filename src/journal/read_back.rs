@@ -10,15 +10,16 @@ use crate::clock::Moment;
 use crate::domain::budget::Budget;
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Conclusion, Reading};
-use crate::domain::state::{Purpose, State, WaitingFor};
+use crate::domain::state::{Evidence, Purpose, State, WaitingFor};
 use crate::domain::suspicion::Customer;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::history::chain::{Entry, Observation, Subject};
 use crate::journal::pool::{bounded, run_tx};
-use crate::journal::rows::Claim;
+use crate::journal::statements::claim::Claim;
 use crate::journal::statements::customers::read_customers;
-use crate::journal::statements::wake::wake_newest;
+use crate::journal::statements::history::{Locked, insert_observation, lock_submission, set_head};
+use crate::journal::statements::move_on::{Destination, Move, move_locked};
 
 /// The right to look at the customer of a submission in doubt, and what the records said
 /// before the look.
@@ -147,78 +148,34 @@ impl Journal {
         conclusion: Conclusion,
         settled: &Settled,
     ) -> Result<(), JournalError> {
-        let customer = reading.customer();
-        let outcome = match settled {
-            Settled::Ended(outcome) => Some(outcome),
-            Settled::SendAgain | Settled::InDoubt(_) => None,
-        };
-        let (state, waiting_for, due_in) = match settled {
-            Settled::Ended(outcome) => (outcome.state(), None, None),
-            Settled::SendAgain => (State::Waiting, Some(WaitingFor::Retry.name()), Some(0.0)),
-            Settled::InDoubt(after) => (State::Unknown, None, Some(after.as_secs_f64())),
-        };
-        let reason = outcome.map(Outcome::reason);
-        let is_accepted = matches!(outcome, Some(Outcome::Accepted(_)));
-        let entry = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
-        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
-        let _turn = self.concluding.acquire().await;
-        let concluded = run_tx("conclude_read", &self.reads, async |tx| {
-            let Some((head, _now)) = Head::lock(tx, claim.job_id).await? else { return Ok(0) };
-            let head = head.after(&self.fingerprinter, subject, &entry);
-            let concluded = sqlx::query_scalar!(
-                r#"-- conclude_read
-                with concluded as (
-                    update submission
-                    set state = $3, waiting_for = $4,
-                        due_at = case when $5::float8 is not null then now() + make_interval(secs => $5) end,
-                        reason_code = case when $6 then $7 else reason_code end,
-                        reason = case when $6 then $8 else reason end,
-                        ended_at = case when $6 then greatest(now(), received_at) end,
-                        sealed_payload = case when $6 and not $9 then null else sealed_payload end,
-                        evidence = case when $10 then 'read_back' end,
-                        verification_status = case when $10 then $11 end,
-                        verification_due_at = case when $10 then now() + make_interval(secs => $16) end,
-                        chain = $17, entries = $18
-                    where job_id = $1 and state = 'unknown' and claim_token = $2
-                    returning job_id, customer_id
-                ), observed as (
-                    insert into observation (
-                        job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at
-                    )
-                    select job_id, customer_id, $12, 'read_back', $11, $13, $14, $15, $18, $19 from concluded
-                    returning job_id
-                )
-                select count(*) as "concluded!" from observed"#,
-                claim.job_id,
-                claim.token,
-                state.name(),
-                waiting_for,
-                due_in,
-                outcome.is_some(),
-                outcome.and_then(Outcome::reason_code),
-                reason.as_deref(),
-                outcome.is_some_and(Outcome::keeps_payload),
-                is_accepted,
-                customer.map(|customer| customer.status.as_str()),
-                claim.at,
-                customer.and_then(|customer| customer.failure_reason.as_deref()),
-                reading.error_code(),
-                conclusion.name(),
-                self.limits.verification_after.as_secs_f64(),
-                &head.mac as &[u8],
-                head.entries,
-                OffsetDateTime::from(claim.claimed_at.wall),
-            )
-            .fetch_one(&mut *tx)
-            .await?;
-            if !state.holds_slot() {
-                wake_newest(tx, &[claim.customer_id]).await?;
+        let to = match settled {
+            Settled::Ended(outcome) => Destination::End(outcome.ended().known_by(Evidence::ReadBack)),
+            Settled::SendAgain => {
+                let waiting_for = WaitingFor::Retry;
+                Destination::Wait { waiting_for, due_in: Duration::ZERO, why: None }
             }
-            Ok(concluded)
+            Settled::InDoubt(due_in) => Destination::Read { due_in: *due_in, why: None },
+        };
+        let observation = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
+        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let read_at = OffsetDateTime::from(claim.claimed_at.wall);
+        let _turn = self.concluding.acquire().await;
+        let is_concluded = run_tx("conclude_read", &self.reads, async |tx| {
+            let Some(Locked { position: from, .. }) = lock_submission(tx, claim.job_id).await? else {
+                return Ok(false);
+            };
+            if (from.state, from.token) != (State::Unknown, claim.token) {
+                return Ok(false);
+            }
+            let head = from.head.after(&self.fingerprinter, subject, &Entry::Observation(observation));
+            insert_observation(tx, subject, &observation, head.entries, Some(read_at)).await?;
+            let moved = Move { from, to: &to, attempt: None, is_retry: false, head: Some(head) };
+            move_locked(tx, self.limits.verification_after, &[moved]).await?;
+            Ok(true)
         })
         .await?;
         // A lost answer to this commit leaves nothing to mend: the row has moved on.
-        if concluded == 1 { Ok(()) } else { Err(JournalError::Fenced) }
+        if is_concluded { Ok(()) } else { Err(JournalError::Fenced) }
     }
 
     /// Takes the right to look at a customer before his first attempt here, unless he was
@@ -254,35 +211,18 @@ impl Journal {
         read_at: Moment,
         reading: &Reading,
     ) -> Result<(), JournalError> {
-        let entry = observed(at, Purpose::Baseline, reading, None);
-        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
-        let customer = reading.customer();
+        let observation = observed(at, Purpose::Baseline, reading, None);
         let head = run_tx("record_baseline", &self.pool, async |tx| {
-            let (head, _now) = Head::lock(tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
-            let head = head.after(&self.fingerprinter, subject, &entry);
-            sqlx::query!(
-                "-- record_baseline
-                with chained as (
-                    update submission set chain = $7, entries = $8 where job_id = $1
-                )
-                insert into observation (job_id, customer_id, at, purpose, status, failure_reason, error, entry, read_at)
-                values ($1, $2, $3, 'baseline', $4, $5, $6, $8, $9)",
-                claim.job_id,
-                claim.customer_id,
-                at,
-                customer.map(|customer| customer.status.as_str()),
-                customer.and_then(|customer| customer.failure_reason.as_deref()),
-                reading.error_code(),
-                &head.mac as &[u8],
-                head.entries,
-                OffsetDateTime::from(read_at.wall),
-            )
-            .execute(tx)
-            .await?;
+            let locked = lock_submission(tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+            let (subject, entry) = (claim.subject(), Entry::Observation(observation));
+            let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
+            let read_at = Some(OffsetDateTime::from(read_at.wall));
+            insert_observation(tx, subject, &observation, head.entries, read_at).await?;
+            set_head(tx, claim.job_id, head).await?;
             Ok(head)
         })
         .await?;
-        claim.head = head;
+        *claim = claim.at(head);
         Ok(())
     }
 }
@@ -292,15 +232,15 @@ fn age(at: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
     Duration::try_from(now - at).ok()
 }
 
-/// What a look said, as an entry of the history.
+/// What a read said, as an entry of the history.
 fn observed<'a>(
     at: OffsetDateTime,
     purpose: Purpose,
     reading: &'a Reading,
     conclusion: Option<&'a str>,
-) -> Entry<'a> {
+) -> Observation<'a> {
     let customer = reading.customer();
-    Entry::Observation {
+    Observation {
         at,
         purpose: purpose.name(),
         status: customer.map(|customer| customer.status.as_str()),

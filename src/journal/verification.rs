@@ -15,10 +15,11 @@ use crate::domain::state::{Purpose, State};
 use crate::domain::verification::{NextLook, is_final};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::history::chain::{Entry, Head, Observation, Subject};
 use crate::journal::pool::{bounded, run_tx};
 use crate::journal::rows::in_micros;
 use crate::journal::statements::customers::read_customers;
+use crate::journal::statements::history::lock_submission;
 use crate::journal::statements::open::insert_dead_letter;
 
 /// How often customers in verification may be looked at, by all replicas together.
@@ -217,17 +218,17 @@ impl Journal {
         };
         let is_news = seen.is_some_and(|seen| claim.is_news(seen));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
-        let entry = Entry::Observation {
+        let entry = Entry::Observation(Observation {
             at: claim.at,
             purpose: Purpose::Verification.name(),
             status: seen.map(|seen| seen.status.as_str()),
             failure_reason: seen.and_then(|seen| seen.failure_reason.as_deref()),
             error: None,
             conclusion: None,
-        };
+        });
         let recorded = run_tx("record_verification", &self.pool, async |tx| {
-            let Some((head, _now)) = Head::lock(tx, claim.job_id).await? else { return Ok(0) };
-            let head = head.after(&self.fingerprinter, subject, &entry);
+            let Some(locked) = lock_submission(tx, claim.job_id).await? else { return Ok(0) };
+            let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
             sqlx::query_scalar!(
                 r#"-- record_verification
                 with recorded as (
@@ -285,14 +286,14 @@ impl Journal {
                 return Ok(EventNoted::UnknownCustomer);
             };
             let subject = Subject { job_id: newest.job_id, customer_id: event.customer_id };
-            let entry = Entry::Observation {
+            let entry = Entry::Observation(Observation {
                 at: event.at,
                 purpose: Purpose::Webhook.name(),
                 status: Some(&event.status),
                 failure_reason: event.failure_reason.as_deref(),
                 error: None,
                 conclusion: None,
-            };
+            });
             let head = Head::of_row(newest.chain, newest.entries).after(&self.fingerprinter, subject, &entry);
             let is_its_end = self.is_end(tx, event, &newest).await?;
             self.note_event(tx, event, &newest, head, is_its_end).await

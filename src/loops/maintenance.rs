@@ -106,7 +106,7 @@ impl Maintenance {
     /// Rescues claims whose lease has expired: as many as there are, before their customers' reads
     /// are due. Returns whether that was all, as every task does.
     async fn rescue(&self) -> Result<bool, JournalError> {
-        let rescued = self.context.journal.take_over(BATCH).await?;
+        let rescued = self.context.journal.rescue(BATCH).await?;
         for rescued in &rescued {
             warn!(
                 job_id = %rescued.job_id, attempt = rescued.attempt,

@@ -2,9 +2,10 @@
 //! every transition, each by the statement that makes it.
 //!
 //! The code's transitions are read from its SQL, as `.sqlx` has it: each statement that inserts or
-//! deletes a `submission`, or sets its `state`, with the states that it names on either side. Where
-//! a statement takes a state as a parameter, or a row that another one has locked, the rule that
-//! decides is asked, or [`LOCKED_BY`] and [`SAID_IN_RUST`] say so.
+//! deletes a `submission`, or sets its `state`, with the states that it names on either side. One
+//! statement, `move_on`, takes both as parameters: [`moves`] says of each function that has it move
+//! rows from which states and to which, by the rule that decides or the statement that locks. Where
+//! another leaves something out, [`SAID_IN_RUST`] says it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kyc_worker::cli;
-use kyc_worker::domain::outcome::{History, Next, next};
+use kyc_worker::domain::outcome::{History, Next, ends_by_late_acceptance, next};
 use kyc_worker::domain::read_back::Conclusion;
 use kyc_worker::domain::retry::RetrySchedule;
+use kyc_worker::domain::state::State;
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Misconfiguration, NotSent, Rejection, Verdict};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -25,17 +27,10 @@ const NEW: &str = "new";
 type States = BTreeSet<String>;
 type Pairs = BTreeSet<(String, String)>;
 
-/// Statements whose rows another one has locked, which names their states.
-const LOCKED_BY: [(&str, &str); 1] = [("take_over", "lock_abandoned")];
-
-/// What statements leave to the code around them: from which states, and to which.
-const SAID_IN_RUST: [(&str, &[&str], &[&str]); 4] = [
-    // What a claim comes to that is not used, by `precedence`, `expires_at` and the budget.
-    ("end_without_attempt", &[], &["superseded", "duplicate", "exhausted", "needs_review"]),
-    ("supersede_older", &[], &["superseded"]),
+/// What statements leave to the code around them: from which states.
+const SAID_IN_RUST: [(&str, &[&str]); 1] = [
     // What a person may do to a locked row.
-    ("settle_by_hand", &["needs_review"], &["accepted", "rejected", "exhausted"]),
-    ("schedule_again", &["exhausted", "needs_review"], &[]),
+    ("schedule_again", &["exhausted", "needs_review"]),
 ];
 
 fn states(names: &[&str]) -> States {
@@ -73,6 +68,13 @@ fn after_an_attempt() -> States {
         }
     }
     seen
+}
+
+/// Where an acceptance that comes late finds a job that it ends.
+fn before_a_late_acceptance() -> States {
+    let codes = [None, Some("fate_unknown"), Some("last_update"), Some("newer_fate_unknown")];
+    let ends = |state: &&State| codes.iter().any(|code| ends_by_late_acceptance(**state, *code));
+    State::ALL.iter().filter(ends).map(State::to_string).collect()
 }
 
 /// How a read may leave its job.
@@ -363,33 +365,65 @@ fn said_by(sql: &str, known: &States) -> Option<(States, States)> {
     None
 }
 
-/// Every transition that the code makes, by the statement that makes it.
+/// What each function has `move_on` do: from which states, and to which.
+fn moves(known: &States) -> BTreeMap<String, (States, States)> {
+    let statements = statements();
+    let locked_by = |lock: &str| own(&statements[lock], known);
+    let given_up = ["waiting", "superseded", "duplicate", "exhausted", "needs_review"];
+    [
+        ("close_many", states(&["submitting"]), after_an_attempt()),
+        // What a slot comes to that is not used, by `precedence`, `expires_at`, the budget and the key.
+        ("give_up_slot", states(&["submitting"]), states(&given_up)),
+        ("supersede_older", locked_by("lock_older"), states(&["superseded"])),
+        ("expire", locked_by("lock_expired"), states(&["exhausted"])),
+        ("rescue", locked_by("lock_abandoned"), states(&["unknown"])),
+        ("conclude_read", states(&["unknown"]), after_a_read()),
+        ("record_late", before_a_late_acceptance(), states(&["accepted"])),
+        // What a person may find.
+        ("resolve", states(&["needs_review"]), states(&["accepted", "rejected", "exhausted"])),
+    ]
+    .map(|(name, from, to)| (name.to_owned(), (from, to)))
+    .into()
+}
+
+/// The functions that have `move_on` move rows.
+fn movers() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (_, text) in sources().iter().filter(|(path, _)| !path.ends_with("statements/move_on.rs")) {
+        let mut function = String::new();
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            if let Some((_, rest)) = line.split_once("fn ") {
+                function = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            }
+            if ["move_on(", "move_locked("].iter().any(|call| line.contains(call)) {
+                found.insert(function.clone());
+            }
+        }
+    }
+    found
+}
+
+fn pairs_of(from: &States, to: &States) -> Pairs {
+    from.iter().flat_map(|from| to.iter().map(move |to| (from.clone(), to.clone()))).collect()
+}
+
+/// Every transition that the code makes, by the statement or the function that makes it.
 fn code_pairs(known: &States) -> BTreeMap<String, Pairs> {
     let statements = statements();
     let mut pairs = BTreeMap::new();
-    for (name, sql) in &statements {
-        let Some((mut from, mut to)) = said_by(sql, known) else { continue };
-        if let Some((_, lock)) = LOCKED_BY.iter().find(|(locked, _)| locked == name) {
-            let lock = statements.get(*lock).unwrap_or_else(|| panic!("no statement {lock}"));
-            from.extend(own(lock, known));
+    for (name, sql) in statements.iter().filter(|(name, _)| *name != "move_on") {
+        let Some((mut from, to)) = said_by(sql, known) else { continue };
+        if let Some((_, said)) = SAID_IN_RUST.iter().find(|(said, _)| said == name) {
+            assert!(from.is_empty(), "{name} says itself which states: {from:?}");
+            from = states(said);
         }
-        let said = SAID_IN_RUST.iter().find(|(said, ..)| said == name);
-        for (found, said) in [(&mut from, said.map(|said| said.1)), (&mut to, said.map(|said| said.2))] {
-            if let Some(said) = said.filter(|said| !said.is_empty()) {
-                assert!(found.is_empty(), "{name} says itself which states: {found:?}");
-                *found = states(said);
-            }
-        }
-        if to.is_empty() {
-            to = match name.as_str() {
-                "close_attempts" => after_an_attempt(),
-                "conclude_read" => after_a_read(),
-                _ => panic!("{name}: to which state? say it in SQL, or in SAID_IN_RUST"),
-            };
-        }
-        assert!(!from.is_empty(), "{name}: from which state? say it in SQL, or in SAID_IN_RUST");
-        let pair = |from: &String| to.iter().map(|to| (from.clone(), to.clone())).collect::<Pairs>();
-        pairs.insert(name.clone(), from.iter().flat_map(pair).collect());
+        assert!(!from.is_empty() && !to.is_empty(), "{name}: say the states in SQL, or in SAID_IN_RUST");
+        pairs.insert(name.clone(), pairs_of(&from, &to));
+    }
+    let moves = moves(known);
+    assert_eq!(movers(), moves.keys().cloned().collect(), "who has rows moved on, and what `moves` says");
+    for (name, (from, to)) in moves {
+        pairs.insert(name, pairs_of(&from, &to));
     }
     pairs
 }
@@ -431,7 +465,7 @@ fn every_statement_of_the_table_is_in_the_file_that_it_names() {
         assert!(!row.files.is_empty() && !row.statements.is_empty(), "a row has a statement and its file");
         for statement in &row.statements {
             let is_there = |text: &str| {
-                [format!("-- {statement}\n"), format!("-- {statement}\"")]
+                [format!("-- {statement}\n"), format!("-- {statement}\""), format!("fn {statement}(")]
                     .iter()
                     .any(|name| text.contains(name))
             };

@@ -411,13 +411,32 @@ fn a_result_goes_behind_what_was_added_to_the_history_since_its_claim() {
 }
 
 #[test]
+fn a_read_whose_answer_was_lost_is_recorded_once() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let claim = open(&journal, Uuid::new_v4()).await;
+        let unknown = Verdict::Unknown(FailurePoint::ServerError);
+        journal.doubt(&claim, &result(unknown)).await.expect("it is ours");
+        hasten(&world, claim.job_id).await;
+        let read = journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
+        let (reading, confirming) = (reads("FAILED"), Conclusion::Confirming { after: AFTER });
+        let record = || journal.conclude_read(&read, &reading, confirming, &Settled::InDoubt(AFTER));
+        record().await.expect("the claim is ours");
+        let again = record().await;
+        assert!(matches!(again, Err(JournalError::Fenced)), "{again:?}");
+        assert_eq!(world.count("select count(*) from observation").await, 1, "it would confirm itself");
+        assert_eq!(audit(&world, claim.job_id).await, [""; 0]);
+    });
+}
+
+#[test]
 fn what_a_worker_that_lost_its_claim_learned_is_chained_too() {
     world(async |world| {
         let journal = journal(&world, "one");
         for is_resent in [false, true] {
             let claim = open(&journal, Uuid::new_v4()).await;
             hasten(&world, claim.job_id).await;
-            let taken = journal.take_over(10).await.expect("the database answers");
+            let taken = journal.rescue(10).await.expect("the database answers");
             assert_eq!(taken.iter().map(|taken| taken.job_id).collect::<Vec<_>>(), [claim.job_id]);
             if is_resent {
                 read(&world, &journal, claim.job_id, Conclusion::NotApplied, Settled::SendAgain).await;

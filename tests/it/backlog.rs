@@ -436,7 +436,7 @@ async fn entries_read(world: &World) -> i64 {
 /// What a replica asks again and again.
 async fn poll(journal: &Journal) {
     journal.next_due().await.expect("the database answers");
-    journal.take_over(100).await.expect("the database answers");
+    journal.rescue(100).await.expect("the database answers");
     journal.expire(100).await.expect("the database answers");
     journal.postpone_busy(100).await.expect("the database answers");
     journal.claim_reads(32).await.expect("the database answers");

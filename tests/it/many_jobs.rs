@@ -6,9 +6,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use kyc_worker::clock::Moment;
 use kyc_worker::domain::job::Job;
-use kyc_worker::domain::outcome::Outcome;
+use kyc_worker::domain::outcome::{Outcome, Wait};
+use kyc_worker::domain::state::WaitingFor;
 use kyc_worker::domain::verdict::{Acceptance, Verdict};
-use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, JournalError, Opened};
+use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, JournalError, NextAttempt, Opened};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -170,11 +171,28 @@ fn of_two_jobs_with_one_id_in_a_batch_one_is_opened() {
 fn a_lost_claim_in_the_batch_of_the_newer_is_told() {
     world(async |world| {
         let journal = journal(&world, "one");
-        let claims = open_all(&journal, &jobs(20)).await;
-        let lost = claims.iter().map(|claim| Claim { token: claim.token - 1, attempt: 0, ..*claim });
-        let both: Vec<Claim> = lost.chain(claims.iter().copied()).collect();
+        let lost = open_all(&journal, &jobs(20)).await;
+        let throttled = AttemptResult {
+            verdict: Verdict::Throttled { retry_after: None },
+            http_status: Some(429),
+            provider_message: None,
+            error: None,
+            duration: Duration::from_millis(1),
+        };
+        let wait = Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: true };
+        for claim in &lost {
+            journal.park(claim, &throttled, &wait).await.expect("it is ours");
+        }
+        let next =
+            journal.next_attempts(Moment::now(), None, lost.len()).await.expect("the database answers");
+        let held = next.into_iter().flatten().map(|next| match next {
+            NextAttempt::Claimed(claimed) => claimed.claim,
+            _ => panic!("each is due, and free"),
+        });
+        let both: Vec<Claim> = lost.iter().copied().chain(held).collect();
+        assert_eq!(both.len(), 40);
         let settled = join_all(both.iter().map(|claim| settle(&journal, claim, None))).await;
-        let (lost, held) = settled.split_at(claims.len());
+        let (lost, held) = settled.split_at(lost.len());
         assert!(lost.iter().all(|settled| matches!(settled, Err(JournalError::Fenced))), "{lost:?}");
         assert!(held.iter().all(Result::is_ok), "{held:?}");
     });
@@ -220,7 +238,7 @@ fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
             async move { settle(&journal, &claim, None).await }
         });
         let waits = "select count(*) from pg_stat_activity
-            where datname = current_database() and wait_event_type = 'Lock' and query like '-- lock_head%'";
+            where datname = current_database() and wait_event_type = 'Lock' and query like '-- lock_submission%'";
         world.wait_for("it, alone", async || (world.count(waits).await == 1).then_some(())).await;
         holding.rollback().await.expect("it rolls back");
         held.await.expect("no panic").expect("it is ours, and its row is free");
@@ -249,7 +267,7 @@ fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
         world
             .wait_for("another connection", async || {
                 let others = "select count(*) from pg_stat_activity
-                    where datname = current_database() and pid <> $1 and query like '-- lock_head%'";
+                    where datname = current_database() and pid <> $1 and query like '-- lock_submission%'";
                 let others: i64 =
                     sqlx::query_scalar(others).bind(first).fetch_one(&world.pool).await.expect("an answer");
                 (others == 1).then_some(())

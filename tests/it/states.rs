@@ -210,7 +210,7 @@ impl Maker<'_> {
         ];
         let vanished = self.new_claim().await.job_id;
         self.hasten(vanished).await;
-        assert_eq!(self.journal.take_over(10).await.expect("the database answers").len(), 1);
+        assert_eq!(self.journal.rescue(10).await.expect("the database answers").len(), 1);
         self.later(vanished).await;
         let cleared = self.doubted().await;
         jobs.extend([vanished, self.clear(cleared).await]);
@@ -259,7 +259,7 @@ impl Maker<'_> {
         ]);
         let late = self.new_claim().await;
         self.hasten(late.job_id).await;
-        assert_eq!(self.journal.take_over(10).await.expect("the database answers").len(), 1);
+        assert_eq!(self.journal.rescue(10).await.expect("the database answers").len(), 1);
         let has_ended = self.journal.record_late(&late, &Verdict::Accepted(accepted())).await;
         assert!(has_ended.expect("the database answers"));
         let refused = || Verdict::Misconfigured(Misconfiguration::Signature);

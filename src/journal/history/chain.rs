@@ -4,7 +4,6 @@
 
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use time::macros::datetime;
 use uuid::Uuid;
@@ -51,16 +50,23 @@ pub(crate) enum Entry<'a> {
         duration_ms: Option<i32>,
     },
     /// A worker that had lost its claim told what became of its attempt.
-    LateVerdict { number: i32, verdict: &'a str },
-    /// A look at the customer, or a webhook.
-    Observation {
-        at: OffsetDateTime,
-        purpose: &'a str,
-        status: Option<&'a str>,
-        failure_reason: Option<&'a str>,
-        error: Option<&'a str>,
-        conclusion: Option<&'a str>,
+    LateVerdict {
+        number: i32,
+        verdict: &'a str,
     },
+    Observation(Observation<'a>),
+}
+
+/// What a read of the customer said, or a webhook.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(test, derive(PartialEq))]
+pub(crate) struct Observation<'a> {
+    pub at: OffsetDateTime,
+    pub purpose: &'a str,
+    pub status: Option<&'a str>,
+    pub failure_reason: Option<&'a str>,
+    pub error: Option<&'a str>,
+    pub conclusion: Option<&'a str>,
 }
 
 /// A value of an entry. Its encoding says what it is and where it ends.
@@ -86,25 +92,6 @@ impl Head {
         mac.update(&entries.to_be_bytes());
         entry.feed(&mut mac);
         Self { mac: mac.finalize().into_bytes().into(), entries }
-    }
-
-    /// Locks a submission's row until the transaction's end, and returns where its chain stands
-    /// and the transaction's time. `None` if there is no such submission.
-    pub(crate) async fn lock(
-        tx: &mut PgConnection,
-        job_id: Uuid,
-    ) -> sqlx::Result<Option<(Self, OffsetDateTime)>> {
-        let row = sqlx::query!(
-            r#"-- lock_head
-            select chain as "chain: [u8; 32]", entries, now() as "now!"
-            from submission
-            where job_id = $1
-            for update"#,
-            job_id,
-        )
-        .fetch_optional(tx)
-        .await?;
-        Ok(row.map(|row| (Self::of_row(row.chain, row.entries), row.now)))
     }
 }
 
@@ -141,18 +128,20 @@ impl Entry<'_> {
                 ],
             ),
             Self::LateVerdict { number, verdict } => feed(mac, b'l', [number.into(), verdict.into()]),
-            Self::Observation { at, purpose, status, failure_reason, error, conclusion } => feed(
-                mac,
-                b'o',
-                [
-                    at.into(),
-                    purpose.into(),
-                    status.into(),
-                    failure_reason.into(),
-                    error.into(),
-                    conclusion.into(),
-                ],
-            ),
+            Self::Observation(Observation { at, purpose, status, failure_reason, error, conclusion }) => {
+                feed(
+                    mac,
+                    b'o',
+                    [
+                        at.into(),
+                        purpose.into(),
+                        status.into(),
+                        failure_reason.into(),
+                        error.into(),
+                        conclusion.into(),
+                    ],
+                )
+            }
         }
     }
 }
@@ -251,14 +240,14 @@ mod tests {
                 "5d6d22ad627ee7141e0d258f3d147bc6aaa2584b40a260325c3d4d969749450f",
             ),
             (
-                Entry::Observation {
+                Entry::Observation(Observation {
                     at: at(848_000_000_500_000),
                     purpose: "read_back",
                     status: Some("FAILED"),
                     failure_reason: Some(""),
                     error: None,
                     conclusion: Some("confirming"),
-                },
+                }),
                 "ca5534c5f9b1f338add29c369a2f1ce87bfc6df1392efddbc7128ff125e5ed5e",
             ),
             (
@@ -321,14 +310,14 @@ mod tests {
                     number: self.numbers[0].unwrap_or_default(),
                     verdict: a.unwrap_or_default(),
                 },
-                _ => Entry::Observation {
+                _ => Entry::Observation(Observation {
                     at: at(self.times[0]),
                     purpose: a.unwrap_or_default(),
                     status: b,
                     failure_reason: c,
                     error: d,
                     conclusion: e,
-                },
+                }),
             }
         }
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::domain::history::{Attempt, Fault, History, Observation, Submission};
 use crate::domain::state::VerdictKind;
-use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::history::chain::{self, Entry, Head, Subject};
 use crate::seal::Fingerprinter;
 
 /// What is wrong with a job's history.
@@ -191,12 +191,12 @@ fn closed<'a>(attempt: &'a Attempt, submission: &'a Submission) -> Option<Entry<
 }
 
 fn observed(observation: &Observation) -> Entry<'_> {
-    Entry::Observation {
+    Entry::Observation(chain::Observation {
         at: observation.at,
         purpose: &observation.purpose,
         status: observation.status.as_deref(),
         failure_reason: observation.failure_reason.as_deref(),
         error: observation.error.as_deref(),
         conclusion: observation.conclusion.as_deref(),
-    }
+    })
 }

@@ -1,22 +1,194 @@
-//! A slot that was taken: the customer's other jobs are read, and the slot is used or given up.
+//! A customer's slot is taken; with it, their other jobs are read, and it is used or given up. An attempt
+//! that begins gives a [`Claim`], and nothing else does.
 
-use sqlx::PgConnection;
+use std::ops::Deref;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::outcome::{Outcome, Review};
-use crate::domain::precedence::{Decision, decide};
+use crate::clock::Moment;
+use crate::domain::outcome::{History, Outcome, Review};
+use crate::domain::precedence::{Asking, Decision, decide};
+use crate::domain::state::{State, WaitingFor};
 use crate::domain::suspicion::Customer;
-use crate::journal::rows::{Beginning, Candidate, Limits, column};
+use crate::journal::history::chain::{Head, Subject};
+use crate::journal::rows::{Limits, NewRow, column};
 use crate::journal::statements::customers::read_customers;
-use crate::journal::statements::wake::{NEAR_WAIT_MAX_SECONDS, wake_newest};
+use crate::journal::statements::move_on::{Destination, Move, Position, Why, move_locked};
+use crate::journal::statements::wake::NEAR_WAIT_MAX_SECONDS;
 
 /// The reason of a job whose payload no key opens.
 pub(crate) const PAYLOAD_UNREADABLE: &str = "payload_unreadable";
 
+/// A job without a key for its payload waits so long at least, and at most.
+const KEY_WAIT_MIN: Duration = Duration::from_secs(60);
+const KEY_WAIT_MAX: Duration = Duration::from_secs(3_600);
+
 /// How many older jobs of a customer end at once, because a newer one was accepted. Whatever is left
 /// is ended by the next claim.
 const SUPERSEDED_AT_ONCE: i64 = 100;
+
+/// A customer's slot, taken for a job: what its next attempt begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    pub job_id: Uuid,
+    pub customer_id: Uuid,
+    /// Fences out whoever held an older one.
+    pub token: i64,
+    pub attempt: i32,
+    pub history: History,
+    /// When this attempt's send window began.
+    pub t0: Moment,
+    /// When it began, by the database's clock.
+    pub begun_at: OffsetDateTime,
+    /// Where the job's chain stood then.
+    pub head: Head,
+}
+
+/// The right to make one attempt now. Only the commit that begins the attempt makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim(Slot);
+
+impl Deref for Claim {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        &self.0
+    }
+}
+
+impl Claim {
+    /// The claim of an attempt that an earlier commit began, whose answer was lost.
+    pub(super) fn found(slot: Slot) -> Self {
+        Self(slot)
+    }
+
+    /// The same, after an entry was added to the job's history.
+    pub(crate) fn at(self, head: Head) -> Self {
+        Self(Slot { head, ..self.0 })
+    }
+
+    pub(crate) fn subject(&self) -> Subject {
+        Subject { job_id: self.job_id, customer_id: self.customer_id }
+    }
+
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            state: State::Submitting,
+            token: self.token,
+            head: self.head,
+        }
+    }
+}
+
+/// A job that waited, and has its customer's slot.
+pub(crate) struct TakenSlot {
+    pub job_id: Uuid,
+    pub customer_id: Uuid,
+    pub token: i64,
+    pub attempt: i32,
+    pub retries: i32,
+    pub sealed: Vec<u8>,
+    pub requested_at: OffsetDateTime,
+    pub received_at: OffsetDateTime,
+    pub content_hmac: Option<Vec<u8>>,
+    pub correlation_id: Option<String>,
+    pub misconfigured: i64,
+    pub unknown: i64,
+    pub is_expired: bool,
+    pub begun_at: OffsetDateTime,
+    pub chain: Option<[u8; 32]>,
+    pub entries: i32,
+}
+
+impl TakenSlot {
+    pub fn head(&self) -> Head {
+        Head::of_row(self.chain, self.entries)
+    }
+
+    pub fn slot(&self, t0: Moment, is_probe: bool) -> Slot {
+        Slot {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            token: self.token,
+            attempt: self.attempt,
+            history: History {
+                retries: self.retries.unsigned_abs(),
+                misconfigured: u32::try_from(self.misconfigured).unwrap_or(u32::MAX),
+                unknown: u32::try_from(self.unknown).unwrap_or(u32::MAX),
+                is_probe,
+                others_are_taken: false,
+            },
+            t0,
+            begun_at: self.begun_at,
+            head: self.head(),
+        }
+    }
+
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            position: Position {
+                job_id: self.job_id,
+                customer_id: self.customer_id,
+                state: State::Submitting,
+                token: self.token,
+                head: self.head(),
+            },
+            requested_at: self.requested_at,
+            received_at: self.received_at,
+            content_hmac: self.content_hmac.clone(),
+            is_resend: self.unknown > 0,
+        }
+    }
+
+    /// How long it waits for a key: as long again as it has waited.
+    pub fn key_wait(&self) -> Duration {
+        let waited = Duration::try_from(self.begun_at - self.received_at).unwrap_or_default();
+        waited.clamp(KEY_WAIT_MIN, KEY_WAIT_MAX)
+    }
+}
+
+/// A new job's slot: the database gives the first claim this token, and the first attempt this number.
+impl NewRow {
+    pub(crate) fn slot(&self, t0: Moment, begun_at: OffsetDateTime) -> Slot {
+        let Position { job_id, customer_id, token, head, .. } = self.position();
+        Slot { job_id, customer_id, token, attempt: 1, history: History::default(), t0, begun_at, head }
+    }
+
+    pub(crate) fn candidate(&self) -> Candidate {
+        Candidate {
+            position: self.position(),
+            requested_at: self.requested_at,
+            received_at: self.received_at,
+            content_hmac: Some(self.content_hmac.to_vec()),
+            is_resend: false,
+        }
+    }
+
+    fn position(&self) -> Position {
+        Position {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            state: State::Submitting,
+            token: 1,
+            head: Head::default(),
+        }
+    }
+}
+
+/// A job that wants its customer's slot, or has it, before it may use it.
+pub(crate) struct Candidate {
+    /// Where its row stands once it has the slot.
+    position: Position,
+    requested_at: OffsetDateTime,
+    received_at: OffsetDateTime,
+    content_hmac: Option<Vec<u8>>,
+    is_resend: bool,
+}
 
 /// Reads what each candidate's customer had, now that the slots are theirs, and decides; in the
 /// candidates' order.
@@ -26,22 +198,36 @@ pub(crate) async fn decide_all(
     limits: &Limits,
 ) -> sqlx::Result<Vec<Decision>> {
     // What is sent for the first time spends whatever is left.
-    let asked = candidates.iter().map(|job| (job.customer_id, (!job.is_resend).then_some(job.job_id)));
+    let asked = candidates.iter().map(|job| {
+        let Position { job_id, customer_id, .. } = job.position;
+        (customer_id, (!job.is_resend).then_some(job_id))
+    });
     let customers = read_customers(tx, asked).await?;
     let unknown = Customer::default();
     let decision = |candidate: &Candidate| {
-        let customer = customers.get(&candidate.customer_id).unwrap_or(&unknown);
+        let customer = customers.get(&candidate.position.customer_id).unwrap_or(&unknown);
         decide(&candidate.asking(), customer, limits.read_back_window, limits.customer_updates)
     };
     Ok(candidates.iter().map(decision).collect())
 }
 
 impl Candidate {
-    /// Gives the slot up as the decision says. `None` when the job waits.
+    fn asking(&self) -> Asking<'_> {
+        Asking {
+            job_id: self.position.job_id,
+            age_key: (self.requested_at, self.received_at, self.position.job_id),
+            content_hmac: self.content_hmac.as_deref(),
+            is_resend: self.is_resend,
+        }
+    }
+
+    /// Gives the slot up as the decision says. `None` when the job waits. `head` is where its history
+    /// stands, if an entry was added.
     pub async fn yield_slot(
         &self,
         tx: &mut PgConnection,
         decision: Decision,
+        head: Option<Head>,
     ) -> sqlx::Result<Option<Outcome>> {
         let outcome = match decision {
             Decision::Superseded { by } => Outcome::Superseded { by },
@@ -49,103 +235,75 @@ impl Candidate {
             Decision::NewerFateUnknown { newer } => Outcome::NeedsReview(Review::NewerFateUnknown { newer }),
             Decision::LastUpdate => Outcome::NeedsReview(Review::LastUpdate),
             Decision::Wait | Decision::Go => {
-                self.wait_behind_newer(tx).await?;
+                // Whoever releases or ends the newer one wakes this one; its alarm is for what nobody ends.
+                let due_in = Duration::from_secs_f64(NEAR_WAIT_MAX_SECONDS);
+                let wait = Destination::Wait { waiting_for: WaitingFor::Customer, due_in, why: None };
+                self.give_up_slot(tx, &wait, head).await?;
                 return Ok(None);
             }
         };
-        self.end(tx, &outcome).await?;
+        self.give_up_slot(tx, &Destination::End(outcome.ended()), head).await?;
         Ok(Some(outcome))
     }
 
-    /// Whoever releases or ends the newer one wakes this one; its alarm is for what nobody ends.
-    async fn wait_behind_newer(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        sqlx::query!(
-            "-- wait_behind_newer
-            update submission s
-            set state = 'waiting', waiting_for = 'customer', claimed_until = null,
-                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
-                due_at = now() + make_interval(secs => $2)
-            where s.job_id = $1 and s.state = 'submitting'",
-            self.job_id,
-            NEAR_WAIT_MAX_SECONDS,
-        )
-        .execute(&mut *tx)
-        .await?;
-        wake_newest(tx, &[self.customer_id]).await
+    /// Ends the job without an attempt.
+    pub async fn end(&self, tx: &mut PgConnection, outcome: &Outcome) -> sqlx::Result<()> {
+        self.give_up_slot(tx, &Destination::End(outcome.ended()), None).await
+    }
+
+    /// Gives the slot up until a key may be there. Another replica may have the key already.
+    pub async fn wait_for_key(&self, tx: &mut PgConnection, due_in: Duration) -> sqlx::Result<()> {
+        let text = "no key opens its payload; add the key that it was sealed with to PAYLOAD_KEY".into();
+        let why = Some(Why { code: PAYLOAD_UNREADABLE, text });
+        self.give_up_slot(tx, &Destination::Wait { waiting_for: WaitingFor::Retry, due_in, why }, None).await
+    }
+
+    async fn give_up_slot(
+        &self,
+        tx: &mut PgConnection,
+        to: &Destination,
+        head: Option<Head>,
+    ) -> sqlx::Result<()> {
+        let moved = Move { from: self.position, to, attempt: None, is_retry: false, head };
+        move_locked(tx, Duration::ZERO, &[moved]).await
     }
 
     /// Ends those that wait and are older than this one: a newer one was accepted, which nothing
     /// takes back, so none of them needs the slot for that. Returns which.
-    pub(crate) async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<Uuid>> {
-        let outcome = Outcome::Superseded { by };
-        sqlx::query_scalar!(
-            "-- supersede_older
-            with older as (
-                select s.job_id
-                from submission s
-                where s.customer_id = $1 and s.state = 'waiting'
-                    and (s.requested_at, s.received_at, s.job_id) < ($2, $3, $4)
-                order by s.requested_at desc, s.received_at desc, s.job_id desc
-                limit $5
-                for update skip locked
-            )
-            update submission s
-            set state = $6, waiting_for = null, due_at = null, reason_code = null, reason = $7,
-                ended_at = greatest(now(), s.received_at), sealed_payload = null
-            from older
-            where s.job_id = older.job_id
-            returning s.job_id",
-            self.customer_id,
+    pub async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<Uuid>> {
+        let older = sqlx::query!(
+            r#"-- lock_older
+            select job_id, claim_token, chain as "chain: [u8; 32]", entries
+            from submission
+            where customer_id = $1 and state = 'waiting'
+                and (requested_at, received_at, job_id) < ($2, $3, $4)
+            order by requested_at desc, received_at desc, job_id desc
+            limit $5
+            for update skip locked"#,
+            self.position.customer_id,
             self.requested_at,
             self.received_at,
-            self.job_id,
+            self.position.job_id,
             SUPERSEDED_AT_ONCE,
-            outcome.state().name(),
-            &*outcome.reason(),
         )
-        .fetch_all(tx)
-        .await
-    }
-
-    /// Gives the slot up until a key may be there: a minute first, then as long again as the job has
-    /// waited, and an hour at most. Another replica may have the key already.
-    pub(crate) async fn wait_for_key(&self, tx: &mut PgConnection) -> sqlx::Result<()> {
-        sqlx::query!(
-            "-- wait_for_key
-            update submission s
-            set state = 'waiting', waiting_for = 'retry', claimed_until = null,
-                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
-                due_at = now() + least(greatest(now() - s.received_at, interval '1 minute'), interval '1 hour'),
-                reason_code = $2, reason = $3
-            where s.job_id = $1 and s.state = 'submitting'",
-            self.job_id,
-            PAYLOAD_UNREADABLE,
-            "no key opens its payload; add the key that it was sealed with to PAYLOAD_KEY",
-        )
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
-        wake_newest(tx, &[self.customer_id]).await
-    }
-
-    /// Ends the job without an attempt.
-    pub(crate) async fn end(&self, tx: &mut PgConnection, outcome: &Outcome) -> sqlx::Result<()> {
-        sqlx::query!(
-            "-- end_without_attempt
-            update submission s
-            set state = $2, reason_code = $3, reason = $4, ended_at = greatest(now(), s.received_at),
-                claimed_until = null,
-                attempts = (select count(*) from attempt a where a.job_id = s.job_id),
-                sealed_payload = case when $5 then s.sealed_payload end
-            where s.job_id = $1 and s.state = 'submitting'",
-            self.job_id,
-            outcome.state().name(),
-            outcome.reason_code(),
-            &*outcome.reason(),
-            outcome.keeps_payload(),
-        )
-        .execute(&mut *tx)
-        .await?;
-        wake_newest(tx, &[self.customer_id]).await
+        let to = Destination::End(Outcome::Superseded { by }.ended());
+        let moves = older.iter().map(|row| Move {
+            from: Position {
+                job_id: row.job_id,
+                customer_id: self.position.customer_id,
+                state: State::Waiting,
+                token: row.claim_token,
+                head: Head::of_row(row.chain, row.entries),
+            },
+            to: &to,
+            attempt: None,
+            is_retry: false,
+            head: None,
+        });
+        move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+        Ok(older.into_iter().map(|row| row.job_id).collect())
     }
 }
 
@@ -153,23 +311,146 @@ impl Candidate {
 pub(crate) async fn begin_attempts(
     tx: &mut PgConnection,
     worker: &str,
-    beginning: &[Beginning],
-) -> sqlx::Result<()> {
-    if beginning.is_empty() {
-        return Ok(());
+    slots: Vec<Slot>,
+) -> sqlx::Result<Vec<Claim>> {
+    if slots.is_empty() {
+        return Ok(Vec::new());
     }
-    let all: Vec<&Beginning> = beginning.iter().collect();
+    let all: Vec<&Slot> = slots.iter().collect();
     sqlx::query!(
         "-- begin_attempts
         insert into attempt (job_id, number, worker, signed_at)
         select b.job_id, b.number, $4, b.signed_at
         from unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as b (job_id, number, signed_at)",
-        &column(&all, |attempt| attempt.job_id),
-        &column(&all, |attempt| attempt.attempt),
-        &column(&all, |attempt| OffsetDateTime::from(attempt.t0.wall)),
+        &column(&all, |slot| slot.job_id),
+        &column(&all, |slot| slot.attempt),
+        &column(&all, |slot| OffsetDateTime::from(slot.t0.wall)),
         worker,
     )
     .execute(tx)
     .await?;
-    Ok(())
+    Ok(slots.into_iter().map(Claim).collect())
+}
+
+/// Takes the slots of up to `limit` jobs that have been due the longest, since `due_from` at most, of
+/// customers who are free. Of a customer's jobs the newest goes first.
+pub(crate) async fn take_slots(
+    tx: &mut PgConnection,
+    worker: &str,
+    limits: &Limits,
+    is_resend_excluded: bool,
+    limit: usize,
+    due_from: Option<OffsetDateTime>,
+) -> sqlx::Result<Vec<TakenSlot>> {
+    // The slots are taken in the customers' order, as every batch takes them: two that
+    // took them in different orders would wait for each other. `offset 0` and `limit 1` keep it a
+    // look-up for each job: Postgres would rather join them with all that wait.
+    sqlx::query_as!(
+        TakenSlot,
+        r#"-- take_slots
+        with due as (
+            select s.job_id, s.customer_id
+            from submission s
+            where s.state = 'waiting' and s.due_at <= now()
+                and s.due_at >= coalesce($5::timestamptz, '-infinity')
+                and not exists (
+                    select from submission holder
+                    where holder.customer_id = s.customer_id
+                        and holder.state in ('submitting', 'unknown')
+                    offset 0
+                )
+                and (
+                    select newer.job_id from submission newer
+                    where newer.customer_id = s.customer_id and newer.state = 'waiting'
+                        and (newer.requested_at, newer.received_at, newer.job_id)
+                            > (s.requested_at, s.received_at, s.job_id)
+                    order by newer.requested_at desc, newer.received_at desc, newer.job_id desc
+                    limit 1
+                ) is null
+                and not (
+                    $3 and exists (
+                        select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+                    )
+                )
+            order by s.due_at
+            limit $4
+            for update of s skip locked
+        ), ordered as (
+            select job_id from due order by customer_id
+        )
+        update submission s
+        set state = 'submitting', waiting_for = null, due_at = null,
+            reason_code = null, reason = null,
+            attempts = s.attempts + 1, claim_token = s.claim_token + 1,
+            claimed_by = $1, claimed_until = now() + make_interval(secs => $2)
+        from ordered
+        where s.job_id = ordered.job_id
+        returning
+            s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
+            s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
+            s.content_hmac, s.correlation_id, coalesce(s.expires_at <= now(), false) as "is_expired!",
+            now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
+            (
+                select count(*) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'misconfigured'
+            ) as "misconfigured!",
+            (
+                select count(*) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'unknown'
+            ) as "unknown!""#,
+        worker,
+        limits.claim_lease.as_secs_f64(),
+        is_resend_excluded,
+        i64::try_from(limit).unwrap_or(i64::MAX),
+        due_from,
+    )
+    .fetch_all(tx)
+    .await
+}
+
+/// A job whose attempt an earlier commit began.
+pub(crate) struct Begun {
+    pub claim: Claim,
+    pub sealed: Vec<u8>,
+    pub correlation_id: Option<String>,
+}
+
+/// What an earlier commit of `worker` with this `t0` has begun.
+pub(crate) async fn find_begun(
+    executor: impl PgExecutor<'_>,
+    worker: &str,
+    t0: Moment,
+    is_probe: bool,
+) -> sqlx::Result<Vec<Begun>> {
+    let begun = sqlx::query_as!(
+        TakenSlot,
+        r#"-- find_begun
+        select
+            s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
+            s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
+            s.content_hmac, s.correlation_id, a.begun_at, s.chain as "chain: [u8; 32]", s.entries,
+            (
+                select count(*) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'misconfigured'
+            ) as "misconfigured!",
+            (
+                select count(*) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'unknown'
+            ) as "unknown!",
+            false as "is_expired!"
+        from submission s
+        join attempt a on a.job_id = s.job_id and a.number = s.attempts
+        where s.state = 'submitting' and s.claimed_by = $1
+            and a.worker = $1 and a.signed_at = $2 and a.ended_at is null"#,
+        worker,
+        OffsetDateTime::from(t0.wall),
+    )
+    .fetch_all(executor)
+    .await?;
+    let begun = begun.into_iter().map(|slot| Begun {
+        claim: Claim(slot.slot(t0, is_probe)),
+        sealed: slot.sealed,
+        correlation_id: slot.correlation_id,
+    });
+    Ok(begun.collect())
 }

@@ -11,9 +11,24 @@ use crate::domain::message::{Message, Whole};
 use crate::domain::outcome::Outcome;
 use crate::domain::precedence::Decision;
 use crate::domain::state::WaitingFor;
-use crate::journal::rows::{Beginning, Candidate, Limits, NewRow, Opened, Slots, column};
-use crate::journal::statements::claim::{begin_attempts, decide_all};
+use crate::journal::rows::{Limits, NewRow, Slots, column};
+use crate::journal::statements::claim::{Candidate, Claim, begin_attempts, decide_all};
 use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
+
+/// What became of a valid job.
+#[derive(Debug)]
+pub enum Opened {
+    /// It is ours to submit, and its first attempt is begun.
+    Claimed(Claim),
+    Parked,
+    /// It ended at once, for another job of its customer.
+    Ended(Outcome),
+    Known,
+    /// Its `job_id` is taken by another content.
+    Conflict,
+    /// The database cannot hold one of its values.
+    Refused,
+}
 
 /// A job that was let in and claimed.
 struct Inserted {
@@ -64,22 +79,18 @@ pub(crate) async fn open_many(
     }
     let candidates: Vec<Candidate> = claimed.iter().map(|(row, _)| row.candidate()).collect();
     let decisions = decide_all(tx, &candidates, limits).await?;
-    let (mut opened, mut beginning) = (HashMap::with_capacity(claimed.len()), Vec::new());
+    let (mut opened, mut going) = (HashMap::with_capacity(claimed.len()), Vec::new());
     for (((row, begun_at), candidate), decision) in claimed.into_iter().zip(&candidates).zip(decisions) {
-        let became = match decision {
-            Decision::Go => {
-                let claim = row.claim(begun_at);
-                beginning.push(Beginning { job_id: claim.job_id, attempt: claim.attempt, t0: claim.t0 });
-                Opened::Claimed(claim)
+        match (decision, row.t0) {
+            (Decision::Go, Some(t0)) => going.push(row.slot(t0, begun_at)),
+            (decision, _) => {
+                let ended = candidate.yield_slot(tx, decision, None).await?;
+                opened.insert(row.job_id, ended.map_or(Opened::Parked, Opened::Ended));
             }
-            decision => match candidate.yield_slot(tx, decision).await? {
-                Some(outcome) => Opened::Ended(outcome),
-                None => Opened::Parked,
-            },
-        };
-        opened.insert(row.job_id, became);
+        }
     }
-    begin_attempts(tx, worker, &beginning).await?;
+    let claims = begin_attempts(tx, worker, going).await?;
+    opened.extend(claims.into_iter().map(|claim| (claim.job_id, Opened::Claimed(claim))));
     if !behind.is_empty() {
         opened.extend(open_behind(tx, limits, &behind).await?);
     }
@@ -238,6 +249,54 @@ async fn insert_claimed(
         Slots::MaybeTaken => insert_claimed!("-- insert_claimed_if_free", "on conflict do nothing"),
     };
     Ok(inserted.into_iter().map(|row| (row.job_id, row.begun_at)).collect())
+}
+
+/// What stands under a `job_id` that is taken.
+pub(crate) struct Found {
+    pub is_invalid: bool,
+    pub has_same_content: bool,
+    /// Ours, where an earlier commit opened the job and its answer was lost.
+    pub claim: Option<Claim>,
+}
+
+/// Finds and locks what stands under the `job_id` of `row`.
+pub(crate) async fn find(tx: &mut PgConnection, worker: &str, row: &NewRow) -> sqlx::Result<Option<Found>> {
+    // A forgotten customer's rows have no fingerprint. What is left of the content tells it from
+    // another customer's job, or one of another document.
+    let found = sqlx::query!(
+        r#"-- find
+        select
+            s.state = 'invalid' as "is_invalid!",
+            coalesce(
+                s.content_hmac = $2, (s.customer_id, s.document_type) = ($5, $6), false
+            ) as "has_same_content!",
+            coalesce(
+                s.state = 'submitting' and s.claim_token = 1
+                    and a.worker = $3 and a.signed_at = $4 and a.ended_at is null,
+                false
+            ) as "is_our_claim!",
+            a.begun_at as "begun_at?"
+        from submission s
+        left join attempt a on a.job_id = s.job_id and a.number = 1
+        where s.job_id = $1
+        for update of s"#,
+        row.job_id,
+        &row.content_hmac,
+        worker,
+        row.t0.map(|t0| OffsetDateTime::from(t0.wall)),
+        row.customer_id,
+        row.document_type,
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(found.map(|found| Found {
+        is_invalid: found.is_invalid,
+        has_same_content: found.has_same_content,
+        claim: match (found.is_our_claim, row.t0, found.begun_at) {
+            (true, Some(t0), Some(begun_at)) => Some(Claim::found(row.slot(t0, begun_at))),
+            _ => None,
+        },
+    }))
 }
 
 pub(crate) async fn insert_waiting(

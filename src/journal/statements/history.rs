@@ -1,0 +1,115 @@
+//! A job's history: its row is locked, and entries are added to it.
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::state::State;
+use crate::journal::history::chain::{Head, Observation, Subject};
+use crate::journal::statements::claim::Claim;
+use crate::journal::statements::move_on::Position;
+
+/// A submission's row, locked until the transaction's end.
+pub(crate) struct Locked {
+    pub position: Position,
+    pub reason_code: Option<String>,
+    /// The transaction's time.
+    pub now: OffsetDateTime,
+}
+
+/// Locks a submission's row; `None` if there is no such submission.
+pub(crate) async fn lock_submission(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<Locked>> {
+    let row = sqlx::query!(
+        r#"-- lock_submission
+        select
+            customer_id as "customer_id!", state as "state: State", claim_token as token, reason_code,
+            chain as "chain: [u8; 32]", entries, now() as "now!"
+        from submission
+        where job_id = $1
+        for update"#,
+        job_id,
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(row.map(|row| Locked {
+        position: Position {
+            job_id,
+            customer_id: row.customer_id,
+            state: row.state,
+            token: row.token,
+            head: Head::of_row(row.chain, row.entries),
+        },
+        reason_code: row.reason_code,
+        now: row.now,
+    }))
+}
+
+/// Notes where a history stands after an entry that moves its job nowhere.
+pub(crate) async fn set_head(tx: &mut PgConnection, job_id: Uuid, head: Head) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- set_head
+        update submission set chain = $2, entries = $3 where job_id = $1",
+        job_id,
+        &head.mac as &[u8],
+        head.entries,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Adds what a read said, or why there was none, as the entry of that number. `read_at` is the time by
+/// the replica that read.
+pub(crate) async fn insert_observation(
+    tx: &mut PgConnection,
+    subject: Subject,
+    observation: &Observation<'_>,
+    entry: i32,
+    read_at: Option<OffsetDateTime>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- insert_observation
+        insert into observation (
+            job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at
+        )
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        subject.job_id,
+        subject.customer_id,
+        observation.at,
+        observation.purpose,
+        observation.status,
+        observation.failure_reason,
+        observation.error,
+        observation.conclusion,
+        entry,
+        read_at,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Adds what a worker learned of its attempt after it had lost the claim, as the entry of that number.
+/// False where that is known already.
+pub(crate) async fn set_late_verdict(
+    tx: &mut PgConnection,
+    claim: &Claim,
+    worker: &str,
+    verdict: &str,
+    entry: i32,
+) -> sqlx::Result<bool> {
+    let noted = sqlx::query!(
+        "-- set_late_verdict
+        update attempt
+        set late_verdict = $4, late_entry = $5
+        where job_id = $1 and number = $2 and worker = $3 and ended_at is not null and late_verdict is null",
+        claim.job_id,
+        claim.attempt,
+        worker,
+        verdict,
+        entry,
+    )
+    .execute(tx)
+    .await?;
+    Ok(noted.rows_affected() == 1)
+}
