@@ -143,7 +143,7 @@ impl Running {
         let pace = Pace {
             per_second: verification.verification_reads_per_second,
             apart: settings.read_back.customer_read_interval,
-            look_time_max: settings.provider.read_timeout,
+            read_time_max: settings.provider.read_timeout,
         };
         let tracker = Tracker::new(Arc::clone(context), verification.tracking(), pace, work.scheduler_poll);
         let events = settings.broker.customer_events.then(|| {

@@ -95,9 +95,9 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
     };
     failpoint::reach(Point::Parsed);
     let admission = if !context.breaker.is_closed() {
-        Admission::Park(WaitingFor::Provider)
+        Admission::Wait(WaitingFor::Provider)
     } else if context.intake.is_held() || job.is_expired(received_at) {
-        Admission::Park(WaitingFor::Retry)
+        Admission::Wait(WaitingFor::Retry)
     } else {
         Admission::Claim(Moment::now())
     };
@@ -105,7 +105,7 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
     failpoint::reach(Point::Opened);
     let received = match opened {
         Opened::Claimed(claim) => Received::Submit(claim, job.request),
-        Opened::Parked => {
+        Opened::Waiting => {
             context.scheduled.notify_one();
             Received::Ack
         }
@@ -147,7 +147,7 @@ async fn open(
     let open = || context.journal.open(job, received_at, admission);
     match admission {
         Admission::Claim(_) => context.persist_result(open).await,
-        Admission::Park(_) => context.persist(open).await,
+        Admission::Wait(_) => context.persist(open).await,
     }
 }
 
@@ -272,8 +272,8 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
         Next::End(outcome) => {
             context.persist_result(|| context.journal.settle(claim, &result, outcome)).await
         }
-        Next::Wait(wait) => context.persist_result(|| context.journal.park(claim, &result, wait)).await,
-        Next::ReadBack => context.persist_result(|| context.journal.doubt(claim, &result)).await,
+        Next::Wait(wait) => context.persist_result(|| context.journal.schedule(claim, &result, wait)).await,
+        Next::ReadBack => context.persist_result(|| context.journal.leave_unknown(claim, &result)).await,
     };
     match (recorded, next) {
         (None, _) => Box::pin(record_late(context, claim, &result.verdict)).await,
@@ -327,9 +327,9 @@ async fn read(context: &Context, claim: ReadClaim) {
     let reading = context.provider.customer(claim.customer_id).await;
     let elapsed = claim.claimed_at.elapsed();
     let evidence = Evidence {
-        end_to_look: claim.since_end,
+        end_to_read: claim.since_end,
         begin_to_answer: claim.since_begin.after(elapsed),
-        look_to_answer: elapsed,
+        read_to_answer: elapsed,
         is_only_suspect: claim.is_only_suspect,
         word_before: claim.word_before.clone(),
         confirmed: claim.confirmed,
@@ -348,7 +348,7 @@ async fn read(context: &Context, claim: ReadClaim) {
             warn!(conclusion = conclusion.name(), "the claim was lost before the reading was recorded")
         }
         (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
-        (Some(()), Settled::SendAgain | Settled::InDoubt(_)) => context.scheduled.notify_one(),
+        (Some(()), Settled::SendAgain | Settled::StillUnknown(_)) => context.scheduled.notify_one(),
     }
     failpoint::reach(Point::ReadConcluded);
 }
@@ -370,6 +370,6 @@ fn settled_by(conclusion: Conclusion, reading: &Reading) -> Settled {
         Conclusion::NotApplied => Settled::SendAgain,
         Conclusion::LastUpdate => Settled::Ended(Outcome::NeedsReview(Review::LastUpdate)),
         Conclusion::Unsettled => Settled::Ended(Outcome::NeedsReview(Review::FateUnknown)),
-        Conclusion::Confirming { after } | Conclusion::LookAgain { after } => Settled::InDoubt(after),
+        Conclusion::Confirming { after } | Conclusion::ReadAgain { after } => Settled::StillUnknown(after),
     }
 }

@@ -228,7 +228,7 @@ pub struct ReadBackSettings {
     )]
     pub read_back_unverified: UnverifiedMeans,
 
-    /// Look at every customer before the first attempt, as evidence
+    /// Read every customer before the first attempt, as evidence
     #[arg(
         long,
         env = "BASELINE_READ",

@@ -17,7 +17,7 @@ pub(crate) struct LockedJob {
     pub has_payload: bool,
     pub is_expired: bool,
     /// Whether an attempt of it may have been applied.
-    pub is_in_doubt: bool,
+    pub may_be_applied: bool,
     pub is_accepted_late: bool,
     pub state: State,
     token: i64,
@@ -53,7 +53,7 @@ pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Resul
             coalesce(expires_at <= now(), false) as "is_expired!",
             exists (
                 select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
-            ) as "is_in_doubt!",
+            ) as "may_be_applied!",
             exists (
                 select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
             ) as "is_accepted_late!"

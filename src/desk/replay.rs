@@ -198,7 +198,7 @@ fn refusal_of_customer(
         job_id,
         age_key: (row.requested_at.unwrap_or(row.received_at), row.received_at, job_id),
         content_hmac: row.content_hmac.as_deref(),
-        is_resend: row.is_in_doubt,
+        is_resend: row.may_be_applied,
     };
     match decide(&asking, customer, rules.read_back_window, rules.customer_updates) {
         // Behind a newer one it waits, as any other job does.

@@ -117,7 +117,7 @@ pub async fn resolve(
             return Err(ResolveError::NotInReview { job_id, is: was });
         }
         match finding {
-            Finding::Accepted if !row.is_in_doubt => return Err(ResolveError::NothingWasSent(job_id)),
+            Finding::Accepted if !row.may_be_applied => return Err(ResolveError::NothingWasSent(job_id)),
             Finding::NotApplied | Finding::Rejected if row.is_accepted_late => {
                 return Err(ResolveError::AcceptedLate(job_id));
             }
@@ -125,9 +125,8 @@ pub async fn resolve(
         }
         let from = row.position(job_id).ok_or(ResolveError::NotKnown(job_id))?;
         let to = Destination::End(finding.ended());
-        let moved = Move { from, to: &to, attempt: None, is_retry: false, head: None };
         // An acceptance is followed to the end of its verification, as any other is.
-        move_locked(tx, Duration::ZERO, &[moved]).await?;
+        move_locked(tx, Duration::ZERO, &[Move::new(from, &to)]).await?;
         let detail = format!("was {was}, resolved as {}", finding.name());
         let intervention = Intervention {
             action: "resolve",

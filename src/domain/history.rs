@@ -188,7 +188,7 @@ impl<'a> Standing<'a> {
     /// Whether it may wait for a person to settle it.
     fn may_be_resolved(self) -> bool {
         match self {
-            // For a newer one of unknown fate.
+            // For a newer one of unknown outcome.
             Self::Untried | Self::Retry(_) | Self::Cleared(_) | Self::Replayed => true,
             Self::Ended(_) | Self::Held => true,
             Self::Read(seen) => {
@@ -320,9 +320,9 @@ impl History {
                     standing
                 }
                 Event::Concluded(seen) => {
-                    use ConclusionKind::{Confirming, LookAgain, NotApplied};
+                    use ConclusionKind::{Confirming, NotApplied, ReadAgain};
                     match (seen.conclusion.as_deref().map(str::parse), standing.last()) {
-                        (Some(Ok(Confirming | LookAgain)), _) => standing,
+                        (Some(Ok(Confirming | ReadAgain)), _) => standing,
                         (Some(Ok(NotApplied)), Some(last)) => Standing::Cleared(last),
                         (Some(Ok(NotApplied)), None) => standing,
                         _ => Standing::Read(seen),

@@ -142,7 +142,7 @@ impl Outcome {
             }
             Self::Exhausted(Exhaustion::Expired) => "the job expired before it could be sent",
             Self::NeedsReview(Review::FateUnknown) => {
-                "an attempt may have been applied, and no look at the customer can tell any more; \
+                "an attempt may have been applied, and no read of the customer can tell any more; \
                  compare the document at the provider with this job before anything is sent again"
             }
             Self::NeedsReview(Review::LastUpdate) => {
@@ -212,11 +212,11 @@ pub fn ends_by_late_acceptance(state: State, reason_code: Option<&str>) -> bool 
 pub enum Next {
     End(Outcome),
     Wait(Wait),
-    /// Nobody knows whether the attempt was applied: the customer is looked at.
+    /// Nobody knows whether the attempt was applied: the customer is read.
     ReadBack,
 }
 
-/// How a submission is parked.
+/// How a retry is scheduled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wait {
     pub waiting_for: WaitingFor,
@@ -231,7 +231,7 @@ pub struct History {
     /// Attempts that count against the schedule.
     pub retries: u32,
     pub misconfigured: u32,
-    /// Attempts that were ever of unknown fate.
+    /// Attempts that were ever of unknown outcome.
     pub unknown: u32,
     /// Whether this attempt was let through as a probe while the breaker was not closed.
     pub is_probe: bool,
@@ -285,7 +285,7 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::Misconfigured(_) | Verdict::NotSent(NotSent::HeldBack) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: false })
         }
-        // Never sent again before a look has shown that it was not applied.
+        // Never sent again before a read has shown that it was not applied.
         Verdict::Unknown(_) => Next::ReadBack,
     }
 }

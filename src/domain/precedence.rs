@@ -24,7 +24,7 @@ pub struct Sibling {
 pub enum Standing {
     /// It will be sent, or is being sent.
     InMotion,
-    /// The provider applied it; `in_verification` until a look has shown another status.
+    /// The provider applied it; `in_verification` until a read has shown another status.
     Accepted {
         /// Whether its verification may be running.
         in_verification: bool,
@@ -112,7 +112,7 @@ fn standing(job: &PastJob, reads: &[PastRead], window: Duration) -> Option<Stand
     }
 }
 
-/// Decides. A job that is sent again after an attempt of unknown fate is nobody's duplicate.
+/// Decides. A job that is sent again after an attempt of unknown outcome is nobody's duplicate.
 fn rule(siblings: &[Sibling], is_resend: bool) -> Decision {
     let newer = |wanted: fn(Standing) -> bool| {
         siblings.iter().find(move |sibling| sibling.is_newer && wanted(sibling.standing))

@@ -1,7 +1,7 @@
-//! What a look at a customer says, and what it proves of an attempt whose fate is unknown.
+//! What a read of a customer says, and what it proves of an attempt whose outcome is unknown.
 //!
 //! It rests on two facts of the provider: no verification ends within [`Timing::window`]
-//! of an update, and nothing is applied later after an attempt's end than the looks cover.
+//! of an update, and nothing is applied later after an attempt's end than the reads cover.
 
 use std::time::{Duration, SystemTime};
 
@@ -115,7 +115,7 @@ fn is_fresh(answer: &Answer, asked: &Asked) -> bool {
 }
 
 impl Reading {
-    /// What the customer reads, if the look told that.
+    /// What the customer reads, if the read told that.
     pub fn customer(&self) -> Option<&CustomerStatus> {
         match self {
             Self::Customer(customer) => Some(customer),
@@ -123,7 +123,7 @@ impl Reading {
         }
     }
 
-    /// The code of a look that told nothing of the customer's status.
+    /// The code of a read that told nothing of the customer's status.
     pub fn error_code(&self) -> Option<&'static str> {
         match self {
             Self::Customer(_) => None,
@@ -147,36 +147,36 @@ pub enum UnverifiedMeans {
     NotApplied,
 }
 
-/// When looks prove something.
+/// When reads prove something.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// From an attempt's end to the first look.
+    /// From an attempt's end to the first read.
     pub after: Duration,
     /// A verification lasts at least so long.
     pub window: Duration,
-    /// How many looks must agree before an update is sent again.
+    /// How many reads must agree before an update is sent again.
     pub confirmations: u32,
     /// From an attempt's end to when a person is asked.
     pub deadline: Duration,
-    /// How long a look may take, the scheduler's pause before it included.
+    /// How long a read may take, the scheduler's pause before it included.
     pub read_time_max: Duration,
     /// What `UNVERIFIED` means.
     pub unverified: UnverifiedMeans,
 }
 
 impl Timing {
-    /// The window less a margin of a twelfth (5 s of 60 s): looks end before it closes.
+    /// The window less a margin of a twelfth (5 s of 60 s): reads end before it closes.
     pub fn safe_window(&self) -> Duration {
         self.window - self.window / 12
     }
 
-    /// From one look's answer to the one that confirms it: as late as it may be, since an
-    /// update that is applied late shows only then. The looks' begins count, not their ends.
-    fn confirm_after(&self, look_to_answer: Duration) -> Duration {
-        self.safe_window().saturating_sub(self.read_time_max + look_to_answer)
+    /// From one read's answer to the one that confirms it: as late as it may be, since an
+    /// update that is applied late shows only then. The reads' begins count, not their ends.
+    fn confirm_after(&self, read_to_answer: Duration) -> Duration {
+        self.safe_window().saturating_sub(self.read_time_max + read_to_answer)
     }
 
-    /// Before a look that failed is tried again while the window is open.
+    /// Before a read that failed is tried again while the window is open.
     fn retry_after(&self) -> Duration {
         self.after / 3
     }
@@ -210,24 +210,24 @@ impl Age {
     }
 }
 
-/// What is known when a look has been answered. Times run from before the look's
+/// What is known when a read has been answered. Times run from before the read's
 /// records were taken to after its answer had come, so that they err to the safe side.
 #[derive(Clone, Debug)]
 pub struct Evidence {
-    /// What the look said.
+    /// What the read said.
     pub reading: Reading,
-    /// From the attempt's end, or its takeover, to before the look began, by the database's
+    /// From the attempt's end, or its rescue, to before the read began, by the database's
     /// clock. The replicas' clock does not know the end, but that it was after the begin.
-    pub end_to_look: Option<Duration>,
+    pub end_to_read: Option<Duration>,
     /// From the attempt's begin to the answer.
     pub begin_to_answer: Age,
-    /// From before the look began to its answer.
-    pub look_to_answer: Duration,
-    /// Before the look began, no other update of the customer was in verification.
+    /// From before the read began to its answer.
+    pub read_to_answer: Duration,
+    /// Before the read began, no other update of the customer was in verification.
     pub is_only_suspect: bool,
     /// Our newest word on the customer before the attempt, if no other update came between.
     pub word_before: Option<String>,
-    /// How many looks have shown that the attempt was not applied.
+    /// How many reads have shown that the attempt was not applied.
     pub confirmed: u32,
     /// From before the last of them to the answer.
     pub confirmation_to_answer: Age,
@@ -238,7 +238,7 @@ pub struct Evidence {
 /// The evidence's times, where its clocks may be believed, each taken to the safe side.
 #[derive(Clone, Copy)]
 struct Times {
-    end_to_look: Duration,
+    end_to_read: Duration,
     begin_to_answer: Duration,
     confirmation_to_answer: Duration,
 }
@@ -247,12 +247,12 @@ impl Evidence {
     /// `None` where a clock was set back, or tells of an end before its begin: then no time is
     /// known, and nothing is proved.
     fn times(&self) -> Option<Times> {
-        let end_to_look = self.end_to_look?;
-        if self.begin_to_answer.database? < end_to_look {
+        let end_to_read = self.end_to_read?;
+        if self.begin_to_answer.database? < end_to_read {
             return None;
         }
         Some(Times {
-            end_to_look: end_to_look.min(self.begin_to_answer.replica?),
+            end_to_read: end_to_read.min(self.begin_to_answer.replica?),
             begin_to_answer: self.begin_to_answer.at_most()?,
             confirmation_to_answer: self.confirmation_to_answer.at_most()?,
         })
@@ -260,11 +260,11 @@ impl Evidence {
 
     /// Whether the deadline has passed by any clock: a person is asked sooner rather than never.
     fn is_past(&self, deadline: Duration) -> bool {
-        [self.end_to_look, self.begin_to_answer.replica].into_iter().flatten().any(|age| age >= deadline)
+        [self.end_to_read, self.begin_to_answer.replica].into_iter().flatten().any(|age| age >= deadline)
     }
 }
 
-/// What a look proves.
+/// What a read proves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Conclusion {
     /// The update was applied.
@@ -275,17 +275,17 @@ pub enum Conclusion {
     NotApplied,
     /// The update was not applied, and sending it again might take the customer's last.
     LastUpdate,
-    /// The update was not applied, as far as this look tells; another must confirm it.
+    /// The update was not applied, as far as this read tells; another must confirm it.
     Confirming {
-        /// How long until that look.
+        /// How long until that read.
         after: Duration,
     },
     /// Nothing yet.
-    LookAgain {
-        /// How long until the next look.
+    ReadAgain {
+        /// How long until the next read.
         after: Duration,
     },
-    /// No look can tell any more.
+    /// No read can tell any more.
     Unsettled,
 }
 
@@ -297,7 +297,7 @@ impl Conclusion {
             Self::NotApplied => ConclusionKind::NotApplied,
             Self::LastUpdate => ConclusionKind::LastUpdate,
             Self::Confirming { .. } => ConclusionKind::Confirming,
-            Self::LookAgain { .. } => ConclusionKind::LookAgain,
+            Self::ReadAgain { .. } => ConclusionKind::ReadAgain,
             Self::Unsettled => ConclusionKind::Unsettled,
         }
     }
@@ -308,18 +308,18 @@ impl Conclusion {
     }
 }
 
-/// Decides what a look proves of an attempt whose fate is unknown.
+/// Decides what a read proves of an attempt whose outcome is unknown.
 pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
     let times = match evidence.times() {
         // That needs no time.
         _ if evidence.reading == Reading::NotFound => return Conclusion::Rejected,
         Some(times) => times,
-        None => return look_again(evidence, timing, timing.window),
+        None => return read_again(evidence, timing, timing.window),
     };
     let status = match &evidence.reading {
         Reading::NotFound => return Conclusion::Rejected,
         Reading::Customer(customer) => customer.status.as_str(),
-        // Inside the window a look that failed is worth another soon.
+        // Inside the window a read that failed is worth another soon.
         Reading::Failed
         | Reading::Stale
         | Reading::OtherCustomer
@@ -327,7 +327,7 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
         | Reading::Throttled { .. } => {
             let next_answer = times.begin_to_answer + timing.retry_after() + timing.read_time_max;
             let is_in_window = next_answer <= timing.safe_window();
-            return look_again(
+            return read_again(
                 evidence,
                 timing,
                 if is_in_window { timing.retry_after() } else { timing.window },
@@ -340,23 +340,23 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
     match status {
         "PROCESSING" if evidence.is_only_suspect => Conclusion::Applied,
         // Another update may be what is in verification; the books may yet tell them apart.
-        "PROCESSING" => look_again(evidence, timing, timing.window),
+        "PROCESSING" => read_again(evidence, timing, timing.window),
         "VERIFIED" if evidence.is_only_suspect && was_another_word => Conclusion::Applied,
         "FAILED" => conclude_unchanged(evidence, times, timing),
         "UNVERIFIED" if timing.unverified == UnverifiedMeans::NotApplied => {
             conclude_unchanged(evidence, times, timing)
         }
         // A late update may still show inside the window, and never after it.
-        _ if times.begin_to_answer < timing.window => look_again(evidence, timing, timing.window),
+        _ if times.begin_to_answer < timing.window => read_again(evidence, timing, timing.window),
         _ => give_up(times, timing),
     }
 }
 
-/// The customer is as an update that was not applied leaves him. That proves something
-/// only where no verification can have begun and ended between two looks.
+/// The customer is as an update that was not applied leaves them. That proves something
+/// only where no verification can have begun and ended between two reads.
 fn conclude_unchanged(evidence: &Evidence, times: Times, timing: &Timing) -> Conclusion {
-    if times.end_to_look < timing.after {
-        return Conclusion::LookAgain { after: timing.after - times.end_to_look };
+    if times.end_to_read < timing.after {
+        return Conclusion::ReadAgain { after: timing.after - times.end_to_read };
     }
     let unobserved = match evidence.confirmed {
         0 => times.begin_to_answer,
@@ -366,25 +366,25 @@ fn conclude_unchanged(evidence: &Evidence, times: Times, timing: &Timing) -> Con
         return give_up(times, timing);
     }
     if evidence.confirmed + 1 < timing.confirmations {
-        return Conclusion::Confirming { after: timing.confirm_after(evidence.look_to_answer) };
+        return Conclusion::Confirming { after: timing.confirm_after(evidence.read_to_answer) };
     }
     if evidence.may_resend { Conclusion::NotApplied } else { Conclusion::LastUpdate }
 }
 
-/// No look can prove any more that the update was not applied. But while it may still be applied
+/// No read can prove any more that the update was not applied. But while it may still be applied
 /// late, the submission keeps its customer: a newer job must not get ahead of it.
 fn give_up(times: Times, timing: &Timing) -> Conclusion {
-    match timing.window.checked_sub(times.end_to_look) {
+    match timing.window.checked_sub(times.end_to_read) {
         None | Some(Duration::ZERO) => Conclusion::Unsettled,
-        Some(after) => Conclusion::LookAgain { after },
+        Some(after) => Conclusion::ReadAgain { after },
     }
 }
 
-fn look_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusion {
+fn read_again(evidence: &Evidence, timing: &Timing, after: Duration) -> Conclusion {
     if evidence.is_past(timing.deadline) {
         return Conclusion::Unsettled;
     }
-    Conclusion::LookAgain { after }
+    Conclusion::ReadAgain { after }
 }
 
 #[cfg(test)]
@@ -414,13 +414,13 @@ mod tests {
         })
     }
 
-    /// A look 20 s after the attempt's end, which came 10 s after its begin.
-    fn look(reading: Reading) -> Evidence {
+    /// A read 20 s after the attempt's end, which came 10 s after its begin.
+    fn read_of(reading: Reading) -> Evidence {
         Evidence {
             reading,
-            end_to_look: Some(secs(20)),
+            end_to_read: Some(secs(20)),
             begin_to_answer: Age::agreed(secs(31)),
-            look_to_answer: secs(1),
+            read_to_answer: secs(1),
             is_only_suspect: true,
             word_before: Some("FAILED".to_owned()),
             confirmed: 0,
@@ -435,27 +435,27 @@ mod tests {
 
     #[test]
     fn processing_is_ours_only_where_it_can_be_nobody_elses() {
-        check(&look(reads("PROCESSING")), Conclusion::Applied);
-        let ambiguous = Evidence { is_only_suspect: false, ..look(reads("PROCESSING")) };
-        check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
-        check(&Evidence { end_to_look: Some(secs(7200)), ..ambiguous }, Conclusion::Unsettled);
+        check(&read_of(reads("PROCESSING")), Conclusion::Applied);
+        let ambiguous = Evidence { is_only_suspect: false, ..read_of(reads("PROCESSING")) };
+        check(&ambiguous, Conclusion::ReadAgain { after: secs(60) });
+        check(&Evidence { end_to_read: Some(secs(7200)), ..ambiguous }, Conclusion::Unsettled);
         let late = Evidence {
             begin_to_answer: Age::agreed(secs(7000)),
-            end_to_look: Some(secs(6900)),
-            ..look(reads("PROCESSING"))
+            end_to_read: Some(secs(6900)),
+            ..read_of(reads("PROCESSING"))
         };
         check(&late, Conclusion::Applied);
     }
 
     #[test]
-    fn failed_proves_nothing_until_two_looks_agree() {
-        let first = look(reads("FAILED"));
+    fn failed_proves_nothing_until_two_reads_agree() {
+        let first = read_of(reads("FAILED"));
         check(&first, Conclusion::Confirming { after: secs(43) });
         let second = Evidence {
             confirmed: 1,
             confirmation_to_answer: Age::agreed(secs(46)),
             begin_to_answer: Age::agreed(secs(77)),
-            end_to_look: Some(secs(65)),
+            end_to_read: Some(secs(65)),
             ..first
         };
         check(&second, Conclusion::NotApplied);
@@ -464,11 +464,11 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_look_leaves_its_confirmation_as_much_time() {
+    fn a_slow_read_leaves_its_confirmation_as_much_time() {
         let slow = Evidence {
             begin_to_answer: Age::agreed(secs(40)),
-            look_to_answer: secs(10),
-            ..look(reads("FAILED"))
+            read_to_answer: secs(10),
+            ..read_of(reads("FAILED"))
         };
         check(&slow, Conclusion::Confirming { after: secs(34) });
         let confirming = Evidence {
@@ -484,13 +484,13 @@ mod tests {
     fn failed_outside_the_window_proves_nothing() {
         let at = |begin_to_answer| Evidence {
             begin_to_answer: Age::agreed(begin_to_answer),
-            ..look(reads("FAILED"))
+            ..read_of(reads("FAILED"))
         };
         check(&at(secs(55)), Conclusion::Confirming { after: secs(43) });
-        let settled = |begin_to_answer| Evidence { end_to_look: Some(secs(60)), ..at(begin_to_answer) };
+        let settled = |begin_to_answer| Evidence { end_to_read: Some(secs(60)), ..at(begin_to_answer) };
         check(&settled(secs(71)), Conclusion::Unsettled);
-        let early = Evidence { end_to_look: Some(secs(5)), ..look(reads("FAILED")) };
-        check(&early, Conclusion::LookAgain { after: secs(10) });
+        let early = Evidence { end_to_read: Some(secs(5)), ..read_of(reads("FAILED")) };
+        check(&early, Conclusion::ReadAgain { after: secs(10) });
     }
 
     /// Ages by the database's clock and by the replicas', in seconds; negative where one says that
@@ -503,19 +503,19 @@ mod tests {
     #[test]
     fn the_older_of_two_ages_counts_and_an_impossible_one_does_not() {
         let first = |end: Option<u64>, begin: Age| Evidence {
-            end_to_look: end.map(secs),
+            end_to_read: end.map(secs),
             begin_to_answer: begin,
-            ..look(reads("FAILED"))
+            ..read_of(reads("FAILED"))
         };
         let confirming = Conclusion::Confirming { after: secs(43) };
-        let unknown = Conclusion::LookAgain { after: secs(60) };
+        let unknown = Conclusion::ReadAgain { after: secs(60) };
         for (end, begin, expected) in [
             (Some(20), age(31, 31), confirming),
             (Some(20), age(31, 55), confirming),
             // The database's clock was set back: by its own, the window is still open.
-            (Some(20), age(31, 56), Conclusion::LookAgain { after: secs(40) }),
-            (Some(20), age(31, 91), Conclusion::LookAgain { after: secs(40) }),
-            (Some(20), age(31, 7200), Conclusion::LookAgain { after: secs(40) }),
+            (Some(20), age(31, 56), Conclusion::ReadAgain { after: secs(40) }),
+            (Some(20), age(31, 91), Conclusion::ReadAgain { after: secs(40) }),
+            (Some(20), age(31, 7200), Conclusion::ReadAgain { after: secs(40) }),
             // Set back to before the attempt's end, or its begin.
             (None, age(5, 75), unknown),
             (None, age(-1, 75), unknown),
@@ -523,8 +523,8 @@ mod tests {
             // An end before its begin.
             (Some(90), age(20, 20), unknown),
             // It was set forward: the attempt has only just begun.
-            (Some(20), age(31, 8), Conclusion::LookAgain { after: secs(7) }),
-            (Some(70), age(81, 8), Conclusion::LookAgain { after: secs(7) }),
+            (Some(20), age(31, 8), Conclusion::ReadAgain { after: secs(7) }),
+            (Some(70), age(81, 8), Conclusion::ReadAgain { after: secs(7) }),
             // The reader's clock is behind that of whoever signed.
             (Some(20), age(31, -1), unknown),
             // Nothing is known, and a person is asked in time.
@@ -534,11 +534,11 @@ mod tests {
             check(&first(end, begin), expected);
         }
         let second = |confirmation_to_answer| Evidence {
-            end_to_look: Some(secs(65)),
+            end_to_read: Some(secs(65)),
             begin_to_answer: age(77, 77),
             confirmed: 1,
             confirmation_to_answer,
-            ..look(reads("FAILED"))
+            ..read_of(reads("FAILED"))
         };
         for (confirmation, expected) in [
             (age(46, 46), Conclusion::NotApplied),
@@ -552,65 +552,68 @@ mod tests {
             check(&second(confirmation), expected);
         }
         // Nor does a verification prove anything: which updates came before it is told by clocks.
-        check(&Evidence { begin_to_answer: age(-1, 75), ..look(reads("PROCESSING")) }, unknown);
-        check(&Evidence { begin_to_answer: age(31, 91), ..look(reads("PROCESSING")) }, Conclusion::Applied);
+        check(&Evidence { begin_to_answer: age(-1, 75), ..read_of(reads("PROCESSING")) }, unknown);
+        check(
+            &Evidence { begin_to_answer: age(31, 91), ..read_of(reads("PROCESSING")) },
+            Conclusion::Applied,
+        );
     }
 
     #[test]
     fn a_customer_is_not_let_go_while_an_update_may_still_be_applied() {
         for word in ["FAILED", "VERIFIED", "ON_HOLD"] {
-            let late = Evidence { begin_to_answer: Age::agreed(secs(61)), ..look(reads(word)) };
+            let late = Evidence { begin_to_answer: Age::agreed(secs(61)), ..read_of(reads(word)) };
             let late = Evidence { word_before: None, ..late };
-            check(&late, Conclusion::LookAgain { after: secs(40) });
-            check(&Evidence { end_to_look: Some(secs(60)), ..late }, Conclusion::Unsettled);
+            check(&late, Conclusion::ReadAgain { after: secs(40) });
+            check(&Evidence { end_to_read: Some(secs(60)), ..late }, Conclusion::Unsettled);
         }
     }
 
     #[test]
     fn verified_means_applied_only_after_another_word() {
-        check(&look(reads("VERIFIED")), Conclusion::Applied);
+        check(&read_of(reads("VERIFIED")), Conclusion::Applied);
         for word_before in [None, Some("VERIFIED".to_owned()), Some("PROCESSING".to_owned())] {
-            let same = Evidence { word_before, ..look(reads("VERIFIED")) };
-            check(&same, Conclusion::LookAgain { after: secs(60) });
+            let same = Evidence { word_before, ..read_of(reads("VERIFIED")) };
+            check(&same, Conclusion::ReadAgain { after: secs(60) });
             let late =
-                Evidence { begin_to_answer: Age::agreed(secs(91)), end_to_look: Some(secs(80)), ..same };
+                Evidence { begin_to_answer: Age::agreed(secs(91)), end_to_read: Some(secs(80)), ..same };
             check(&late, Conclusion::Unsettled);
         }
-        let ambiguous = Evidence { is_only_suspect: false, ..look(reads("VERIFIED")) };
-        check(&ambiguous, Conclusion::LookAgain { after: secs(60) });
+        let ambiguous = Evidence { is_only_suspect: false, ..read_of(reads("VERIFIED")) };
+        check(&ambiguous, Conclusion::ReadAgain { after: secs(60) });
     }
 
     #[test]
     fn unverified_is_what_the_operator_says_it_is() {
-        check(&look(reads("UNVERIFIED")), Conclusion::LookAgain { after: secs(60) });
+        check(&read_of(reads("UNVERIFIED")), Conclusion::ReadAgain { after: secs(60) });
         let late = Evidence {
             begin_to_answer: Age::agreed(secs(91)),
-            end_to_look: Some(secs(80)),
-            ..look(reads("UNVERIFIED"))
+            end_to_read: Some(secs(80)),
+            ..read_of(reads("UNVERIFIED"))
         };
         check(&late, Conclusion::Unsettled);
         let told = Timing { unverified: UnverifiedMeans::NotApplied, ..TIMING };
-        let conclusion = conclude(&look(reads("UNVERIFIED")), &told);
+        let conclusion = conclude(&read_of(reads("UNVERIFIED")), &told);
         assert_eq!(conclusion, Conclusion::Confirming { after: secs(43) });
     }
 
     #[test]
     fn a_customer_who_is_not_there_was_not_updated() {
-        check(&look(Reading::NotFound), Conclusion::Rejected);
+        check(&read_of(Reading::NotFound), Conclusion::Rejected);
     }
 
     #[test]
-    fn a_look_that_failed_is_repeated_soon_while_that_can_help() {
+    fn a_read_that_failed_is_repeated_soon_while_that_can_help() {
         for reading in [
             Reading::Failed,
             Reading::Stale,
             Reading::OtherCustomer,
             Reading::Misconfigured(Misconfiguration::ApiKey),
         ] {
-            check(&look(reading.clone()), Conclusion::LookAgain { after: secs(5) });
-            let late = Evidence { begin_to_answer: Age::agreed(secs(50)), ..look(reading.clone()) };
-            check(&late, Conclusion::LookAgain { after: secs(60) });
-            check(&Evidence { end_to_look: Some(secs(7200)), ..late }, Conclusion::Unsettled);
+            check(&read_of(reading.clone()), Conclusion::ReadAgain { after: secs(5) });
+            let late = Evidence { begin_to_answer: Age::agreed(secs(50)), ..read_of(reading.clone()) };
+            check(&late, Conclusion::ReadAgain { after: secs(60) });
+            check(&Evidence { end_to_read: Some(secs(7200)), ..late }, Conclusion::Unsettled);
         }
     }
 
@@ -674,35 +677,35 @@ mod tests {
 
     #[test]
     fn an_unknown_word_settles_nothing() {
-        check(&look(reads("ON_HOLD")), Conclusion::LookAgain { after: secs(60) });
+        check(&read_of(reads("ON_HOLD")), Conclusion::ReadAgain { after: secs(60) });
     }
 
     proptest! {
-        /// Whatever a look shows, an update that was applied in time is never called not applied:
+        /// Whatever a read shows, an update that was applied in time is never called not applied:
         /// it reads PROCESSING for a whole window after it was applied.
         #[test]
         fn an_applied_update_is_never_sent_again(
-            applied_after in 0u64..59, look_at in 15u64..55, answer_in in 0u64..11, confirm_in in 0u64..60,
+            applied_after in 0u64..59, begun_at in 15u64..55, answer_in in 0u64..11, confirm_in in 0u64..60,
             confirm_answer_in in 0u64..11,
         ) {
-            // The attempt begins and ends at 0; the update is applied later, up to the second look.
+            // The attempt begins and ends at 0; the update is applied later, up to the second read.
             let shows = |at: u64| {
                 let in_verification = at >= applied_after && at < applied_after + 60;
                 if in_verification { reads("PROCESSING") } else { reads("FAILED") }
             };
             let first = Evidence {
-                end_to_look: Some(secs(look_at)),
-                begin_to_answer: Age::agreed(secs(look_at + answer_in)),
-                ..look(shows(look_at + answer_in))
+                end_to_read: Some(secs(begun_at)),
+                begin_to_answer: Age::agreed(secs(begun_at + answer_in)),
+                ..read_of(shows(begun_at + answer_in))
             };
-            let second_at = look_at + confirm_in;
+            let second_at = begun_at + confirm_in;
             if let Conclusion::Confirming { .. } = conclude(&first, &TIMING) {
                 let second = Evidence {
-                    end_to_look: Some(secs(second_at)),
+                    end_to_read: Some(secs(second_at)),
                     begin_to_answer: Age::agreed(secs(second_at + confirm_answer_in)),
                     confirmed: 1,
                     confirmation_to_answer: Age::agreed(secs(confirm_in + confirm_answer_in)),
-                    ..look(shows(second_at + confirm_answer_in))
+                    ..read_of(shows(second_at + confirm_answer_in))
                 };
                 let is_covered = applied_after <= second_at;
                 prop_assert!(!is_covered || conclude(&second, &TIMING) != Conclusion::NotApplied);

@@ -119,7 +119,7 @@ words! {
     NotApplied = "not_applied",
     LastUpdate = "last_update",
     Confirming = "confirming",
-    LookAgain = "look_again",
+    ReadAgain = "look_again",
     Unsettled = "unsettled",
 }
 

@@ -260,7 +260,7 @@ impl Customer {
     }
 
     /// The read-backs that have found the job's attempt not applied, as far as one read tells: how many,
-    /// and the last of them. One whose commit was retried is written down twice, and counts once.
+    /// and the last of them. One that is written down twice counts once.
     pub fn confirmations(&self, job_id: Uuid, number: i32) -> (u32, Option<&PastRead>) {
         let ended_at = self.job(job_id).and_then(|job| job.update(number)).and_then(|update| update.ended_at);
         let mut confirming: Vec<&PastRead> = self
@@ -386,12 +386,12 @@ mod tests {
 
     #[test]
     fn a_read_back_clears_its_own_job_unless_that_is_known_as_applied() {
-        use ConclusionKind::{Confirming, LastUpdate, LookAgain, NotApplied, Unsettled};
+        use ConclusionKind::{Confirming, LastUpdate, NotApplied, ReadAgain, Unsettled};
         for (conclusion, clears) in [
             (NotApplied, true),
             (LastUpdate, true),
             (Confirming, false),
-            (LookAgain, false),
+            (ReadAgain, false),
             (Unsettled, false),
         ] {
             let reads = [found(20, THEIRS, conclusion)];

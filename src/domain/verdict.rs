@@ -62,7 +62,7 @@ pub enum NotSent {
     Shutdown,
 }
 
-/// How far an outcome came before its fate was lost.
+/// How far a request came before its outcome was lost.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum FailurePoint {
     /// No complete answer within the request timeout.
@@ -229,7 +229,7 @@ impl Misconfiguration {
         }
     }
 
-    /// What to look at: a setting, where one can be the cause.
+    /// What to check: a setting, where one can be the cause.
     pub fn setting(self) -> &'static str {
         match self {
             Self::ApiKey | Self::Forbidden => "DOLLARPE_API_KEY",

@@ -1,23 +1,23 @@
-//! How an accepted update's verification is followed: when the customer is looked at next,
+//! How an accepted update's verification is followed: when the customer is read next,
 //! and when there is nothing more to see.
 
 use std::time::Duration;
 
-/// When customers in verification are looked at.
+/// When customers in verification are read.
 #[derive(Clone, Copy, Debug)]
 pub struct Tracking {
-    /// From the acceptance to the first look, and the shortest time between two.
+    /// From the acceptance to the first read, and the shortest time between two.
     pub poll_after: Duration,
-    /// The longest time between two looks before the deadline.
+    /// The longest time between two reads before the deadline.
     pub poll_max: Duration,
     /// From the acceptance to when the verification is overdue.
     pub deadline: Duration,
-    /// From the acceptance to when it is not looked at any more.
+    /// From the acceptance to when it is not read any more.
     pub give_up: Duration,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum NextLook {
+pub enum NextRead {
     /// None: the verification has ended.
     Ended,
     /// None: it has taken too long.
@@ -29,7 +29,7 @@ pub enum NextLook {
     },
 }
 
-/// Past the deadline, looks are so many times further apart.
+/// Past the deadline, reads are so many times further apart.
 const OVERDUE_SLOWNESS: u32 = 4;
 
 /// The provider's word for a verification that ended well.
@@ -39,21 +39,21 @@ pub const VERIFIED: &str = "VERIFIED";
 pub const FAILED: &str = "FAILED";
 
 /// Whether the provider has spoken its last word on an update. A customer is `UNVERIFIED`
-/// before his verification begins, so that is none; nor is a word that we do not know.
+/// before their verification begins, so that is none; nor is a word that we do not know.
 pub fn is_final(status: &str) -> bool {
     [VERIFIED, FAILED].contains(&status)
 }
 
 impl Tracking {
-    /// What follows a look that read `status`, or nothing, so long after the acceptance.
-    /// The time between two looks grows with that: by half of it, so that an end is seen
+    /// What follows a read that read `status`, or nothing, so long after the acceptance.
+    /// The time between two reads grows with that: by half of it, so that an end is seen
     /// at the latest after one and a half times as long as it took.
-    pub fn next_look(&self, status: Option<&str>, since_acceptance: Duration) -> NextLook {
+    pub fn next_read(&self, status: Option<&str>, since_acceptance: Duration) -> NextRead {
         if status.is_some_and(is_final) {
-            return NextLook::Ended;
+            return NextRead::Ended;
         }
         if since_acceptance >= self.give_up {
-            return NextLook::GivenUp;
+            return NextRead::GivenUp;
         }
         let is_overdue = since_acceptance >= self.deadline;
         let delay = if is_overdue {
@@ -62,7 +62,7 @@ impl Tracking {
             // Not past the deadline, which would be noticed late.
             (since_acceptance / 2).min(self.poll_max).min(self.deadline - since_acceptance)
         };
-        NextLook::After { delay: delay.max(self.poll_after), is_overdue }
+        NextRead::After { delay: delay.max(self.poll_after), is_overdue }
     }
 }
 
@@ -81,17 +81,17 @@ mod tests {
         give_up: Duration::from_secs(7 * DAY),
     };
 
-    fn check(status: Option<&str>, since_seconds: u64, expected: NextLook) {
-        let next = TRACKING.next_look(status, Duration::from_secs(since_seconds));
+    fn check(status: Option<&str>, since_seconds: u64, expected: NextRead) {
+        let next = TRACKING.next_read(status, Duration::from_secs(since_seconds));
         assert_eq!(next, expected, "{status:?} after {since_seconds} s");
     }
 
-    fn after(seconds: u64, is_overdue: bool) -> NextLook {
-        NextLook::After { delay: Duration::from_secs(seconds), is_overdue }
+    fn after(seconds: u64, is_overdue: bool) -> NextRead {
+        NextRead::After { delay: Duration::from_secs(seconds), is_overdue }
     }
 
     #[test]
-    fn looks_grow_apart_until_the_deadline_and_are_few_after_it() {
+    fn reads_grow_apart_until_the_deadline_and_are_few_after_it() {
         for (since, expected) in [
             (0, after(MINUTE, false)),
             (MINUTE, after(MINUTE, false)),
@@ -104,7 +104,7 @@ mod tests {
             (6 * HOUR - 1, after(MINUTE, false)),
             (6 * HOUR, after(HOUR, true)),
             (7 * DAY - 1, after(HOUR, true)),
-            (7 * DAY, NextLook::GivenUp),
+            (7 * DAY, NextRead::GivenUp),
         ] {
             check(Some("PROCESSING"), since, expected);
         }
@@ -113,8 +113,8 @@ mod tests {
     #[test]
     fn verified_and_failed_alone_end_it() {
         for (status, expected) in [
-            (Some("VERIFIED"), NextLook::Ended),
-            (Some("FAILED"), NextLook::Ended),
+            (Some("VERIFIED"), NextRead::Ended),
+            (Some("FAILED"), NextRead::Ended),
             (Some("PROCESSING"), after(MINUTE, false)),
             (Some("UNVERIFIED"), after(MINUTE, false)),
             (Some("ON_HOLD"), after(MINUTE, false)),
@@ -127,21 +127,21 @@ mod tests {
 
     #[test]
     fn an_end_counts_however_late_it_is_seen() {
-        check(Some("VERIFIED"), 6 * HOUR, NextLook::Ended);
-        check(Some("FAILED"), 8 * DAY, NextLook::Ended);
+        check(Some("VERIFIED"), 6 * HOUR, NextRead::Ended);
+        check(Some("FAILED"), 8 * DAY, NextRead::Ended);
         check(None, 6 * HOUR, after(HOUR, true));
-        check(None, 8 * DAY, NextLook::GivenUp);
+        check(None, 8 * DAY, NextRead::GivenUp);
     }
 
     #[test]
-    fn a_verification_of_two_hours_takes_some_twenty_looks() {
+    fn a_verification_of_two_hours_takes_some_twenty_reads() {
         let mut since = TRACKING.poll_after;
-        let mut looks = 1;
+        let mut reads = 1;
         while since < Duration::from_secs(2 * HOUR) {
-            let NextLook::After { delay, .. } = TRACKING.next_look(None, since) else { break };
+            let NextRead::After { delay, .. } = TRACKING.next_read(None, since) else { break };
             since += delay;
-            looks += 1;
+            reads += 1;
         }
-        assert_eq!(looks, 15, "the last at {since:?}");
+        assert_eq!(reads, 15, "the last at {since:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! A claim on a job that waited: the customer's slot first, then the look at the
-//! customer's other jobs, with a newer snapshot, in the same transaction.
+//! A claim on a job that waited: the customer's slot first, then the read of its siblings, with a
+//! newer snapshot, in the same transaction.
 //!
-//! One statement that looks and claims is not enough: its snapshot may be older than the
+//! One statement that reads and claims is not enough: its snapshot may be older than the
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
 use sqlx::PgConnection;
@@ -24,8 +24,8 @@ use crate::journal::statements::claim::{
 use crate::journal::statements::history::insert_observation;
 use crate::seal::OpenError;
 
-/// Why a conclusion comes without a look: the budget alone told it.
-const NOT_LOOKED: &str = "not_looked";
+/// Why a conclusion comes without a read: the budget alone told it.
+const NOT_READ: &str = "not_looked";
 
 /// What became of a job that was due.
 pub enum NextAttempt {
@@ -201,7 +201,7 @@ impl Journal {
             purpose: Purpose::ReadBack.name(),
             status: None,
             failure_reason: None,
-            error: Some(NOT_LOOKED),
+            error: Some(NOT_READ),
             conclusion: Some(Conclusion::LastUpdate.name()),
         };
         let subject = Subject { job_id: slot.job_id, customer_id: slot.customer_id };

@@ -33,22 +33,27 @@ impl Journal {
         self.close(Closing::ended(claim, result, outcome)).await
     }
 
-    /// Parks a submission: the attempt's result and the due time, in one commit. Wakes
+    /// Schedules a retry: the attempt's result and the due time, in one commit. Wakes
     /// the customer's next. Safe to call again after an error.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
-    pub async fn park(&self, claim: &Claim, result: &AttemptResult, wait: &Wait) -> Result<(), JournalError> {
+    pub async fn schedule(
+        &self,
+        claim: &Claim,
+        result: &AttemptResult,
+        wait: &Wait,
+    ) -> Result<(), JournalError> {
         self.close(Closing::waiting(claim, result, wait)).await
     }
 
-    /// Leaves a submission in doubt: its attempt's fate is unknown, and the customer is to
-    /// be looked at before anything else. It keeps the customer's slot. Safe to call again
+    /// Leaves a submission `unknown`: whether its attempt was applied is open, and the customer is to
+    /// be read before anything else. It keeps the customer's slot. Safe to call again
     /// after an error.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
-    pub async fn doubt(&self, claim: &Claim, result: &AttemptResult) -> Result<(), JournalError> {
+    pub async fn leave_unknown(&self, claim: &Claim, result: &AttemptResult) -> Result<(), JournalError> {
         self.close(Closing::unknown(claim, result, self.limits.read_back_after)).await
     }
 
@@ -130,8 +135,7 @@ impl Journal {
                 }
             };
             let to = Destination::End(Outcome::Accepted(acceptance).ended().known_by(Evidence::Late));
-            let head = Some(head);
-            let moved = Move { from: locked.position, to: &to, attempt: None, is_retry: false, head };
+            let moved = Move { head: Some(head), ..Move::new(locked.position, &to) };
             move_locked(tx, self.limits.verification_after, &[moved]).await?;
             Ok(true)
         })

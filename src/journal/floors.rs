@@ -84,7 +84,7 @@ impl Floor {
 /// The indexes that are read again and again.
 #[derive(Default)]
 pub(crate) struct Floors {
-    /// When what waits, or is of unknown fate, is due.
+    /// When what waits, or is of unknown outcome, is due.
     pub due: Floor,
     pub leases: Floor,
     pub expiry: Floor,

@@ -1,4 +1,4 @@
-//! Looks at the database for `check`: whether a worker could work there. Changes nothing.
+//! Inspects the database for `check`: whether a worker could work there. Changes nothing.
 
 use std::time::Duration;
 
@@ -48,8 +48,8 @@ const SET_BY_US: [(&str, &[&str]); 6] = [
     ("idle_session_timeout", &["0"]),
 ];
 
-/// Looks at everything that a worker needs of the database, over `connections`. Without the key of
-/// fingerprints, that alone is not looked at.
+/// Inspects everything that a worker needs of the database, over `connections`. Without the key of
+/// fingerprints, that alone is not inspected.
 pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fingerprinter>) -> Vec<Finding> {
     let (options, place) = match connect_options(url) {
         Ok(options) => options,
@@ -70,7 +70,7 @@ pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fing
             )
         })
         .collect();
-    let looking = async {
+    let inspecting = async {
         let options = reach(options).await?;
         // As the server, the role and the database would have it.
         let mut connection = PgConnection::connect_with(&options).await?;
@@ -78,17 +78,17 @@ pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fing
             findings.push(Finding::wrong(POOLED, UNPOOL));
             return Ok(findings);
         }
-        let defaults = look_at_defaults(&mut connection).await?;
+        let defaults = inspect_defaults(&mut connection).await?;
         Session::Command.set_up(&mut connection).await?;
-        let looked = look(&mut connection, &place, fingerprinter, &mut findings).await;
+        let inspected = inspect_over(&mut connection, &place, fingerprinter, &mut findings).await;
         findings.extend(defaults);
-        if looked.is_ok() {
-            findings.extend(look_at_room(&mut connection, connections).await?);
+        if inspected.is_ok() {
+            findings.extend(inspect_room(&mut connection, connections).await?);
         }
         connection.close().await.ok();
-        looked.map(|()| findings)
+        inspected.map(|()| findings)
     };
-    match timeout(ANSWER_TIME_MAX, looking).await {
+    match timeout(ANSWER_TIME_MAX, inspecting).await {
         Ok(Ok(findings)) => findings,
         Ok(Err(error)) => vec![fault(&place, &error)],
         Err(_elapsed) => vec![Finding::wrong(
@@ -98,7 +98,7 @@ pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fing
     }
 }
 
-async fn look(
+async fn inspect_over(
     connection: &mut PgConnection,
     place: &str,
     fingerprinter: Option<&Fingerprinter>,
@@ -137,12 +137,12 @@ async fn look(
             ),
         ));
     }
-    look_at_schema(connection, &server.role, fingerprinter, findings).await
+    inspect_schema(connection, &server.role, fingerprinter, findings).await
 }
 
 /// What the server, the role and the database have for defaults. Those that our sessions set
 /// otherwise are worth knowing; what they cannot set is wrong.
-async fn look_at_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Finding>> {
+async fn inspect_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let names = SET_BY_US.map(|(name, _)| name);
     let found = sqlx::query!(
@@ -190,7 +190,7 @@ async fn look_at_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Fin
 }
 
 /// Whether the server, the role and the database allow as many connections as the pool wants.
-async fn look_at_room(connection: &mut PgConnection, wanted: u32) -> sqlx::Result<Option<Finding>> {
+async fn inspect_room(connection: &mut PgConnection, wanted: u32) -> sqlx::Result<Option<Finding>> {
     let allowed = sqlx::query_scalar!(
         r#"-- allowed_connections
         select least(
@@ -212,7 +212,7 @@ async fn look_at_room(connection: &mut PgConnection, wanted: u32) -> sqlx::Resul
     }))
 }
 
-async fn look_at_schema(
+async fn inspect_schema(
     connection: &mut PgConnection,
     role: &str,
     fingerprinter: Option<&Fingerprinter>,
@@ -260,7 +260,7 @@ async fn look_at_schema(
             ),
         });
     }
-    findings.extend(look_at_acceptances(connection).await?);
+    findings.extend(count_acceptances(connection).await?);
     Ok(())
 }
 
@@ -286,7 +286,7 @@ async fn missing_rights(connection: &mut PgConnection) -> sqlx::Result<Vec<Strin
 
 /// What acceptances answered of late, where nothing was learned since: it tells what
 /// `READ_BACK_UNVERIFIED` should be.
-async fn look_at_acceptances(connection: &mut PgConnection) -> sqlx::Result<Option<Finding>> {
+async fn count_acceptances(connection: &mut PgConnection) -> sqlx::Result<Option<Finding>> {
     let answered = sqlx::query!(
         r#"-- recent_acceptances
         select coalesce(verification_status, 'no status') as "status!", count(*) as "count!"

@@ -11,21 +11,23 @@ use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::state::{State, VerdictKind};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::history::chain::{Entry, Head, Subject};
+use crate::journal::history::chain::{Head, Subject};
 use crate::journal::pool::{bounded, run_tx};
-use crate::journal::statements::move_on::{ClosedAttempt, Destination, Move, Position, Why, move_locked};
+use crate::journal::statements::move_on::{
+    ClosedAttempt, Destination, LockedRow, Move, Position, Why, move_locked,
+};
 use crate::journal::statements::wake::{
     FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest_due_after,
 };
 use crate::seal::Fingerprinter;
 
-/// Behind an attempt of unknown fate, which takes a minute to settle, it is looked at so often.
+/// Behind an attempt of unknown outcome, which takes a minute to settle, a job's alarm rings so often.
 const UNKNOWN_WAIT_SECONDS: f64 = 10.0;
 
 /// Nothing was kept for longer, and Postgres' times go back no further than some thousands of years.
 const RETENTION_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
 
-/// A submission whose owner vanished.
+/// A submission whose lease had expired.
 #[derive(Debug)]
 pub struct Rescued {
     pub job_id: Uuid,
@@ -35,7 +37,7 @@ pub struct Rescued {
 }
 
 /// An open attempt whose lease expired, its submission's row locked.
-struct Abandoned {
+struct ExpiredLease {
     job_id: Uuid,
     customer_id: Uuid,
     claimed_by: Option<String>,
@@ -49,11 +51,11 @@ struct Abandoned {
     now: OffsetDateTime,
 }
 
-/// What is written down of an attempt whose worker vanished.
+/// What is written down of an attempt whose lease expired.
 const VANISHED: &str = "worker_vanished";
 const VANISHED_ERROR: &str = "the worker's claim ran out before it recorded a result";
 
-impl Abandoned {
+impl ExpiredLease {
     fn head(&self) -> Head {
         Head::of_row(self.chain, self.entries)
     }
@@ -71,35 +73,23 @@ impl Abandoned {
     }
 
     /// Where the job's chain stands once the attempt is closed.
-    fn head_after(&self, fingerprinter: &Fingerprinter) -> Head {
+    fn head_after(&self, closed: &ClosedAttempt, fingerprinter: &Fingerprinter) -> Head {
         let subject = Subject { job_id: self.job_id, customer_id: self.customer_id };
-        let entry = Entry::Attempt {
-            number: self.number,
-            worker: &self.worker,
-            begun_at: self.begun_at,
-            signed_at: self.signed_at,
-            ended_at: self.now,
-            verdict: VerdictKind::Unknown.name(),
-            detail: Some(VANISHED),
-            http_status: None,
-            provider_message: None,
-            error: Some(VANISHED_ERROR),
-            duration_ms: None,
-        };
+        let entry = closed.entry(&self.worker, [self.begun_at, self.signed_at, self.now], None);
         self.head().after(fingerprinter, subject, &entry)
     }
 }
 
 /// The submissions whose leases expired first, with their open attempts; those that another
 /// holds are left to it. `submitting` always has an open attempt, its last.
-async fn lock_abandoned(
+async fn lock_expired_leases(
     tx: &mut PgConnection,
     from: Option<OffsetDateTime>,
     limit: i64,
-) -> sqlx::Result<Vec<Abandoned>> {
+) -> sqlx::Result<Vec<ExpiredLease>> {
     sqlx::query_as!(
-        Abandoned,
-        r#"-- lock_abandoned
+        ExpiredLease,
+        r#"-- lock_expired_leases
         with expired as (
             select job_id, customer_id, claimed_by, claim_token, attempts, chain, entries
             from submission
@@ -127,29 +117,27 @@ impl Journal {
     pub async fn rescue(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
         let rescued = run_tx("rescue", &self.pool, async |tx| {
-            let abandoned = lock_abandoned(tx, self.floors.leases.bound(), limit).await?;
-            let closings = abandoned.iter().map(|attempt| {
+            let expired = lock_expired_leases(tx, self.floors.leases.bound(), limit).await?;
+            let closings = expired.iter().map(|attempt| {
                 let text = format!("the worker vanished in attempt {}", attempt.number).into();
                 let why = Some(Why { code: VANISHED, text });
                 let to = Destination::Read { due_in: self.limits.read_back_after, why };
                 (attempt, attempt.closed(), to)
             });
             let closings: Vec<_> = closings.collect();
-            let moves = closings.iter().map(|(attempt, closed, to)| Move {
-                from: Position {
+            let moves = closings.iter().map(|(attempt, closed, to)| {
+                let from = Position {
                     job_id: attempt.job_id,
                     customer_id: attempt.customer_id,
                     state: State::Submitting,
                     token: attempt.token,
                     head: attempt.head(),
-                },
-                to,
-                attempt: Some(closed),
-                is_retry: false,
-                head: Some(attempt.head_after(&self.fingerprinter)),
+                };
+                let head = Some(attempt.head_after(closed, &self.fingerprinter));
+                Move { attempt: Some(closed), head, ..Move::new(from, to) }
             });
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
-            let rescued = abandoned.into_iter().map(|attempt| Rescued {
+            let rescued = expired.into_iter().map(|attempt| Rescued {
                 job_id: attempt.job_id,
                 claimed_by: attempt.claimed_by,
                 attempt: attempt.number,
@@ -166,9 +154,12 @@ impl Journal {
     pub async fn expire(&self, limit: i64) -> Result<Vec<Uuid>, JournalError> {
         let now = self.floors.now();
         let expired = run_tx("expire", &self.pool, async |tx| {
-            let expired = sqlx::query!(
+            let expired = sqlx::query_as!(
+                LockedRow,
                 r#"-- lock_expired
-                select job_id, customer_id as "customer_id!", claim_token, chain as "chain: [u8; 32]", entries
+                select
+                    job_id, customer_id as "customer_id!", state as "state: State", claim_token as token,
+                    chain as "chain: [u8; 32]", entries
                 from submission
                 where state = 'waiting' and expires_at <= now()
                     and expires_at >= coalesce($2::timestamptz, '-infinity')
@@ -181,19 +172,7 @@ impl Journal {
             .fetch_all(&mut *tx)
             .await?;
             let to = Destination::End(Outcome::Exhausted(Exhaustion::Expired).ended());
-            let moves = expired.iter().map(|row| Move {
-                from: Position {
-                    job_id: row.job_id,
-                    customer_id: row.customer_id,
-                    state: State::Waiting,
-                    token: row.claim_token,
-                    head: Head::of_row(row.chain, row.entries),
-                },
-                to: &to,
-                attempt: None,
-                is_retry: false,
-                head: None,
-            });
+            let moves = expired.iter().map(|row| Move::new(row.position(), &to));
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
             Ok(expired.into_iter().map(|row| row.job_id).collect())
         })

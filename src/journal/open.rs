@@ -62,7 +62,7 @@ impl Journal {
             sealed: self.keyring.seal(job.id, request.to_sealable()),
             t0: match admission {
                 Admission::Claim(t0) => Some(t0),
-                Admission::Park(_) => None,
+                Admission::Wait(_) => None,
             },
         }
     }
@@ -93,10 +93,10 @@ impl Journal {
                 None => {
                     let waiting_for = match admission {
                         Admission::Claim(_) => WaitingFor::Customer,
-                        Admission::Park(waiting_for) => waiting_for,
+                        Admission::Wait(waiting_for) => waiting_for,
                     };
                     if insert_waiting(tx, row, waiting_for).await? {
-                        return Ok(Opened::Parked);
+                        return Ok(Opened::Waiting);
                     }
                 }
             }

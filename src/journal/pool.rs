@@ -161,7 +161,7 @@ pub(crate) async fn lead_anew(
         info!("DATABASE_URL read again from its file");
     }
     if options.get_host() != pool.connect_options().get_host() {
-        info!(host = options.get_host(), "the database is looked for at another of its addresses");
+        info!(host = options.get_host(), "new connections to the database go to another of its addresses");
     }
     pool.set_connect_options(options);
     *known = Some(url);

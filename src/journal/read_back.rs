@@ -1,4 +1,4 @@
-//! Looks at customers: claimed before they begin, written down with what they prove.
+//! Reads of customers: claimed before they begin, written down with what they prove.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::history::{Locked, insert_observation, lock_submission, set_head};
 use crate::journal::statements::move_on::{Destination, Move, move_locked};
 
-/// The right to look at the customer of a submission in doubt, and what the records said
-/// before the look.
+/// The right to read the customer of a submission of unknown outcome, and what the records said
+/// before the read.
 #[derive(Clone, Debug)]
 pub struct ReadClaim {
     pub job_id: Uuid,
@@ -30,20 +30,20 @@ pub struct ReadClaim {
     /// Fences out whoever held an older claim.
     pub token: i64,
     pub attempt: i32,
-    /// Before the look, by the database's clock.
+    /// Before the read, by the database's clock.
     pub at: OffsetDateTime,
     /// The same, by this replica's clocks.
     pub claimed_at: Moment,
     /// How long ago the attempt began.
     pub since_begin: Age,
-    /// How long ago it ended, or was taken over, by the database's clock; `None` if that says that
+    /// How long ago it ended, or was rescued, by the database's clock; `None` if that says that
     /// it is yet to come.
     pub since_end: Option<Duration>,
     /// Whether no other update of the customer was in verification.
     pub is_only_suspect: bool,
     /// Our newest word on the customer before the attempt, if no other update came between.
     pub word_before: Option<String>,
-    /// How many looks have shown that the attempt was not applied.
+    /// How many reads have shown that the attempt was not applied.
     pub confirmed: u32,
     /// How long ago the last of them was.
     pub since_confirmation: Age,
@@ -55,8 +55,8 @@ pub enum Settled {
     Ended(Outcome),
     /// It is to be sent again, now.
     SendAgain,
-    /// It stays in doubt until another look, so far off.
-    InDoubt(Duration),
+    /// Its outcome stays unknown until another read, so far off.
+    StillUnknown(Duration),
 }
 
 impl Journal {
@@ -82,7 +82,7 @@ impl Journal {
                     from due
                     where s.job_id = due.job_id
                     returning s.job_id, s.customer_id, s.claim_token, s.attempts
-                ), looked_at as (
+                ), noted as (
                     insert into customer (customer_id, last_read_at)
                     select customer_id, now() from claimed order by customer_id
                     on conflict (customer_id) do update set last_read_at = now()
@@ -137,7 +137,7 @@ impl Journal {
         Ok(claims.collect())
     }
 
-    /// Writes down what a look said and what it settled, in one commit.
+    /// Writes down what a read said and what it settled, in one commit.
     ///
     /// # Errors
     /// [`JournalError::Fenced`] when the claim is no longer ours; else the database's.
@@ -154,7 +154,7 @@ impl Journal {
                 let waiting_for = WaitingFor::Retry;
                 Destination::Wait { waiting_for, due_in: Duration::ZERO, why: None }
             }
-            Settled::InDoubt(due_in) => Destination::Read { due_in: *due_in, why: None },
+            Settled::StillUnknown(due_in) => Destination::Read { due_in: *due_in, why: None },
         };
         let observation = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
@@ -169,7 +169,7 @@ impl Journal {
             }
             let head = from.head.after(&self.fingerprinter, subject, &Entry::Observation(observation));
             insert_observation(tx, subject, &observation, head.entries, Some(read_at)).await?;
-            let moved = Move { from, to: &to, attempt: None, is_retry: false, head: Some(head) };
+            let moved = Move { head: Some(head), ..Move::new(from, &to) };
             move_locked(tx, self.limits.verification_after, &[moved]).await?;
             Ok(true)
         })
@@ -178,8 +178,8 @@ impl Journal {
         if is_concluded { Ok(()) } else { Err(JournalError::Fenced) }
     }
 
-    /// Takes the right to look at a customer before his first attempt here, unless he was
-    /// looked at less than `apart` ago, by any replica.
+    /// Takes the right to read a customer before their first attempt here, unless any replica
+    /// read them less than `apart` ago.
     pub async fn claim_baseline(
         &self,
         customer_id: Uuid,
@@ -203,7 +203,7 @@ impl Journal {
         .await
     }
 
-    /// Writes down what a look before the first attempt said, and moves the claim's head on.
+    /// Writes down what a read before the first attempt said, and moves the claim's head on.
     pub async fn record_baseline(
         &self,
         claim: &mut Claim,

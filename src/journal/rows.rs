@@ -14,13 +14,13 @@ use crate::domain::verdict::Verdict;
 pub struct Limits {
     /// How long a claim lasts.
     pub claim_lease: Duration,
-    /// From an attempt's end of unknown fate to the first look at the customer.
+    /// From the end of an attempt of unknown outcome to the first read of the customer.
     pub read_back_after: Duration,
     /// A verification lasts at least so long, and nothing is applied later after an attempt's end.
     pub read_back_window: Duration,
     /// How many updates the provider allows a customer.
     pub customer_updates: u32,
-    /// From an acceptance to the first look at the verification.
+    /// From an acceptance to the first read of the verification.
     pub verification_after: Duration,
 }
 
@@ -30,7 +30,7 @@ pub enum Admission {
     /// It is claimed and its first attempt begun, if its customer is free.
     Claim(Moment),
     /// It waits, due at once.
-    Park(WaitingFor),
+    Wait(WaitingFor),
 }
 
 /// What is expected of the `job_id`s and the customers' slots of new jobs.

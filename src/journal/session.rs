@@ -17,7 +17,7 @@ pub(crate) const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the promises need of a session, and our statements.
 ///
-/// - Whoever took a customer's slot looks with a second statement, which must see what was
+/// - Whoever took a customer's slot reads the siblings with a second statement, which must see what was
 ///   committed meanwhile: read committed.
 /// - What was committed outlives a crash of the server, and of its disk where a standby is waited
 ///   for. An operator's `remote_write` and `remote_apply` stay.

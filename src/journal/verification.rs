@@ -1,4 +1,4 @@
-//! Verifications of accepted updates: looks claimed before they begin and written down with
+//! Verifications of accepted updates: reads claimed before they begin and written down with
 //! what they change.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::state::{Purpose, State};
-use crate::domain::verification::{NextLook, is_final};
+use crate::domain::verification::{NextRead, is_final};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Observation, Subject};
@@ -22,31 +22,31 @@ use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::history::lock_submission;
 use crate::journal::statements::open::insert_dead_letter;
 
-/// How often customers in verification may be looked at, by all replicas together.
+/// How often customers in verification may be read, by all replicas together.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// How many looks may begin in a second.
+    /// How many reads may begin in a second.
     pub per_second: u32,
-    /// The shortest time between two looks at a customer.
+    /// The shortest time between two reads of a customer.
     pub apart: Duration,
-    /// How long a look may take.
-    pub look_time_max: Duration,
+    /// How long a read may take.
+    pub read_time_max: Duration,
 }
 
 #[derive(Debug)]
 pub struct DueVerifications {
-    /// Those that are ours to look at now.
+    /// Those that are ours to read now.
     pub claims: Vec<VerificationClaim>,
-    /// How many were due, those included that a newer job took over or that must wait.
+    /// How many were due, those included whose customer has a newer accepted job, or that must wait.
     pub found: usize,
 }
 
-/// The right to look at a customer in verification, and what the records said before the look.
+/// The right to read a customer in verification, and what the records said before the read.
 #[derive(Debug)]
 pub struct VerificationClaim {
     pub job_id: Uuid,
     pub customer_id: Uuid,
-    /// Before the look, by the database's clock.
+    /// Before the read, by the database's clock.
     pub at: OffsetDateTime,
     /// How long ago the job was accepted.
     pub since_acceptance: Duration,
@@ -110,17 +110,17 @@ async fn lock_newest(tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<O
 }
 
 impl Journal {
-    /// Claims up to `limit` looks that have been due the longest, as `pace` allows. A job
-    /// whose customer has a newer accepted one is not looked at any more, and one whose
-    /// customer was looked at just now waits.
+    /// Claims up to `limit` reads that have been due the longest, as `pace` allows. A job
+    /// whose customer has a newer accepted one is not read any more, and one whose
+    /// customer was read just now waits.
     pub async fn claim_verifications(
         &self,
         pace: &Pace,
         limit: u32,
     ) -> Result<DueVerifications, JournalError> {
         // Whoever holds the pace's row claims alone: the others find it locked, or too early.
-        // A look that vanished with its replica is due again when the customer may be looked at
-        // again and the look, had it gone on, would have ended.
+        // A read whose replica died is due again once the customer may be read again and the read, had
+        // it gone on, would have ended.
         let rows = bounded(
             "claim_verifications",
             sqlx::query!(
@@ -136,7 +136,7 @@ impl Journal {
                                 and newer.state = 'accepted'
                                 and (newer.requested_at, newer.received_at, newer.job_id)
                                     > (s.requested_at, s.received_at, s.job_id)
-                        ) as is_taken_over
+                        ) as has_newer
                     from submission s
                     where s.verification_due_at <= now() and exists (select from pace)
                     order by s.verification_due_at
@@ -144,14 +144,14 @@ impl Journal {
                     for update of s skip locked
                 ), readable as (
                     insert into customer as c (customer_id, last_read_at)
-                    select customer_id, now() from due where not is_taken_over
+                    select customer_id, now() from due where not has_newer
                     on conflict (customer_id) do update set last_read_at = now()
                         where c.last_read_at is null or c.last_read_at <= now() - make_interval(secs => $2)
                     returning customer_id
                 ), moved as (
                     update submission s
                     set verification_due_at = case
-                        when due.is_taken_over then null
+                        when due.has_newer then null
                         when readable.customer_id is not null then now() + make_interval(secs => $2 + $3)
                         else greatest(
                             now() + interval '100 ms',
@@ -167,7 +167,7 @@ impl Journal {
                     returning
                         s.job_id, s.customer_id, s.ended_at, s.verification_status, s.failure_reason,
                         s.verification_overdue_at,
-                        not due.is_taken_over and readable.customer_id is not null as is_claimed
+                        not due.has_newer and readable.customer_id is not null as is_claimed
                 ), paced as (
                     update verification_pace
                     set next_read_at = now() + make_interval(
@@ -183,7 +183,7 @@ impl Journal {
                 from moved"#,
                 i64::from(limit),
                 pace.apart.as_secs_f64(),
-                pace.look_time_max.as_secs_f64(),
+                pace.read_time_max.as_secs_f64(),
                 f64::from(pace.per_second),
             )
             .fetch_all(&self.pool),
@@ -202,19 +202,19 @@ impl Journal {
         Ok(DueVerifications { claims: claims.collect(), found })
     }
 
-    /// Writes down what a look said, if it said something, and when the next one is due, in
+    /// Writes down what a read said, if it said something, and when the next one is due, in
     /// one commit. Returns false, and changes nothing, where the verification has ended
-    /// meanwhile, was taken over, or is known as of a later time.
+    /// meanwhile, was replaced by a newer job's, or is known as of a later time.
     pub async fn record_verification(
         &self,
         claim: &VerificationClaim,
         claimed_at: Moment,
         seen: Option<&CustomerStatus>,
-        next: NextLook,
+        next: NextRead,
     ) -> Result<bool, JournalError> {
         let (delay, is_overdue) = match next {
-            NextLook::After { delay, is_overdue } => (Some(delay.as_secs_f64()), is_overdue),
-            NextLook::Ended | NextLook::GivenUp => (None, false),
+            NextRead::After { delay, is_overdue } => (Some(delay.as_secs_f64()), is_overdue),
+            NextRead::Ended | NextRead::GivenUp => (None, false),
         };
         let is_news = seen.is_some_and(|seen| claim.is_news(seen));
         let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
@@ -249,8 +249,8 @@ impl Journal {
                 ), observed as (
                     insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry, read_at)
                     select job_id, customer_id, $2, 'verification', $3, $4, $9, $10 from recorded where $7
-                ), looked_at as (
-                    -- The interval to the next look counts from this one's answer.
+                ), noted as (
+                    -- The interval to the next read counts from this one's answer.
                     update customer c set last_read_at = now()
                     from recorded
                     where c.customer_id = recorded.customer_id
@@ -274,8 +274,8 @@ impl Journal {
         Ok(recorded == 1)
     }
 
-    /// Writes down what an event said of a customer, with his newest accepted job, and has
-    /// him looked at soon: an event alone proves nothing of whose update it was about.
+    /// Writes down what an event said of a customer, with their newest accepted job, and has
+    /// them read soon: an event alone proves nothing of whose update it was about.
     ///
     /// It is taken for the job's end at once if it says that a verification has ended; not
     /// sooner after the job's attempt began than one may; later than anything known of it;

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::{Context, Panicked, unless_it_panics};
 use crate::control::breaker::Event;
 use crate::domain::read_back::{CustomerStatus, Reading};
-use crate::domain::verification::{FAILED, NextLook, Tracking};
+use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
 
@@ -111,7 +111,7 @@ impl Tracker {
             context: Arc::clone(&self.context),
             tracking: self.tracking,
             claimed_at,
-            begins_within: self.pace.look_time_max,
+            begins_within: self.pace.read_time_max,
             is_failing: Arc::clone(&self.is_failing),
         };
         let permits = Arc::clone(&self.permits);
@@ -163,7 +163,7 @@ impl Read {
             _ => None,
         };
         let status = seen.map(|seen| seen.status.as_str());
-        let next = self.tracking.next_look(status, claim.since_acceptance);
+        let next = self.tracking.next_read(status, claim.since_acceptance);
         let record = || self.context.journal.record_verification(claim, self.claimed_at, seen, next);
         match self.context.persist(record).await {
             Some(true) => log_reading(claim, seen, next),
@@ -204,26 +204,26 @@ impl Read {
 }
 
 /// Logs what a reading says: an error once, where a person must ask the provider.
-fn log_reading(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: NextLook) {
+fn log_reading(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: NextRead) {
     let status = seen.map(|seen| seen.status.as_str());
     let failure_reason = seen.and_then(|seen| seen.failure_reason.as_deref());
     let after_s = claim.since_acceptance.as_secs();
     match next {
-        NextLook::Ended => {
+        NextRead::Ended => {
             let failure_reason = failure_reason.filter(|_| status == Some(FAILED));
             info!(status, failure_reason, after_s, "the verification ended");
         }
-        NextLook::GivenUp => warn!(
+        NextRead::GivenUp => warn!(
             status = status.or(claim.status.as_deref()),
             after_s, "the verification is no longer followed: VERIFICATION_GIVE_UP has passed"
         ),
-        NextLook::After { is_overdue: true, .. } if !claim.was_overdue => error!(
+        NextRead::After { is_overdue: true, .. } if !claim.was_overdue => error!(
             status = status.or(claim.status.as_deref()),
             after_s, "the verification is overdue; ask the provider about this customer"
         ),
-        NextLook::After { .. } if status.is_some() && status != claim.status.as_deref() => {
+        NextRead::After { .. } if status.is_some() && status != claim.status.as_deref() => {
             info!(status, after_s, "the verification changed");
         }
-        NextLook::After { delay, .. } => debug!(status, next_in = ?delay, "the verification goes on"),
+        NextRead::After { delay, .. } => debug!(status, next_in = ?delay, "the verification goes on"),
     }
 }

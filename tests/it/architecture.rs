@@ -86,7 +86,7 @@ fn after_a_read() -> States {
         Conclusion::NotApplied,
         Conclusion::LastUpdate,
         Conclusion::Confirming { after },
-        Conclusion::LookAgain { after },
+        Conclusion::ReadAgain { after },
         Conclusion::Unsettled,
     ];
     let state = |conclusion| match conclusion {
@@ -94,7 +94,7 @@ fn after_a_read() -> States {
         Conclusion::Rejected => "rejected",
         Conclusion::NotApplied => "waiting",
         Conclusion::LastUpdate | Conclusion::Unsettled => "needs_review",
-        Conclusion::Confirming { .. } | Conclusion::LookAgain { .. } => "unknown",
+        Conclusion::Confirming { .. } | Conclusion::ReadAgain { .. } => "unknown",
     };
     states(&conclusions.map(state))
 }
@@ -376,7 +376,7 @@ fn moves(known: &States) -> BTreeMap<String, (States, States)> {
         ("give_up_slot", states(&["submitting"]), states(&given_up)),
         ("supersede_older", locked_by("lock_older"), states(&["superseded"])),
         ("expire", locked_by("lock_expired"), states(&["exhausted"])),
-        ("rescue", locked_by("lock_abandoned"), states(&["unknown"])),
+        ("rescue", locked_by("lock_expired_leases"), states(&["unknown"])),
         ("conclude_read", states(&["unknown"]), after_a_read()),
         ("record_late", before_a_late_acceptance(), states(&["accepted"])),
         // What a person may find.

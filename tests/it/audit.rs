@@ -11,7 +11,7 @@ use kyc_worker::domain::outcome::{Outcome, Review, Wait};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
 use kyc_worker::domain::state::WaitingFor;
 use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Verdict};
-use kyc_worker::domain::verification::NextLook;
+use kyc_worker::domain::verification::NextRead;
 use kyc_worker::journal::{
     Admission, AttemptResult, Claim, EventNoted, Journal, JournalError, NextAttempt, Opened, Pace, Settled,
 };
@@ -81,21 +81,21 @@ async fn settle(journal: &Journal, claim: &Claim) -> Result<(), JournalError> {
 
 async fn read(world: &World, journal: &Journal, job_id: Uuid, concluded: Conclusion, settled: Settled) {
     hasten(world, job_id).await;
-    let claim = journal.claim_reads(1).await.expect("the database answers").pop().expect("a look is due");
+    let claim = journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
     assert_eq!(claim.job_id, job_id);
     journal.conclude_read(&claim, &reads("FAILED"), concluded, &settled).await.expect("the claim is ours");
 }
 
-async fn verify(world: &World, journal: &Journal, job_id: Uuid, status: &str, next: NextLook) {
+async fn verify(world: &World, journal: &Journal, job_id: Uuid, status: &str, next: NextRead) {
     hasten(world, job_id).await;
-    let pace = Pace { per_second: 1_000_000, apart: Duration::ZERO, look_time_max: AFTER };
+    let pace = Pace { per_second: 1_000_000, apart: Duration::ZERO, read_time_max: AFTER };
     let due = journal.claim_verifications(&pace, 10).await.expect("the database answers");
     let claim = due.claims.iter().find(|claim| claim.job_id == job_id).expect("it is due");
     let is_recorded = journal.record_verification(claim, Moment::now(), Some(&customer(status)), next).await;
     assert!(is_recorded.expect("the database answers"));
 }
 
-/// A job with an entry of nearly every kind: 1 a baseline, 2 an attempt of unknown fate, 3 and 4 looks
+/// A job with an entry of nearly every kind: 1 a baseline, 2 an attempt of unknown outcome, 3 and 4 reads
 /// that find it not applied, 5 an accepted attempt, 6 its verification's end.
 async fn eventful_job(world: &World, journal: &Journal) -> Uuid {
     let mut claim = open(journal, Uuid::new_v4()).await;
@@ -104,12 +104,15 @@ async fn eventful_job(world: &World, journal: &Journal) -> Uuid {
         .record_baseline(&mut claim, OffsetDateTime::now_utc(), Moment::now(), &reads("FAILED"))
         .await
         .expect("it is kept");
-    journal.doubt(&claim, &result(Verdict::Unknown(FailurePoint::ServerError))).await.expect("it is ours");
-    read(world, journal, job_id, Conclusion::Confirming { after: AFTER }, Settled::InDoubt(AFTER)).await;
+    journal
+        .leave_unknown(&claim, &result(Verdict::Unknown(FailurePoint::ServerError)))
+        .await
+        .expect("it is ours");
+    read(world, journal, job_id, Conclusion::Confirming { after: AFTER }, Settled::StillUnknown(AFTER)).await;
     read(world, journal, job_id, Conclusion::NotApplied, Settled::SendAgain).await;
     let claim = next_attempt(journal).await;
     settle(journal, &claim).await.expect("it is ours");
-    verify(world, journal, job_id, "VERIFIED", NextLook::Ended).await;
+    verify(world, journal, job_id, "VERIFIED", NextRead::Ended).await;
     job_id
 }
 
@@ -416,11 +419,11 @@ fn a_read_whose_answer_was_lost_is_recorded_once() {
         let journal = journal(&world, "one");
         let claim = open(&journal, Uuid::new_v4()).await;
         let unknown = Verdict::Unknown(FailurePoint::ServerError);
-        journal.doubt(&claim, &result(unknown)).await.expect("it is ours");
+        journal.leave_unknown(&claim, &result(unknown)).await.expect("it is ours");
         hasten(&world, claim.job_id).await;
         let read = journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
         let (reading, confirming) = (reads("FAILED"), Conclusion::Confirming { after: AFTER });
-        let record = || journal.conclude_read(&read, &reading, confirming, &Settled::InDoubt(AFTER));
+        let record = || journal.conclude_read(&read, &reading, confirming, &Settled::StillUnknown(AFTER));
         record().await.expect("the claim is ours");
         let again = record().await;
         assert!(matches!(again, Err(JournalError::Fenced)), "{again:?}");
@@ -482,7 +485,7 @@ fn what_a_person_settled_or_sent_again_verifies() {
         for finding in ["accepted", "rejected", "not-applied"] {
             let claim = open(&journal, Uuid::new_v4()).await;
             journal
-                .doubt(&claim, &result(Verdict::Unknown(FailurePoint::TimedOut)))
+                .leave_unknown(&claim, &result(Verdict::Unknown(FailurePoint::TimedOut)))
                 .await
                 .expect("it is ours");
             let review = Settled::Ended(Outcome::NeedsReview(Review::FateUnknown));
@@ -497,8 +500,8 @@ fn what_a_person_settled_or_sent_again_verifies() {
                 let claim = next_attempt(&journal).await;
                 let wait = Wait { waiting_for: WaitingFor::Retry, delay: AFTER, counts: true };
                 let throttled = result(Verdict::Throttled { retry_after: None });
-                journal.park(&claim, &throttled, &wait).await.expect("it is ours");
-                assert_eq!(audit(&world, claim.job_id).await, [""; 0], "parked");
+                journal.schedule(&claim, &throttled, &wait).await.expect("it is ours");
+                assert_eq!(audit(&world, claim.job_id).await, [""; 0], "scheduled");
                 tamper(&world, claim.job_id, "delete from intervention where job_id = $1").await;
                 let unsettled =
                     "attempt 2: follows one of unknown outcome that no read and no person has cleared";

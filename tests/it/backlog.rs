@@ -67,7 +67,7 @@ async fn work_beside_a_backlog(world: &World) -> i64 {
     make_backlog(world, customer_id, "now() + interval '5 min'").await;
     let newest = job_asked(customer_id, 0);
     let Opened::Claimed(claim) = open(&journal, &newest).await else { panic!("the customer is free") };
-    assert!(matches!(open(&journal, &job_asked(customer_id, 60)).await, Opened::Parked));
+    assert!(matches!(open(&journal, &job_asked(customer_id, 60)).await, Opened::Waiting));
     settle(&journal, &claim, None).await.expect("it is ours");
     let ended = next(&journal, 32).await;
     let superseded = Outcome::Superseded { by: newest.id };
@@ -206,7 +206,7 @@ fn a_job_that_a_release_did_not_see_is_taken_up_soon() {
         let (holder, waiter) = (job_asked(customer_id, 60), job_asked(customer_id, 0));
         take_slot(&world, &holder).await.commit().await.expect("it commits");
         let mut releasing = begin_blind(&world).await;
-        assert!(matches!(open(&journal, &waiter).await, Opened::Parked));
+        assert!(matches!(open(&journal, &waiter).await, Opened::Waiting));
         let unseen = "select count(*) from submission where state = 'waiting'";
         let seen: i64 = sqlx::query_scalar(unseen).fetch_one(&mut *releasing).await.expect("a count");
         assert_eq!(seen, 0, "the release wakes nobody");
@@ -253,7 +253,7 @@ fn a_release_wakes_the_newest_job_alone() {
         };
         let jobs: Vec<Job> = (1..=20).map(|ago| job_asked(customer_id, ago)).collect();
         let opened = join_all(jobs.iter().map(|job| open(&journal, job))).await;
-        assert!(opened.iter().all(|opened| matches!(opened, Opened::Parked)), "{opened:?}");
+        assert!(opened.iter().all(|opened| matches!(opened, Opened::Waiting)), "{opened:?}");
         sqlx::query("update submission set due_at = now() + interval '1 min' where state = 'waiting'")
             .execute(&world.pool)
             .await
@@ -271,7 +271,7 @@ fn reads_are_claimed_while_jobs_hold_every_connection() {
     world(async |world| {
         world
             .tamper(
-                "with doubtful as (
+                "with unsettled as (
                     insert into submission (
                         job_id, customer_id, state, attempts, requested_at, received_at, due_at, sealed_payload
                     )
@@ -280,7 +280,7 @@ fn reads_are_claimed_while_jobs_hold_every_connection() {
                     returning job_id
                 )
                 insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
-                select job_id, 1, 'one', now(), now(), 'unknown' from doubtful",
+                select job_id, 1, 'one', now(), now(), 'unknown' from unsettled",
             )
             .await;
         let options: PgConnectOptions = world.database_url().parse().expect("a URL");
@@ -352,7 +352,7 @@ fn a_chore_that_fails_is_told_once_and_holds_up_no_other() {
                 now() - interval '1 s', now(), now(), 'sealed'
             )";
         world.tamper(expired).await;
-        let abandoned = "with left_behind as (
+        let expired = "with left_behind as (
                 insert into submission (
                     job_id, customer_id, state, attempts, requested_at, received_at, claimed_by, claimed_until,
                     sealed_payload
@@ -367,7 +367,7 @@ fn a_chore_that_fails_is_told_once_and_holds_up_no_other() {
             select job_id, 1, 'killed', now() from left_behind";
         let worker = world.start_worker_with(&[("READ_BACK_AFTER", "10ms")]);
         world.wait_for_log(&worker, "a maintenance task fails").await;
-        world.tamper(abandoned).await;
+        world.tamper(expired).await;
         world.wait_for_log(&worker, "customer read back").await;
         let job_id = world.publish_job().await;
         world.wait_for_state(job_id, &["accepted"]).await;
@@ -401,7 +401,7 @@ fn a_job_that_the_database_refuses_is_told_of_and_blocks_no_other() {
         let journal = journal(&world, "one");
         let jobs = [job_asked(Uuid::new_v4(), 0), job_asked(Uuid::new_v4(), 0), job_asked(Uuid::new_v4(), 0)];
         for job in &jobs {
-            let admission = Admission::Park(WaitingFor::Retry);
+            let admission = Admission::Wait(WaitingFor::Retry);
             journal.open(job, OffsetDateTime::now_utc(), admission).await.expect("it is written down");
         }
         world.is_tampered_with();

@@ -20,7 +20,7 @@ const STILL_AWAY: &str = "the broker is still away";
 
 async fn check_each_done_once(world: &World, jobs: &[Uuid]) {
     world.check_nothing_lost_or_spent_twice(jobs).await;
-    assert_eq!(world.oracle("patches").await.len(), jobs.len(), "no attempt was in doubt");
+    assert_eq!(world.oracle("patches").await.len(), jobs.len(), "no attempt had an unknown outcome");
     assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
 }
 

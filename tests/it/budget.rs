@@ -76,7 +76,7 @@ fn what_is_said_of_a_customer_last_counts_and_an_unknown_one_is_no_story() {
     });
 }
 
-/// A customer with a history, and a job of his that is not applied at first.
+/// A customer with a history, and a job of theirs that is not applied at first.
 struct Case {
     customer_id: Uuid,
     accepted: u32,
@@ -115,7 +115,7 @@ fn check_every_history_at(limit: u32) {
         for Case { customer_id, accepted, elsewhere, job_id } in futures_util::future::join_all(begun).await {
             let history = format!("{accepted} accepted, {elsewhere} elsewhere, limit {limit}");
             let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
-            // The attempt in doubt may have spent one too.
+            // The attempt of unknown outcome may have spent one too.
             let is_resent = accepted + elsewhere + 1 + 1 < limit;
             let expected =
                 if is_resent { ("accepted", None, 2) } else { ("needs_review", Some("last_update"), 1) };

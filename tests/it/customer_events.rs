@@ -18,7 +18,7 @@ use crate::verification::{scaled_with, world_that_verifies_in};
 const ROUTING_KEY: &str = "customer-event";
 const QUEUE: &str = "kyc.customer-events";
 
-/// As long as no look is to find an end.
+/// As long as no read is to find an end.
 const FOR_EVER: u64 = 3_600_000;
 
 /// A webhook as the provider sends it and the gateway passes it on.
@@ -103,7 +103,7 @@ impl World {
         (worker, job_id)
     }
 
-    /// Has every look at a customer fail, so that what is known comes from webhooks.
+    /// Has every read of a customer fail, so that what is known comes from webhooks.
     async fn blind(&self, customer_id: Uuid) {
         let is_read = json!({ "method": "GET", "customer_id": customer_id });
         let down = json!({ "answer": { "kind": "respond", "status": 503, "body": "down" } });
@@ -130,7 +130,7 @@ fn pairs(words: &[(String, String)]) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn an_event_ends_a_verification_and_a_look_confirms_it() {
+fn an_event_ends_a_verification_and_a_read_confirms_it() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
@@ -152,7 +152,7 @@ fn an_event_ends_a_verification_and_a_look_confirms_it() {
         assert_eq!(
             pairs(&world.words(job_id).await),
             [("webhook", "FAILED"), ("verification", "FAILED")],
-            "the end is a look's word as well"
+            "the end is a read's word as well"
         );
     });
 }
@@ -195,7 +195,7 @@ fn an_event_of_an_earlier_update_ends_nothing_and_brings_a_read() {
         let newer = world.publish_job_asked(customer_id, 10).await;
         world.wait_for_state(newer, &["accepted"]).await;
         world.wait_until_it_may_have_ended(newer).await;
-        assert_eq!(world.count_reads(customer_id).await, 0, "the first look is far off");
+        assert_eq!(world.count_reads(customer_id).await, 0, "the first read is far off");
 
         world.publish_webhook(&Webhook::of(customer_id, "VERIFIED")).await;
         world.wait_for_event(newer).await;
@@ -209,7 +209,7 @@ fn an_event_of_an_earlier_update_ends_nothing_and_brings_a_read() {
             worker.log()
         );
 
-        // No look comes sooner after an acceptance than the first would: then, not now.
+        // No read comes sooner after an acceptance than the first would: then, not now.
         let due = "select count(*) from submission
             where verification_due_at = ended_at + interval '45 seconds' and verification_due_at > now()";
         assert_eq!(world.count(due).await, 2);
@@ -235,9 +235,9 @@ fn an_event_older_than_what_is_known_ends_nothing() {
         world.wait_for_event(job_id).await;
         assert_eq!(world.verification(job_id).await.status.as_deref(), Some("PROCESSING"));
 
-        // A look has seen it in PROCESSING later than this one says.
+        // A read has seen it in PROCESSING later than this one says.
         world
-            .wait_for("a look that was written down", async || {
+            .wait_for("a read that was written down", async || {
                 let seen = "select count(*) from submission where verification_seen_at is not null";
                 (world.count(seen).await == 1).then_some(())
             })
@@ -250,7 +250,7 @@ fn an_event_older_than_what_is_known_ends_nothing() {
                 .fetch_one(&world.pool)
                 .await
                 .expect("the database answers");
-        assert!(seen_later, "the first look is 3 s after the acceptance");
+        assert!(seen_later, "the first read is 3 s after the acceptance");
         world.publish_webhook(&Webhook::with_body(&outdated)).await;
         world.wait_for("both events", async || (world.words(job_id).await.len() == 2).then_some(())).await;
         let verification = world.verification(job_id).await;
@@ -349,7 +349,7 @@ fn an_event_twice_is_one_and_one_of_nobody_is_counted() {
             .await;
         world.wait_for_event(job_id).await;
         let webhooks = "select count(*) from observation where purpose = 'webhook'";
-        // The verification may have ended by a look before.
+        // The verification may have ended by a read before.
         world.wait_for("its row", async || (world.count(webhooks).await > 0).then_some(())).await;
         for worker in &mut workers {
             worker.stop().await;
@@ -380,7 +380,7 @@ fn an_event_clears_no_update_of_suspicion() {
         world.clear_rules().await;
         world.set_customer(customer_id, json!({ "status": "PROCESSING" })).await;
         world
-            .wait_for("a look that saw PROCESSING", async || {
+            .wait_for("a read that saw PROCESSING", async || {
                 let words = world.words(second).await;
                 words.iter().any(|(_, word)| word == "PROCESSING").then_some(())
             })

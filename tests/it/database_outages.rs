@@ -342,7 +342,7 @@ fn an_answer_that_cannot_be_written_down_is_held_until_it_can() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, database_url) = world.relay_to_database().await;
-        // Times as in production, so that nobody else thinks that the worker vanished.
+        // Times as in production, so that nobody rescues what the worker holds.
         let patient = [
             ("DATABASE_URL", database_url.as_str()),
             ("CLAIM_LEASE", "40s"),

@@ -1,4 +1,4 @@
-//! Dead letters are looked at without loss, and delivered again.
+//! Dead letters are listed without loss, and delivered again.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};

@@ -117,7 +117,7 @@ fn check_after_a_kill(point: Point) {
     }
 }
 
-/// The points share no world, so a few are looked at at once.
+/// The points share no world, so a few are tried at once.
 #[test]
 fn a_kill_at_any_point_loses_nothing_and_spends_nothing_twice() {
     let next = AtomicUsize::new(0);
@@ -388,7 +388,7 @@ fn a_worker_that_fails_after_it_recorded_a_result_changes_nothing() {
 }
 
 #[test]
-fn a_look_that_the_worker_fails_in_is_made_again() {
+fn a_read_that_the_worker_fails_in_is_made_again() {
     for point in [Point::ReadClaimed, Point::ReadAnswered, Point::ReadConcluded] {
         world(async |world| {
             world.declare_topology().await;

@@ -1,4 +1,4 @@
-//! A customer is forgotten: what could tell who he is goes, what happened stays.
+//! A customer is forgotten: what could tell who they are goes, what happened stays.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -41,7 +41,7 @@ fn a_customer_is_forgotten_and_his_history_stays() {
         world.wait_for_state(waiting, &["accepted"]).await;
 
         let (said, is_done) = world.ask(&forget).await;
-        assert!(!is_done, "dead letters of his are queued still");
+        assert!(!is_done, "dead letters of theirs are queued still");
         assert_eq!(said["queued"].as_array().map(Vec::len), Some(2), "{said}");
         assert_eq!((&said["jobs"], &said["dead_letters"]), (&json!(3), &json!(2)), "{said}");
         assert_eq!(world.count(kept).await, 0);

@@ -137,7 +137,7 @@ fn an_answer_that_nobody_asked_for_is_nobodys() {
     });
 }
 
-/// gunicorn's default. Twelve of forty were once in doubt.
+/// gunicorn's default. Twelve of forty were once of unknown outcome.
 #[test]
 fn a_server_that_ends_idle_connections_after_two_seconds_loses_no_update() {
     world(async |world| {

@@ -60,12 +60,12 @@ pub async fn rows_read(world: &World, table: &str) -> i64 {
 }
 
 #[test]
-fn a_look_reads_the_attempts_of_its_customer_alone() {
+fn a_read_loads_the_attempts_of_its_customer_alone() {
     world(async |world| {
         make_history(&world, 60_000).await;
         world
             .tamper(
-                "with doubtful as (
+                "with unsettled as (
                     insert into submission (
                         job_id, customer_id, state, attempts, requested_at, received_at, due_at, sealed_payload
                     )
@@ -73,14 +73,14 @@ fn a_look_reads_the_attempts_of_its_customer_alone() {
                     returning job_id
                 )
                 insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
-                select job_id, 1, 'one', now(), now(), 'unknown' from doubtful",
+                select job_id, 1, 'one', now(), now(), 'unknown' from unsettled",
             )
             .await;
         let journal = worker_journal(&world).await;
         assert_eq!(journal.claim_reads(1).await.expect("the database answers").len(), 1, "it is due");
         drop(journal);
         let read = rows_read(&world, "attempt").await;
-        assert!(read < 100, "{read} attempts were read for one look");
+        assert!(read < 100, "{read} attempts were loaded for one read");
     });
 }
 

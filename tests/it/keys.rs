@@ -175,10 +175,10 @@ fn payloads_are_removed_after_their_retention_and_not_before() {
             world.wait_for_state(job_id, &["exhausted"]).await;
         }
         worker.stop().await;
-        let mut parking = world.start_worker_with(&[("DOLLARPE_BASE_URL", &base_url)]);
+        let mut worker = world.start_worker_with(&[("DOLLARPE_BASE_URL", &base_url)]);
         let waiting = world.publish_job().await;
         world.wait_for_state(waiting, &["waiting"]).await;
-        parking.stop().await;
+        worker.stop().await;
 
         // The first of each is older than the retention, and so is what is in motion.
         world.is_tampered_with();

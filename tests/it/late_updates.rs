@@ -1,4 +1,4 @@
-//! What the provider applies late, and looks that are written down twice, prove no more than
+//! What the provider applies late, and reads that are written down twice, prove no more than
 //! they are worth.
 
 use serde_json::{Value, json};
@@ -23,7 +23,7 @@ fn an_older_update_that_was_applied_late_is_not_taken_for_a_newer_one() {
         let _worker = world.start_worker_with(&[("READ_BACK_DEADLINE", "11s")]);
         let customer_id = Uuid::new_v4();
         let older = publish_broken(&world, customer_id, json!({ "after_ms": 2000 })).await;
-        // Its first look came before it was applied, and says FAILED.
+        // Its first read came before it was applied, and says FAILED.
         world.wait_for_applied(older).await;
 
         // In verification is still the older one.
@@ -42,7 +42,7 @@ fn a_verification_from_before_the_attempt_is_not_its_own() {
         let customer_id = Uuid::new_v4();
         let older = publish_broken(&world, customer_id, json!("now")).await;
         world.wait_for_applied(older).await;
-        // Nobody looks when it ends.
+        // Nobody reads when it ends.
         world.set_customer(customer_id, json!({ "status": "VERIFIED" })).await;
 
         let newer = publish_broken(&world, customer_id, json!("never")).await;
@@ -52,13 +52,13 @@ fn a_verification_from_before_the_attempt_is_not_its_own() {
 }
 
 #[test]
-fn a_look_that_is_written_down_twice_confirms_once() {
+fn a_read_that_is_written_down_twice_confirms_once() {
     world(async |world| {
         world.declare_topology().await;
         let _worker = world.start_worker_with(&[("READ_BACK_CONFIRMATIONS", "3")]);
         let job_id = publish_broken(&world, Uuid::new_v4(), json!("never")).await;
         world
-            .wait_for("a first look", async || {
+            .wait_for("a first read", async || {
                 (world.count("select count(*) from observation").await == 1).then_some(())
             })
             .await;

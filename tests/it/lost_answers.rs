@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::harness::{WorkerProcess, World, world};
 
 /// Starts a worker that waits for longer than an answer can be held back, before it sends, before
-/// another may take over, and before it looks.
+/// another may rescue it, and before it reads.
 async fn start_patient(world: &World, database_url: &str) -> WorkerProcess {
     let worker = world.start_worker_with(&[
         ("DATABASE_URL", database_url),
@@ -44,7 +44,7 @@ fn a_commit_whose_answer_is_lost_is_found_again() {
 }
 
 #[test]
-fn an_attempt_whose_begin_lost_its_answer_is_sent_and_is_in_no_doubt() {
+fn an_attempt_whose_begin_lost_its_answer_is_sent_and_its_outcome_known() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, database_url) = world.relay_to_database().await;

@@ -79,7 +79,7 @@ fn a_job_id_or_a_slot_that_is_taken_lets_the_others_share_their_commits() {
             // After them: the first that comes is a batch of its own.
             let (_, opened) = tokio::join!(open_all(&journal, &others), opening);
             match (name, opened.expect("it is written down")) {
-                ("two", Opened::Known) | ("three", Opened::Parked) => {}
+                ("two", Opened::Known) | ("three", Opened::Waiting) => {}
                 (name, other) => panic!("{name}: {other:?}"),
             }
         }
@@ -181,7 +181,7 @@ fn a_lost_claim_in_the_batch_of_the_newer_is_told() {
         };
         let wait = Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: true };
         for claim in &lost {
-            journal.park(claim, &throttled, &wait).await.expect("it is ours");
+            journal.schedule(claim, &throttled, &wait).await.expect("it is ours");
         }
         let next =
             journal.next_attempts(Moment::now(), None, lost.len()).await.expect("the database answers");

@@ -26,7 +26,7 @@ async fn waits_until_mended(
     world.wait_for_consumers(0).await;
     assert!(world.count_ready("kyc.document-updates").await >= 40 - 14 * replicas as u32, "a backlog stays");
     world
-        .wait_for("everything begun to be parked", async || {
+        .wait_for("everything begun to wait", async || {
             let begun =
                 "select count(*) from submission where state <> 'waiting' or waiting_for <> 'provider'";
             (world.count(begun).await == 0).then_some(())

@@ -4,10 +4,10 @@
 //!
 //! What is real here are the decisions: `decide`, `next`, `conclude`, and what `suspicion` says of the
 //! customer's updates, reads and budget. What is modelled are the journal's guarded
-//! writes, the provider, and time, which goes in ticks of 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a look
+//! writes, the provider, and time, which goes in ticks of 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a read
 //! is due one tick after an attempt's end and confirmed three later, nothing is applied later
 //! than three ticks after an attempt's end, and no verification ends within five. It always
-//! ends FAILED: that tells a look the least. A worker that holds something while time goes by
+//! ends FAILED: that tells a read the least. A worker that holds something while time goes by
 //! has stalled. Crashes and stalls are limited; all else is exhaustive.
 
 use std::collections::HashSet;
@@ -78,7 +78,7 @@ struct Job {
     token: u8,
     since_begin: u8,
     since_end: u8,
-    /// Attempts accepted, and attempts ever of unknown fate.
+    /// Attempts accepted, and attempts ever of unknown outcome.
     accepted: u8,
     unknown: u8,
     /// Whether its last update may be in verification, says `suspicion` of the reads so far.
@@ -102,8 +102,8 @@ enum Worker {
     Idle,
     Claimed { job: usize, token: u8, age: u8 },
     Answered { job: usize, token: u8, age: u8, answer: Answer },
-    Looking { job: usize, token: u8, age: u8, is_only_suspect: bool },
-    Looked { job: usize, token: u8, age: u8, conclusion: u8, is_processing: bool },
+    Reading { job: usize, token: u8, age: u8, is_only_suspect: bool },
+    HasRead { job: usize, token: u8, age: u8, conclusion: u8, is_processing: bool },
 }
 
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -203,14 +203,14 @@ impl State {
                         step("taken up again", &|after| Ok(after.claim(job, protocol)))?;
                     }
                     if row == Row::Submitting && since_begin >= LEASE {
-                        step("taken over", &|after| {
-                            after.doubt(job);
+                        step("rescued", &|after| {
+                            after.leave_unknown(job);
                             after.jobs[job].token += 1;
                             Ok(Worker::Idle)
                         })?;
                     }
                     if let Row::Unknown { due_in: 0, .. } = row {
-                        step("look claimed", &|after| Ok(after.claim_look(job, protocol)))?;
+                        step("read claimed", &|after| Ok(after.claim_read(job, protocol)))?;
                     }
                 }
                 return Ok(());
@@ -241,14 +241,14 @@ impl State {
                     Ok(Worker::Idle)
                 })?;
             }
-            Worker::Looking { job, token, age, is_only_suspect } => {
+            Worker::Reading { job, token, age, is_only_suspect } => {
                 let conclusion = self.conclude(job, age, is_only_suspect, protocol);
                 let is_processing = self.processing.is_some();
-                step("looked", &|_| Ok(Worker::Looked { job, token, age, conclusion, is_processing }))?;
+                step("read", &|_| Ok(Worker::HasRead { job, token, age, conclusion, is_processing }))?;
             }
-            Worker::Looked { job, token, age, conclusion, is_processing } => {
-                step("look recorded", &|after| {
-                    after.record_look(job, token, age, conclusion, is_processing, protocol);
+            Worker::HasRead { job, token, age, conclusion, is_processing } => {
+                step("read recorded", &|after| {
+                    after.record_read(job, token, age, conclusion, is_processing, protocol);
                     Ok(Worker::Idle)
                 })?;
             }
@@ -339,7 +339,7 @@ impl State {
         }
     }
 
-    fn doubt(&mut self, job: usize) {
+    fn leave_unknown(&mut self, job: usize) {
         let job = &mut self.jobs[job];
         job.row = Row::Unknown { due_in: LOOK_AFTER, confirmed: 0, since_confirmation: 0 };
         (job.unknown, job.since_end, job.is_suspect) = (job.unknown + 1, 0, true);
@@ -362,7 +362,7 @@ impl State {
                 }
                 Next::End(_) => self.jobs[job].row = Row::Rejected,
                 Next::Wait(_) => self.jobs[job].row = Row::Waiting,
-                Next::ReadBack => self.doubt(job),
+                Next::ReadBack => self.leave_unknown(job),
             }
             return;
         }
@@ -377,17 +377,17 @@ impl State {
         }
     }
 
-    fn claim_look(&mut self, job: usize, protocol: Protocol) -> Worker {
+    fn claim_read(&mut self, job: usize, protocol: Protocol) -> Worker {
         self.jobs[job].token += 1;
         if let Row::Unknown { due_in, .. } = &mut self.jobs[job].row {
             *due_in = LEASE;
         }
         let is_only_suspect =
             !protocol.knows_others || self.customer().is_only_suspect(id(job), protocol.lateness);
-        Worker::Looking { job, token: self.jobs[job].token, age: 0, is_only_suspect }
+        Worker::Reading { job, token: self.jobs[job].token, age: 0, is_only_suspect }
     }
 
-    /// What a look proves whose answer comes now, `age` after it was claimed.
+    /// What a read proves whose answer comes now, `age` after it was claimed.
     fn conclude(&self, job: usize, age: u8, is_only_suspect: bool, protocol: Protocol) -> u8 {
         let Job { row: Row::Unknown { confirmed, since_confirmation, .. }, .. } = self.jobs[job] else {
             // It was decided meanwhile, and the token will say so.
@@ -397,9 +397,9 @@ impl State {
         let status = if self.processing.is_some() { "PROCESSING" } else { "FAILED" }.to_owned();
         let evidence = Evidence {
             reading: Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None }),
-            end_to_look: Some(TICK * u32::from(since_end.saturating_sub(age))),
+            end_to_read: Some(TICK * u32::from(since_end.saturating_sub(age))),
             begin_to_answer: Age::agreed(TICK * u32::from(since_begin)),
-            look_to_answer: TICK * u32::from(age),
+            read_to_answer: TICK * u32::from(age),
             is_only_suspect,
             word_before: None,
             confirmed: u32::from(confirmed),
@@ -420,11 +420,11 @@ impl State {
             Conclusion::LastUpdate => LAST_UPDATE,
             Conclusion::Unsettled | Conclusion::Rejected => UNSETTLED,
             Conclusion::Confirming { after } => CONFIRMING + ticks(after),
-            Conclusion::LookAgain { after } => LOOK_AGAIN + ticks(after),
+            Conclusion::ReadAgain { after } => READ_AGAIN + ticks(after),
         }
     }
 
-    fn record_look(
+    fn record_read(
         &mut self,
         job: usize,
         token: u8,
@@ -443,15 +443,15 @@ impl State {
             NOT_APPLIED => Row::Waiting,
             LAST_UPDATE => Row::LastUpdate,
             UNSETTLED => Row::FateUnknown,
-            CONFIRMING..LOOK_AGAIN => Row::Unknown {
+            CONFIRMING..READ_AGAIN => Row::Unknown {
                 due_in: conclusion - CONFIRMING,
                 confirmed: confirmed + 1,
                 since_confirmation: age,
             },
-            LOOK_AGAIN.. => again(conclusion - LOOK_AGAIN),
+            READ_AGAIN.. => again(conclusion - READ_AGAIN),
             _ => again(0),
         };
-        // Before the look began, and after whatever ended in the same tick.
+        // Before the read began, and after whatever ended in the same tick.
         let at = ago(age) + Duration::from_secs(1);
         let read = PastRead {
             job_id: id(job),
@@ -497,8 +497,8 @@ impl State {
                 Worker::Idle => continue,
                 Worker::Claimed { age, .. }
                 | Worker::Answered { age, .. }
-                | Worker::Looking { age, .. }
-                | Worker::Looked { age, .. } => {
+                | Worker::Reading { age, .. }
+                | Worker::HasRead { age, .. } => {
                     if *age == 0 {
                         after.stalls = after.stalls.checked_sub(1)?;
                     }
@@ -556,7 +556,7 @@ const NOT_APPLIED: u8 = 2;
 const LAST_UPDATE: u8 = 3;
 const UNSETTLED: u8 = 4;
 const CONFIRMING: u8 = 10;
-const LOOK_AGAIN: u8 = 20;
+const READ_AGAIN: u8 = 20;
 
 fn ticks(duration: Duration) -> u8 {
     u8::try_from(duration.as_secs().div_ceil(TICK.as_secs())).expect("few ticks")
@@ -622,7 +622,7 @@ fn without_its_tokens_the_protocol_breaks() {
 }
 
 #[test]
-fn with_one_look_instead_of_two_a_late_update_is_sent_again() {
+fn with_one_read_instead_of_two_a_late_update_is_sent_again() {
     check_broken(Protocol { confirmations: 1, ..PROTOCOL }, "a job was applied twice");
 }
 

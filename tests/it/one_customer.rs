@@ -207,36 +207,36 @@ fn a_job_in_review_lets_newer_ones_ahead_and_holds_older_ones_back() {
         let customer_id = Uuid::new_v4();
         // Tells nothing of whether an update was applied.
         world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
-        let doubtful = Uuid::new_v4();
-        let mut body = job_body(customer_id, doubtful);
+        let unsettled = Uuid::new_v4();
+        let mut body = job_body(customer_id, unsettled);
         let asked = OffsetDateTime::now_utc() - time::Duration::seconds(60);
         body["requested_at"] =
             json!(asked.format(&time::format_description::well_known::Rfc3339).expect("a time"));
         let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
-        world.break_job_once(doubtful, json!({ "apply": "never", "answer": crash })).await;
+        world.break_job_once(unsettled, json!({ "apply": "never", "answer": crash })).await;
         let _workers = [(); 2].map(|()| world.start_worker());
-        world.publish(Some(doubtful), body.to_string().as_bytes()).await;
-        let job = world.wait_for_state(doubtful, &["needs_review", "accepted"]).await;
+        world.publish(Some(unsettled), body.to_string().as_bytes()).await;
+        let job = world.wait_for_state(unsettled, &["needs_review", "accepted"]).await;
         assert_eq!((job.state.as_str(), job.reason_code.as_deref()), ("needs_review", Some("fate_unknown")));
 
         let older = world.publish_job_asked(customer_id, 120).await;
         let job = world.wait_for_state(older, &["needs_review", "accepted", "superseded"]).await;
         let ended = (job.state.as_str(), job.reason_code.as_deref(), job.attempts);
         assert_eq!(ended, ("needs_review", Some("newer_fate_unknown"), 0));
-        assert!(job.has_payload && job.reason.is_some_and(|reason| reason.contains(&doubtful.to_string())));
+        assert!(job.has_payload && job.reason.is_some_and(|reason| reason.contains(&unsettled.to_string())));
 
         let copy = Uuid::new_v4();
         body.as_object_mut().expect("an object").remove("requested_at");
         world.publish(Some(copy), body.to_string().as_bytes()).await;
         let job = world.wait_for_state(copy, &["duplicate", "needs_review", "accepted"]).await;
         assert_eq!((job.state.as_str(), job.attempts), ("duplicate", 0));
-        assert!(job.reason.is_some_and(|reason| reason.contains(&doubtful.to_string())));
+        assert!(job.reason.is_some_and(|reason| reason.contains(&unsettled.to_string())));
 
         let newer = world.publish_job_asked(customer_id, 0).await;
         world.wait_for_state(newer, &["accepted"]).await;
         let late = world.publish_job_asked(customer_id, 120).await;
         world.wait_for_state(late, &["superseded"]).await;
-        for (job_id, patches) in [(doubtful, 1), (older, 0), (newer, 1), (late, 0)] {
+        for (job_id, patches) in [(unsettled, 1), (older, 0), (newer, 1), (late, 0)] {
             assert_eq!(world.count_patches(job_id).await, patches);
         }
         assert_eq!(world.oracle("updates").await.len(), 1);
@@ -475,20 +475,20 @@ fn an_older_job_goes_where_the_newer_one_gave_its_slot_up_without_effect() {
 #[test]
 fn an_older_job_waits_behind_a_newer_one_that_is_still_in_motion() {
     world(async |world| {
-        for is_parked in [true, false] {
+        for was_waiting in [true, false] {
             let customer_id = Uuid::new_v4();
             let journal = Arc::new(journal(&world, "older's"));
             let (older, newer) = (Arc::new(job_asked(customer_id, 60)), job_asked(customer_id, 0));
             let mut tx = take_slot(&world, &newer).await;
             let opening = open_blocked(&world, &journal, &older).await;
-            if is_parked {
+            if was_waiting {
                 execute(&mut tx, PARK, &newer).await;
             }
             tx.commit().await.expect("it commits");
             let opened = opening.await.expect("no panic").expect("it is written down");
-            assert!(matches!(opened, Opened::Parked), "{opened:?}");
-            let parked = check_ended(&world, &older, "waiting").await;
-            assert_eq!((parked.waiting_for.as_deref(), parked.attempts), (Some("customer"), 0));
+            assert!(matches!(opened, Opened::Waiting), "{opened:?}");
+            let waiting = check_ended(&world, &older, "waiting").await;
+            assert_eq!((waiting.waiting_for.as_deref(), waiting.attempts), (Some("customer"), 0));
         }
     });
 }
@@ -500,7 +500,7 @@ fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
             let customer_id = Uuid::new_v4();
             let journal = Arc::new(journal(&world, "older's"));
             let (older, newer) = (job_asked(customer_id, 60), job_asked(customer_id, 0));
-            let admission = Admission::Park(WaitingFor::Retry);
+            let admission = Admission::Wait(WaitingFor::Retry);
             journal.open(&older, OffsetDateTime::now_utc(), admission).await.expect("it is written down");
             let mut tx = take_slot(&world, &newer).await;
             let claiming = tokio::spawn({

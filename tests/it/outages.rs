@@ -51,7 +51,7 @@ async fn start_on_backlog(world: &World, settings: &[(&str, &str)]) -> (WorkerPr
     (worker, jobs)
 }
 
-/// Lets the outage last, while trials and looks meet it.
+/// Lets the outage last, while trials and reads meet it.
 async fn last_for_the_outage(world: &World, worker: &WorkerProcess) {
     let end = Instant::now() + outage();
     world.wait_for_log(worker, "intake paused").await;
@@ -63,8 +63,8 @@ async fn last_for_the_outage(world: &World, worker: &WorkerProcess) {
 struct Toll {
     /// From its end to that of the last job.
     recovery: Duration,
-    /// Whose fate was ever unknown.
-    doubted: HashSet<Uuid>,
+    /// Whose outcome was ever unknown.
+    unknown: HashSet<Uuid>,
     /// Who is left to a person.
     left: HashSet<Uuid>,
 }
@@ -72,12 +72,12 @@ struct Toll {
 impl fmt::Display for Toll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "all ended {:.0} s after it, ", self.recovery.as_secs_f64())?;
-        write!(f, "{} were in doubt, {} are left to a person", self.doubted.len(), self.left.len())
+        write!(f, "{} had an unknown outcome, {} are left to a person", self.unknown.len(), self.left.len())
     }
 }
 
 /// The outage is over: waits for the end of every job, and checks that nothing was lost or applied
-/// twice, that what was not in doubt was sent once, and that only what was is left to a person.
+/// twice, that what had a known outcome was sent once, and that only the rest is left to a person.
 async fn take_toll(world: &World, jobs: &[Uuid]) -> Toll {
     let back_at = Instant::now();
     world.wait_for_ended(jobs.len()).await;
@@ -85,24 +85,24 @@ async fn take_toll(world: &World, jobs: &[Uuid]) -> Toll {
     assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
     world.check_promises(jobs, &["accepted", "needs_review"]).await;
     let patches = world.count_by_job("patches").await;
-    let (mut doubted, mut left) = (HashSet::new(), HashSet::new());
+    let (mut unknown, mut left) = (HashSet::new(), HashSet::new());
     for job_id in jobs {
         let job = world.submission(*job_id).await.expect("it is known");
         let attempts = world.attempts(*job_id).await;
-        let was_doubted = attempts.iter().any(|attempt| attempt.verdict.as_deref() == Some("unknown"));
+        let was_unknown = attempts.iter().any(|attempt| attempt.verdict.as_deref() == Some("unknown"));
         match job.state.as_str() {
-            "accepted" => assert!(was_doubted || patches[job_id] == 1, "{attempts:?}"),
+            "accepted" => assert!(was_unknown || patches[job_id] == 1, "{attempts:?}"),
             "needs_review" => {
-                assert!(was_doubted, "only what was in doubt goes to a person: {job:?}");
+                assert!(was_unknown, "only what had an unknown outcome goes to a person: {job:?}");
                 left.insert(*job_id);
             }
             state => panic!("{state}: {job:?}"),
         }
-        if was_doubted {
-            doubted.insert(*job_id);
+        if was_unknown {
+            unknown.insert(*job_id);
         }
     }
-    Toll { recovery, doubted, left }
+    Toll { recovery, unknown, left }
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_backlog_outlives_a_provider_that_is_away_and_loses_only_time() {
         let toll = take_toll(&world, &jobs).await;
         println!("{} jobs, {} s of refused connections: {toll}", backlog(), outage().as_secs());
         // The kernel may have accepted one in the moment in which the port closed.
-        assert!(toll.doubted.len() <= 1, "all accepted, each PATCHed once: {:?}", toll.doubted);
+        assert!(toll.unknown.len() <= 1, "all accepted, each PATCHed once: {:?}", toll.unknown);
         assert!(worker.log().contains("intake resumed"));
     });
 }
@@ -140,8 +140,8 @@ fn a_backlog_outlives_a_provider_that_answers_500_and_spends_no_update() {
         let in_flight = attempted.into_iter().collect();
         assert!(toll.left.is_subset(&in_flight), "who was not in flight when it began is accepted");
         // Those in flight, and a trial after each probe, whose pauses are jittered.
-        let doubted = toll.doubted.len();
-        assert!((5..=AT_ONCE + probes() * 3 / 2).contains(&doubted), "{doubted}");
+        let unknown = toll.unknown.len();
+        assert!((5..=AT_ONCE + probes() * 3 / 2).contains(&unknown), "{unknown}");
     });
 }
 

@@ -15,12 +15,12 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         world.declare_topology().await;
         let workers = ["one", "two"].map(|name| start(&world, name));
         world.wait_for_consumers(2).await;
-        // An attempt in flight, of unknown fate soon, and a job that waits behind it.
+        // An attempt in flight, of unknown outcome soon, and a job that waits behind it.
         let customer_id = Uuid::new_v4();
-        let doubtful = Uuid::new_v4();
-        world.break_job_once(doubtful, json!({ "answer": { "kind": "hang" } })).await;
-        world.publish_job_named(customer_id, doubtful).await;
-        world.wait_for_state(doubtful, &["submitting", "unknown"]).await;
+        let unsettled = Uuid::new_v4();
+        world.break_job_once(unsettled, json!({ "answer": { "kind": "hang" } })).await;
+        world.publish_job_named(customer_id, unsettled).await;
+        world.wait_for_state(unsettled, &["submitting", "unknown"]).await;
         let (behind, _) = world.publish_job_for(customer_id).await;
         world.wait_for_state(behind, &["waiting"]).await;
 
@@ -34,8 +34,8 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         world.wait_for_log(&late, "intake paused").await;
         let published = world.publish_jobs(3).await;
 
-        // Looks spend nothing, and go on; what they wake stays parked.
-        world.wait_for_applied(doubtful).await;
+        // Reads spend nothing, and go on; what they wake goes on waiting.
+        world.wait_for_applied(unsettled).await;
         let long_due = "select count(*) from submission
             where state = 'waiting' and due_at < now() - interval '1 second'";
         world.wait_for("a job long due", async || (world.count(long_due).await == 1).then_some(())).await;
@@ -176,16 +176,16 @@ fn a_replica_without_heartbeats_counts_as_paused_and_reads_go_on() {
         let no = json!({ "kind": "respond", "status": 503, "body": "no" });
         world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": no } })).await;
         let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
-        let doubtful = world.publish_broken_job(json!({ "answer": crash })).await;
+        let unsettled = world.publish_broken_job(json!({ "answer": crash })).await;
         let worker = world.start_worker_with(&[("WORKER_NAME", "unheard"), ("READ_BACK_DEADLINE", "10m")]);
-        world.wait_for_state(doubtful, &["unknown"]).await;
+        world.wait_for_state(unsettled, &["unknown"]).await;
         let lock = world.lock_table("worker").await;
         world.wait_for_log(&worker, "no heartbeat was answered").await;
         world.wait_for_consumers(0).await;
         let queued = world.publish_jobs(3).await;
-        // What was begun before is looked into: reads spend nothing.
+        // What was begun before is read: reads spend nothing.
         world.clear_rules().await;
-        world.wait_for_applied(doubtful).await;
+        world.wait_for_applied(unsettled).await;
         assert_eq!((world.count_ready(JOBS).await, world.oracle("patches").await.len()), (3, 1));
         assert_eq!(worker.log().matches("intake paused").count(), 1, "said once");
         drop(lock);

@@ -1,5 +1,5 @@
-//! An attempt whose fate is unknown is looked into, and sent again only where two looks
-//! say that it was not applied and that the customer's last update stays his.
+//! An attempt whose outcome is unknown is read, and sent again only where two reads
+//! say that it was not applied and that the customer's last update stays theirs.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn conclusions(observations: &[Observation]) -> Vec<&str> {
     observations.iter().filter_map(|observation| observation.conclusion.as_deref()).collect()
 }
 
-/// Waits until a job is ended in doubt, and checks that it was sent once.
+/// Waits until a job is left to a person, and checks that it was sent once.
 async fn wait_for_review(world: &World, job_id: Uuid, reason_code: &str) -> Submission {
     let job = world.wait_for_state(job_id, &["accepted", "rejected", "needs_review"]).await;
     assert_eq!((job.state.as_str(), job.reason_code.as_deref()), ("needs_review", Some(reason_code)));
@@ -60,7 +60,7 @@ fn an_update_that_was_applied_with_its_answer_lost_is_never_sent_again() {
             // The worker has given up by then.
             json!({ "delay_before_ms": 3500 }),
             json!({ "delay_after_ms": 3500 }),
-            // Applied after the first look, and before the second.
+            // Applied after the first read, and before the second.
             json!({ "apply": { "after_ms": 1500 }, "answer": answer }),
             json!({ "apply": { "after_ms": 3000 }, "answer": answer }),
             json!({ "apply": { "after_ms": 4000 }, "answer": answer }),
@@ -82,7 +82,7 @@ fn an_update_that_was_applied_with_its_answer_lost_is_never_sent_again() {
             assert_eq!(attempts[0].verdict.as_deref(), Some("unknown"), "{fault}");
             let observations = world.observations(job_id).await;
             assert!(observations.iter().all(|observation| observation.purpose == "read_back"));
-            let (last, before) = observations.split_last().expect("a look");
+            let (last, before) = observations.split_last().expect("a read");
             assert_eq!(last.conclusion.as_deref(), Some("applied"), "{fault}: {observations:?}");
             assert_eq!(last.status.as_deref(), Some("PROCESSING"));
             assert!(conclusions(before).iter().all(|conclusion| *conclusion == "confirming"));
@@ -109,7 +109,7 @@ fn an_update_that_was_not_applied_is_sent_again_once_and_accepted() {
             assert!(observations.iter().all(|seen| seen.status.as_deref() == Some("FAILED")));
             assert_eq!(conclusions(&observations), ["confirming", "not_applied"]);
         }
-        assert_eq!(world.oracle("reads").await.len(), 18, "each look is an observation");
+        assert_eq!(world.oracle("reads").await.len(), 18, "each read is an observation");
     });
 }
 
@@ -180,7 +180,7 @@ fn a_verification_of_unknown_origin_goes_to_a_person_in_time() {
     world(async |world| {
         world.declare_topology().await;
         let _workers = [(); 2].map(|()| world.start_worker_with(&[CALM]));
-        let mut doubtful = Vec::new();
+        let mut unsettled = Vec::new();
         for apply in ["now", "never"] {
             let customer_id = Uuid::new_v4();
             let (first, _) = world.publish_job_for(customer_id).await;
@@ -191,16 +191,16 @@ fn a_verification_of_unknown_origin_goes_to_a_person_in_time() {
                     json!({ "match": { "method": "PATCH", "customer_id": customer_id }, "fault": fault }),
                 )
                 .await;
-            doubtful.push((world.publish_job_for(customer_id).await.0, usize::from(apply == "now")));
+            unsettled.push((world.publish_job_for(customer_id).await.0, usize::from(apply == "now")));
         }
-        for (job_id, updates) in doubtful {
+        for (job_id, updates) in unsettled {
             let job = wait_for_review(&world, job_id, "fate_unknown").await;
             assert!(job.reason.is_some_and(|reason| reason.contains("compare the document at the provider")));
             assert_eq!(world.count_updates(job_id).await, updates);
             let observations = world.observations(job_id).await;
             assert!(observations.iter().all(|seen| seen.status.as_deref() == Some("PROCESSING")));
             let seen = conclusions(&observations);
-            let (last, before) = seen.split_last().expect("looks");
+            let (last, before) = seen.split_last().expect("reads");
             assert_eq!(*last, "unsettled");
             assert!(before.len() >= 2 && before.iter().all(|conclusion| *conclusion == "look_again"));
             let told = |(_, log): (_, String)| {
@@ -214,13 +214,13 @@ fn a_verification_of_unknown_origin_goes_to_a_person_in_time() {
     });
 }
 
-/// Waits until a customer may be looked at again for no other reason than to know.
+/// Waits until a customer may be read again for no other reason than to know.
 async fn wait_for_read_interval(world: &World, customer_id: Uuid) {
     let query = "select last_read_at < now() - interval '3 s' from customer where customer_id = $1";
     world
         .wait_for("the end of CUSTOMER_READ_INTERVAL", async || {
             let is_over: bool =
-                sqlx::query_scalar(query).bind(customer_id).fetch_one(&world.pool).await.expect("his row");
+                sqlx::query_scalar(query).bind(customer_id).fetch_one(&world.pool).await.expect("their row");
             is_over.then_some(())
         })
         .await;
@@ -251,21 +251,21 @@ fn a_verified_customer_was_updated_only_if_our_last_word_was_another() {
     world(async |world| {
         world.declare_topology().await;
         let _worker = world.start_worker_with(&[CALM, BASELINE]);
-        // With a verification shorter than the first look is off.
+        // With a verification shorter than the first read is off.
         let (updated, verified) = (Uuid::new_v4(), Uuid::new_v4());
         world.set_customer(updated, json!({ "verification_ms": 100 })).await;
         world.set_customer(verified, json!({ "status": "VERIFIED" })).await;
         let (applied, _) = world.publish_job_for(updated).await;
         world.break_job(applied, json!({ "answer": crash() })).await;
-        let (doubtful, _) = world.publish_job_for(verified).await;
-        world.break_job(doubtful, not_applied()).await;
+        let (unsettled, _) = world.publish_job_for(verified).await;
+        world.break_job(unsettled, not_applied()).await;
 
         let job = world.wait_for_applied(applied).await;
         assert_eq!(job.verification_status.as_deref(), Some("VERIFIED"));
         assert_eq!(conclusions(&world.observations(applied).await), ["applied"]);
         assert_eq!(world.count_patches(applied).await, 1);
         assert_eq!(world.count_updates(applied).await, 1);
-        wait_for_review(&world, doubtful, "fate_unknown").await;
+        wait_for_review(&world, unsettled, "fate_unknown").await;
     });
 }
 
@@ -322,7 +322,7 @@ fn a_customer_who_does_not_exist_was_not_updated() {
 }
 
 #[test]
-fn looks_that_fail_are_repeated_while_they_can_tell() {
+fn reads_that_fail_are_repeated_while_they_can_tell() {
     world(async |world| {
         world.declare_topology().await;
         let mut jobs = Vec::new();
@@ -408,7 +408,7 @@ fn a_read_of_another_customer_proves_nothing() {
 }
 
 #[test]
-fn looks_that_come_back_too_late_prove_only_that_an_update_was_applied() {
+fn reads_that_come_back_too_late_prove_only_that_an_update_was_applied() {
     world(async |world| {
         world.declare_topology().await;
         world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": crash() } })).await;
@@ -514,7 +514,7 @@ fn an_outage_of_updates_alone_spends_resends_ever_more_slowly() {
         let sent = world.count_by_job("patches").await;
         assert!(sent.values().all(|times| *times <= 2), "no job is spent on more: {sent:?}");
 
-        // The next resend would wait for 20 s; a job that was never in doubt need not.
+        // The next resend would wait for 20 s; a job that was never unknown need not.
         world.clear_rules().await;
         let (next, _) = world.publish_job_for(Uuid::new_v4()).await;
         world.wait_for_state(next, &["accepted"]).await;
@@ -532,7 +532,7 @@ fn an_outage_of_updates_alone_spends_resends_ever_more_slowly() {
 }
 
 #[test]
-fn slow_looks_still_confirm_each_other() {
+fn slow_reads_still_confirm_each_other() {
     world(async |world| {
         world.declare_topology().await;
         world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "delay_before_ms": 600 } })).await;
@@ -544,7 +544,7 @@ fn slow_looks_still_confirm_each_other() {
 }
 
 #[test]
-fn looks_do_not_wait_behind_attempts() {
+fn reads_do_not_wait_behind_attempts() {
     world(async |world| {
         world.declare_topology().await;
         let (relay, base_url) = world.relay_to_provider().await;
@@ -558,8 +558,8 @@ fn looks_do_not_wait_behind_attempts() {
         ]);
         let jobs = world.publish_jobs(30).await;
         let waiting = "select count(*) from submission where waiting_for = 'retry'";
-        world.wait_for("parked jobs", async || (world.count(waiting).await >= 29).then_some(())).await;
-        // The first is in doubt, and the others keep the only slot busy for longer than its window.
+        world.wait_for("waiting jobs", async || (world.count(waiting).await >= 29).then_some(())).await;
+        // The first has an unknown outcome, and the others keep the only slot busy for longer than its window.
         world.add_rule(json!({ "match": { "method": "PATCH" }, "first": 1, "fault": not_applied() })).await;
         let slow = json!({ "delay_before_ms": 400 });
         world.add_rule(json!({ "match": { "method": "PATCH" }, "fault": slow })).await;
@@ -573,7 +573,7 @@ fn looks_do_not_wait_behind_attempts() {
 }
 
 #[test]
-fn a_customer_is_looked_at_before_his_first_attempt_and_not_too_often() {
+fn a_customer_is_read_before_their_first_attempt_and_not_too_often() {
     world(async |world| {
         world.declare_topology().await;
         let _workers = [(); 2].map(|()| world.start_worker_with(&[CALM, BASELINE]));
@@ -590,17 +590,17 @@ fn a_customer_is_looked_at_before_his_first_attempt_and_not_too_often() {
         let others = world.publish_jobs(10).await;
         world.wait_for_all_accepted(&others).await;
 
-        let mut looks = world.observations(soon).await.len();
+        let mut reads = world.observations(soon).await.len();
         for job_id in others.into_iter().chain([first, later]) {
             let observations = world.observations(job_id).await;
             assert_eq!(observations.len(), 1, "before the first attempt only");
             assert_eq!(observations[0].purpose, "baseline");
             assert_eq!(observations[0].conclusion, None);
-            looks += 1;
+            reads += 1;
         }
         let too_close = "select count(*) from observation a
             join observation b on b.customer_id = a.customer_id and b.id > a.id and b.at < a.at + interval '3 s'";
         assert_eq!(world.count(too_close).await, 0);
-        assert_eq!(world.oracle("reads").await.len(), looks, "no look without its observation");
+        assert_eq!(world.oracle("reads").await.len(), reads, "no read without its observation");
     });
 }

@@ -1,4 +1,4 @@
-//! A person settles what no look at the customer could, and that is kept with who and why.
+//! A person settles what no read of the customer could, and that is kept with who and why.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::harness::{World, world};
 
 /// A job that may have been applied, and whose customer tells nothing.
-async fn publish_doubtful(world: &World) -> Uuid {
+async fn publish_unsettled(world: &World) -> Uuid {
     let customer_id = Uuid::new_v4();
     world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
     let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
@@ -22,14 +22,14 @@ async fn resolve(world: &World, job_id: Uuid, finding: &str) -> String {
 }
 
 #[test]
-fn a_person_settles_a_fate_and_only_then_may_the_job_be_sent_again() {
+fn a_person_settles_a_job_and_only_then_may_it_be_sent_again() {
     world(async |world| {
         world.declare_topology().await;
         let settings = [("BREAKER_FAILURES", "1000"), ("READ_BACK_DEADLINE", "10s")];
         let _worker = world.start_worker_with(&settings);
         let mut jobs = Vec::new();
         for _ in 0..3 {
-            jobs.push(publish_doubtful(&world).await);
+            jobs.push(publish_unsettled(&world).await);
         }
         for job_id in &jobs {
             let job = world.wait_for_state(*job_id, &["needs_review"]).await;
@@ -45,8 +45,8 @@ fn a_person_settles_a_fate_and_only_then_may_the_job_be_sent_again() {
         assert_eq!((job.evidence.as_deref(), job.has_payload), (Some("person"), false));
         world
             .wait_for("its verification to be followed", async || {
-                let looks = world.observations(applied).await;
-                looks.iter().any(|look| look.purpose == "verification").then_some(())
+                let reads = world.observations(applied).await;
+                reads.iter().any(|read| read.purpose == "verification").then_some(())
             })
             .await;
 

@@ -124,9 +124,9 @@ fn a_parked_job_is_taken_up_by_another_replica() {
         let settings = [("RETRY_DELAY_MIN", "2s"), ("WORKER_NAME", "first")];
         let (_relay, mut dying) = start_unreachable(&world, &settings).await;
         let job_id = world.publish_job().await;
-        let parked = world.wait_for_state(job_id, &["waiting"]).await;
-        assert_eq!(parked.waiting_for.as_deref(), Some("retry"));
-        assert_eq!((parked.attempts, parked.retries), (1, 1));
+        let waiting = world.wait_for_state(job_id, &["waiting"]).await;
+        assert_eq!(waiting.waiting_for.as_deref(), Some("retry"));
+        assert_eq!((waiting.attempts, waiting.retries), (1, 1));
         dying.kill();
         let _other = world.start_worker_with(&[("WORKER_NAME", "second")]);
         world.wait_for_state(job_id, &["accepted"]).await;

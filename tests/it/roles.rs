@@ -64,10 +64,10 @@ async fn check_worker_role(world: &World) {
     let app = url_of(world, "app");
     let as_app = [("DATABASE_URL", app.as_str()), ("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
     world.declare_topology().await;
-    let doubtful_of = Uuid::new_v4();
+    let unsettled_of = Uuid::new_v4();
     let crash = json!({ "answer": { "kind": "respond", "status": 500, "body": "oops" } });
     world
-        .add_rule(json!({ "match": { "method": "PATCH", "customer_id": doubtful_of }, "fault": crash }))
+        .add_rule(json!({ "match": { "method": "PATCH", "customer_id": unsettled_of }, "fault": crash }))
         .await;
     let exhausted_of = Uuid::new_v4();
     let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
@@ -77,15 +77,15 @@ async fn check_worker_role(world: &World) {
 
     let mut worker = world.start_worker_with(&as_app);
     let accepted = world.publish_job().await;
-    let (doubtful, _) = world.publish_job_for(doubtful_of).await;
+    let (unsettled, _) = world.publish_job_for(unsettled_of).await;
     let (exhausted, _) = world.publish_job_for(exhausted_of).await;
     world.publish(Some(Uuid::new_v4()), b"{}").await;
     world.wait_for_state(accepted, &["accepted"]).await;
-    world.wait_for_applied(doubtful).await;
+    world.wait_for_applied(unsettled).await;
     world.wait_for_state(exhausted, &["exhausted"]).await;
     let signed = ["--by", "ana", "--note", "why"];
     let id = exhausted.to_string();
-    let customer = doubtful_of.to_string();
+    let customer = unsettled_of.to_string();
     for command in [
         &["report"][..],
         &["list"],

@@ -221,7 +221,7 @@ fn a_provider_that_hangs_past_the_grace_does_not_hold_the_worker() {
         let (mut worker, job_id) = start_in_a_request(&world, &settings, hangs).await;
         worker.signal("TERM");
         ends_with_the_grace(&mut worker).await;
-        assert_eq!(world.attempts(job_id).await[0].verdict, None, "its fate is not known yet");
+        assert_eq!(world.attempts(job_id).await[0].verdict, None, "its outcome is not known yet");
         let _next = world.start_worker();
         world.wait_for_applied(job_id).await;
         assert_eq!(world.count_patches(job_id).await, 1);

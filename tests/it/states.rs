@@ -82,19 +82,19 @@ impl Maker<'_> {
         self.settle(claim, Verdict::Accepted(accepted()), Outcome::Accepted(accepted())).await
     }
 
-    async fn park(&self, claim: &Claim, verdict: Verdict, waiting_for: WaitingFor, counts: bool) -> Uuid {
+    async fn schedule(&self, claim: &Claim, verdict: Verdict, waiting_for: WaitingFor, counts: bool) -> Uuid {
         let wait = Wait { waiting_for, delay: AFTER, counts };
-        self.journal.park(claim, &result(verdict), &wait).await.expect("the claim is ours");
+        self.journal.schedule(claim, &result(verdict), &wait).await.expect("the claim is ours");
         claim.job_id
     }
 
     async fn throttle(&self, claim: &Claim) -> Uuid {
-        self.park(claim, Verdict::Throttled { retry_after: None }, WaitingFor::Provider, true).await
+        self.schedule(claim, Verdict::Throttled { retry_after: None }, WaitingFor::Provider, true).await
     }
 
-    async fn doubt(&self, claim: &Claim) -> Uuid {
+    async fn leave_unknown(&self, claim: &Claim) -> Uuid {
         let unknown = Verdict::Unknown(FailurePoint::ServerError);
-        self.journal.doubt(claim, &result(unknown)).await.expect("the claim is ours");
+        self.journal.leave_unknown(claim, &result(unknown)).await.expect("the claim is ours");
         self.later(claim.job_id).await
     }
 
@@ -107,10 +107,16 @@ impl Maker<'_> {
         sqlx::query(due).bind(job_id).execute(&self.world.pool).await.expect("it is due");
     }
 
-    async fn look(&self, job_id: Uuid, reading: Reading, conclusion: Conclusion, settled: Settled) -> Uuid {
+    async fn conclude(
+        &self,
+        job_id: Uuid,
+        reading: Reading,
+        conclusion: Conclusion,
+        settled: Settled,
+    ) -> Uuid {
         self.hasten(job_id).await;
         let claim =
-            self.journal.claim_reads(1).await.expect("the database answers").pop().expect("a look is due");
+            self.journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
         assert_eq!(claim.job_id, job_id);
         let concluded = self.journal.conclude_read(&claim, &reading, conclusion, &settled).await;
         concluded.expect("the claim is ours");
@@ -120,7 +126,7 @@ impl Maker<'_> {
     async fn read(&self, job_id: Uuid, conclusion: Conclusion, settled: Settled) -> Uuid {
         let status =
             CustomerStatus { status: "FAILED".to_owned(), failure_reason: None, document_type: None };
-        self.look(job_id, Reading::Customer(status), conclusion, settled).await
+        self.conclude(job_id, Reading::Customer(status), conclusion, settled).await
     }
 
     async fn clear(&self, job_id: Uuid) -> Uuid {
@@ -128,12 +134,12 @@ impl Maker<'_> {
         self.later(job_id).await
     }
 
-    async fn doubted(&self) -> Uuid {
-        self.doubt(&self.new_claim().await).await
+    async fn left_unknown(&self) -> Uuid {
+        self.leave_unknown(&self.new_claim().await).await
     }
 
     async fn unsettled(&self) -> Uuid {
-        let job_id = self.doubted().await;
+        let job_id = self.left_unknown().await;
         let review = Settled::Ended(Outcome::NeedsReview(Review::FateUnknown));
         self.read(job_id, Conclusion::Unsettled, review).await
     }
@@ -197,29 +203,29 @@ impl Maker<'_> {
     }
 
     async fn in_motion(&self) -> Vec<Uuid> {
-        let parked = job_asked(Uuid::new_v4(), 0);
-        self.open_as(&parked, Admission::Park(WaitingFor::Retry)).await;
-        self.later(parked.id).await;
+        let opened_to_wait = job_asked(Uuid::new_v4(), 0);
+        self.open_as(&opened_to_wait, Admission::Wait(WaitingFor::Retry)).await;
+        self.later(opened_to_wait.id).await;
         let not_sent = Verdict::NotSent(NotSent::Connect);
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
         let mut jobs = vec![
-            parked.id,
+            opened_to_wait.id,
             self.throttle(&self.new_claim().await).await,
-            self.park(&self.new_claim().await, not_sent, WaitingFor::Retry, true).await,
-            self.park(&self.new_claim().await, refused, WaitingFor::Provider, false).await,
+            self.schedule(&self.new_claim().await, not_sent, WaitingFor::Retry, true).await,
+            self.schedule(&self.new_claim().await, refused, WaitingFor::Provider, false).await,
         ];
-        let vanished = self.new_claim().await.job_id;
-        self.hasten(vanished).await;
+        let rescued = self.new_claim().await.job_id;
+        self.hasten(rescued).await;
         assert_eq!(self.journal.rescue(10).await.expect("the database answers").len(), 1);
-        self.later(vanished).await;
-        let cleared = self.doubted().await;
-        jobs.extend([vanished, self.clear(cleared).await]);
+        self.later(rescued).await;
+        let cleared = self.left_unknown().await;
+        jobs.extend([rescued, self.clear(cleared).await]);
         let confirming = Conclusion::Confirming { after: AFTER };
-        let doubted = self.doubted().await;
+        let left_unknown = self.left_unknown().await;
         let submitting = self.new_claim().await.job_id;
         jobs.extend([
-            self.doubted().await,
-            self.read(doubted, confirming, Settled::InDoubt(AFTER)).await,
+            self.left_unknown().await,
+            self.read(left_unknown, confirming, Settled::StillUnknown(AFTER)).await,
             self.later(submitting).await,
         ]);
         jobs
@@ -246,14 +252,15 @@ impl Maker<'_> {
             rejected(Rejection::FieldRefused).await,
             self.exhausted().await,
         ];
-        let [applied, gone, last] = [self.doubted().await, self.doubted().await, self.doubted().await];
+        let [applied, gone, last] =
+            [self.left_unknown().await, self.left_unknown().await, self.left_unknown().await];
         let found = Acceptance { reference: None, verification_status: Some("FAILED".to_owned()) };
         let found = Settled::Ended(Outcome::Accepted(found));
         let not_found = Settled::Ended(Outcome::Rejected(Rejection::CustomerNotFound));
         let review = Settled::Ended(Outcome::NeedsReview(Review::LastUpdate));
         jobs.extend([
             self.read(applied, Conclusion::Applied, found).await,
-            self.look(gone, Reading::NotFound, Conclusion::Rejected, not_found).await,
+            self.conclude(gone, Reading::NotFound, Conclusion::Rejected, not_found).await,
             self.read(last, Conclusion::LastUpdate, review).await,
             self.unsettled().await,
         ]);
@@ -264,7 +271,7 @@ impl Maker<'_> {
         assert!(has_ended.expect("the database answers"));
         let refused = || Verdict::Misconfigured(Misconfiguration::Signature);
         let alone = self.new_claim().await;
-        self.park(&alone, refused(), WaitingFor::Provider, false).await;
+        self.schedule(&alone, refused(), WaitingFor::Provider, false).await;
         let NextAttempt::Claimed(again) = self.next(alone.job_id).await else {
             panic!("nothing was claimed")
         };
@@ -272,7 +279,7 @@ impl Maker<'_> {
         jobs.extend([late.job_id, self.settle(&again.claim, refused(), review).await]);
         let mut expiring = job_asked(Uuid::new_v4(), 0);
         expiring.expires_at = Some(OffsetDateTime::now_utc());
-        self.open_as(&expiring, Admission::Park(WaitingFor::Retry)).await;
+        self.open_as(&expiring, Admission::Wait(WaitingFor::Retry)).await;
         assert_eq!(self.journal.expire(10).await.expect("the database answers"), [expiring.id]);
         let invalid = Uuid::new_v4();
         let message = Message { body: b"{}".into(), ..Message::default() };
@@ -287,13 +294,13 @@ impl Maker<'_> {
         self.accept(&self.claim(&first).await).await;
         let second = job_asked(Uuid::new_v4(), 0);
         self.accept(&self.claim(&second).await).await;
-        let doubtful = job_asked(Uuid::new_v4(), 0);
-        self.doubt(&self.claim(&doubtful).await).await;
+        let unsettled = job_asked(Uuid::new_v4(), 0);
+        self.leave_unknown(&self.claim(&unsettled).await).await;
         let review = Settled::Ended(Outcome::NeedsReview(Review::FateUnknown));
-        self.read(doubtful.id, Conclusion::Unsettled, review).await;
+        self.read(unsettled.id, Conclusion::Unsettled, review).await;
         // Its second attempt might take the last update.
         let last = self.new_claim().await;
-        let cleared = self.doubt(&last).await;
+        let cleared = self.leave_unknown(&last).await;
         self.clear(cleared).await;
         set_budget(&self.world.pool, last.customer_id, 2, BY_ANA).await.expect("it is counted");
         let next = self.next(cleared).await;
@@ -303,7 +310,7 @@ impl Maker<'_> {
             self.overtaken().await,
             self.opened_behind(&second, 60, false).await,
             self.opened_behind(&first, 0, true).await,
-            self.opened_behind(&doubtful, 60, false).await,
+            self.opened_behind(&unsettled, 60, false).await,
             cleared,
         ]
     }

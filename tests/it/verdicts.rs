@@ -32,14 +32,14 @@ fn rejected(reason: &'static str) -> Expected {
     }
 }
 
-/// Of unknown fate, and a look shows that it was applied.
+/// Of unknown outcome, and a read shows that it was applied.
 fn unknown_applied(detail: &'static str, http_status: Option<i32>) -> Expected {
     let first = ("unknown", Some(detail), http_status);
     Expected { state: "accepted", reason_code: None, first, patches: 1 }
 }
 
-/// Of unknown fate, and looks show that it was not applied: sent again once, to the same
-/// fate, and no more, since a third update would be the customer's last.
+/// Of unknown outcome, and reads show that it was not applied: sent again once, to the same
+/// outcome, and no more, since a third update would be the customer's last.
 fn unknown_not_applied(detail: &'static str, http_status: Option<i32>) -> Expected {
     let first = ("unknown", Some(detail), http_status);
     Expected { state: "needs_review", reason_code: Some("last_update"), first, patches: 2 }

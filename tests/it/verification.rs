@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, world, world_with};
 
-/// The shortest time between two looks at a customer, scaled down.
+/// The shortest time between two reads of a customer, scaled down.
 const APART: Duration = Duration::from_secs(3);
 
 /// All times scaled down by twenty, together: what is said to take a minute takes 3 s.
@@ -30,14 +30,14 @@ pub(crate) const SCALED: [(&str, &str); 11] = [
     ("VERIFICATION_READS_PER_SECOND", "200"),
 ];
 
-/// The same, but a look may take its time.
+/// The same, but a read may take its time.
 pub(crate) fn scaled_with(others: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let mut settings = SCALED.to_vec();
     settings.extend(others);
     settings
 }
 
-/// A world whose provider verifies in so many milliseconds, within which no look comes.
+/// A world whose provider verifies in so many milliseconds, within which no read comes.
 pub(crate) fn world_that_verifies_in(ms: u64) -> dollarpe_sandbox::Settings {
     dollarpe_sandbox::Settings { verification_time: Duration::from_millis(ms).into(), ..Default::default() }
 }
@@ -100,24 +100,24 @@ impl World {
         }
     }
 
-    /// Makes the provider answer the first look at a customer with a fault.
-    async fn break_first_look(&self, customer_id: Uuid, fault: Value) {
+    /// Makes the provider answer the first read of a customer with a fault.
+    async fn break_first_read(&self, customer_id: Uuid, fault: Value) {
         let is_read = json!({ "method": "GET", "customer_id": customer_id });
         self.add_rule(json!({ "match": is_read, "first": 1, "fault": fault })).await;
     }
 
-    /// Starts a worker in the middle of a look, at a customer whose job it had accepted, that the
+    /// Starts a worker in the middle of a read, at a customer whose job it had accepted, that the
     /// provider does not answer.
-    async fn start_in_a_look(&self, customer_id: Uuid) -> (WorkerProcess, Uuid) {
-        self.break_first_look(customer_id, json!({ "answer": { "kind": "hang" } })).await;
+    async fn start_in_a_read(&self, customer_id: Uuid) -> (WorkerProcess, Uuid) {
+        self.break_first_read(customer_id, json!({ "answer": { "kind": "hang" } })).await;
         let (job_id, _) = self.publish_job_for(customer_id).await;
         let worker = self.start_worker_with(&SCALED);
-        self.wait_for("a look", async || (self.count_reads(customer_id).await == 1).then_some(())).await;
+        self.wait_for("a read", async || (self.count_reads(customer_id).await == 1).then_some(())).await;
         (worker, job_id)
     }
 
     /// Lets time pass for a job in verification: as if it had been accepted so long ago, its
-    /// customer not been looked at for an hour, and the next look were due.
+    /// customer not been read for an hour, and the next read were due.
     async fn age(&self, job_id: Uuid, seconds: f64) {
         self.is_tampered_with();
         sqlx::query(
@@ -165,7 +165,7 @@ fn a_days_work_reaches_its_ends_and_no_customer_is_asked_for_too_often() {
         let mut killed = world.start_worker_with(&SCALED);
         let _worker = world.start_worker_with(&SCALED);
         world
-            .wait_for("looks under way", async || (world.oracle("reads").await.len() > 100).then_some(()))
+            .wait_for("reads under way", async || (world.oracle("reads").await.len() > 100).then_some(()))
             .await;
         killed.kill();
         let _another = world.start_worker_with(&SCALED);
@@ -218,7 +218,7 @@ fn each_change_is_an_observation_and_the_same_word_again_is_none() {
             .await;
         let body = json!({ "status": true, "data": { "id": customer_id, "status": "ON_HOLD" } });
         let on_hold = json!({ "answer": { "kind": "respond", "status": 200, "body": body } });
-        world.break_first_look(customer_id, on_hold).await;
+        world.break_first_read(customer_id, on_hold).await;
         let (job_id, _) = world.publish_job_for(customer_id).await;
         let _worker = world.start_worker_with(&SCALED);
 
@@ -227,7 +227,7 @@ fn each_change_is_an_observation_and_the_same_word_again_is_none() {
         assert_eq!(ended.failure_reason.as_deref(), Some("KYC_FAILED"));
         let observations = world.observations(job_id).await;
         let words: Vec<_> = observations.iter().filter_map(|seen| seen.status.as_deref()).collect();
-        // 3, 6 and 9 s after the acceptance; the second look finds the first word again.
+        // 3, 6 and 9 s after the acceptance; the second read finds the first word again.
         assert_eq!(words, ["ON_HOLD", "PROCESSING", "FAILED"], "{observations:?}");
         assert!(observations.iter().all(|seen| seen.purpose == "verification"));
         assert_eq!(world.count_reads(customer_id).await, 3);
@@ -273,11 +273,11 @@ fn a_newer_accepted_update_takes_the_tracking_over() {
 }
 
 #[test]
-fn a_look_that_vanished_with_its_replica_is_made_by_another() {
+fn a_read_whose_replica_died_is_made_by_another() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let (mut killed, job_id) = world.start_in_a_look(customer_id).await;
+        let (mut killed, job_id) = world.start_in_a_read(customer_id).await;
         killed.kill();
 
         let _worker = world.start_worker_with(&SCALED);
@@ -290,7 +290,7 @@ fn a_look_that_vanished_with_its_replica_is_made_by_another() {
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn a_look_that_was_held_up_past_its_claim_is_not_made() {
+fn a_read_that_was_held_up_past_its_claim_is_not_made() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
@@ -310,11 +310,11 @@ fn a_look_that_was_held_up_past_its_claim_is_not_made() {
 }
 
 #[test]
-fn a_worker_that_stops_does_not_wait_for_a_look() {
+fn a_worker_that_stops_does_not_wait_for_a_read() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let (mut worker, job_id) = world.start_in_a_look(customer_id).await;
+        let (mut worker, job_id) = world.start_in_a_read(customer_id).await;
         worker.stop().await;
         assert!(!worker.log().contains("were not recorded"), "{}", worker.log());
         assert!(world.verification(job_id).await.is_tracked);
@@ -322,7 +322,7 @@ fn a_worker_that_stops_does_not_wait_for_a_look() {
 }
 
 #[test]
-fn while_the_provider_refuses_us_no_verification_is_looked_at() {
+fn while_the_provider_refuses_us_no_verification_is_read() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
@@ -333,9 +333,9 @@ fn while_the_provider_refuses_us_no_verification_is_looked_at() {
         let refused = world.publish_job().await;
         world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
 
-        // Long enough for ten looks: the scheduler's poll is 100 ms.
+        // Long enough for ten reads: the scheduler's poll is 100 ms.
         world
-            .wait_for("a look that is a second late", async || {
+            .wait_for("a read that is a second late", async || {
                 let due = world.verification(job_id).await.due_in_seconds.expect("it is tracked");
                 (due < -1.0).then_some(())
             })
@@ -349,12 +349,12 @@ fn while_the_provider_refuses_us_no_verification_is_looked_at() {
 }
 
 #[test]
-fn a_provider_that_asks_a_look_to_wait_is_left_alone() {
+fn a_provider_that_asks_a_read_to_wait_is_left_alone() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         let throttled = json!({ "kind": "respond", "status": 429, "headers": { "Retry-After": "1" }, "body": "slow down" });
-        world.break_first_look(customer_id, json!({ "answer": throttled })).await;
+        world.break_first_read(customer_id, json!({ "answer": throttled })).await;
         let (job_id, _) = world.publish_job_for(customer_id).await;
         let worker = world.start_worker_with(&SCALED);
         world.wait_for_log(&worker, "the provider asks everybody to wait").await;
@@ -377,26 +377,26 @@ fn an_overdue_verification_is_told_once_and_given_up_in_the_end() {
         world.wait_for_state(job_id, &["accepted"]).await;
 
         world.age(job_id, 5.9 * HOUR).await;
-        world.wait_for("a look", async || (world.oracle("reads").await.len() == 1).then_some(())).await;
+        world.wait_for("a read", async || (world.oracle("reads").await.len() == 1).then_some(())).await;
         let due_in = |verification: Verification| verification.due_in_seconds.expect("it is tracked");
         world
-            .wait_for("the look's record", async || {
+            .wait_for("the read's record", async || {
                 (due_in(world.verification(job_id).await) > 300.0).then_some(())
             })
             .await;
         assert!(!world.verification(job_id).await.is_overdue);
-        assert!(due_in(world.verification(job_id).await) < 361.0, "the next look is at the deadline");
+        assert!(due_in(world.verification(job_id).await) < 361.0, "the next read is at the deadline");
 
-        for looks in [2, 3] {
+        for reads in [2, 3] {
             world.age(job_id, 7.0 * HOUR).await;
             world
-                .wait_for("a look an hour off", async || {
+                .wait_for("a read an hour off", async || {
                     let due_in = due_in(world.verification(job_id).await);
                     (due_in > 3500.0).then_some(())
                 })
                 .await;
             assert!(world.verification(job_id).await.is_overdue);
-            assert_eq!(world.oracle("reads").await.len(), looks);
+            assert_eq!(world.oracle("reads").await.len(), reads);
         }
         world.age(job_id, 7.0 * 24.0 * HOUR).await;
         let given_up = world.wait_for_end_of_verification(job_id).await;
@@ -418,7 +418,7 @@ fn all_replicas_together_keep_to_the_rate() {
         let settings = scaled_with(&[("VERIFICATION_READS_PER_SECOND", "8")]);
         let _workers = [(); 3].map(|()| world.start_worker_with(&settings));
         world.wait_for_all_accepted(&jobs).await;
-        // All at once, and the next looks out of the way.
+        // All at once, and the next reads out of the way.
         world.is_tampered_with();
         sqlx::query(
             "update submission
@@ -429,7 +429,7 @@ fn all_replicas_together_keep_to_the_rate() {
         .await
         .expect("the database answers");
         world
-            .wait_for("a look at each", async || (world.oracle("reads").await.len() >= 48).then_some(()))
+            .wait_for("a read of each", async || (world.oracle("reads").await.len() >= 48).then_some(()))
             .await;
 
         let mut reads: Vec<_> = world.reads_by_customer().await.into_values().flatten().collect();
@@ -440,14 +440,14 @@ fn all_replicas_together_keep_to_the_rate() {
             let within = reads[first..].iter().take_while(|other| **other - *at < Duration::from_secs(1));
             assert!(within.count() <= 2 * PER_SECOND, "too many from the {first}th: {reads:?}");
         }
-        let lasted = *reads.last().expect("looks") - reads[0];
+        let lasted = *reads.last().expect("reads") - reads[0];
         assert!(lasted >= Duration::from_secs(4), "{lasted}");
-        assert!(reads.len() < 60, "no look was made twice: {}", reads.len());
+        assert!(reads.len() < 60, "no read was made twice: {}", reads.len());
     });
 }
 
 #[test]
-fn what_was_accepted_by_a_look_is_tracked_like_any_other() {
+fn what_was_accepted_by_a_read_is_tracked_like_any_other() {
     world_with(world_that_verifies_in(4000), async |world| {
         world.declare_topology().await;
         let job_id = world.publish_broken_job(json!({ "answer": { "kind": "reset" } })).await;

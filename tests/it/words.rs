@@ -150,3 +150,64 @@ fn no_code_spells_a_state_out() {
         }
     }
 }
+
+/// What the code says no more, and what it says instead.
+const GONE: [(&[&str], &str); 6] = [
+    (&["look", "looks", "looking", "looked"], "read (of a customer), inspect, load"),
+    (&["park", "parks", "parked", "parking"], "schedule (a retry), wait"),
+    (&["doubt", "doubts", "doubted", "doubtful", "fate"], "unknown outcome"),
+    (&["abandoned", "takeover"], "expired lease, rescue"),
+    (&["he", "him", "his"], "they (a customer), it (a process)"),
+    (&["rival", "contender", "ruling"], "sibling, candidate, decision"),
+];
+
+/// Where those words mean something else, or are a name of the interface.
+const ALLOWED: [&str; 18] = [
+    "parking_lot",
+    "look_again",
+    "not_looked",
+    "fate_unknown",
+    "\"fate\"",
+    "look up",
+    "look-up",
+    "looks up",
+    "looks each of them up",
+    "looks few rows up",
+    "looked up",
+    "looks for",
+    "looks like",
+    "looks blank",
+    "look the same",
+    "look_back",
+    "look_up_by_index",
+    "in_doubt_here",
+];
+
+#[test]
+fn no_word_that_was_replaced_comes_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut found) = (vec![root.join("worker.rs"), root.join("context.rs")], Vec::new());
+    for place in ["journal", "domain", "control", "desk"] {
+        sources(&root.join(place), &mut files);
+    }
+    for file in files.iter().filter(|file| !file.ends_with("tests.rs")) {
+        let text = fs::read_to_string(file).expect("a text");
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for line in code.lines() {
+            // `FateUnknown` is `fate_unknown`.
+            let mut plain = String::new();
+            for c in line.chars() {
+                let begins = c.is_uppercase() && plain.ends_with(|before: char| before.is_ascii_lowercase());
+                plain.extend(begins.then_some('_').into_iter().chain(c.to_lowercase()));
+            }
+            let rest = ALLOWED.iter().fold(plain, |line, allowed| line.replace(allowed, ""));
+            for word in rest.split(|c: char| !c.is_alphabetic()) {
+                if let Some((_, instead)) = GONE.iter().find(|(gone, _)| gone.contains(&word)) {
+                    found.push(format!("{}: {word:?} in {line:?}; say {instead}", file.display()));
+                }
+            }
+        }
+    }
+    assert!(files.len() > 40, "{} files are not all", files.len());
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

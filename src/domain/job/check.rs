@@ -1,5 +1,5 @@
 //! The rules of a message's fields, one by one. A field that breaks its rule is a fault, and the
-//! next one is looked at.
+//! next one is checked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -17,7 +17,7 @@ use crate::seal::Fingerprinter;
 /// How many histories are in memory at once.
 const PAGE: i64 = 2_000;
 
-/// Nothing is written, and everything is as of one moment. A look for orphans reads whole tables, and
+/// Nothing is written, and everything is as of one moment. The search for orphans reads whole tables, and
 /// whoever reads what is found, in a pager perhaps, takes the time that it takes.
 const BEGIN: &str = "begin isolation level repeatable read read only; set local statement_timeout = 0; \
      set local idle_in_transaction_session_timeout = 0";

@@ -39,7 +39,7 @@ const IMPOSSIBLE: &str =
 pub(crate) fn examine(history: &History, fingerprinter: &Fingerprinter) -> Examined {
     let Submission { job_id, entries, .. } = history.submission;
     let mut findings = Findings { job_id, found: Vec::new() };
-    let is_whole = look_at_places(history, &mut findings);
+    let is_whole = examine_places(history, &mut findings);
     let is_verified = (is_whole && entries > 0).then(|| verifies(history, fingerprinter));
     if is_verified == Some(false) {
         let place = match entries {
@@ -77,7 +77,7 @@ fn entries(history: &History) -> Vec<(i32, String, Entry<'_>)> {
 }
 
 /// Whether each entry that is counted is there, once, and nothing else.
-fn look_at_places(history: &History, findings: &mut Findings) -> bool {
+fn examine_places(history: &History, findings: &mut Findings) -> bool {
     let before = findings.found.len();
     let counted = history.submission.entries;
     let mut next = 1;

@@ -16,7 +16,7 @@ use crate::domain::suspicion::Customer;
 use crate::journal::history::chain::{Head, Subject};
 use crate::journal::rows::{Limits, NewRow, column};
 use crate::journal::statements::customers::read_customers;
-use crate::journal::statements::move_on::{Destination, Move, Position, Why, move_locked};
+use crate::journal::statements::move_on::{Destination, LockedRow, Move, Position, Why, move_locked};
 use crate::journal::statements::wake::NEAR_WAIT_MAX_SECONDS;
 
 /// The reason of a job whose payload no key opens.
@@ -264,16 +264,19 @@ impl Candidate {
         to: &Destination,
         head: Option<Head>,
     ) -> sqlx::Result<()> {
-        let moved = Move { from: self.position, to, attempt: None, is_retry: false, head };
+        let moved = Move { head, ..Move::new(self.position, to) };
         move_locked(tx, Duration::ZERO, &[moved]).await
     }
 
     /// Ends those that wait and are older than this one: a newer one was accepted, which nothing
     /// takes back, so none of them needs the slot for that. Returns which.
     pub async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<Uuid>> {
-        let older = sqlx::query!(
+        let older = sqlx::query_as!(
+            LockedRow,
             r#"-- lock_older
-            select job_id, claim_token, chain as "chain: [u8; 32]", entries
+            select
+                job_id, customer_id as "customer_id!", state as "state: State", claim_token as token,
+                chain as "chain: [u8; 32]", entries
             from submission
             where customer_id = $1 and state = 'waiting'
                 and (requested_at, received_at, job_id) < ($2, $3, $4)
@@ -289,19 +292,7 @@ impl Candidate {
         .fetch_all(&mut *tx)
         .await?;
         let to = Destination::End(Outcome::Superseded { by }.ended());
-        let moves = older.iter().map(|row| Move {
-            from: Position {
-                job_id: row.job_id,
-                customer_id: self.position.customer_id,
-                state: State::Waiting,
-                token: row.claim_token,
-                head: Head::of_row(row.chain, row.entries),
-            },
-            to: &to,
-            attempt: None,
-            is_retry: false,
-            head: None,
-        });
+        let moves = older.iter().map(|row| Move::new(row.position(), &to));
         move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
         Ok(older.into_iter().map(|row| row.job_id).collect())
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::domain::outcome::{Ended, Outcome, Wait};
 use crate::domain::verdict::{Acceptance, Rejection, Verdict};
-use crate::journal::history::chain::{Entry, Head};
+use crate::journal::history::chain::Head;
 use crate::journal::rows::{AttemptResult, Limits};
 use crate::journal::statements::claim::Claim;
 use crate::journal::statements::move_on::{ClosedAttempt, Destination, Move, Why, move_on};
@@ -72,20 +72,10 @@ impl Closing {
 
     /// Where the job's chain stands once the attempt is closed.
     fn head_after(&self, fingerprinter: &Fingerprinter, worker: &str, ended_at: OffsetDateTime) -> Head {
-        let (claim, attempt) = (&self.claim, &self.attempt);
-        let entry = Entry::Attempt {
-            number: attempt.number,
-            worker,
-            begun_at: claim.begun_at,
-            signed_at: claim.t0.wall.into(),
-            ended_at,
-            verdict: attempt.verdict,
-            detail: attempt.detail.or(self.to.acceptance().and_then(|a| a.reference.as_deref())),
-            http_status: attempt.http_status,
-            provider_message: attempt.provider_message.as_deref(),
-            error: attempt.error,
-            duration_ms: attempt.duration_ms,
-        };
+        let claim = &self.claim;
+        let times = [claim.begun_at, claim.t0.wall.into(), ended_at];
+        let reference = self.to.acceptance().and_then(|acceptance| acceptance.reference.as_deref());
+        let entry = self.attempt.entry(worker, times, reference);
         claim.head.after(fingerprinter, claim.subject(), &entry)
     }
 
@@ -126,11 +116,10 @@ pub(crate) async fn close_many(
     closings: &[&Closing],
 ) -> sqlx::Result<HashSet<(Uuid, i64)>> {
     let moves = closings.iter().map(|closing| Move {
-        from: closing.claim.position(),
-        to: &closing.to,
         attempt: Some(&closing.attempt),
         is_retry: closing.is_retry,
         head: Some(closing.head_after(fingerprinter, worker, now)),
+        ..Move::new(closing.claim.position(), &closing.to)
     });
     let closed = move_on(tx, limits.verification_after, &moves.collect::<Vec<_>>()).await?;
     // Few customers are at their limit: a statement of its own, which a batch without any is spared.

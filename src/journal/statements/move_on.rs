@@ -6,12 +6,13 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::outcome::Ended;
 use crate::domain::state::{Evidence, State, WaitingFor};
 use crate::domain::verdict::Acceptance;
-use crate::journal::history::chain::Head;
+use crate::journal::history::chain::{Entry, Head};
 use crate::journal::rows::column;
 use crate::journal::statements::wake::wake_newest;
 
@@ -24,6 +25,29 @@ pub(crate) struct Position {
     pub state: State,
     pub token: i64,
     pub head: Head,
+}
+
+/// A submission's row as a statement has locked it.
+pub(crate) struct LockedRow {
+    pub job_id: Uuid,
+    pub customer_id: Uuid,
+    pub state: State,
+    pub token: i64,
+    pub chain: Option<[u8; 32]>,
+    pub entries: i32,
+}
+
+impl LockedRow {
+    pub fn position(&self) -> Position {
+        let head = Head::of_row(self.chain, self.entries);
+        Position {
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            state: self.state,
+            token: self.token,
+            head,
+        }
+    }
 }
 
 /// Where it moves to.
@@ -61,6 +85,30 @@ pub(crate) struct ClosedAttempt {
     pub duration_ms: Option<i32>,
 }
 
+impl ClosedAttempt {
+    /// The same, as an entry of the history. `reference` is the provider's, of an acceptance.
+    pub fn entry<'a>(
+        &'a self,
+        worker: &'a str,
+        [begun_at, signed_at, ended_at]: [OffsetDateTime; 3],
+        reference: Option<&'a str>,
+    ) -> Entry<'a> {
+        Entry::Attempt {
+            number: self.number,
+            worker,
+            begun_at,
+            signed_at,
+            ended_at,
+            verdict: self.verdict,
+            detail: self.detail.or(reference),
+            http_status: self.http_status,
+            provider_message: self.provider_message.as_deref(),
+            error: self.error,
+            duration_ms: self.duration_ms,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(crate) struct Move<'a> {
     pub from: Position,
@@ -73,7 +121,11 @@ pub(crate) struct Move<'a> {
     pub head: Option<Head>,
 }
 
-impl Move<'_> {
+impl<'a> Move<'a> {
+    pub fn new(from: Position, to: &'a Destination) -> Self {
+        Self { from, to, attempt: None, is_retry: false, head: None }
+    }
+
     fn gives_up_attempt(&self) -> bool {
         self.from.state == State::Submitting && self.attempt.is_none()
     }

@@ -20,7 +20,7 @@ use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, 
 pub enum Opened {
     /// It is ours to submit, and its first attempt is begun.
     Claimed(Claim),
-    Parked,
+    Waiting,
     /// It ended at once, for another job of its customer.
     Ended(Outcome),
     Known,
@@ -85,7 +85,7 @@ pub(crate) async fn open_many(
             (Decision::Go, Some(t0)) => going.push(row.slot(t0, begun_at)),
             (decision, _) => {
                 let ended = candidate.yield_slot(tx, decision, None).await?;
-                opened.insert(row.job_id, ended.map_or(Opened::Parked, Opened::Ended));
+                opened.insert(row.job_id, ended.map_or(Opened::Waiting, Opened::Ended));
             }
         }
     }
@@ -133,7 +133,7 @@ async fn open_behind(
     let unwatched: Vec<Uuid> = behind.iter().filter(unwatched).map(|each| each.row.customer_id).collect();
     wake_newest(tx, &unwatched).await?;
     let opened = behind.into_iter().filter(|each| inserted.contains(&each.row.job_id));
-    Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Parked, Opened::Ended))).collect())
+    Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Waiting, Opened::Ended))).collect())
 }
 
 async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Result<HashSet<Uuid>> {

@@ -3,15 +3,15 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-/// The newest job that waits for its customer is looked at after so long at least, and then after as
-/// long again as the slot has been held: whoever releases the slot wakes it, unless their commits cross.
+/// The alarm of the newest job that waits for its customer rings after so long at least, and then after
+/// as long again as the slot has been held: whoever releases the slot wakes it, unless their commits cross.
 pub(crate) const NEAR_WAIT_MIN_SECONDS: f64 = 1.0;
 
-/// It is looked at after so long at most.
+/// It rings after so long at most.
 pub(crate) const NEAR_WAIT_MAX_SECONDS: f64 = 30.0;
 
-/// A job that is not its customer's newest need not be looked at: the newest goes first, and wakes the
-/// next when it ends. All of a backlog are looked at so seldom.
+/// A job that is not its customer's newest needs no near alarm: the newest goes first, and wakes the
+/// next when it ends. The alarms of a whole backlog ring so seldom.
 pub(crate) const FAR_WAIT_SECONDS: f64 = 300.0;
 
 /// Makes the newest job due now that waits for each of these customers: whoever releases or ends one

@@ -218,7 +218,7 @@ impl World {
     }
 
     /// Lets a user of this world's own configure and write everything and read what `read`
-    /// says. Returns the `AMQP_URL` in his name.
+    /// says. Returns the `AMQP_URL` in their name.
     pub async fn allow_user(&self, read: &str) -> String {
         self.allow_user_to(json!({ "configure": ".*", "write": ".*", "read": read })).await
     }

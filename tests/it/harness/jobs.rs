@@ -224,7 +224,7 @@ impl World {
         self.count("select count(*) from submission where state = 'accepted'").await
     }
 
-    /// Waits until a look at the customer has shown that the job was applied.
+    /// Waits until a read of the customer has shown that the job was applied.
     pub async fn wait_for_applied(&self, job_id: Uuid) -> Submission {
         let job = self.wait_for_state(job_id, &["accepted", "needs_review"]).await;
         assert_eq!((job.state.as_str(), job.evidence.as_deref()), ("accepted", Some("read_back")), "{job:?}");

@@ -16,7 +16,7 @@ use super::{World, deadline, sized};
 pub const FINGERPRINT_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 
 /// For a worker with more in its queue than it holds, which may be cut off from a service in the
-/// middle of it; patient enough that an attempt whose commit lost its answer can be looked into
+/// middle of it; patient enough that an attempt whose commit lost its answer can be read
 /// when the database is back.
 pub const NARROW: [(&str, &str); 4] =
     [("CONCURRENCY", "4"), ("PREFETCH", "8"), ("READ_BACK_WINDOW", "25s"), ("READ_BACK_DEADLINE", "2m")];
