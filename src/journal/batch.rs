@@ -214,10 +214,14 @@ impl Committer {
         // Who stopped waiting has stopped altogether.
         for (row, reply) in opens {
             // Of two with one job_id, the first: the second goes alone.
-            let _nobody_waits = opened.remove(&row.job_id).map(|opened| reply.send(opened));
+            if let Some(opened) = opened.remove(&row.job_id) {
+                let _nobody_waits = reply.send(opened);
+            }
         }
         for (closing, reply) in closes {
-            let _nobody_waits = closed.contains(&closing.key()).then(|| reply.send(()));
+            if closed.contains(&closing.key()) {
+                let _nobody_waits = reply.send(());
+            }
         }
     }
 
