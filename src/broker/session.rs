@@ -290,19 +290,23 @@ impl Session {
     }
 }
 
-/// How much a session takes at once: one delivery, until one that was never handed over before
-/// was disposed of. A message that ends sessions or processes comes first again, and RabbitMQ up
-/// to 4.2 counts each such end for everything that was handed over. So it is counted alone.
+/// How much a session takes at once: one delivery at first. A message that ends sessions or processes
+/// comes first again, and RabbitMQ up to 4.2 counts each such end for everything that was handed over.
+/// So it is counted alone. A session takes all that it may once a delivery that was never handed over
+/// before was disposed of. Where only deliveries come that were, as after an outage, it takes twice
+/// as many each time that it has disposed of as many as it takes.
 struct Pace {
     prefetch: u16,
     full: u16,
     /// The delivery that shows, once it is disposed of, that what comes can be taken.
     proof: Option<u64>,
+    /// How many were disposed of at this prefetch.
+    disposed: usize,
 }
 
 impl Pace {
     fn new(full: u16) -> Self {
-        Self { prefetch: 1, full, proof: None }
+        Self { prefetch: 1, full, proof: None, disposed: 0 }
     }
 
     fn hand_out(&mut self, tag: u64, is_redelivered: bool) {
@@ -312,8 +316,15 @@ impl Pace {
     }
 
     fn dispose(&mut self, disposed: &[(u64, Disposition)]) {
+        if self.prefetch == self.full {
+            return;
+        }
+        self.disposed += disposed.len();
         if self.proof.is_some_and(|proof| disposed.iter().any(|(tag, _)| *tag == proof)) {
-            (self.prefetch, self.proof) = (self.full, None);
+            self.prefetch = self.full;
+        } else if self.disposed >= usize::from(self.prefetch) {
+            self.prefetch = self.prefetch.saturating_mul(2).min(self.full);
+            self.disposed = 0;
         }
     }
 }
@@ -408,20 +419,31 @@ async fn hand_over(delivery: Delivery, deliveries: &mpsc::Sender<Delivery>, stop
 mod tests {
     use super::*;
 
+    fn dispose(pace: &mut Pace, tag: u64) {
+        pace.dispose(&[(tag, Disposition::Ack)]);
+    }
+
     #[test]
-    fn a_session_takes_one_at_a_time_until_a_new_one_is_done() {
+    fn a_session_takes_all_it_may_once_a_new_delivery_is_done() {
         let mut pace = Pace::new(64);
-        let dispose = |pace: &mut Pace, tag| pace.dispose(&[(tag, Disposition::Ack)]);
-        for tag in 1..=3 {
-            pace.hand_out(tag, true);
-            dispose(&mut pace, tag);
-            assert_eq!(pace.prefetch, 1, "what came back shows nothing");
-        }
-        pace.hand_out(4, false);
-        pace.hand_out(5, false);
-        dispose(&mut pace, 3);
+        pace.hand_out(1, true);
+        pace.hand_out(2, false);
+        pace.hand_out(3, false);
         assert_eq!(pace.prefetch, 1);
-        dispose(&mut pace, 4);
+        dispose(&mut pace, 2);
         assert_eq!(pace.prefetch, 64);
+    }
+
+    #[test]
+    fn what_came_back_lets_a_session_take_twice_as_many_each_time() {
+        let mut pace = Pace::new(6);
+        let prefetches: Vec<u16> = (1..=8)
+            .map(|tag| {
+                pace.hand_out(tag, true);
+                dispose(&mut pace, tag);
+                pace.prefetch
+            })
+            .collect();
+        assert_eq!(prefetches, [2, 2, 4, 4, 4, 4, 6, 6]);
     }
 }
