@@ -160,8 +160,8 @@ async fn open(
 /// 4. Classify the answer, note it with the breaker, and decide what follows.
 /// 5. Commit the result with that decision.
 ///
-/// `slot` is released once the provider has answered: the next request is sent while this result is
-/// written. Only as many results may wait to be written as there are request slots: a database that
+/// `slot` is released once the provider has answered, and its clock agrees with ours: the next request
+/// is sent while this result is written. Only as many results may wait to be written as there are request slots: a database that
 /// takes new jobs and no results must not spend more than that.
 ///
 /// A bug that panics on the way leaves this job's outcome unknown, and no other's.
@@ -178,8 +178,14 @@ pub async fn submit(context: &Context, mut claim: Claim, request: &UpdateRequest
     // Before the slot is released: this result may open the breaker.
     let next = decide(context, &claim, &result);
     let _recording = context.recordings.acquire().await;
-    drop(slot);
-    if let Err(Panicked) = unless_it_panics(record(context, &claim, result, next)).await {
+    let releasing = async move {
+        let checked = unless_it_panics(check_clock(context)).await;
+        drop(slot);
+        checked
+    };
+    let recording = unless_it_panics(record(context, &claim, result, next));
+    let (checked, recorded) = tokio::join!(releasing, recording);
+    if let Err(Panicked) = checked.and(recorded) {
         error!("the worker failed on an attempt's result; this is a bug, report it");
     }
 }
@@ -292,9 +298,23 @@ fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
         let until = Instant::now() + context.schedule.pause(*retry_after);
         context.breaker.note(&Event::Throttled { until });
     }
-    if let Some(skew) = context.provider.intolerable_skew() {
-        context.breaker.note(&Event::ClockSkewed(skew));
+}
+
+/// Stops the sending where our clock is too far from the provider's to sign. One answer may have passed
+/// a wrong clock on the way, so it takes a second one: that to an update for nobody. One of those who
+/// doubt asks, the others wait for the answer.
+async fn check_clock(context: &Context) {
+    if context.provider.intolerable_skew().is_none() {
+        return;
     }
+    let asking = async {
+        let _one_asks = context.clock_asked.acquire().await;
+        let is_doubted = context.provider.intolerable_skew().is_some() && context.breaker.is_closed();
+        if is_doubted && let Some(skew) = context.provider.confirm_skew().await {
+            context.breaker.note(&Event::ClockSkewed(skew));
+        }
+    };
+    context.stopping.run_until_cancelled(Box::pin(asking)).await;
 }
 
 /// The claim is gone, and another replica decides. A known answer is recorded all the same.

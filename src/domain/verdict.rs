@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::clock_skew::ClockSkew;
 use super::foreign_text::{known_id, known_words};
 use super::job::PROVIDER_FIELDS;
 use super::state::VerdictKind;
@@ -33,6 +34,8 @@ pub struct Answer {
     pub age_s: Option<u64>,
     /// The `Date` header: when the provider made the answer, by its own clock.
     pub date: Option<SystemTime>,
+    /// What that tells of the provider's clock and ours.
+    pub skew: Option<ClockSkew>,
     /// It came on a reused connection, sooner than the provider can answer: it belongs to an
     /// earlier request.
     pub is_out_of_step: bool,

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use clap::ValueEnum as _;
 use uuid::Uuid;
 
-use super::{Provider, endpoint, is_intolerable, skew_of};
+use super::{Provider, endpoint};
+use crate::domain::clock_skew::ClockSkew;
 use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
@@ -29,9 +30,9 @@ impl Provider {
                 "have whatever caches on the way to the provider let its answers through",
             )
         }));
-        let skew = skew_of(&answer).filter(|_| !is_cached);
-        let is_skewed = skew.is_some_and(is_intolerable);
-        findings.extend(skew.map(|skew| clock_finding(skew, is_skewed)));
+        let skew = answer.skew.filter(|_| !is_cached);
+        let is_skewed = skew.is_some_and(ClockSkew::is_intolerable);
+        findings.extend(skew.map(|skew| clock_finding(skew.least, is_skewed)));
         let verdict = judge(&answer);
         match verdict {
             Verdict::Rejected(_) => {
