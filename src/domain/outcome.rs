@@ -294,8 +294,9 @@ mod tests {
     /// One job's poison ends that job; what meets everybody ends nobody.
     #[test]
     fn a_job_that_alone_is_refused_without_documented_words_goes_to_a_person() {
-        use Misconfiguration::{NotTheProvider, Undocumented, UnreadableRefusal};
-        for cause in [Undocumented, NotTheProvider, UnreadableRefusal] {
+        use Misconfiguration::*;
+        let pages = [Unauthorized, Forbidden, Endpoint, Redirected, NotTheProvider];
+        for cause in pages.into_iter().chain([Undocumented, UnreadableRefusal]) {
             let refused = Verdict::Misconfigured(cause);
             check(refused.clone(), History::default(), wait(WaitingFor::Provider, 500, false));
             let alone = History { misconfigured: 4, others_are_taken: true, ..History::default() };

@@ -118,6 +118,10 @@ impl Provider {
                 "DOLLARPE_API_KEY: the provider refuses the API key: it is wrong, expired, or another environment's",
                 format!("take the key of the environment at {base_url} from its dashboard"),
             ),
+            Verdict::Misconfigured(Misconfiguration::Unauthorized) => Finding::wrong(
+                "DOLLARPE_API_KEY: a 401 came that is not the provider's: something on the way asks for credentials, or the key is wrong",
+                "compare DOLLARPE_BASE_URL with the provider's documentation, and the key with its dashboard",
+            ),
             Verdict::Misconfigured(Misconfiguration::Forbidden) => Finding::wrong(
                 "DOLLARPE_API_KEY: the provider forbids the call",
                 "ask the provider to allow this key and this machine's address to read customers and update documents",
