@@ -253,7 +253,8 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
 
 /// Decides what follows an attempt's result; notes the result with the breaker and logs it.
 fn decide(context: &Context, claim: &Claim, result: &AttemptResult) -> Next {
-    let history = History { others_are_taken: context.breaker.takes_others(), ..claim.history };
+    let others_are_taken = claim.refused.is_some_and(|refused| context.breaker.has_taken_since(refused));
+    let history = History { others_are_taken, ..claim.history };
     note_verdict(context, claim, &result.verdict);
     let next = next(&result.verdict, history, &context.schedule, rand::random());
     let retry_in = match &next {
@@ -293,11 +294,12 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
 
 fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
     let is_probe = claim.history.is_probe;
-    context.breaker.note(&Event::Attempted { verdict, is_probe });
-    if let Verdict::Throttled { retry_after } = verdict {
-        let until = Instant::now() + context.schedule.pause(*retry_after);
-        context.breaker.note(&Event::Throttled { until });
-    }
+    context.breaker.note(&match verdict {
+        Verdict::Throttled { retry_after } => {
+            Event::Throttled { until: Instant::now() + context.schedule.pause(*retry_after), is_probe }
+        }
+        verdict => Event::Attempted { verdict, is_probe, begun: claim.t0.monotonic },
+    });
 }
 
 /// Stops the sending where our clock is too far from the provider's to sign. One answer may have passed

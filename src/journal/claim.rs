@@ -4,8 +4,11 @@
 //! One statement that looks and claims is not enough: its snapshot may be older than the
 //! slot that it waited for, and what the holder did meanwhile would be missed.
 
+use std::time::Duration;
+
 use sqlx::{PgConnection, PgTransaction};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Moment;
@@ -13,7 +16,7 @@ use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{Exhaustion, History, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
-use crate::domain::state::Purpose;
+use crate::domain::state::{Purpose, VerdictKind};
 use crate::journal::error::is_lost_race;
 use crate::journal::history::chain::{Entry, Head, Subject};
 use crate::journal::pool::bounded;
@@ -44,8 +47,8 @@ const REFUSED_WAIT_SECONDS: f64 = 60.0;
 /// Which job may be the probe: the one attempt that the half-open breaker lets through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Probe {
-    /// One whose attempts all have a known outcome.
-    OfKnownOutcome,
+    /// One that has no attempt with such a verdict.
+    Without(&'static [VerdictKind]),
     /// Any, where there is no other.
     OfAny,
 }
@@ -139,6 +142,10 @@ impl Journal {
                         select count(*) from attempt a
                         where a.job_id = s.job_id and a.verdict = 'misconfigured'
                     ) as "misconfigured!",
+                    extract(epoch from a.begun_at - (
+                        select max(a.ended_at) from attempt a
+                        where a.job_id = s.job_id and a.verdict = 'misconfigured'
+                    ))::float8 as refused_before,
                     (
                         select count(*) from attempt a
                         where a.job_id = s.job_id and a.verdict = 'unknown'
@@ -258,6 +265,9 @@ impl Journal {
             is_probe: probe.is_some(),
             others_are_taken: false,
         };
+        // By now the attempt has begun, so that this is rather too late than too early.
+        let refused = slot.refused_before.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let refused = refused.and_then(|before| Instant::now().checked_sub(before));
         ClaimedJob {
             claim: Claim {
                 job_id: slot.job_id,
@@ -265,6 +275,7 @@ impl Journal {
                 token: slot.token,
                 attempt: slot.attempt,
                 history,
+                refused,
                 t0,
                 begun_at: slot.begun_at,
                 head: Head::of_row(slot.chain, slot.entries),
@@ -280,6 +291,10 @@ impl Journal {
         probe: Option<Probe>,
         limit: usize,
     ) -> sqlx::Result<Vec<TakenSlot>> {
+        let unfit: Vec<String> = match probe {
+            Some(Probe::Without(verdicts)) => verdicts.iter().map(ToString::to_string).collect(),
+            Some(Probe::OfAny) | None => Vec::new(),
+        };
         // The slots are taken in the customers' order, as every batch takes them: two that
         // took them in different orders would wait for each other. `offset 0` and `limit 1` keep it a
         // look-up for each job: Postgres would rather join them with all that wait.
@@ -306,8 +321,8 @@ impl Journal {
                         limit 1
                     ) is null
                     and not (
-                        $3 and exists (
-                            select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+                        cardinality($3::text[]) > 0 and exists (
+                            select from attempt a where a.job_id = s.job_id and a.verdict = any($3)
                         )
                     )
                 order by s.due_at
@@ -332,13 +347,17 @@ impl Journal {
                     select count(*) from attempt a
                     where a.job_id = s.job_id and a.verdict = 'misconfigured'
                 ) as "misconfigured!",
+                extract(epoch from now() - (
+                    select max(a.ended_at) from attempt a
+                    where a.job_id = s.job_id and a.verdict = 'misconfigured'
+                ))::float8 as refused_before,
                 (
                     select count(*) from attempt a
                     where a.job_id = s.job_id and a.verdict = 'unknown'
                 ) as "unknown!""#,
             self.worker,
             self.limits.claim_lease.as_secs_f64(),
-            probe == Some(Probe::OfKnownOutcome),
+            &unfit,
             i64::try_from(limit).unwrap_or(i64::MAX),
             self.floors.due.bound(),
         )

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Moment;
@@ -23,6 +24,8 @@ pub struct Claim {
     pub token: i64,
     pub attempt: i32,
     pub history: History,
+    /// No later than that, by this machine's clock, the job was last refused as somebody who may not ask.
+    pub refused: Option<Instant>,
     /// When this attempt's send window began.
     pub t0: Moment,
     /// When it began, by the database's clock.
@@ -106,6 +109,7 @@ impl NewRow {
             token: 1,
             attempt: 1,
             history: History::default(),
+            refused: None,
             t0: self.t0.unwrap_or_else(Moment::now),
             begun_at,
             head: Head::default(),
@@ -174,6 +178,8 @@ pub(crate) struct TakenSlot {
     pub content_hmac: Option<Vec<u8>>,
     pub correlation_id: Option<String>,
     pub misconfigured: i64,
+    /// How many seconds before `begun_at` the last of those was recorded.
+    pub refused_before: Option<f64>,
     pub unknown: i64,
     pub is_expired: bool,
     pub begun_at: OffsetDateTime,

@@ -179,7 +179,7 @@ impl Read {
     fn note_health(&self, reading: &Reading) {
         if let Reading::Throttled { retry_after } = reading {
             let until = Instant::now() + self.context.schedule.pause(*retry_after);
-            self.context.breaker.note(&Event::Throttled { until });
+            self.context.breaker.note(&Event::Throttled { until, is_probe: false });
         }
         let code = reading.error_code();
         // That a customer is not found is an answer, if an odd one.
