@@ -66,10 +66,10 @@ pub enum Event<'a> {
         /// When it began.
         begun: Instant,
     },
-    /// The provider asked to wait: an attempt, or a read of a customer.
+    /// An attempt was asked to wait.
     Throttled {
         until: Instant,
-        /// Whether the probe was asked to.
+        /// Whether it was the probe.
         is_probe: bool,
     },
     ThrottleOver,
@@ -179,7 +179,7 @@ impl fmt::Display for Cause {
                 f,
                 "the provider's clock is {seconds} s from this machine's, and it refuses stale signatures; set the clock"
             ),
-            Self::Throttling => f.write_str("the provider asks everybody to wait"),
+            Self::Throttling => f.write_str("the provider asks to wait"),
         }
     }
 }

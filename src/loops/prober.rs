@@ -78,8 +78,8 @@ impl Prober {
             }
             Cause::Failing | Cause::Throttling => match provider.customer(Uuid::nil()).await {
                 Reading::Customer(_) | Reading::NotFound => true,
-                // A cache that answers says nothing of the provider behind it.
-                Reading::Stale => provider.probe_update().await,
+                // A cache that answers says nothing of the provider behind it, and reads alone may be throttled.
+                Reading::Stale | Reading::Throttled { .. } => provider.probe_update().await,
                 reading => {
                     debug!(?reading, "health probe failed");
                     false
