@@ -3,8 +3,10 @@
 
 mod acks;
 mod answer;
+mod asking;
 mod connection;
 pub mod dead_letters;
+mod declared;
 mod delivery;
 mod filter;
 mod inspect;
