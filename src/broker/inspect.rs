@@ -94,6 +94,9 @@ impl Broker {
                     findings.push(reading);
                 }
             }
+            (Part::Exchange(exchange), _) if *exchange == self.settings.dead_letter_exchange => {
+                findings.extend(inspect_writing(connection, setting, exchange).await);
+            }
             _ => {}
         }
         findings
@@ -148,6 +151,27 @@ async fn inspect_reading(asking: &mut Asking<'_>, setting: &str, queue: &str, fo
     }
     let (ready, consumers) = (found.message_count(), found.consumer_count());
     Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))
+}
+
+/// Whether we may publish the dead letters that the broker cannot: asked with a message that the
+/// broker must refuse for its `expiration`, after it has checked the permission.
+async fn inspect_writing(connection: &Connection, setting: &str, exchange: &str) -> Option<Finding> {
+    let asked = async {
+        let channel = answer(connection.create_channel()).await?;
+        answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let (options, nowhere) = (BasicPublishOptions::default(), Uuid::new_v4().to_string());
+        let impossible = BasicProperties::default().with_expiration("never".into());
+        let publishing = channel.basic_publish(exchange.into(), nowhere.into(), options, b"", impossible);
+        answer(answer(publishing).await?).await?;
+        anyhow::Ok(())
+    };
+    match asked.await.err().map(Refusal::from) {
+        Some(Refusal::NotPermitted(said)) => Some(Finding::wrong(
+            format!("{setting}: this user may not publish to {exchange}: {said}"),
+            "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; the worker publishes there what RabbitMQ's own dead-lettering would not survive",
+        )),
+        _ => None,
+    }
 }
 
 /// Whether the broker has an alarm: it stops reading from whoever has published then, so

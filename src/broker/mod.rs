@@ -10,12 +10,14 @@ mod declared;
 mod delivery;
 mod filter;
 mod inspect;
+mod letters;
 mod properties;
 mod publisher;
 mod session;
 mod topology;
 mod transport;
 mod wire;
+mod x_death;
 
 pub use self::connection::Broker;
 pub use self::delivery::Delivery;

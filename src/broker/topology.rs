@@ -43,6 +43,11 @@ impl Edge {
             Self::CustomerEvents => (&settings.customer_events_queue, &settings.customer_events_routing_key),
         }
     }
+
+    /// Whose a queue of this name is. What was in none that we know is a job, or comes back as none.
+    pub(super) fn of_queue(name: Option<&str>, settings: &BrokerSettings) -> Self {
+        if name == Some(&settings.customer_events_queue) { Self::CustomerEvents } else { Self::Jobs }
+    }
 }
 
 /// What is declared: an exchange, or a queue with its arguments.

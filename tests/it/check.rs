@@ -247,6 +247,19 @@ fn a_stream_is_told_from_a_queue_without_the_right_to_configure_it() {
 }
 
 #[test]
+fn a_user_who_may_not_publish_dead_letters_is_told() {
+    world(async |world| {
+        world.declare_topology().await;
+        let reader = json!({ "configure": "^$", "write": "^kyc$", "read": ".*" });
+        let amqp_url = world.allow_user_to(reader).await;
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("TOPOLOGY", "verify")];
+        let what = ["DEAD_LETTER_EXCHANGE: this user may not publish to kyc.dlx"];
+        blames(&world, &settings, &what, &["Least privilege"]).await;
+        assert_eq!(world.count_ready("kyc.dead-letters").await, 0);
+    });
+}
+
+#[test]
 fn check_tells_of_a_broker_that_takes_no_messages() {
     let broker = own_rabbit("{vm_memory_high_watermark, {absolute, 1000}}");
     world(async |world| {
