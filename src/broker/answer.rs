@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 /// From a question to its answer. As long as a connection takes to notice that its peer is gone.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Nothing hangs on how a connection ends: what was held goes back to its queue either way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

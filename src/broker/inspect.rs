@@ -7,7 +7,7 @@ use lapin::{BasicProperties, Connection, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
-use super::answer::{answer, close, protocol_error};
+use super::answer::{ANSWER_TIMEOUT, answer, close, protocol_error};
 use super::asking::Asking;
 use super::connection::Broker;
 use super::declared::{Difference, LosesMessages, REMEDY, stream_loss};
@@ -51,10 +51,18 @@ impl Broker {
             let (queue, _) = edge.queue(settings);
             parts.push((edge.setting(), Part::Queue(queue, work_arguments(settings))));
         }
-        for (setting, part) in parts {
-            findings.extend(self.inspect_part(&connection, setting, part).await);
+        let asking = async {
+            for (setting, part) in parts {
+                findings.extend(self.inspect_part(&connection, setting, part).await);
+            }
+            findings.extend(inspect_alarms(&connection).await);
+        };
+        // All of them together, so that a silent broker is told of once.
+        if timeout(ANSWER_TIMEOUT, asking).await.is_err() {
+            let what = format!("{} did not answer all questions within {ANSWER_TIMEOUT:?}", self.place());
+            let remedy = "look at its log and its load, and at what lies between; then check again";
+            findings.push(Finding::wrong(what, remedy));
         }
-        findings.extend(inspect_alarms(&connection).await);
         close(&connection).await;
         findings
     }

@@ -1,5 +1,7 @@
 //! `check` names each fault and its remedy, and nothing else.
 
+use std::time::Duration;
+
 use dollarpe_sandbox::tls::Authority;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
@@ -412,5 +414,24 @@ fn check_names_a_certificate_for_another_name_or_of_an_unknown_authority() {
         blames(&world, &trusted, &["DOLLARPE_BASE_URL"], &["another name", "other.example"]).await;
         let remedy = ["authority that this machine does not trust", "DOLLARPE_CA_FILE"];
         blames(&world, &trusted[..1], &["DOLLARPE_BASE_URL"], &remedy).await;
+    });
+}
+
+#[test]
+fn a_broker_that_answers_too_slowly_is_told_of_once() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        // Each question costs twice as long; a connection needs three of them, and the check some twenty.
+        relay.delay(Duration::from_millis(600));
+        let output = world.run(&["check", "--json"], &[("AMQP_URL", &amqp_url)]).await;
+        let areas: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = areas.as_array().expect("areas").iter().find(|area| area["area"] == "broker");
+        let findings = findings.expect("the broker's")["findings"].as_array().expect("findings").clone();
+        let wrong: Vec<&Value> = findings.iter().filter(|finding| finding["grade"] == "wrong").collect();
+        assert_eq!(wrong.len(), 1, "{findings:#?}");
+        assert!(
+            wrong[0]["what"].as_str().expect("a text").contains("did not answer all questions within 20s")
+        );
     });
 }
