@@ -289,6 +289,7 @@ fn build(
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
+        clock_asked: Semaphore::new(1),
         recordings: Semaphore::new(settings.work.concurrency as usize),
         crowded: Once::new(),
         mending: Semaphore::new(1),

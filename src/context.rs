@@ -44,6 +44,8 @@ pub struct Context {
     pub baseline: Option<Duration>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
+    /// Who asks the provider whether our clock is wrong: one at a time.
+    pub clock_asked: Semaphore,
     /// How many results may wait to be written.
     pub recordings: Semaphore,
     /// Wakes the dispatcher when a retry or a read was scheduled.

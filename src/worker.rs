@@ -160,8 +160,8 @@ async fn open(
 /// 4. Classify the answer, note it with the breaker, and decide what follows.
 /// 5. Commit the result with that decision.
 ///
-/// `slot` is released once the provider has answered: the next request is sent while this result is
-/// written. Only as many results may wait to be written as there are request slots: a database that
+/// `slot` is released once the provider has answered, and its clock agrees with ours: the next request
+/// is sent while this result is written. Only as many results may wait to be written as there are request slots: a database that
 /// takes new jobs and no results must not spend more than that.
 ///
 /// A bug that panics on the way leaves this job's outcome unknown, and no other's.
@@ -178,8 +178,14 @@ pub async fn submit(context: &Context, mut claim: Claim, request: &UpdateRequest
     // Before the slot is released: this result may open the breaker.
     let next = decide(context, &claim, &result);
     let _recording = context.recordings.acquire().await;
-    drop(slot);
-    if let Err(Panicked) = unless_it_panics(record(context, &claim, result, next)).await {
+    let releasing = async move {
+        let checked = unless_it_panics(check_clock(context)).await;
+        drop(slot);
+        checked
+    };
+    let recording = unless_it_panics(record(context, &claim, result, next));
+    let (checked, recorded) = tokio::join!(releasing, recording);
+    if let Err(Panicked) = checked.and(recorded) {
         error!("the worker failed on an attempt's result; this is a bug, report it");
     }
 }
@@ -247,7 +253,8 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
 
 /// Decides what follows an attempt's result; notes the result with the breaker and logs it.
 fn decide(context: &Context, claim: &Claim, result: &AttemptResult) -> Next {
-    let history = History { others_are_taken: context.breaker.takes_others(), ..claim.history };
+    let others_are_taken = claim.refused.is_some_and(|refused| context.breaker.has_taken_since(refused));
+    let history = History { others_are_taken, ..claim.history };
     note_verdict(context, claim, &result.verdict);
     let next = next(&result.verdict, history, &context.schedule, rand::random());
     let retry_in = match &next {
@@ -287,14 +294,29 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
 
 fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
     let is_probe = claim.history.is_probe;
-    context.breaker.note(&Event::Attempted { verdict, is_probe });
-    if let Verdict::Throttled { retry_after } = verdict {
-        let until = Instant::now() + context.schedule.pause(*retry_after);
-        context.breaker.note(&Event::Throttled { until });
+    context.breaker.note(&match verdict {
+        Verdict::Throttled { retry_after } => {
+            Event::Throttled { until: Instant::now() + context.schedule.pause(*retry_after), is_probe }
+        }
+        verdict => Event::Attempted { verdict, is_probe, begun: claim.t0.monotonic },
+    });
+}
+
+/// Stops the sending where our clock is too far from the provider's to sign. One answer may have passed
+/// a wrong clock on the way, so it takes a second one: that to an update for nobody. One of those who
+/// doubt asks, the others wait for the answer.
+async fn check_clock(context: &Context) {
+    if context.provider.intolerable_skew().is_none() {
+        return;
     }
-    if let Some(skew) = context.provider.intolerable_skew() {
-        context.breaker.note(&Event::ClockSkewed(skew));
-    }
+    let asking = async {
+        let _one_asks = context.clock_asked.acquire().await;
+        let is_doubted = context.provider.intolerable_skew().is_some() && context.breaker.is_closed();
+        if is_doubted && let Some(skew) = context.provider.confirm_skew().await {
+            context.breaker.note(&Event::ClockSkewed(skew));
+        }
+    };
+    context.stopping.run_until_cancelled(Box::pin(asking)).await;
 }
 
 /// The claim is gone, and another replica decides. A known answer is recorded all the same.

@@ -10,6 +10,8 @@ pub(super) enum Disposition {
     Ack,
     /// The broker dead-letters it, whole.
     Reject,
+    /// The broker delivers it again.
+    Return,
 }
 
 /// One frame to the broker.
@@ -19,6 +21,7 @@ pub(super) enum AckFrame {
     AckUpTo(u64),
     Ack(u64),
     Reject(u64),
+    Return(u64),
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,7 +52,7 @@ impl Outstanding {
         self.states.resize(usize::try_from(place).map_or(0, |place| place + 1), State::Open);
     }
 
-    /// A delivery was disposed of. A reject is a frame at once, acks are when they are asked for.
+    /// A delivery was disposed of. A reject and a return are frames at once, acks are when they are asked for.
     pub fn dispose(&mut self, tag: u64, disposition: Disposition) -> Option<AckFrame> {
         let place = usize::try_from(tag.checked_sub(self.first)?).ok()?;
         let state = self.states.get_mut(place).filter(|state| **state == State::Open)?;
@@ -61,6 +64,10 @@ impl Outstanding {
             Disposition::Reject => {
                 *state = State::Sent;
                 Some(AckFrame::Reject(tag))
+            }
+            Disposition::Return => {
+                *state = State::Sent;
+                Some(AckFrame::Return(tag))
             }
         }
     }
@@ -120,7 +127,7 @@ mod tests {
                     self.unacked.range(..=tag).copied().collect()
                 }
                 AckFrame::Ack(tag) => vec![tag],
-                AckFrame::Reject(tag) => {
+                AckFrame::Reject(tag) | AckFrame::Return(tag) => {
                     self.rejected.insert(tag);
                     vec![tag]
                 }
@@ -141,7 +148,8 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let disposition = prop_oneof![9 => Just(Disposition::Ack), 1 => Just(Disposition::Reject)];
+        let rare = prop::sample::select(vec![Disposition::Reject, Disposition::Return]);
+        let disposition = prop_oneof![9 => Just(Disposition::Ack), 1 => rare];
         let step = prop_oneof![
             4 => Just(Step::HandOut),
             4 => (any::<Index>(), disposition).prop_map(|(which, what)| Step::Dispose(which, what)),
@@ -170,7 +178,7 @@ mod tests {
                     Step::Dispose(which, disposition) if !open.is_empty() => {
                         let tag = open.swap_remove(which.index(open.len()));
                         committed.insert(tag);
-                        if disposition == Disposition::Reject {
+                        if disposition != Disposition::Ack {
                             rejected.insert(tag);
                         }
                         outstanding.dispose(tag, disposition).into_iter().for_each(|frame| broker.receive(frame, &committed));
@@ -188,7 +196,7 @@ mod tests {
             outstanding.ack_rest().into_iter().for_each(|frame| broker.receive(frame, &committed));
             let open: BTreeSet<u64> = open.into_iter().collect();
             prop_assert_eq!(&broker.unacked, &open, "what is committed is acked in the end");
-            prop_assert_eq!(&broker.rejected, &rejected, "and what is rejected is not acked");
+            prop_assert_eq!(&broker.rejected, &rejected, "and what is rejected or returned is not acked");
         }
     }
 

@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use lapin::Connection;
-use lapin::protocol::AMQPErrorKind;
+use lapin::protocol::{AMQPError, AMQPErrorKind};
 use tokio::time::timeout;
 use tracing::debug;
 
 /// From a question to its answer. As long as a connection takes to notice that its peer is gone.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Nothing hangs on how a connection ends: what was held goes back to its queue either way.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,9 +48,14 @@ pub(super) async fn close(connection: &Connection) {
 
 /// How the broker refused what it was asked for, where it did.
 pub(super) fn refusal(error: &anyhow::Error) -> Option<&AMQPErrorKind> {
+    protocol_error(error).map(AMQPError::kind)
+}
+
+/// The same, with the broker's words.
+pub(super) fn protocol_error(error: &anyhow::Error) -> Option<&AMQPError> {
     error.chain().filter_map(|cause| cause.downcast_ref::<lapin::Error>()).find_map(|error| {
         match error.kind() {
-            lapin::ErrorKind::ProtocolError(refusal) => Some(refusal.kind()),
+            lapin::ErrorKind::ProtocolError(refusal) => Some(refusal),
             _ => None,
         }
     })

@@ -33,7 +33,7 @@ impl Acker {
         self.dispose(Disposition::Ack);
     }
 
-    /// Has the broker dead-letter the delivery: its row says why.
+    /// Has the delivery dead-lettered: its row says why.
     pub fn reject(self) {
         self.dispose(Disposition::Reject);
     }
@@ -46,8 +46,8 @@ impl Acker {
 }
 
 /// Takes a delivery's message, with what was done to it on its way.
-pub(super) fn message(delivery: lapin::message::Delivery, alteration: Option<Alteration>) -> Message {
-    let Alteration { faults: unreadable, whole } = alteration.unwrap_or_default();
+pub(super) fn message(delivery: lapin::message::Delivery, alteration: Alteration) -> Message {
+    let Alteration { faults: unreadable, whole, .. } = alteration;
     let properties = &delivery.properties;
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
     let headers = properties.headers().iter().flat_map(FieldTable::inner);

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::properties::{self, Limits, Unreadable};
 use super::wire::Cursor;
+use super::x_death::survives_dead_lettering;
 use crate::domain::message::Whole;
 use dollarpe::canonical_json::Fault;
 
@@ -50,6 +51,7 @@ pub(super) struct Appetite {
     /// How many bytes of properties; none means what lapin takes in one frame.
     pub properties: Option<Limits>,
     /// How many bytes of the body; none means all. The others are counted and hashed, and go.
+    /// Of the messages that the broker cannot dead-letter, one at a time is let through whole.
     pub body_bytes: Option<u64>,
 }
 
@@ -65,22 +67,41 @@ pub(super) struct Alteration {
     pub faults: Vec<Fault>,
     /// The body, where not all of it was passed on.
     pub whole: Option<Whole>,
+    /// Whether the broker's dead-lettering would not survive its headers, so that it may not be
+    /// rejected.
+    pub breaks_dead_lettering: bool,
 }
 
 /// The altered messages of a connection, by channel and delivery tag. An entry is there before
 /// lapin has the message.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Alterations(Arc<Mutex<HashMap<(u16, u64), Alteration>>>);
+pub(super) struct Alterations(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    altered: HashMap<(u16, u64), Alteration>,
+    /// Whether a body that is too large was let through whole, and is not done with.
+    has_let_through: bool,
+}
 
 impl Alterations {
     /// What was done to a message; `None` where it is as it was published.
     pub fn take(&self, channel: u16, delivery_tag: u64) -> Option<Alteration> {
-        self.0.lock().remove(&(channel, delivery_tag))
+        self.0.lock().altered.remove(&(channel, delivery_tag))
+    }
+
+    /// The body that was let through whole is done with.
+    pub fn let_next_through(&self) {
+        self.0.lock().has_let_through = false;
+    }
+
+    fn try_to_let_through(&self) -> bool {
+        !std::mem::replace(&mut self.0.lock().has_let_through, true)
     }
 
     fn note(&self, channel: u16, delivery_tag: Option<u64>, alteration: Alteration) {
         if let Some(tag) = delivery_tag {
-            self.0.lock().insert((channel, tag), alteration);
+            self.0.lock().altered.insert((channel, tag), alteration);
         }
     }
 }
@@ -122,7 +143,7 @@ struct Channel {
 /// A body that is not passed on whole. Its last byte that is comes when the whole has come: by
 /// then what it was is known.
 struct Cut {
-    faults: Vec<Fault>,
+    alteration: Alteration,
     size: u64,
     sha256: Sha256,
     /// How many bytes are still to come.
@@ -211,7 +232,9 @@ impl Filter {
                 let Some(begun) = bytes.get(..HEAD + PROPERTIES) else { return 0 };
                 let reason = format!("are larger than {HELD_MAX} bytes");
                 let faults = vec![Fault { pointer: "/properties".to_owned(), reason }];
-                self.alter_header(head.channel, &begun[HEAD..], faults, &[0, 0], out);
+                // What is in them is not known.
+                let alteration = Alteration { faults, breaks_dead_lettering: true, ..Default::default() };
+                self.alter_header(head.channel, &begun[HEAD..], alteration, &[0, 0], out);
                 self.state = State::Dropping(head.size - PROPERTIES + 1);
                 begun.len()
             }
@@ -284,14 +307,17 @@ impl Filter {
         if self.frame_max != 0 {
             limits.bytes = limits.bytes.min(self.frame_max.saturating_sub(FRAME + PROPERTIES));
         }
-        match properties::check(properties, &limits) {
-            Ok(()) if self.body_bytes_to_pass(fixed).is_none() => {
-                self.channel(head.channel).cut = None;
-                out.extend_from_slice(frame);
-            }
-            Ok(()) => self.alter_header(head.channel, fixed, Vec::new(), properties, out),
-            Err(Unreadable { faults, rest }) => self.alter_header(head.channel, fixed, faults, &rest, out),
+        let (faults, rest) = match properties::check(properties, &limits) {
+            Ok(()) => (Vec::new(), None),
+            Err(Unreadable { faults, rest }) => (faults, Some(rest)),
+        };
+        let breaks_dead_lettering = !survives_dead_lettering(properties);
+        if rest.is_none() && !breaks_dead_lettering && self.body_bytes_to_pass(fixed).is_none() {
+            self.channel(head.channel).cut = None;
+            return out.extend_from_slice(frame);
         }
+        let alteration = Alteration { faults, breaks_dead_lettering, ..Default::default() };
+        self.alter_header(head.channel, fixed, alteration, rest.as_deref().unwrap_or(properties), out);
     }
 
     /// How much of a body is passed on, where that is not all of it.
@@ -304,16 +330,18 @@ impl Filter {
         &mut self,
         channel: u16,
         fixed: &[u8],
-        faults: Vec<Fault>,
+        alteration: Alteration,
         properties: &[u8],
         out: &mut Vec<u8>,
     ) {
         let size = body_size(fixed);
-        let passes = self.body_bytes_to_pass(fixed);
+        let passes = self
+            .body_bytes_to_pass(fixed)
+            .filter(|_| !alteration.breaks_dead_lettering || !self.alterations.try_to_let_through());
         let delivery_tag = self.channel(channel).delivery_tag;
         self.channel(channel).cut = match passes {
             Some(passes) => Some(Cut {
-                faults,
+                alteration,
                 size,
                 sha256: Sha256::new(),
                 left: size,
@@ -321,7 +349,7 @@ impl Filter {
                 last: None,
             }),
             None => {
-                self.alterations.note(channel, delivery_tag, Alteration { faults, whole: None });
+                self.alterations.note(channel, delivery_tag, alteration);
                 None
             }
         };
@@ -365,9 +393,10 @@ impl Filter {
         }
         // The end of the frame, and of the body where no more of it is to come.
         self.state = State::BetweenFrames;
-        if let Some(Cut { faults, size, sha256, last, .. }) = channel.cut.take_if(|cut| cut.left == 0) {
-            let whole = Some(Whole { size, sha256: sha256.finalize().into() });
-            self.alterations.note(id, channel.delivery_tag, Alteration { faults, whole });
+        if let Some(Cut { mut alteration, size, sha256, last, .. }) = channel.cut.take_if(|cut| cut.left == 0)
+        {
+            alteration.whole = Some(Whole { size, sha256: sha256.finalize().into() });
+            self.alterations.note(id, channel.delivery_tag, alteration);
             write_frame(CONTENT_BODY, id, &[&[last.unwrap_or_default()]], out);
         }
         1
@@ -523,7 +552,7 @@ mod tests {
         let made = [bad[0].clone(), header(1, 2, &[0, 0]), bad[2].clone()].concat();
         assert_eq!(out, [good.concat(), made, good.concat()].concat());
         assert_eq!(alterations.take(1, 7), None);
-        let Alteration { faults, whole } = alterations.take(1, 8).expect("it is altered");
+        let Alteration { faults, whole, .. } = alterations.take(1, 8).expect("it is altered");
         assert_eq!(faults[0].to_string(), "/properties/message_id: is not UTF-8 (2 bytes)");
         assert_eq!(whole, None);
         assert_eq!(alterations.take(1, 8), None, "it is told once");
@@ -620,6 +649,39 @@ mod tests {
     }
 
     #[test]
+    fn one_body_at_a_time_that_the_broker_cannot_dead_letter_passes_whole() {
+        let value = [&b"A\0\0\0\x06"[..], b"S\0\0\0\x01a"].concat();
+        let headers = [&short_string(b"x-death")[..], &value].concat();
+        let size = u32::try_from(headers.len()).expect("small").to_be_bytes();
+        let odd = [&[0x20, 0][..], &size, &headers].concat();
+        let message = |tag, properties: &[u8], body: &[u8]| {
+            let size = body.len() as u64;
+            [deliver(1, tag, b"", b""), header(1, size, properties), frame(CONTENT_BODY, 1, body)].concat()
+        };
+        let (alterations, mut out) = (Alterations::default(), Vec::new());
+        let mut filter = Filter::new(JOBS, 0, alterations.clone());
+        let mut passes_whole = |tag, properties: &[u8], body: &[u8]| {
+            let message = message(tag, properties, body);
+            out.clear();
+            filter.feed(&message, &mut out);
+            out == message
+        };
+        let body = b"0123456789abcdef";
+        assert!(passes_whole(1, &odd, b"0123456789") && passes_whole(2, &odd, b"0123456789"), "what fits");
+        assert!(!passes_whole(3, &[0, 0], body), "what the broker dead-letters is cut");
+        assert!(passes_whole(4, &odd, body));
+        assert!(!passes_whole(5, &odd, body), "another is not done with");
+        alterations.let_next_through();
+        assert!(passes_whole(6, &odd, body));
+        let told = [1, 2, 3, 4, 5, 6].map(|tag| {
+            let altered = alterations.take(1, tag).expect("it is told of");
+            (altered.breaks_dead_lettering, altered.whole.is_some())
+        });
+        let [kept, cut] = [(true, false), (true, true)];
+        assert_eq!(told, [kept, kept, (false, true), kept, cut, kept]);
+    }
+
+    #[test]
     fn what_is_not_amqp_passes_as_it_is() {
         for stream in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"AMQP\0\0\x09\x01"] {
             assert_eq!(filtered(JOBS, &[&stream[..1], &stream[1..]]).0, stream);
@@ -681,7 +743,7 @@ mod tests {
             let stream = stream(&messages);
             let (out, alterations) = filtered(Appetite::WHOLE, &pieces(&stream, &sizes));
             prop_assert_eq!(out, stream);
-            prop_assert!(alterations.0.lock().is_empty());
+            prop_assert!(alterations.0.lock().altered.is_empty());
         }
 
         #[test]
@@ -712,16 +774,22 @@ mod tests {
                     _ => {}
                 }
             }
+            let mut has_let_through = false;
             for (number, message) in messages.iter().enumerate() {
                 let (channel, tag) = (number as u16 % 2 + 1, number as u64);
                 let body = &bodies[&channel][number / 2];
-                prop_assert_eq!(&body[..], &message.body[..message.body.len().min(10)]);
+                let may_pass = !has_let_through && !survives_dead_lettering(&message.properties);
+                has_let_through |= may_pass && message.body.len() > 10;
+                let passes = if may_pass { message.body.len() } else { message.body.len().min(10) };
+                prop_assert_eq!(&body[..], &message.body[..passes]);
                 let alteration = alterations.take(channel, tag).unwrap_or_default();
                 let limits = Limits { bytes: 1024, values: 16 };
                 let is_readable = properties::check(&message.properties, &limits).is_ok();
                 prop_assert_eq!(alteration.faults.is_empty(), is_readable);
                 let whole = Whole { size: message.body.len() as u64, sha256: sha256(&message.body) };
-                prop_assert_eq!(alteration.whole, (message.body.len() > 10).then_some(whole));
+                prop_assert_eq!(alteration.whole, (message.body.len() > passes).then_some(whole));
+                let breaks = !survives_dead_lettering(&message.properties);
+                prop_assert_eq!(alteration.breaks_dead_lettering, breaks);
             }
         }
     }

@@ -1,14 +1,17 @@
 //! Inspects the broker for `check`: whether `run` could work there. Leaves everything as it is.
 
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::{BasicProperties, Connection, ErrorKind, Queue};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, Queue};
 use tokio::time::{Duration, timeout};
 use uuid::Uuid;
 
-use super::answer::{answer, close};
+use super::answer::{ANSWER_TIMEOUT, answer, close, protocol_error};
+use super::asking::Asking;
 use super::connection::Broker;
-use super::topology::{Asking, Edge, Part, arguments, dead_letter_arguments, text, work_arguments};
+use super::declared::{Difference, LosesMessages, REMEDY, stream_loss};
+use super::topology::{Edge, Part, dead_letter_arguments, work_arguments};
 use crate::config::TopologyMode;
 use crate::finding::Finding;
 
@@ -48,10 +51,18 @@ impl Broker {
             let (queue, _) = edge.queue(settings);
             parts.push((edge.setting(), Part::Queue(queue, work_arguments(settings))));
         }
-        for (setting, part) in parts {
-            findings.extend(self.inspect_part(&connection, setting, part).await);
+        let asking = async {
+            for (setting, part) in parts {
+                findings.extend(self.inspect_part(&connection, setting, part).await);
+            }
+            findings.extend(inspect_alarms(&connection).await);
+        };
+        // All of them together, so that a silent broker is told of once.
+        if timeout(ANSWER_TIMEOUT, asking).await.is_err() {
+            let what = format!("{} did not answer all questions within {ANSWER_TIMEOUT:?}", self.place());
+            let remedy = "look at its log and its load, and at what lies between; then check again";
+            findings.push(Finding::wrong(what, remedy));
         }
-        findings.extend(inspect_alarms(&connection).await);
         close(&connection).await;
         findings
     }
@@ -71,46 +82,104 @@ impl Broker {
             }
             Err(refusal) => return vec![refusal.finding(setting, &name, declares)],
         };
-        let mut findings = Vec::new();
-        // It is there: declaring it again as we would tells whether it is what we would declare.
-        match asking.declare(&part, false).await.map_err(Refusal::from) {
-            Ok(_) => findings.push(Finding::ok(format!("{name} is declared as it should be"))),
-            // An operator who declares it for us need not let us compare it.
-            Err(Refusal::NotPermitted(_)) if !declares => {
-                findings.push(Finding::ok(format!("{name} is there; how it is declared may not be asked")));
+        let mut findings = match &part {
+            Part::Queue(queue, arguments) if !declares => {
+                inspect_differences(&mut asking, setting, queue, arguments).await
             }
-            Err(refusal) => findings.push(refusal.finding(setting, &name, declares)),
-        }
-        if let (Part::Queue(queue, _), Some(found)) = (&part, found)
-            && *queue != self.settings.dead_letter_queue
-        {
-            findings.extend(inspect_reading(connection, setting, queue, &found).await);
+            // It is there: declaring it again as we would tells whether it is what we would declare.
+            _ => match asking.declare(&part, false).await.map_err(Refusal::from) {
+                Ok(_) => vec![Finding::ok(format!("{name} is declared as it should be"))],
+                // An operator who declares it for us need not let us compare it.
+                Err(Refusal::NotPermitted(_)) if !declares => vec![Finding::ok(format!("{name} is there"))],
+                Err(refusal) => vec![refusal.finding(setting, &name, declares)],
+            },
+        };
+        match (&part, found) {
+            (Part::Queue(queue, _), Some(found)) if *queue != self.settings.dead_letter_queue => {
+                // A stream is told of twice to who may configure it.
+                let reading = inspect_reading(&mut asking, setting, queue, &found).await;
+                if findings.iter().all(|finding| finding.what != reading.what) {
+                    findings.push(reading);
+                }
+            }
+            (Part::Exchange(exchange), _) if *exchange == self.settings.dead_letter_exchange => {
+                findings.extend(inspect_writing(connection, setting, exchange).await);
+            }
+            _ => {}
         }
         findings
     }
 }
 
-/// Whether we may consume from a queue, and what waits there. The consumer asked
-/// for is one that the broker must refuse for its argument, after it has checked the
-/// permission: nothing is handed over.
-async fn inspect_reading(connection: &Connection, setting: &str, queue: &str, found: &Queue) -> Vec<Finding> {
-    let impossible = arguments([("x-priority", text("none"))]);
-    let options = BasicConsumeOptions::default();
-    let asked = match answer(connection.create_channel()).await {
-        Ok(channel) => {
-            let tag = "kyc-worker-check".into();
-            answer(channel.basic_consume(queue.into(), tag, options, impossible)).await.err()
+/// What of a queue that an operator declared differs from what the worker would, and what of that
+/// loses messages.
+async fn inspect_differences(
+    asking: &mut Asking<'_>,
+    setting: &str,
+    queue: &str,
+    arguments: &FieldTable,
+) -> Vec<Finding> {
+    match asking.differences(queue, arguments).await {
+        Ok(differences) if differences.is_empty() => {
+            vec![Finding::ok(format!("queue {queue} is declared as it should be"))]
         }
-        Err(error) => Some(error),
-    };
-    if let Some(Refusal::NotPermitted(said)) = asked.map(Refusal::from) {
-        return vec![Finding::wrong(
+        Ok(differences) => {
+            let finding = |difference: &Difference| match difference.loss(arguments) {
+                Some(loss) => Finding::wrong(format!("{setting}: queue {queue} {loss}"), REMEDY),
+                None => Finding::note(
+                    format!(
+                        "{setting}: queue {queue} is declared otherwise than TOPOLOGY=declare would: it has {difference}"
+                    ),
+                    "see docs/message.md for what the worker counts on",
+                ),
+            };
+            differences.iter().map(finding).collect()
+        }
+        Err(error) => match Refusal::from(error) {
+            Refusal::NotPermitted(_) => vec![Finding::note(
+                format!("{setting}: queue {queue} is there; this user may not ask how it is declared"),
+                "compare it with docs/message.md, \"Queues\": rabbitmqctl list_queues name type durable auto_delete arguments",
+            )],
+            refusal => vec![refusal.finding(setting, &format!("queue {queue}"), false)],
+        },
+    }
+}
+
+/// Whether we may consume from a queue, and what waits there.
+async fn inspect_reading(asking: &mut Asking<'_>, setting: &str, queue: &str, found: &Queue) -> Finding {
+    let refused = asking.refused_consumer(queue).await;
+    if let Some(LosesMessages(loss)) = stream_loss(&refused) {
+        return Finding::wrong(format!("{setting}: queue {queue} {loss}"), REMEDY);
+    }
+    if let Refusal::NotPermitted(said) = Refusal::from(refused) {
+        return Finding::wrong(
             format!("{setting}: this user may not consume from {queue}: {said}"),
             "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"",
-        )];
+        );
     }
     let (ready, consumers) = (found.message_count(), found.consumer_count());
-    vec![Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))]
+    Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))
+}
+
+/// Whether we may publish the dead letters that the broker cannot: asked with a message that the
+/// broker must refuse for its `expiration`, after it has checked the permission.
+async fn inspect_writing(connection: &Connection, setting: &str, exchange: &str) -> Option<Finding> {
+    let asked = async {
+        let channel = answer(connection.create_channel()).await?;
+        answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let (options, nowhere) = (BasicPublishOptions::default(), Uuid::new_v4().to_string());
+        let impossible = BasicProperties::default().with_expiration("never".into());
+        let publishing = channel.basic_publish(exchange.into(), nowhere.into(), options, b"", impossible);
+        answer(answer(publishing).await?).await?;
+        anyhow::Ok(())
+    };
+    match asked.await.err().map(Refusal::from) {
+        Some(Refusal::NotPermitted(said)) => Some(Finding::wrong(
+            format!("{setting}: this user may not publish to {exchange}: {said}"),
+            "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; the worker publishes there what RabbitMQ's own dead-lettering would not survive",
+        )),
+        _ => None,
+    }
 }
 
 /// Whether the broker has an alarm: it stops reading from whoever has published then, so
@@ -143,9 +212,7 @@ async fn inspect_alarms(connection: &Connection) -> Option<Finding> {
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
-        let Some(ErrorKind::ProtocolError(refusal)) = error.downcast_ref().map(lapin::Error::kind) else {
-            return Self::Other(error.to_string());
-        };
+        let Some(refusal) = protocol_error(&error) else { return Self::Other(error.to_string()) };
         let said = refusal.get_message().to_string();
         match refusal.kind() {
             AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Self::NotFound,

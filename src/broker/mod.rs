@@ -3,17 +3,21 @@
 
 mod acks;
 mod answer;
+mod asking;
 mod connection;
 pub mod dead_letters;
+mod declared;
 mod delivery;
 mod filter;
 mod inspect;
+mod letters;
 mod properties;
 mod publisher;
 mod session;
 mod topology;
 mod transport;
 mod wire;
+mod x_death;
 
 pub use self::connection::Broker;
 pub use self::delivery::Delivery;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use lapin::protocol::basic::parse_properties;
 
-use super::wire::Cursor;
+use super::wire::{Cursor, KINDS};
 use dollarpe::canonical_json::Fault;
 
 /// How deep headers may be nested. RabbitMQ's own `x-death` is three levels.
@@ -152,17 +152,10 @@ fn check_table(table: &[u8], values_max: usize) -> Result<(), String> {
             return Err("have a name that is not UTF-8".to_owned());
         }
         let kind = cursor.u8().ok_or_else(cut_short)?;
-        let value = match kind {
-            b'V' => Some(&[][..]),
-            b't' | b'b' | b'B' => cursor.take(1),
-            b's' | b'U' | b'u' => cursor.take(2),
-            b'I' | b'i' | b'f' => cursor.take(4),
-            b'D' => cursor.take(5),
-            b'L' | b'l' | b'd' | b'T' => cursor.take(8),
-            b'S' | b'x' | b'A' | b'F' => cursor.long_string(),
-            _ => return Err(format!("have a value of the unknown type {kind:#04x}")),
-        };
-        let value = value.ok_or_else(cut_short)?;
+        if !KINDS.contains(&kind) {
+            return Err(format!("have a value of the unknown type {kind:#04x}"));
+        }
+        let value = cursor.value(kind).ok_or_else(cut_short)?;
         if matches!(kind, b'A' | b'F') {
             if outer.len() + 1 == DEPTH_MAX {
                 return Err(format!("are nested deeper than {DEPTH_MAX} levels"));

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::AMQPErrorKind;
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
 use tokio::time::timeout;
 
@@ -84,6 +85,15 @@ impl Publisher {
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
         let connection = broker.connect().await?;
         broker.set_up_topology(&connection, Edge::Jobs).await?;
+        Self::on(connection, broker).await
+    }
+
+    /// Connects, for an exchange that is there.
+    pub(super) async fn open_for_letters(broker: &Broker) -> anyhow::Result<Self> {
+        Self::on(broker.connect().await?, broker).await
+    }
+
+    async fn on(connection: Connection, broker: &Broker) -> anyhow::Result<Self> {
         let channel = open_channel(&connection).await?;
         let user = broker.uri.authority.userinfo.username.clone();
         Ok(Self { connection, channel, settings: broker.settings.clone(), user })
@@ -104,7 +114,7 @@ impl Publisher {
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
-            .with_message_id(message_id.into())
+            .with_message_id(short("message_id", message_id)?)
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;
         self.publish_to(exchange, routing_key, properties, body).await
@@ -154,7 +164,7 @@ impl Publisher {
         }
         // RabbitMQ vouches for it, and takes no other user's than the publisher's.
         if properties.user_id().as_ref().is_some_and(|user| user.as_str() != self.user) {
-            properties = properties.with_user_id(self.user.as_str().into());
+            properties = properties.with_user_id(short("user_id", &self.user)?);
         }
         self.publish_to(exchange, routing_key, properties, body).await?.await
     }
@@ -166,6 +176,13 @@ impl Publisher {
     pub async fn close(self) {
         close(&self.connection).await;
     }
+}
+
+/// A text that others chose, as AMQP takes it: `into` would panic at the 256th byte.
+fn short(name: &str, text: &str) -> Result<ShortString, NotTaken> {
+    ShortString::try_new(text).map_err(|_too_long| {
+        NotTaken::Refused(format!("its {name} has {} bytes, and AMQP takes 255", text.len()))
+    })
 }
 
 async fn open_channel(connection: &Connection) -> anyhow::Result<Channel> {

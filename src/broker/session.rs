@@ -19,11 +19,13 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep, sleep_
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::acks::{AckFrame, Disposition, Outstanding};
+use super::acks::{AckFrame, Outstanding};
 use super::answer::{answer, close, refusal};
 use super::connection::Broker;
+use super::declared::LosesMessages;
 use super::delivery::{Acker, Delivery, log_near_limit, message};
 use super::filter::{Alterations, Appetite};
+use super::letters::{self, Disposed, Letters};
 use super::properties::Limits;
 use super::topology::Edge;
 use crate::clock::LastTurn;
@@ -160,23 +162,26 @@ impl From<lapin::Error> for BrokenOff {
     }
 }
 
-/// Whether the broker is there and refuses what a session needs, its vhost included, so that waiting
-/// alone mends nothing. What ends a session that has all it needs is over with the next one.
+/// Whether the broker is there and refuses what a session needs, its vhost included, or has a queue
+/// that loses messages, so that waiting alone mends nothing. What ends a session that has all it needs is over with the next one.
 fn needs_person(error: &anyhow::Error) -> bool {
     let no_vhost = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
     let is_refused =
         |refusal: &AMQPErrorKind| matches!(refusal, AMQPErrorKind::Soft(_)) || *refusal == no_vhost;
-    !error.is::<BrokenOff>() && refusal(error).is_some_and(is_refused)
+    let loses = error.is::<LosesMessages>();
+    !error.is::<BrokenOff>() && (loses || refusal(error).is_some_and(is_refused))
 }
 
 /// One connection, one channel, one consumer at a time. Any error ends it.
 struct Session {
     connection: Connection,
+    broker: Broker,
     alterations: Alterations,
     channel: Channel,
     setting: &'static str,
     queue: String,
     prefetch: u16,
+    body_bytes: usize,
 }
 
 impl Session {
@@ -188,7 +193,8 @@ impl Session {
         let (setting, (queue, _)) = (edge.setting(), edge.queue(&broker.settings));
         let fault = || format!("{setting}: cannot prepare to consume from {queue}");
         let channel = answer(connection.create_channel()).await.with_context(fault)?;
-        Ok(Self { connection, alterations, channel, setting, queue: queue.to_owned(), prefetch })
+        let (broker, queue) = (broker.clone(), queue.to_owned());
+        Ok(Self { connection, broker, alterations, channel, setting, queue, prefetch, body_bytes })
     }
 
     pub async fn run(
@@ -199,6 +205,8 @@ impl Session {
         stopping: &CancellationToken,
     ) -> anyhow::Result<()> {
         let (dispositions, mut disposed) = mpsc::unbounded_channel();
+        let (mut letters, rejected) = Letters::new();
+        let mut publishing = pin!(letters::publish(&self.broker, rejected, dispositions.downgrade()));
         // Dropped when the worker stops: then `disposed` ends with the last delivery.
         let mut dispositions = Some(dispositions);
         let mut consumer = pin!(None::<Consumer>);
@@ -240,11 +248,20 @@ impl Session {
                 delivery = next(consumer.as_mut()) => match delivery {
                     Some(delivery) => {
                         if let Some(dispositions) = &dispositions {
-                            let delivery = delivery.map_err(BrokenOff::from)?;
-                            acks.outstanding.hand_out(delivery.delivery_tag);
-                            pace.hand_out(delivery.delivery_tag, delivery.redelivered);
+                            let mut delivery = delivery.map_err(BrokenOff::from)?;
                             let tag = delivery.delivery_tag;
-                            let message = message(delivery, self.alterations.take(self.channel.id(), tag));
+                            acks.outstanding.hand_out(tag);
+                            let mut alteration =
+                                self.alterations.take(self.channel.id(), tag).unwrap_or_default();
+                            if alteration.breaks_dead_lettering {
+                                if alteration.whole.is_some() {
+                                    acks.dispose(letters.put_off(tag).into_iter());
+                                    continue;
+                                }
+                                letters.keep(&self.queue, self.body_bytes, &mut delivery, &mut alteration);
+                            }
+                            pace.hand_out(tag, delivery.redelivered);
+                            let message = message(delivery, alteration);
                             log_near_limit(&message);
                             let acker = Acker { tag, dispositions: dispositions.clone() };
                             let delivery = Delivery { message, acker };
@@ -259,10 +276,14 @@ impl Session {
                         break;
                     }
                     pace.dispose(&batch);
+                    if letters.divert(&mut batch, &self.alterations) {
+                        pace.prove();
+                    }
                     acks.dispose(batch.drain(..));
                 }
                 () = acks.wait_for_rest() => acks.send_rest(),
                 sent = &mut sending => sent?,
+                () = &mut publishing => {}
                 changed = intake.changed() => changed.context("nobody steers the intake any more")?,
                 () = stopping.cancelled(), if dispositions.is_some() => {}
                 Some(Event::Error(error)) = events.next() => return Err(BrokenOff::from(error).into()),
@@ -290,19 +311,23 @@ impl Session {
     }
 }
 
-/// How much a session takes at once: one delivery, until one that was never handed over before
-/// was disposed of. A message that ends sessions or processes comes first again, and RabbitMQ up
-/// to 4.2 counts each such end for everything that was handed over. So it is counted alone.
+/// How much a session takes at once: one delivery at first. A message that ends sessions or processes
+/// comes first again, and RabbitMQ up to 4.2 counts each such end for everything that was handed over.
+/// So it is counted alone. A session takes all that it may once a delivery that was never handed over
+/// before was disposed of. Where only deliveries come that were, as after an outage, it takes twice
+/// as many each time that it has disposed of as many as it takes.
 struct Pace {
     prefetch: u16,
     full: u16,
     /// The delivery that shows, once it is disposed of, that what comes can be taken.
     proof: Option<u64>,
+    /// How many were disposed of at this prefetch.
+    disposed: usize,
 }
 
 impl Pace {
     fn new(full: u16) -> Self {
-        Self { prefetch: 1, full, proof: None }
+        Self { prefetch: 1, full, proof: None, disposed: 0 }
     }
 
     fn hand_out(&mut self, tag: u64, is_redelivered: bool) {
@@ -311,10 +336,23 @@ impl Pace {
         }
     }
 
-    fn dispose(&mut self, disposed: &[(u64, Disposition)]) {
-        if self.proof.is_some_and(|proof| disposed.iter().any(|(tag, _)| *tag == proof)) {
-            (self.prefetch, self.proof) = (self.full, None);
+    fn dispose(&mut self, disposed: &[Disposed]) {
+        if self.prefetch == self.full {
+            return;
         }
+        self.disposed += disposed.len();
+        if self.proof.is_some_and(|proof| disposed.iter().any(|(tag, _)| *tag == proof)) {
+            self.prove();
+        } else if self.disposed >= usize::from(self.prefetch) {
+            self.prefetch = self.prefetch.saturating_mul(2).min(self.full);
+            self.disposed = 0;
+        }
+    }
+
+    /// Takes more. A rejected delivery that stays unacked until its letter is published would hold
+    /// up all others.
+    fn prove(&mut self) {
+        (self.prefetch, self.proof) = (self.full, None);
     }
 }
 
@@ -332,7 +370,7 @@ impl Acks {
         (Self { outstanding: Outstanding::default(), frames, rest_at: None }, to_send)
     }
 
-    fn dispose(&mut self, disposed: impl Iterator<Item = (u64, Disposition)>) {
+    fn dispose(&mut self, disposed: impl Iterator<Item = Disposed>) {
         for (tag, disposition) in disposed {
             let frame = self.outstanding.dispose(tag, disposition);
             self.send(frame);
@@ -376,6 +414,9 @@ async fn send(channel: &Channel, mut frames: mpsc::UnboundedReceiver<AckFrame>) 
             AckFrame::Reject(tag) => {
                 answer(channel.basic_reject(tag, BasicRejectOptions { requeue: false })).await
             }
+            AckFrame::Return(tag) => {
+                answer(channel.basic_reject(tag, BasicRejectOptions { requeue: true })).await
+            }
         }?;
     }
     Ok(())
@@ -406,22 +447,34 @@ async fn hand_over(delivery: Delivery, deliveries: &mpsc::Sender<Delivery>, stop
 
 #[cfg(test)]
 mod tests {
+    use super::super::acks::Disposition;
     use super::*;
 
+    fn dispose(pace: &mut Pace, tag: u64) {
+        pace.dispose(&[(tag, Disposition::Ack)]);
+    }
+
     #[test]
-    fn a_session_takes_one_at_a_time_until_a_new_one_is_done() {
+    fn a_session_takes_all_it_may_once_a_new_delivery_is_done() {
         let mut pace = Pace::new(64);
-        let dispose = |pace: &mut Pace, tag| pace.dispose(&[(tag, Disposition::Ack)]);
-        for tag in 1..=3 {
-            pace.hand_out(tag, true);
-            dispose(&mut pace, tag);
-            assert_eq!(pace.prefetch, 1, "what came back shows nothing");
-        }
-        pace.hand_out(4, false);
-        pace.hand_out(5, false);
-        dispose(&mut pace, 3);
+        pace.hand_out(1, true);
+        pace.hand_out(2, false);
+        pace.hand_out(3, false);
         assert_eq!(pace.prefetch, 1);
-        dispose(&mut pace, 4);
+        dispose(&mut pace, 2);
         assert_eq!(pace.prefetch, 64);
+    }
+
+    #[test]
+    fn what_came_back_lets_a_session_take_twice_as_many_each_time() {
+        let mut pace = Pace::new(6);
+        let prefetches: Vec<u16> = (1..=8)
+            .map(|tag| {
+                pace.hand_out(tag, true);
+                dispose(&mut pace, tag);
+                pace.prefetch
+            })
+            .collect();
+        assert_eq!(prefetches, [2, 2, 4, 4, 4, 4, 6, 6]);
     }
 }

@@ -3,10 +3,11 @@
 use anyhow::Context as _;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ExchangeKind, Queue};
-use tracing::debug;
+use lapin::{Connection, ExchangeKind, Queue};
 
 use super::answer::{answer, refusal};
+use super::asking::{Asking, arguments, text};
+use super::declared::LosesMessages;
 use crate::config::{BrokerSettings, TopologyMode};
 
 /// Only against a message that kills the worker before its row: the broker dead-letters it after
@@ -41,6 +42,11 @@ impl Edge {
             Self::Jobs => (&settings.queue, &settings.routing_key),
             Self::CustomerEvents => (&settings.customer_events_queue, &settings.customer_events_routing_key),
         }
+    }
+
+    /// Whose a queue of this name is. What was in none that we know is a job, or comes back as none.
+    pub(super) fn of_queue(name: Option<&str>, settings: &BrokerSettings) -> Self {
+        if name == Some(&settings.customer_events_queue) { Self::CustomerEvents } else { Self::Jobs }
     }
 }
 
@@ -98,18 +104,7 @@ pub(super) async fn set_up_topology(
     Ok(tolerated)
 }
 
-/// Asks for one thing after the other, on a channel that is opened anew after a refusal, which
-/// closes it.
-pub(super) struct Asking<'a> {
-    connection: &'a Connection,
-    channel: Channel,
-}
-
-impl<'a> Asking<'a> {
-    pub async fn new(connection: &'a Connection) -> anyhow::Result<Self> {
-        Ok(Self { connection, channel: answer(connection.create_channel()).await? })
-    }
-
+impl Asking<'_> {
     /// Declares a part, or asks whether it is there.
     pub async fn declare(&mut self, part: &Part<'_>, passive: bool) -> anyhow::Result<Option<Queue>> {
         let channel = self.channel().await?;
@@ -141,6 +136,11 @@ impl<'a> Asking<'a> {
         };
         let declared = self.declare(part, passive).await;
         declared.with_context(|| format!("{setting}: cannot use {part}; {remedy}"))?;
+        if let (TopologyMode::Verify, Part::Queue(queue, arguments)) = (settings.topology, part)
+            && let Some(loses) = self.loss(queue, arguments).await?
+        {
+            return Err(anyhow::Error::from(loses).context(format!("{setting}: cannot use {part}")));
+        }
         Ok(())
     }
 
@@ -153,6 +153,7 @@ impl<'a> Asking<'a> {
     ) -> anyhow::Result<Option<anyhow::Error>> {
         let refused = match self.set_up(settings, setting, part).await {
             Ok(()) => return Ok(None),
+            Err(error) if error.is::<LosesMessages>() => return Ok(Some(error)),
             Err(error) if settings.topology == TopologyMode::Declare && refusal(&error).is_some() => error,
             Err(error) => return Err(error),
         };
@@ -177,20 +178,6 @@ impl<'a> Asking<'a> {
                 "{setting}: cannot bind queue {queue} to exchange {exchange}; give this user the rights of docs/deployment.md, \"Least privilege\""
             )
         })
-    }
-
-    async fn channel(&mut self) -> anyhow::Result<&Channel> {
-        if !self.channel.status().connected() {
-            self.channel = answer(self.connection.create_channel()).await?;
-        }
-        Ok(&self.channel)
-    }
-
-    /// Closing is a courtesy: the connection's end closes the channel, too.
-    async fn done(self) {
-        if let Err(error) = answer(self.channel.close(200, "asked".into())).await {
-            debug!(%error, "a channel did not close cleanly");
-        }
     }
 }
 
@@ -225,16 +212,4 @@ pub(super) fn dead_letter_arguments(settings: &BrokerSettings) -> FieldTable {
         ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms)),
         ("x-delivery-limit", AMQPValue::LongInt(DEAD_LETTER_DELIVERY_LIMIT)),
     ])
-}
-
-pub(super) fn arguments<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (key, value) in entries {
-        table.insert(key.into(), value);
-    }
-    table
-}
-
-pub(super) fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
 }

@@ -6,6 +6,9 @@ pub(super) struct Cursor<'a> {
     pub at: usize,
 }
 
+/// The types of headers that there are.
+pub(super) const KINDS: &[u8] = b"VtbBsUuIifDLldTSxAF";
+
 impl<'a> Cursor<'a> {
     pub fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let end = self.at.checked_add(length)?;
@@ -44,6 +47,25 @@ impl<'a> Cursor<'a> {
     pub fn long_string(&mut self) -> Option<&'a [u8]> {
         let length = self.u32()?;
         self.take(usize::try_from(length).ok()?)
+    }
+
+    /// The value of a header, of the type that was read before it; `None` also where no such type is
+    /// known.
+    pub fn value(&mut self, kind: u8) -> Option<&'a [u8]> {
+        match kind {
+            b'V' => self.take(0),
+            b't' | b'b' | b'B' => self.take(1),
+            b's' | b'U' | b'u' => self.take(2),
+            b'I' | b'i' | b'f' => self.take(4),
+            b'D' => self.take(5),
+            b'L' | b'l' | b'd' | b'T' => self.take(8),
+            b'S' | b'x' | b'A' | b'F' => self.long_string(),
+            _ => None,
+        }
+    }
+
+    pub fn is_at_end(&self) -> bool {
+        self.at == self.bytes.len()
     }
 
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {

@@ -53,7 +53,7 @@ pub(super) struct ShowArgs {
     broker: BrokerSettings,
 }
 
-/// Publish dead letters again where they came from, and remove them once that is confirmed
+/// Publish dead letters again for the queue they were in, and remove them once that is confirmed
 #[derive(Args, Debug)]
 #[command(
     after_help = "Example:\n  kyc-worker dead-letters requeue 1f2e3d4c5b6a --by ana --note 'the contract allows it now'\n  kyc-worker dead-letters requeue --reason worker_failed --by ana --note 'fixed in 1.2.3'"

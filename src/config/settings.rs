@@ -410,7 +410,7 @@ pub struct WorkSettings {
     )]
     pub breaker_failures: u32,
 
-    /// How often a provider that is down is probed
+    /// How often a provider that is down is probed; one that asks to wait, after twelve of these at most
     #[arg(long, env = "BREAKER_PROBE_INTERVAL", default_value = "5s", value_parser = parse_duration)]
     pub breaker_probe_interval: Duration,
 
@@ -488,6 +488,10 @@ impl VerificationSettings {
     }
 }
 
+/// How many probe intervals everybody waits at most for what the provider asked of one job: a minute, at
+/// the default.
+const PROBE_INTERVALS_PAUSED: u32 = 12;
+
 impl WorkSettings {
     /// The schedule of retries.
     pub fn retry_schedule(&self) -> RetrySchedule {
@@ -495,6 +499,7 @@ impl WorkSettings {
             delay_min: self.retry_delay_min,
             delay_max: self.retry_delay_max,
             attempts_max: self.retry_max_attempts,
+            pause_max: self.breaker_probe_interval * PROBE_INTERVALS_PAUSED,
         }
     }
 }

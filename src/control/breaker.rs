@@ -6,17 +6,21 @@
 //! closed ───── a run of failures or of odd refusals, or one refusal of everybody ──► open
 //! open ─────── a health probe is answered ──► half-open ── the probe begins ──► probing
 //! half-open ── no job is due ──► idle: the intake is open, until a delivery can be the probe
-//! probing ──── it is answered ──► closed        it fails ──► open
-//! closed ───── the provider asks to wait ──► throttled ── that long ──► closed
+//! probing ──── it is answered ──► closed        it fails ──► open        a 429 ──► throttled
+//! closed ───── the provider asks to wait ──► throttled ── that long, or a minute ──► half-open
 //! ```
+//!
+//! What opened it may have been one job's own: while there is another, that job is not the probe.
 
 use std::fmt;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::control::intake::{Intake, Reason, Severity};
+use crate::domain::state::VerdictKind;
 use crate::domain::verdict::{Misconfiguration, NotSent, Verdict};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,7 +40,7 @@ pub enum State {
     },
     /// That attempt is under way.
     Probing(Cause),
-    /// The provider asked everybody to wait.
+    /// The provider asked somebody to wait, and may have meant everybody.
     Throttled {
         until: Instant,
     },
@@ -49,6 +53,8 @@ pub enum Cause {
     Misconfigured(Misconfiguration),
     /// Our clock is that many seconds off the provider's: it would refuse our signatures.
     ClockSkew(i64),
+    /// It asked to wait, and that time is over.
+    Throttling,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -57,10 +63,14 @@ pub enum Event<'a> {
         verdict: &'a Verdict,
         /// Whether it was the probe.
         is_probe: bool,
+        /// When it began.
+        begun: Instant,
     },
-    /// The provider asked to wait.
+    /// An attempt was asked to wait.
     Throttled {
         until: Instant,
+        /// Whether it was the probe.
+        is_probe: bool,
     },
     ThrottleOver,
     /// The provider's clock and ours are too far apart.
@@ -80,11 +90,12 @@ impl State {
             (Self::Closed { .. } | Self::Throttled { .. }, Event::ClockSkewed(seconds)) => {
                 Self::Open(Cause::ClockSkew(*seconds))
             }
-            (Self::Closed { .. }, Event::Throttled { until }) => Self::Throttled { until: *until },
-            (Self::Throttled { until }, Event::Throttled { until: other }) => {
-                Self::Throttled { until: until.max(*other) }
+            // What others in flight are asked for changes nothing: the probe will be told.
+            (Self::Closed { .. }, Event::Throttled { until, .. })
+            | (Self::Probing(_), Event::Throttled { until, is_probe: true }) => {
+                Self::Throttled { until: *until }
             }
-            (Self::Throttled { .. }, Event::ThrottleOver) => Self::Closed { failures: 0 },
+            (Self::Throttled { .. }, Event::ThrottleOver) => Self::HalfOpen(Cause::Throttling),
             (Self::Throttled { .. }, Event::Attempted { verdict, .. }) => match judge(verdict) {
                 Judgement::Refusal(cause) => Self::Open(Cause::Misconfigured(cause)),
                 _ => self,
@@ -103,18 +114,34 @@ impl State {
             (Self::HalfOpen(cause) | Self::HalfOpenIdle { cause, .. }, Event::ProbeBegun) => {
                 Self::Probing(cause)
             }
-            (Self::Probing(cause), Event::Attempted { verdict, is_probe: true }) => match judge(verdict) {
-                Judgement::Good => Self::Closed { failures: 0 },
-                Judgement::Failure => Self::Open(Cause::Failing),
-                Judgement::Refusal(cause) | Judgement::OddRefusal(cause) => {
-                    Self::Open(Cause::Misconfigured(cause))
+            (Self::Probing(cause), Event::Attempted { verdict, is_probe: true, .. }) => {
+                match judge(verdict) {
+                    Judgement::Good => Self::Closed { failures: 0 },
+                    Judgement::Failure => Self::Open(Cause::Failing),
+                    Judgement::Refusal(cause) | Judgement::OddRefusal(cause) => {
+                        Self::Open(Cause::Misconfigured(cause))
+                    }
+                    Judgement::Nothing => Self::HalfOpen(cause),
                 }
-                Judgement::Nothing => Self::HalfOpen(cause),
-            },
+            }
             // Closed, it would let through as many as there are slots.
             (Self::HalfOpen(cause), Event::NoJobDue { at }) => Self::HalfOpenIdle { cause, since: *at },
             // Attempts that had begun before the breaker opened change nothing.
             _ => self,
+        }
+    }
+}
+
+impl Cause {
+    /// The verdicts that keep a job from being the probe while there is another. A resend that fails costs
+    /// its job the only one it has; and what opened the breaker may be the job's own.
+    pub fn unfit_for_probe(self) -> &'static [VerdictKind] {
+        match self {
+            Self::Misconfigured(cause) if !cause.is_everybodys() => {
+                &[VerdictKind::Unknown, VerdictKind::Misconfigured]
+            }
+            Self::Throttling => &[VerdictKind::Unknown, VerdictKind::Throttled],
+            Self::Failing | Self::Misconfigured(_) | Self::ClockSkew(_) => &[VerdictKind::Unknown],
         }
     }
 }
@@ -131,11 +158,15 @@ enum Judgement {
 
 fn judge(verdict: &Verdict) -> Judgement {
     match verdict {
-        Verdict::Accepted(_) | Verdict::Rejected(_) | Verdict::Throttled { .. } => Judgement::Good,
+        Verdict::Accepted(_) | Verdict::Rejected(_) => Judgement::Good,
         Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
         Verdict::Misconfigured(cause) if cause.is_everybodys() => Judgement::Refusal(*cause),
         Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),
-        Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => Judgement::Nothing,
+        // That it is throttled is an event of its own.
+        Verdict::Throttled { .. }
+        | Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => {
+            Judgement::Nothing
+        }
     }
 }
 
@@ -148,6 +179,7 @@ impl fmt::Display for Cause {
                 f,
                 "the provider's clock is {seconds} s from this machine's, and it refuses stale signatures; set the clock"
             ),
+            Self::Throttling => f.write_str("the provider asks to wait"),
         }
     }
 }
@@ -157,12 +189,15 @@ pub struct Breaker {
     state: watch::Sender<State>,
     failures_max: u32,
     intake: Arc<Intake>,
+    /// When the last attempt began that was taken: accepted, or rejected for its job.
+    taken: Mutex<Option<Instant>>,
 }
 
 impl Breaker {
     /// A closed breaker that opens after `failures_max` failures in a row.
     pub fn new(failures_max: u32, intake: Arc<Intake>) -> Self {
-        Self { state: watch::Sender::new(State::Closed { failures: 0 }), failures_max, intake }
+        let state = watch::Sender::new(State::Closed { failures: 0 });
+        Self { state, failures_max, intake, taken: Mutex::default() }
     }
 
     pub fn state(&self) -> State {
@@ -177,13 +212,19 @@ impl Breaker {
         matches!(self.state(), State::Closed { .. })
     }
 
-    /// Whether the last attempt that ended was answered as documented, and none waits for that.
-    pub fn takes_others(&self) -> bool {
+    /// Whether an attempt that began after `refused` was taken, and none has failed since. What began
+    /// before says nothing of whether everybody is refused by now.
+    pub fn has_taken_since(&self, refused: Instant) -> bool {
         matches!(self.state(), State::Closed { failures: 0 })
+            && self.taken.lock().is_some_and(|taken| taken > refused)
     }
 
     /// Notes an event, and pauses or resumes the intake where it opens or closes the breaker.
     pub fn note(&self, event: &Event<'_>) {
+        if let Event::Attempted { verdict: Verdict::Accepted(_) | Verdict::Rejected(_), begun, .. } = event {
+            let mut taken = self.taken.lock();
+            *taken = (*taken).max(Some(*begun));
+        }
         self.state.send_if_modified(|state| {
             let after = state.after(event, self.failures_max);
             // While the state is held: steered later, a resumption could overtake another's pause.
@@ -205,7 +246,7 @@ fn steer(state: State, intake: &Intake) {
             intake.pause(Reason::Provider, Severity::Passing, cause);
         }
         State::Throttled { .. } => {
-            intake.pause(Reason::Provider, Severity::Passing, "the provider asks everybody to wait");
+            intake.pause(Reason::Provider, Severity::Passing, Cause::Throttling);
         }
         State::HalfOpen(_) => {}
     }
@@ -224,7 +265,7 @@ mod tests {
     const BY_KEY: Cause = Cause::Misconfigured(Misconfiguration::ApiKey);
 
     fn after(state: State, verdict: &Verdict, is_probe: bool) -> State {
-        state.after(&Event::Attempted { verdict, is_probe }, 3)
+        state.after(&Event::Attempted { verdict, is_probe, begun: Instant::now() }, 3)
     }
 
     #[test]
@@ -264,7 +305,50 @@ mod tests {
         assert_eq!(probing, State::Probing(Cause::Failing));
         assert_eq!(after(probing, &FAILED, true), State::Open(Cause::Failing));
         assert_eq!(after(probing, &Verdict::NotSent(NotSent::WindowClosed), true), probed);
-        assert_eq!(after(probing, &Verdict::Throttled { retry_after: None }, true), CLOSED);
+    }
+
+    /// A firewall's page is no word of the provider's.
+    #[test]
+    fn a_page_of_any_status_opens_it_only_in_a_run() {
+        use Misconfiguration::*;
+        for cause in [Unauthorized, Forbidden, Endpoint, Redirected, NotTheProvider] {
+            let refused = Verdict::Misconfigured(cause);
+            let twice = after(after(CLOSED, &refused, false), &refused, false);
+            assert_eq!(twice, State::Closed { failures: 2 }, "{cause}");
+            assert_eq!(after(twice, &refused, false), State::Open(Cause::Misconfigured(cause)));
+        }
+    }
+
+    #[test]
+    fn what_opened_it_is_not_probed_with_while_there_is_another_job() {
+        use VerdictKind::{Misconfigured, Throttled, Unknown};
+        let odd = Cause::Misconfigured(Misconfiguration::Forbidden);
+        assert_eq!(odd.unfit_for_probe(), [Unknown, Misconfigured]);
+        assert_eq!(Cause::Throttling.unfit_for_probe(), [Unknown, Throttled]);
+        for cause in [Cause::Failing, Cause::ClockSkew(600), BY_KEY] {
+            assert_eq!(cause.unfit_for_probe(), [Unknown]);
+        }
+    }
+
+    #[test]
+    fn only_what_began_after_a_refusal_shows_that_others_are_taken() {
+        let breaker = Breaker::new(5, Arc::default());
+        let note = |verdict: &Verdict, begun| {
+            breaker.note(&Event::Attempted { verdict, is_probe: false, begun });
+        };
+        let refused = Instant::now();
+        let (before, later) = (refused - Duration::from_secs(1), refused + Duration::from_secs(1));
+        assert!(!breaker.has_taken_since(before), "nothing was taken yet");
+        let accepted = Verdict::Accepted(Acceptance::default());
+        note(&accepted, before);
+        assert!(!breaker.has_taken_since(refused));
+        note(&accepted, later);
+        note(&accepted, before);
+        assert!(breaker.has_taken_since(refused));
+        note(&Verdict::Misconfigured(Misconfiguration::Forbidden), later);
+        assert!(!breaker.has_taken_since(refused), "by now everybody may be refused");
+        note(&accepted, later);
+        assert!(breaker.has_taken_since(refused));
     }
 
     #[test]
@@ -279,7 +363,7 @@ mod tests {
 
         let intake = Arc::new(Intake::default());
         let (breaker, is_open) = (Breaker::new(1, Arc::clone(&intake)), intake.subscribe());
-        breaker.note(&Event::Attempted { verdict: &FAILED, is_probe: false });
+        breaker.note(&Event::Attempted { verdict: &FAILED, is_probe: false, begun: at });
         breaker.note(&Event::HealthProbeAnswered);
         assert!(!*is_open.borrow());
         breaker.note(&Event::NoJobDue { at });
@@ -291,12 +375,21 @@ mod tests {
     #[test]
     fn a_provider_that_asks_to_wait_is_waited_for() {
         let (soon, later) = (Instant::now(), Instant::now() + Duration::from_secs(9));
-        let throttled = CLOSED.after(&Event::Throttled { until: later }, 3);
-        assert_eq!(throttled, State::Throttled { until: later });
-        assert_eq!(throttled.after(&Event::Throttled { until: soon }, 3), throttled);
+        let asks = |until, is_probe| Event::Throttled { until, is_probe };
+        let throttled = CLOSED.after(&asks(soon, false), 3);
+        assert_eq!(throttled, State::Throttled { until: soon });
+        assert_eq!(throttled.after(&asks(later, false), 3), throttled, "the probe will be told");
         assert_eq!(after(throttled, &FAILED, false), throttled);
+        assert_eq!(after(throttled, &Verdict::Accepted(Acceptance::default()), false), throttled);
         assert_eq!(after(throttled, &REFUSED, false), State::Open(BY_KEY));
-        assert_eq!(throttled.after(&Event::ThrottleOver, 3), CLOSED);
+
+        let half_open = throttled.after(&Event::ThrottleOver, 3);
+        assert_eq!(half_open, State::HalfOpen(Cause::Throttling), "one shows whether the others may go on");
+        let probing = half_open.after(&Event::ProbeBegun, 3);
+        assert_eq!(probing.after(&asks(later, false), 3), probing);
+        assert_eq!(probing.after(&asks(later, true), 3), State::Throttled { until: later });
+        assert_eq!(after(probing, &Verdict::Accepted(Acceptance::default()), true), CLOSED);
+        assert_eq!(after(probing, &FAILED, true), State::Open(Cause::Failing));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! know of the world comes in as arguments.
 
 pub mod budget;
+pub mod clock_skew;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;

@@ -235,7 +235,8 @@ pub struct History {
     pub unknown: u32,
     /// Whether this attempt was let through as a probe while the breaker was not closed.
     pub is_probe: bool,
-    /// Whether the last attempt here to end before this one was answered as documented.
+    /// Whether another job was taken since this one was refused: one whose attempt began here after that,
+    /// and after which no attempt failed here.
     pub others_are_taken: bool,
 }
 
@@ -266,7 +267,7 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
         }
         // It may be about everybody, and then the breaker opens after a few of them and nobody ends.
-        // Where others are taken meanwhile, it is about this job.
+        // Where another is taken between two of them, it is about this job.
         Verdict::Misconfigured(cause) if !cause.is_everybodys() => {
             let refused = history.misconfigured + 1;
             if history.others_are_taken && !history.is_probe && refused >= REFUSED_ALONE_MAX {
@@ -299,6 +300,7 @@ mod tests {
         delay_min: Duration::from_millis(500),
         delay_max: Duration::from_secs(3600),
         attempts_max: 3,
+        pause_max: Duration::from_secs(60),
     };
 
     fn check(verdict: Verdict, history: History, expected: Next) {
@@ -355,8 +357,9 @@ mod tests {
     /// One job's poison ends that job; what meets everybody ends nobody.
     #[test]
     fn a_job_that_alone_is_refused_without_documented_words_goes_to_a_person() {
-        use Misconfiguration::{NotTheProvider, Undocumented, UnreadableRefusal};
-        for cause in [Undocumented, NotTheProvider, UnreadableRefusal] {
+        use Misconfiguration::*;
+        let pages = [Unauthorized, Forbidden, Endpoint, Redirected, NotTheProvider];
+        for cause in pages.into_iter().chain([Undocumented, UnreadableRefusal]) {
             let refused = Verdict::Misconfigured(cause);
             check(refused.clone(), History::default(), wait(WaitingFor::Provider, 500, false));
             let alone = History { misconfigured: 4, others_are_taken: true, ..History::default() };

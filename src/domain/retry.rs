@@ -12,6 +12,8 @@ pub struct RetrySchedule {
     pub delay_max: Duration,
     /// How many attempts may be answered, throttled or not sent before a job is exhausted.
     pub attempts_max: u32,
+    /// Nobody waits longer for what the provider asked of another job.
+    pub pause_max: Duration,
 }
 
 /// The provider is never asked again sooner after it asked for a wait.
@@ -43,13 +45,17 @@ impl RetrySchedule {
     /// The delay after a throttled attempt: at least what the provider asked for,
     /// clamped to [1 s, `delay_max`].
     pub fn throttled_delay(&self, retry_after: Option<Duration>, retries: u32, jitter: f64) -> Duration {
-        self.pause(retry_after).max(self.delay(retries, jitter))
+        self.asked(retry_after).max(self.delay(retries, jitter))
     }
 
-    /// How long everybody waits after the provider asked one to: as long as it asked for,
-    /// clamped to [1 s, `delay_max`].
+    /// How long everybody waits after the provider asked one to: as long, but `pause_max` at most, since
+    /// it may have meant that one alone.
     pub fn pause(&self, retry_after: Option<Duration>) -> Duration {
-        retry_after.unwrap_or_default().max(THROTTLED_DELAY_MIN).min(self.delay_max.max(THROTTLED_DELAY_MIN))
+        self.asked(retry_after).min(self.pause_max.max(THROTTLED_DELAY_MIN))
+    }
+
+    fn asked(&self, retry_after: Option<Duration>) -> Duration {
+        retry_after.unwrap_or_default().min(self.delay_max).max(THROTTLED_DELAY_MIN)
     }
 
     /// Whether a job that has had `retries` counted attempts may have another.
@@ -67,6 +73,7 @@ mod tests {
         delay_min: Duration::from_millis(500),
         delay_max: Duration::from_secs(3600),
         attempts_max: 36,
+        pause_max: Duration::from_secs(60),
     };
 
     #[test]
@@ -95,6 +102,14 @@ mod tests {
         check(Some(0), 1);
         check(Some(30), 30);
         check(Some(1_000_000), 3600);
+    }
+
+    #[test]
+    fn everybody_waits_for_one_a_minute_at_most() {
+        for (asked, expected) in [(None, 1), (Some(7), 7), (Some(60), 60), (Some(3600), 60)] {
+            let pause = SCHEDULE.pause(asked.map(Duration::from_secs));
+            assert_eq!(pause, Duration::from_secs(expected), "asked for {asked:?}");
+        }
     }
 
     #[test]

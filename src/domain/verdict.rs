@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::clock_skew::ClockSkew;
 use super::foreign_text::{known_id, known_words};
 use super::job::PROVIDER_FIELDS;
 use super::state::VerdictKind;
@@ -33,6 +34,8 @@ pub struct Answer {
     pub age_s: Option<u64>,
     /// The `Date` header: when the provider made the answer, by its own clock.
     pub date: Option<SystemTime>,
+    /// What that tells of the provider's clock and ours.
+    pub skew: Option<ClockSkew>,
     /// It came on a reused connection, sooner than the provider can answer: it belongs to an
     /// earlier request.
     pub is_out_of_step: bool,
@@ -126,11 +129,13 @@ pub enum Rejection {
 /// Why the provider refused us.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Misconfiguration {
-    /// 401: the API key is missing, wrong or expired.
+    /// The provider says so: a 401, or an error about the key. It is missing, wrong or expired.
     ApiKey,
+    /// A 401 that is not the provider's envelope.
+    Unauthorized,
     /// 403.
     Forbidden,
-    /// 404: there is no such endpoint.
+    /// 404: there is no such endpoint, or something on the way hides it.
     Endpoint,
     /// 301, 302, 307, 308: redirects are never followed, they would take the signature along.
     Redirected,
@@ -218,6 +223,7 @@ impl Misconfiguration {
     pub fn code(self) -> &'static str {
         match self {
             Self::ApiKey => "api_key_refused",
+            Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::Endpoint => "endpoint_not_found",
             Self::Redirected => "redirected",
@@ -232,7 +238,7 @@ impl Misconfiguration {
     /// What to check: a setting, where one can be the cause.
     pub fn setting(self) -> &'static str {
         match self {
-            Self::ApiKey | Self::Forbidden => "DOLLARPE_API_KEY",
+            Self::ApiKey | Self::Unauthorized | Self::Forbidden => "DOLLARPE_API_KEY",
             Self::Endpoint | Self::Redirected | Self::NotTheProvider => "DOLLARPE_BASE_URL",
             Self::Signature => "DOLLARPE_API_SECRET, DOLLARPE_SIGNING_PROFILE or this machine's clock",
             Self::Timestamp => "this machine's clock",
@@ -243,17 +249,19 @@ impl Misconfiguration {
         }
     }
 
-    /// Whether one such refusal tells that everybody is refused. Any other may be about one job:
-    /// it tells of everybody only in a run.
+    /// Whether one such refusal tells that everybody is refused: the provider says of itself that it
+    /// does not take our key, signature or timestamp. Any other may be about one job, whatever its
+    /// status, as a firewall on the way dislikes what one job holds: it tells of everybody only in a run.
     pub fn is_everybodys(self) -> bool {
         match self {
-            Self::ApiKey
+            Self::ApiKey | Self::Signature | Self::Timestamp => true,
+            Self::Unauthorized
             | Self::Forbidden
             | Self::Endpoint
             | Self::Redirected
-            | Self::Signature
-            | Self::Timestamp => true,
-            Self::Undocumented | Self::NotTheProvider | Self::UnreadableRefusal => false,
+            | Self::Undocumented
+            | Self::NotTheProvider
+            | Self::UnreadableRefusal => false,
         }
     }
 }
@@ -262,6 +270,7 @@ impl fmt::Display for Misconfiguration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ApiKey => "the provider refuses the API key",
+            Self::Unauthorized => "a 401 came, and not in the provider's words",
             Self::Forbidden => "the provider forbids the call",
             Self::Endpoint => "there is no such endpoint",
             Self::Redirected => "the provider redirects, and redirects are never followed",
@@ -278,7 +287,7 @@ impl fmt::Display for Misconfiguration {
 /// date; `not_applied_statuses` are those that the operator knows to mean "not applied".
 ///
 /// `Rejected` cannot be taken back, so it is never what is left over: it needs documented words,
-/// or a field of the request's body. Nor is "nothing was applied": it needs a status that proves
+/// or a field of the request's body whose value is at fault. Nor is "nothing was applied": it needs a status that proves
 /// it. What proves neither is `Unknown`, and the customer is read.
 pub fn classify(
     outcome: &HttpOutcome,
@@ -304,9 +313,7 @@ pub fn classify(
         // Answered before the request is processed, which is to be made elsewhere. Not so 303,
         // "done, see there", nor 300 and 304.
         301 | 302 | 307 | 308 => Verdict::Misconfigured(Misconfiguration::Redirected),
-        401 => Verdict::Misconfigured(Misconfiguration::ApiKey),
-        403 => Verdict::Misconfigured(Misconfiguration::Forbidden),
-        404 => Verdict::Misconfigured(Misconfiguration::Endpoint),
+        401 | 403 | 404 => Verdict::Misconfigured(classify_status_of_ours(answer.status, &answer.body)),
         // Whoever waited for the provider, or for us, gave up: 460 and 499 are load balancers' 408.
         408 | 460 | 499 | 500..=599 => Verdict::Unknown(FailurePoint::ServerError),
         400..=498 => classify_refusal(answer.status, &answer.body),
@@ -347,7 +354,22 @@ pub fn names_customer(body: &Body, customer_id: Uuid) -> bool {
     ids.peek().is_some() && ids.all(|id| id == Some(customer_id))
 }
 
-/// A 4xx that applied nothing: whom does it refuse, this job or us?
+/// A 401, 403 or 404. None of them rejects a job, whatever it says: to a caller who is not let in,
+/// every customer is one that cannot be found.
+fn classify_status_of_ours(status: u16, body: &Body) -> Misconfiguration {
+    let refusal = Refusal::read(body);
+    let header = refusal.as_ref().and_then(|refusal| refusal.header_at_fault().or(refusal.header_in_words()));
+    match (header, status) {
+        (Some(header), _) => header,
+        // That is what the provider documents.
+        (None, 401) if refusal.is_some() => Misconfiguration::ApiKey,
+        (None, 401) => Misconfiguration::Unauthorized,
+        (None, 403) => Misconfiguration::Forbidden,
+        (None, _) => Misconfiguration::Endpoint,
+    }
+}
+
+/// Any other 4xx that applied nothing: whom does it refuse, this job or us?
 fn classify_refusal(status: u16, body: &Body) -> Verdict {
     if *body == Body::Unreadable {
         return Verdict::Misconfigured(Misconfiguration::UnreadableRefusal);
@@ -390,13 +412,14 @@ impl Refusal {
 
     /// 1. An error under one of our three headers is ours.
     /// 2. Documented words about the job reject it, whatever the status.
-    /// 3. Errors under fields of the request's body, and under nothing else, reject it: a status
-    ///    of its own (405, 415, 431 …) is about the request's form and not about a field.
+    /// 3. Errors under fields of the request's body, and under nothing else, reject it, unless the
+    ///    words speak of a time: another update in progress is no fault of the value. Any other status
+    ///    than those two that are about values (405, 409, 415, 431 …) needs documented words.
     /// 4. Words about our headers are ours.
     /// 5. What is left is not documented. It may be about the job, or about everybody.
     fn verdict(&self, status: u16) -> Verdict {
-        if let Some(cause) = self.errors.iter().find_map(|(field, _)| header_at_fault(field)) {
-            return Verdict::Misconfigured(cause);
+        if let Some(header) = self.header_at_fault() {
+            return Verdict::Misconfigured(header);
         }
         let known = [
             ("customer not found or access denied", Rejection::CustomerNotFound),
@@ -408,28 +431,37 @@ impl Refusal {
         }
         let is_about_fields =
             !self.errors.is_empty() && self.errors.iter().all(|(field, _)| is_of_the_body(field));
-        if is_about_fields && matches!(status, 400 | 409 | 422) {
+        if is_about_fields && matches!(status, 400 | 422) && !self.texts().any(|text| speaks_of_a_time(text))
+        {
             return Verdict::Rejected(Rejection::FieldRefused);
         }
-        Verdict::Misconfigured(if self.mentions("signature") {
-            Misconfiguration::Signature
-        } else if self.mentions("timestamp") {
-            Misconfiguration::Timestamp
-        } else if self.mentions("api key") || self.mentions("api-key") || self.mentions("api_key") {
-            Misconfiguration::ApiKey
+        Verdict::Misconfigured(self.header_in_words().unwrap_or(Misconfiguration::Undocumented))
+    }
+
+    /// The header of ours that an error stands under.
+    fn header_at_fault(&self) -> Option<Misconfiguration> {
+        self.errors.iter().find_map(|(field, _)| header_named(field))
+    }
+
+    /// The header of ours that the words are about, but for those under a field of the request's body: a
+    /// document may lack a signature, too.
+    fn header_in_words(&self) -> Option<Misconfiguration> {
+        let others = self.errors.iter().filter(|(field, _)| !is_of_the_body(field)).map(|(_, text)| text);
+        let said: Vec<String> = others.chain([&self.message]).map(|text| text.to_ascii_lowercase()).collect();
+        let mentions = |words| said.iter().any(|text: &String| text.contains(words));
+        if mentions("signature") {
+            Some(Misconfiguration::Signature)
+        } else if mentions("timestamp") {
+            Some(Misconfiguration::Timestamp)
+        } else if mentions("api key") || mentions("api-key") || mentions("api_key") {
+            Some(Misconfiguration::ApiKey)
         } else {
-            Misconfiguration::Undocumented
-        })
+            None
+        }
     }
 
     fn texts(&self) -> impl Iterator<Item = &String> {
         self.errors.iter().map(|(_, text)| text).chain([&self.message])
-    }
-
-    /// Whether a text has these lower-case words in it. Only where no field of the request's body
-    /// is at fault: a document may lack a signature, too.
-    fn mentions(&self, words: &str) -> bool {
-        self.texts().any(|said| said.to_ascii_lowercase().contains(words))
     }
 
     /// Whether `message` or any text under `errors` says it, in any case, with or without its full stop.
@@ -441,8 +473,31 @@ impl Refusal {
     }
 }
 
+/// Whether a text speaks of a state that passes and not of a value. Rather once too often: then a person
+/// is asked, and a rejection cannot be taken back.
+fn speaks_of_a_time(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    [
+        "again",
+        "retry",
+        "later",
+        "temporar",
+        "in progress",
+        "unavailable",
+        "timed out",
+        "timeout",
+        "busy",
+        "locked",
+        "throttled",
+        "too many requests",
+        "rate limit",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
+}
+
 /// The header of ours that an error's field names, as `signature`, `X-SIGNATURE` or the like.
-fn header_at_fault(field: &str) -> Option<Misconfiguration> {
+fn header_named(field: &str) -> Option<Misconfiguration> {
     let name = field.to_ascii_lowercase().replace('-', "_");
     match name.strip_prefix("x_").unwrap_or(&name) {
         "signature" => Some(Misconfiguration::Signature),
@@ -597,6 +652,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_401_403_or_404_is_everybodys_only_where_the_provider_says_so() {
+        for (status, page) in [(401, "unauthorized"), (403, "forbidden"), (404, "endpoint_not_found")] {
+            for body in ["<html>Blocked</html>", "", r#"{"detail":"The API key is not known."}"#] {
+                check(answer(status, body), "misconfigured", Some(page));
+            }
+            check(refused_with(status, "API key expired", "{}"), "misconfigured", Some("api_key_refused"));
+            let errors = r#"{"signature":["Invalid Signature"]}"#;
+            check(refused_with(status, "Bad Request", errors), "misconfigured", Some("signature_refused"));
+            let errors = r#"{"document_front_image_url":["The signature cannot be seen."]}"#;
+            let left = if status == 401 { "api_key_refused" } else { page };
+            check(refused_with(status, "No", errors), "misconfigured", Some(left));
+            // Who is not let in finds nobody.
+            let nobody = "Customer not found or access denied";
+            check(refused_with(status, nobody, "{}"), "misconfigured", Some(left));
+        }
+    }
+
+    /// A rejection cannot be taken back. Each of these once was one.
+    #[test]
+    fn a_field_that_is_refused_for_a_time_is_not_rejected() {
+        let in_progress = r#"{"document_type":["Another update is in progress, try again later"]}"#;
+        for (status, message, errors) in [
+            (409, "Conflict", in_progress),
+            (409, "Conflict", r#"{"document_type":["This value is not right."]}"#),
+            (400, "Bad Request", in_progress),
+            (422, "Unprocessable Entity", in_progress),
+            (400, "Service temporarily unavailable", r#"{"document_type":["Not a choice."]}"#),
+            (400, "Bad Request", r#"{"document_details":{"document_number":["Please retry."]}}"#),
+            (400, "Bad Request", r#"{"document_type":["Not now."],"customer_id":["Locked for 30 s."]}"#),
+            (409, "Conflict", r#"{"document_front_image_url":["The signature check is in progress."]}"#),
+        ] {
+            check(refused_with(status, message, errors), "misconfigured", Some("undocumented_refusal"));
+        }
+    }
+
     /// Every status, with a body that helps nothing: which prove that nothing was applied?
     #[test]
     fn every_status_has_its_verdict() {
@@ -604,7 +695,7 @@ mod tests {
             let (name, detail) = match status {
                 200..=299 => ("unknown", Some("unreadable_success")),
                 301 | 302 | 307 | 308 => ("misconfigured", Some("redirected")),
-                401 => ("misconfigured", Some("api_key_refused")),
+                401 => ("misconfigured", Some("unauthorized")),
                 403 => ("misconfigured", Some("forbidden")),
                 404 => ("misconfigured", Some("endpoint_not_found")),
                 408 | 460 | 499 | 500..=599 => ("unknown", Some("server_error")),
@@ -638,10 +729,12 @@ mod tests {
     #[test]
     fn only_what_cannot_be_one_jobs_is_everybodys() {
         use Misconfiguration::*;
-        for cause in [ApiKey, Forbidden, Endpoint, Redirected, Signature, Timestamp] {
+        for cause in [ApiKey, Signature, Timestamp] {
             assert!(cause.is_everybodys(), "{cause}");
         }
-        for cause in [Undocumented, NotTheProvider, UnreadableRefusal] {
+        for cause in
+            [Unauthorized, Forbidden, Endpoint, Redirected, Undocumented, NotTheProvider, UnreadableRefusal]
+        {
             assert!(!cause.is_everybodys(), "{cause}");
         }
     }

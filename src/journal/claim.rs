@@ -12,7 +12,7 @@ use crate::domain::job::UpdateRequest;
 use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
-use crate::domain::state::Purpose;
+use crate::domain::state::{Purpose, VerdictKind};
 use crate::journal::error::{JournalError, is_lost_race};
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Observation, Subject};
@@ -46,8 +46,8 @@ const REFUSED_WAIT_SECONDS: f64 = 60.0;
 /// Which job may be the probe: the one attempt that the half-open breaker lets through.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Probe {
-    /// One whose attempts all have a known outcome.
-    OfKnownOutcome,
+    /// One that has no attempt with such a verdict.
+    Without(&'static [VerdictKind]),
     /// Any, where there is no other.
     OfAny,
 }
@@ -97,10 +97,12 @@ impl Journal {
         taken: &mut Vec<Uuid>,
     ) -> Result<Vec<NextAttempt>, JournalError> {
         run_tx("next_attempts", &self.pool, async |tx| {
-            let is_resend_excluded = probe == Some(Probe::OfKnownOutcome);
+            let unfit = match probe {
+                Some(Probe::Without(verdicts)) => verdicts,
+                Some(Probe::OfAny) | None => &[],
+            };
             let due_from = self.floors.due.bound();
-            let slots =
-                take_slots(tx, &self.worker, &self.limits, is_resend_excluded, limit, due_from).await?;
+            let slots = take_slots(tx, &self.worker, &self.limits, unfit, limit, due_from).await?;
             taken.extend(slots.iter().map(|slot| slot.job_id));
             self.next_attempts_in(tx, t0, probe, slots).await
         })

@@ -25,9 +25,9 @@ use crate::worker;
 /// How many attempts one commit begins at most.
 const ATTEMPTS_MAX: usize = 32;
 
-/// How long the half-open breaker waits for a first attempt before a resend may be the probe: a
-/// resend that fails costs its job the only one it has, but where no other job comes nobody would
-/// ever know that the provider is back. Each resend that is spent so doubles the wait, until the
+/// How long the half-open breaker waits for another job before a resend may be the probe, or a job that
+/// was refused itself: a resend that fails costs its job the only one it has, but where no other job
+/// comes nobody would ever know that the provider is back. Each resend that is spent so doubles the wait, until the
 /// breaker closes: an outage of a minute costs a few jobs their resend, one of a day some hundreds and
 /// not thousands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -173,7 +173,9 @@ impl Dispatcher {
                 State::HalfOpenIdle { since, .. } if since.elapsed() >= memory.probe_backoff.0 => {
                     Some(Probe::OfAny)
                 }
-                State::HalfOpen(_) | State::HalfOpenIdle { .. } => Some(Probe::OfKnownOutcome),
+                State::HalfOpen(cause) | State::HalfOpenIdle { cause, .. } => {
+                    Some(Probe::Without(cause.unfit_for_probe()))
+                }
                 State::Open(_) | State::Probing(_) | State::Throttled { .. } => return Ok(()),
             };
             let mut slots = vec![slot];

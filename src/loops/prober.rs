@@ -42,7 +42,7 @@ impl Prober {
                     if stopping.run_until_cancelled(sleep_until(until)).await.is_none() {
                         return;
                     }
-                    // The provider may have asked for a longer wait in the meantime.
+                    // A refusal of everybody may have opened it in the meantime.
                     (breaker.state() == state).then_some(Event::ThrottleOver)
                 }
                 State::Open(cause) => {
@@ -73,11 +73,13 @@ impl Prober {
         }
         let is_answered = match cause {
             Cause::Misconfigured(_) | Cause::ClockSkew(_) => provider.probe_update().await,
-            Cause::Failing if provider.intolerable_skew().is_some() => provider.probe_update().await,
-            Cause::Failing => match provider.customer(Uuid::nil()).await {
+            Cause::Failing | Cause::Throttling if provider.intolerable_skew().is_some() => {
+                provider.probe_update().await
+            }
+            Cause::Failing | Cause::Throttling => match provider.customer(Uuid::nil()).await {
                 Reading::Customer(_) | Reading::NotFound => true,
-                // A cache that answers says nothing of the provider behind it.
-                Reading::Stale => provider.probe_update().await,
+                // A cache that answers says nothing of the provider behind it, and reads alone may be throttled.
+                Reading::Stale | Reading::Throttled { .. } => provider.probe_update().await,
                 reading => {
                     debug!(?reading, "health probe failed");
                     false

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
@@ -12,7 +13,6 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::clock::Moment;
 use crate::context::{Context, Panicked, unless_it_panics};
-use crate::control::breaker::Event;
 use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
@@ -34,6 +34,8 @@ pub struct Tracker {
     reads: TaskTracker,
     /// Whether the last read to end failed.
     is_failing: Arc<AtomicBool>,
+    /// Until then the provider has asked reads to wait.
+    held_until: Arc<Mutex<Instant>>,
 }
 
 impl Tracker {
@@ -47,6 +49,7 @@ impl Tracker {
             permits: Arc::new(Semaphore::new(READS_MAX as usize)),
             reads: TaskTracker::new(),
             is_failing: Arc::default(),
+            held_until: Arc::new(Mutex::new(Instant::now())),
         }
     }
 
@@ -85,10 +88,11 @@ impl Tracker {
         self.pace.per_second.div_ceil(4).min(free)
     }
 
-    /// Begins up to `limit` reads that are due, unless the breaker holds them back.
+    /// Begins up to `limit` reads that are due, unless the breaker or the provider holds them back.
     async fn begin_reads(&self, limit: u32) -> Result<Round, JournalError> {
         let nothing = Round { begun: 0, pause: self.poll };
-        if limit == 0 || !self.context.breaker.is_closed() {
+        let is_held = Instant::now() < *self.held_until.lock();
+        if limit == 0 || is_held || !self.context.breaker.is_closed() {
             return Ok(nothing);
         }
         let claimed_at = Moment::now();
@@ -113,6 +117,7 @@ impl Tracker {
             claimed_at,
             begins_within: self.pace.read_time_max,
             is_failing: Arc::clone(&self.is_failing),
+            held_until: Arc::clone(&self.held_until),
         };
         let permits = Arc::clone(&self.permits);
         let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
@@ -144,6 +149,7 @@ struct Read {
     /// Begun later than that, it could come too soon before or after another replica's.
     begins_within: Duration,
     is_failing: Arc<AtomicBool>,
+    held_until: Arc<Mutex<Instant>>,
 }
 
 impl Read {
@@ -174,12 +180,11 @@ impl Read {
         }
     }
 
-    /// Logs the first read that fails and the first that does not, and has the whole worker wait
-    /// where the provider asks for it.
+    /// Logs the first read that fails and the first that does not, and has the others wait where the
+    /// provider asks for it. Updates do not: where they are meant, too, one of them is told.
     fn note_health(&self, reading: &Reading) {
         if let Reading::Throttled { retry_after } = reading {
-            let until = Instant::now() + self.context.schedule.pause(*retry_after);
-            self.context.breaker.note(&Event::Throttled { until });
+            *self.held_until.lock() = Instant::now() + self.context.schedule.pause(*retry_after);
         }
         let code = reading.error_code();
         // That a customer is not found is an answer, if an odd one.

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use clap::ValueEnum as _;
 use uuid::Uuid;
 
-use super::{Provider, endpoint, is_intolerable, skew_of};
+use super::{Provider, endpoint};
+use crate::domain::clock_skew::ClockSkew;
 use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
 use crate::tls::certificate_fault;
@@ -29,9 +30,9 @@ impl Provider {
                 "have whatever caches on the way to the provider let its answers through",
             )
         }));
-        let skew = skew_of(&answer).filter(|_| !is_cached);
-        let is_skewed = skew.is_some_and(is_intolerable);
-        findings.extend(skew.map(|skew| clock_finding(skew, is_skewed)));
+        let skew = answer.skew.filter(|_| !is_cached);
+        let is_skewed = skew.is_some_and(ClockSkew::is_intolerable);
+        findings.extend(skew.map(|skew| clock_finding(skew.least, is_skewed)));
         let verdict = judge(&answer);
         match verdict {
             Verdict::Rejected(_) => {
@@ -116,6 +117,10 @@ impl Provider {
             Verdict::Misconfigured(Misconfiguration::ApiKey) => Finding::wrong(
                 "DOLLARPE_API_KEY: the provider refuses the API key: it is wrong, expired, or another environment's",
                 format!("take the key of the environment at {base_url} from its dashboard"),
+            ),
+            Verdict::Misconfigured(Misconfiguration::Unauthorized) => Finding::wrong(
+                "DOLLARPE_API_KEY: a 401 came that is not the provider's: something on the way asks for credentials, or the key is wrong",
+                "compare DOLLARPE_BASE_URL with the provider's documentation, and the key with its dashboard",
             ),
             Verdict::Misconfigured(Misconfiguration::Forbidden) => Finding::wrong(
                 "DOLLARPE_API_KEY: the provider forbids the call",

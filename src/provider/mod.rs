@@ -6,13 +6,12 @@ mod inspect;
 mod lock_step;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use bytes::Bytes;
 use hyper_util::client::legacy::connect::HttpInfo;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use reqwest::header::{
     ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName,
     HeaderValue, PRAGMA, RETRY_AFTER,
@@ -27,6 +26,7 @@ use uuid::Uuid;
 use self::gate::{Gate, GatedBody};
 use self::lock_step::LockStep;
 use crate::clock::Moment;
+use crate::domain::clock_skew::{ClockSkew, ToldSkews};
 use crate::domain::job::UpdateRequest;
 use crate::domain::read_back::{Asked, Reading, read_customer};
 use crate::domain::verdict::{
@@ -48,9 +48,6 @@ const IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// Asks an Envoy on the way, alone or in a service mesh, not to send an update again by itself.
 const ENVOY_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
-
-/// A clock further off the provider's than this may not sign.
-const CLOCK_SKEW_MAX: Duration = Duration::from_secs(120);
 
 /// The canonical form of a request without a body.
 const EMPTY_BODY: &str = "{}";
@@ -96,8 +93,8 @@ pub struct Provider {
     settings: ProviderSettings,
     update_url: Url,
     credentials: RwLock<Arc<Credentials>>,
-    /// The provider's clock less ours, in seconds, by its answers to updates: no cache gives those.
-    clock_skew: AtomicI64,
+    /// By its answers to updates: no cache gives those.
+    skews: Mutex<ToldSkews>,
 }
 
 /// The connections for updates. Replaced, all of them, when one was out of step.
@@ -111,9 +108,6 @@ struct Credentials {
     api_key: HeaderValue,
     signer: Signer,
 }
-
-/// No answer has told the provider's time yet.
-const SKEW_UNKNOWN: i64 = i64::MIN;
 
 /// A body that only the right profile prints as the provider does: nested keys out of
 /// order, and letters beyond ASCII. Its customer does not exist.
@@ -141,8 +135,8 @@ impl Provider {
         let steps = LockStep::new(IDLE_MAX, settings.request_timeout);
         let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
         let credentials = RwLock::new(Arc::new(Credentials::new(signer)?));
-        let clock_skew = AtomicI64::new(SKEW_UNKNOWN);
-        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, clock_skew })
+        let skews = Mutex::default();
+        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, skews })
     }
 
     /// Signs with other credentials from now on. Returns whether they are other ones.
@@ -159,14 +153,18 @@ impl Provider {
         Ok(is_other)
     }
 
-    /// The provider's clock less ours, in seconds, as its last answer to an update told it.
-    fn clock_skew(&self) -> Option<i64> {
-        Some(self.clock_skew.load(Ordering::Relaxed)).filter(|skew| *skew != SKEW_UNKNOWN)
+    /// The provider's clock less ours, in seconds, where its newest answer to an update tells that ours is
+    /// too far off to sign.
+    pub fn intolerable_skew(&self) -> Option<i64> {
+        intolerable(self.skews.lock().newest())
     }
 
-    /// The same, where our clock is too far off to sign.
-    pub fn intolerable_skew(&self) -> Option<i64> {
-        self.clock_skew().filter(|skew| is_intolerable(*skew))
+    /// The same, by an update for nobody, asked for now.
+    pub async fn confirm_skew(&self) -> Option<i64> {
+        match self.update_nobody().await {
+            HttpOutcome::Answered(answer) => intolerable(answer.skew),
+            _ => None,
+        }
     }
 
     /// Signs as we do now, and so verifies what the provider signs.
@@ -191,7 +189,7 @@ impl Provider {
         t0: Moment,
         stopping: &CancellationToken,
     ) -> HttpOutcome {
-        let deadline = Instant::now() + self.settings.request_timeout;
+        let (asked_at, deadline) = (SystemTime::now(), Instant::now() + self.settings.request_timeout);
         let gate = Arc::new(Gate::new(t0, self.settings.send_window, stopping.clone()));
         let body = GatedBody::new(update.body, Arc::clone(&gate));
         let Pool { client, generation } = self.pool.read().clone();
@@ -213,8 +211,10 @@ impl Provider {
                 if is_out_of_step {
                     self.connect_anew(generation, took);
                 }
-                let mut answer = self.read_answer(response, deadline).await;
-                self.learn_skew(&answer);
+                let mut answer = self.read_answer(response, asked_at, deadline).await;
+                if !is_out_of_step {
+                    self.learn_skew(&answer);
+                }
                 let may_learn = is_out_of_step || self.steps.is_learning();
                 if may_learn && names_customer(&answer.body, customer_id) {
                     self.steps.learn(took);
@@ -255,13 +255,13 @@ impl Provider {
         let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
         let outcome = self.get(url).await;
         let read = |skew| read_customer(&outcome, &Asked { customer_id, at, skew }, SystemTime::now());
-        let skew = self.clock_skew();
+        let skew = self.skews.lock().to_be_fresh();
         let reading = read(skew);
         if reading != Reading::Stale || skew.is_some() {
             return reading;
         }
-        self.probe_update().await;
-        read(self.clock_skew())
+        self.update_nobody().await;
+        read(self.skews.lock().to_be_fresh())
     }
 
     /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
@@ -290,11 +290,16 @@ impl Provider {
     /// Whether the provider takes our updates: a PATCH for a customer who does not exist,
     /// which changes nothing.
     pub async fn probe_update(&self) -> bool {
+        let outcome = self.update_nobody().await;
+        matches!(classify(&outcome, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
+    }
+
+    async fn update_nobody(&self) -> HttpOutcome {
         let outcome = self.outcome(self.update_probe(self.settings.profile)).await;
         if let HttpOutcome::Answered(answer) = &outcome {
             self.learn_skew(answer);
         }
-        matches!(classify(&outcome, Uuid::nil(), &[], SystemTime::now()), Verdict::Rejected(_))
+        outcome
     }
 
     /// The request that [`Provider::probe_update`] sends, in a profile's form.
@@ -330,9 +335,9 @@ impl Provider {
 
     /// The same; with the client's error, or none where time ran out.
     async fn ask(&self, request: reqwest::RequestBuilder) -> Result<Answer, Option<reqwest::Error>> {
-        let deadline = Instant::now() + self.settings.read_timeout;
+        let (asked_at, deadline) = (SystemTime::now(), Instant::now() + self.settings.read_timeout);
         match timeout_at(deadline, request.send()).await {
-            Ok(Ok(response)) => Ok(self.read_answer(response, deadline).await),
+            Ok(Ok(response)) => Ok(self.read_answer(response, asked_at, deadline).await),
             Ok(Err(error)) => Err(Some(error)),
             Err(_elapsed) => Err(None),
         }
@@ -407,8 +412,9 @@ fn local_port(response: &Response) -> Option<u16> {
 }
 
 impl Provider {
-    /// Reads an answer's body to the cap and the deadline.
-    async fn read_answer(&self, mut response: Response, deadline: Instant) -> Answer {
+    /// Reads the body of an answer, which has just come, to the cap and the deadline.
+    async fn read_answer(&self, mut response: Response, asked_at: SystemTime, deadline: Instant) -> Answer {
+        let answered_at = SystemTime::now();
         let status = response.status().as_u16();
         let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let retry_after = text(RETRY_AFTER).map(str::to_owned);
@@ -417,6 +423,7 @@ impl Provider {
             .get(AGE)
             .map(|_| text(AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(u64::MAX));
         let date = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+        let skew = date.map(|date| ClockSkew::told_by(date, asked_at, answered_at));
         let is_encoded = text(CONTENT_ENCODING).is_some_and(|name| !name.eq_ignore_ascii_case("identity"));
         let whole = async {
             let mut bytes = Vec::new();
@@ -432,12 +439,12 @@ impl Provider {
             Ok(Some(bytes)) if !is_encoded => Body::Whole(bytes),
             Ok(_) | Err(_) => Body::Unreadable,
         };
-        Answer { status, retry_after, age_s, date, is_out_of_step: false, body }
+        Answer { status, retry_after, age_s, date, skew, is_out_of_step: false, body }
     }
 
     fn learn_skew(&self, answer: &Answer) {
-        if let Some(skew) = skew_of(answer) {
-            self.clock_skew.store(skew, Ordering::Relaxed);
+        if let Some(skew) = answer.skew {
+            self.skews.lock().note(skew);
         }
     }
 }
@@ -451,18 +458,8 @@ impl Credentials {
     }
 }
 
-fn is_intolerable(skew: i64) -> bool {
-    skew.unsigned_abs() > CLOCK_SKEW_MAX.as_secs()
-}
-
-/// The clock behind an answer's `Date` less ours, in seconds.
-fn skew_of(answer: &Answer) -> Option<i64> {
-    let (theirs, ours) = (answer.date?, SystemTime::now());
-    let apart = |later: SystemTime, earlier| later.duration_since(earlier).map(|apart| apart.as_secs());
-    match apart(theirs, ours) {
-        Ok(ahead) => i64::try_from(ahead).ok(),
-        Err(_) => i64::try_from(apart(ours, theirs).ok()?).ok().map(i64::wrapping_neg),
-    }
+fn intolerable(skew: Option<ClockSkew>) -> Option<i64> {
+    skew.filter(|skew| skew.is_intolerable()).map(|skew| skew.least)
 }
 
 /// `base` with `segments` after its path, whether or not it ends in a slash.

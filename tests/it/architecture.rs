@@ -51,7 +51,7 @@ fn after_an_attempt() -> States {
         Verdict::Unknown(FailurePoint::TimedOut),
     ];
     let delay = Duration::from_secs(1);
-    let schedule = RetrySchedule { delay_min: delay, delay_max: delay, attempts_max: 9 };
+    let schedule = RetrySchedule { delay_min: delay, delay_max: delay, attempts_max: 9, pause_max: delay };
     let often = [0, 1, 8, 9];
     let mut seen = States::new();
     for verdict in &verdicts {

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use lapin::options::QueueDeclareOptions;
+use lapin::types::FieldTable;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
@@ -180,8 +182,7 @@ fn a_queue_of_other_arguments_is_an_error_that_names_the_setting() {
         world.wait_for_consumers(1).await;
         relay.refuse().await;
         relay.cut();
-        world.delete_queue().await;
-        world.declare_classic_queue().await;
+        world.declare_otherwise(QueueDeclareOptions::durable(), FieldTable::default()).await;
         relay.accept().await;
         world.wait_for_log(&worker, REFUSED).await;
         let told = "QUEUE: cannot use queue kyc.document-updates; if it exists with other arguments";

@@ -1,6 +1,10 @@
 //! `check` names each fault and its remedy, and nothing else.
 
+use std::time::Duration;
+
 use dollarpe_sandbox::tls::Authority;
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
 use crate::harness::{World, world, world_on};
@@ -157,13 +161,103 @@ fn check_names_what_is_wrong_at_the_broker() {
         world.delete_queue().await;
         let missing = ["QUEUE: there is no queue kyc.document-updates"];
         blames(&world, &[("TOPOLOGY", "verify")], &missing, &["declare it", "TOPOLOGY=declare"]).await;
-        world.declare_classic_queue().await;
+        world.declare_topology().await;
+        let options = QueueDeclareOptions::durable();
+        world.declare_otherwise(options, kept("quorum", &[])).await;
         let what = ["QUEUE: queue kyc.document-updates is declared otherwise", "inequivalent arg"];
         blames(&world, &[], &what, &["delete it", "TOPOLOGY=verify"]).await;
         assert_eq!(check(&world, &[("TOPOLOGY", "verify")]).await, Vec::<Value>::new());
 
         let closed = [("AMQP_URL", "amqp://guest:canary@127.0.0.1:1")];
         blames(&world, &closed, &["127.0.0.1:1", "refused"], &["is it running"]).await;
+    });
+}
+
+/// The arguments of a queue that loses nothing, and others.
+fn kept(kind: &str, others: &[(&str, AMQPValue)]) -> FieldTable {
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), text(kind));
+    arguments.insert("x-dead-letter-exchange".into(), text("kyc.dlx"));
+    for (name, value) in others {
+        arguments.insert((*name).into(), value.clone());
+    }
+    arguments
+}
+
+/// A queue that an operator declared is compared as far as the broker tells.
+#[test]
+fn a_queue_that_loses_messages_is_wrong_and_not_consumed() {
+    world(async |world| {
+        world.declare_topology().await;
+        let verify = [("TOPOLOGY", "verify")];
+        let durable = QueueDeclareOptions::durable();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut stream = FieldTable::default();
+        stream.insert("x-queue-type".into(), text("stream"));
+        let elsewhere = [("x-dead-letter-exchange", text("kyc"))];
+        let fleeting = [("x-overflow", text("drop-head")), ("x-expires", AMQPValue::LongInt(600_000))];
+        let cases = [
+            (
+                durable,
+                FieldTable::default(),
+                "has no x-dead-letter-exchange: what the worker rejects is lost",
+            ),
+            (durable, kept("quorum", &elsewhere), "has x-dead-letter-exchange=kyc: what the worker rejects"),
+            (durable, kept("quorum", &fleeting), "has x-expires=600000: it is deleted"),
+            (durable, stream, "is a stream"),
+            (QueueDeclareOptions::default(), kept("classic", &[]), "is not durable"),
+            (QueueDeclareOptions { auto_delete: true, ..durable }, kept("classic", &[]), "is auto-delete"),
+        ];
+        for (options, arguments, how) in cases {
+            world.declare_otherwise(options, arguments).await;
+            let what = ["QUEUE: queue kyc.document-updates ", how];
+            blames(&world, &verify, &what, &["declare it anew", "policy"]).await;
+            let worker = world.start_worker_with(&verify);
+            world.wait_for_log(&worker, "the broker refuses a session until a person has fixed this").await;
+            let log = worker.log();
+            assert!(log.contains("QUEUE: cannot use queue") && log.contains(how), "{how}: {log}");
+            assert_eq!(world.count_consumers().await, 0, "{how}");
+        }
+        world.delete_queue().await;
+        world.declare_topology().await;
+        assert_eq!(check(&world, &verify).await, Vec::<Value>::new(), "nothing was declared by asking");
+    });
+}
+
+/// Whoever may consume learns as much, and that more is not known.
+#[test]
+fn a_stream_is_told_from_a_queue_without_the_right_to_configure_it() {
+    world(async |world| {
+        world.declare_topology().await;
+        let reader = json!({ "configure": "^$", "write": ".*", "read": ".*" });
+        let amqp_url = world.allow_user_to(reader).await;
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("TOPOLOGY", "verify")];
+        assert_eq!(check(&world, &settings).await, Vec::<Value>::new());
+        let told = world.run(&["check"], &settings).await;
+        let told = String::from_utf8(told.stdout).expect("UTF-8");
+        assert!(told.contains("this user may not ask how it is declared"), "{told}");
+
+        let mut stream = FieldTable::default();
+        stream.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+        world.declare_otherwise(QueueDeclareOptions::durable(), stream).await;
+        blames(&world, &settings, &["QUEUE: queue kyc.document-updates is a stream"], &["declare it"]).await;
+        let worker = world.start_worker_with(&settings);
+        world.wait_for_log(&worker, "is a stream").await;
+        assert_eq!(world.count_consumers().await, 0);
+    });
+}
+
+#[test]
+fn a_user_who_may_not_publish_dead_letters_is_told() {
+    world(async |world| {
+        world.declare_topology().await;
+        let reader = json!({ "configure": "^$", "write": "^kyc$", "read": ".*" });
+        let amqp_url = world.allow_user_to(reader).await;
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("TOPOLOGY", "verify")];
+        let what = ["DEAD_LETTER_EXCHANGE: this user may not publish to kyc.dlx"];
+        blames(&world, &settings, &what, &["Least privilege"]).await;
+        assert_eq!(world.count_ready("kyc.dead-letters").await, 0);
     });
 }
 
@@ -320,5 +414,24 @@ fn check_names_a_certificate_for_another_name_or_of_an_unknown_authority() {
         blames(&world, &trusted, &["DOLLARPE_BASE_URL"], &["another name", "other.example"]).await;
         let remedy = ["authority that this machine does not trust", "DOLLARPE_CA_FILE"];
         blames(&world, &trusted[..1], &["DOLLARPE_BASE_URL"], &remedy).await;
+    });
+}
+
+#[test]
+fn a_broker_that_answers_too_slowly_is_told_of_once() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (relay, amqp_url) = world.relay_to_broker().await;
+        // Each question costs twice as long; a connection needs three of them, and the check some twenty.
+        relay.delay(Duration::from_millis(600));
+        let output = world.run(&["check", "--json"], &[("AMQP_URL", &amqp_url)]).await;
+        let areas: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let findings = areas.as_array().expect("areas").iter().find(|area| area["area"] == "broker");
+        let findings = findings.expect("the broker's")["findings"].as_array().expect("findings").clone();
+        let wrong: Vec<&Value> = findings.iter().filter(|finding| finding["grade"] == "wrong").collect();
+        assert_eq!(wrong.len(), 1, "{findings:#?}");
+        assert!(
+            wrong[0]["what"].as_str().expect("a text").contains("did not answer all questions within 20s")
+        );
     });
 }

@@ -133,19 +133,59 @@ async fn publish_buried(world: &World, properties: BasicProperties) -> Uuid {
     job_id
 }
 
-/// The headers of a letter that came from an exchange of that name.
-fn died_at(exchange: &str) -> FieldTable {
-    let text = |text: &str| AMQPValue::LongString(text.into());
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// The headers of a letter that says so of where it was.
+fn died(queue: &str, exchange: &str, key: &str) -> FieldTable {
     let mut death = FieldTable::default();
+    death.insert("queue".into(), text(queue));
     death.insert("exchange".into(), text(exchange));
     death.insert("reason".into(), text("rejected"));
-    death.insert("routing-keys".into(), AMQPValue::FieldArray(FieldArray::from(vec![text("any")])));
+    death.insert("routing-keys".into(), AMQPValue::FieldArray(FieldArray::from(vec![text(key)])));
     let mut headers = FieldTable::default();
     headers.insert(
         "x-death".into(),
         AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])),
     );
     headers
+}
+
+/// Whoever publishes writes any headers; where a letter goes is the settings' word.
+#[test]
+fn no_header_sends_a_requeued_letter_elsewhere() {
+    world(async |world| {
+        let mut declaring = world.start_worker_with(&[("CUSTOMER_EVENTS", "true")]);
+        world.wait_for_logs(&declaring, "the broker session is open", 2).await;
+        declaring.stop().await;
+        world.bind_queue("elsewhere", "any").await;
+        let mut jobs = Vec::new();
+        let mut copied = died("kyc.document-updates", "kyc", "document-update");
+        copied.insert("CC".into(), AMQPValue::FieldArray(vec![text("any"), text("customer-event")].into()));
+        for headers in [
+            died("nowhere", "nowhere", "any"),
+            died("kyc.document-updates", "kyc", "any"),
+            died("kyc.document-updates", "", "elsewhere"),
+            died("elsewhere", &"x".repeat(256), &"y".repeat(256)),
+            copied,
+        ] {
+            let properties =
+                BasicProperties::default().with_headers(headers).with_expiration("600000".into());
+            jobs.push(publish_buried(&world, properties).await);
+        }
+        let event = BasicProperties::default().with_headers(died("kyc.customer-events", "kyc", "any"));
+        publish_buried(&world, event).await;
+        wait_for_letters(&world, 6).await;
+
+        let said = world.say(&REQUEUE).await;
+        assert!(said.contains("requeued 6; 0 stay"), "{said}");
+        assert_eq!(world.count_ready("elsewhere").await, 0);
+        assert_eq!(world.count_ready("kyc.customer-events").await, 1, "where it was");
+        assert_eq!(world.count_ready("kyc.document-updates").await, 5);
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&jobs).await;
+    });
 }
 
 #[test]
@@ -168,11 +208,12 @@ fn a_letter_of_another_user_is_requeued_in_our_name() {
 fn a_letter_that_the_broker_refuses_stays_and_hides_no_other() {
     world(async |world| {
         world.declare_topology().await;
-        let nowhere = BasicProperties::default().with_headers(died_at("nowhere"));
+        // An event where no queue takes any.
+        let event = died("kyc.customer-events", "kyc", "customer-event");
+        let nowhere = BasicProperties::default().with_headers(event);
         publish_buried(&world, nowhere.clone()).await;
         let first = publish_buried(&world, BasicProperties::default()).await;
-        // No queue is bound to the key: that closes no channel.
-        publish_buried(&world, BasicProperties::default().with_headers(died_at("kyc"))).await;
+        publish_buried(&world, nowhere.clone()).await;
         publish_buried(&world, nowhere).await;
         let second = publish_buried(&world, BasicProperties::default()).await;
         wait_for_letters(&world, 5).await;
@@ -187,8 +228,8 @@ fn a_letter_that_the_broker_refuses_stays_and_hides_no_other() {
             .filter_map(|refused| refused["reason"].as_str())
             .collect();
         assert_eq!(reasons.len(), 3, "{said}");
-        assert!(reasons[0].contains("no exchange 'nowhere'"), "{reasons:?}");
-        assert!(reasons[1].contains("no queue is bound to exchange kyc with key any"), "{reasons:?}");
+        let why = "no queue is bound to exchange kyc with key customer-event";
+        assert!(reasons.iter().all(|reason| reason.contains(why)), "{reasons:?}");
         wait_for_letters(&world, 3).await;
         let of_fate = |stays| {
             format!(

@@ -203,10 +203,17 @@ fn what_alone_is_refused_oddly_goes_to_a_person_and_stops_nobody() {
         let worker = world.start_worker();
         let respond = |status: u16, headers: Value, body: Value| json!({ "kind": "respond", "status": status, "headers": headers, "body": body });
         let envelope = json!({ "status": false, "message": "KYC already in use", "errors": {} });
+        let errors = json!({ "document_type": ["Another update is in progress, try again later"] });
+        let in_progress = json!({ "status": false, "message": "Conflict", "errors": errors, "data": null });
         let long = json!({ "status": false, "message": "x".repeat(70_000), "errors": {} });
         for (answer, detail) in [
             (json!({ "kind": "refuse_us", "with": "maintenance" }), "undocumented_refusal"),
             (json!({ "kind": "refuse_us", "with": "not_acceptable" }), "undocumented_refusal"),
+            (respond(409, json!({}), in_progress), "undocumented_refusal"),
+            (respond(401, json!({}), json!("<html>Log in</html>")), "unauthorized"),
+            (respond(403, json!({}), json!("<html>Blocked</html>")), "forbidden"),
+            (respond(404, json!({}), json!("<html>Nothing here</html>")), "endpoint_not_found"),
+            (respond(302, json!({ "location": "/blocked" }), json!("")), "redirected"),
             (respond(406, json!({}), json!("<html>Blocked</html>")), "not_the_provider"),
             (respond(400, json!({ "content-encoding": "gzip" }), envelope), "unreadable_refusal"),
             (respond(400, json!({}), long), "unreadable_refusal"),
@@ -214,7 +221,7 @@ fn what_alone_is_refused_oddly_goes_to_a_person_and_stops_nobody() {
             let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
             publish_until_ended(&world, poison).await;
             check_refused_alone(&world, poison, detail).await;
-            assert_eq!(world.count_patches(poison).await, 5);
+            assert!(world.count_patches(poison).await >= 5, "it is not given up sooner");
         }
         assert!(!worker.log().contains("intake paused"), "{}", worker.log());
     });
@@ -222,17 +229,72 @@ fn what_alone_is_refused_oddly_goes_to_a_person_and_stops_nobody() {
 
 #[test]
 fn an_odd_refusal_of_the_only_job_asks_a_person_and_lets_others_through() {
+    let page = json!({ "kind": "respond", "status": 403, "body": "<html>Blocked</html>" });
+    let maintenance = json!({ "kind": "refuse_us", "with": "maintenance" });
+    for (answer, detail) in [(maintenance, "undocumented_refusal"), (page, "forbidden")] {
+        world(async |world| {
+            world.declare_topology().await;
+            let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
+            let worker = world.start_worker_with(&[("BREAKER_FAILURES", "3")]);
+            world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
+            let job = world.submission(poison).await.expect("a row");
+            assert!(
+                ["submitting", "waiting"].contains(&job.state.as_str()),
+                "it may be everybody's: {job:?}"
+            );
+            let others = publish_until_ended(&world, poison).await;
+            check_refused_alone(&world, poison, detail).await;
+            world.wait_for_all_accepted(&others).await;
+        });
+    }
+}
+
+/// The front links of the updates that the provider was asked for, but for those of nobody.
+async fn links_sent(world: &World) -> Vec<String> {
+    let patches = world.oracle("patches").await;
+    let of_jobs = patches.iter().filter(|patch| patch["customer_id"] != json!(Uuid::nil()));
+    of_jobs.map(|patch| patch["link"].as_str().expect("a link").to_owned()).collect()
+}
+
+/// It was due first, and was the probe again and again.
+#[test]
+fn the_probe_is_another_job_than_the_one_whose_page_opened_the_breaker() {
     world(async |world| {
         world.declare_topology().await;
-        let answer = json!({ "kind": "refuse_us", "with": "maintenance" });
+        let answer = json!({ "kind": "respond", "status": 403, "body": "<html>Blocked</html>" });
         let poison = world.publish_broken_job(json!({ "apply": "never", "answer": answer })).await;
-        let worker = world.start_worker_with(&[("BREAKER_FAILURES", "3")]);
-        world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
-        let job = world.submission(poison).await.expect("a row");
-        assert!(["submitting", "waiting"].contains(&job.state.as_str()), "it may be everybody's: {job:?}");
-        let others = publish_until_ended(&world, poison).await;
-        check_refused_alone(&world, poison, "undocumented_refusal").await;
-        world.wait_for_all_accepted(&others).await;
+        let others = world.publish_jobs(3).await;
+        let settings = [("BREAKER_FAILURES", "1"), ("CONCURRENCY", "1"), ("PREFETCH", "1")];
+        let _worker = world.start_worker_with(&settings);
+        world.wait_for_accepted(1).await;
+        let links = links_sent(&world).await;
+        assert!(links[0].contains(&poison.to_string()), "{links:?}");
+        assert!(others.iter().any(|other| links[1].contains(&other.to_string())), "{links:?}");
+        let more = publish_until_ended(&world, poison).await;
+        check_refused_alone(&world, poison, "forbidden").await;
+        world.wait_for_all_accepted(&[others, more].concat()).await;
+    });
+}
+
+/// What each of them was answered before says nothing of what meets everybody now.
+#[test]
+fn one_job_that_every_replica_is_refused_for_is_not_blamed() {
+    world(async |world| {
+        world.declare_topology().await;
+        let workers: Vec<_> = (0..6).map(|_| world.start_worker_with(&[("BREAKER_FAILURES", "1")])).collect();
+        let before = world.publish_jobs(30).await;
+        world.wait_for_all_accepted(&before).await;
+        let page = json!("<html><h1>Proxy authentication required</h1></html>");
+        answer_everything(&world, 407, json!({}), page).await;
+        let job_id = world.publish_job().await;
+        for worker in &workers {
+            world.wait_for_log(worker, "intake paused until a person has fixed this").await;
+        }
+        world.wait_for_state(job_id, &["waiting"]).await;
+        let refused = world.attempts(job_id).await;
+        assert!(refused.len() >= workers.len(), "{refused:?}");
+        world.clear_rules().await;
+        world.wait_for_all_accepted(&[job_id]).await;
     });
 }
 

@@ -36,7 +36,8 @@ const AGE_MAX: u8 = 5;
 const UPDATE_LIMIT: u32 = 3;
 const OLDER: usize = 0;
 const NEWER: usize = 1;
-const SCHEDULE: RetrySchedule = RetrySchedule { delay_min: TICK, delay_max: TICK, attempts_max: u32::MAX };
+const SCHEDULE: RetrySchedule =
+    RetrySchedule { delay_min: TICK, delay_max: TICK, attempts_max: u32::MAX, pause_max: TICK };
 
 /// What may be taken away from the protocol to see whether the search notices.
 #[derive(Clone, Copy)]

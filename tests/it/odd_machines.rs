@@ -1,6 +1,7 @@
 //! A machine whose clock is wrong, or whose logs nobody reads, loses no work.
 
 use std::io::Read as _;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use uuid::Uuid;
@@ -66,6 +67,31 @@ fn a_clock_off_by_less_than_two_minutes_stops_nothing() {
         assert_eq!(world.oracle("patches").await.len(), jobs.len());
         assert!(!worker.log().contains("intake paused"));
     });
+}
+
+/// One that a machine with a wrong clock on the way has dated. It once stopped everybody.
+#[test]
+fn one_answer_with_a_wrong_date_stops_nobody() {
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    for date in [now - hour, now + hour] {
+        world(async |world| {
+            world.declare_topology().await;
+            let worker = world.start_worker_with(&[("CONCURRENCY", "1"), ("PREFETCH", "2")]);
+            let before = world.publish_jobs(5).await;
+            world.wait_for_all_accepted(&before).await;
+            let headers = json!({ "date": httpdate::fmt_http_date(date) });
+            let body = json!({ "status": true, "message": "Success", "data": {} });
+            let answer = json!({ "kind": "respond", "status": 200, "headers": headers, "body": body });
+            let misdated = world.publish_broken_job(json!({ "answer": answer })).await;
+            let after = world.publish_jobs(10).await;
+            world.check_nothing_lost_or_spent_twice(&[before, vec![misdated], after].concat()).await;
+            assert!(!worker.log().contains("intake paused"), "{}", worker.log());
+            let nobody = json!(Uuid::nil());
+            let patches = world.oracle("patches").await;
+            let asked = patches.iter().filter(|patch| patch["customer_id"] == nobody).count();
+            assert_eq!(asked, 1, "an update for nobody told what the time is");
+        });
+    }
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! One message, whatever its bytes, stops nothing: it is dead-lettered whole with a row, its
 //! neighbours are done once, and neither a session nor a process ends by it.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::Row as _;
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::harness::{
     JOBS, RawBroker, RawProperties, WorkerProcess, World, job_body, long_string, short_string, world,
 };
+use crate::own_services::own_rabbit;
 
 const DEAD_LETTERS: &str = "kyc.dead-letters";
 
@@ -318,5 +320,118 @@ fn messages_of_megabytes_beside_a_slow_database_take_little_memory() {
         let moved = async || (world.count_ready(DEAD_LETTERS).await == 59).then_some(());
         world.wait_for("the other dead letters", moved).await;
         check_one_session(&worker);
+    });
+}
+
+/// `x-death` as no broker writes it, and other headers that RabbitMQ 3.10 takes apart unlooked: each
+/// ends the process that dead-letters at least once, for all queues of the node.
+fn deadly_headers() -> Vec<Vec<u8>> {
+    let array = |items: &[u8]| [&b"A"[..], &long_string(items)].concat();
+    let table = |entries: &[u8]| [&b"F"[..], &long_string(entries)].concat();
+    let string = |text: &[u8]| [&b"S"[..], &long_string(text)].concat();
+    let named = |name: &[u8], value: &[u8]| [&short_string(name), value].concat();
+    let ours = [named(b"queue", &string(JOBS.as_bytes())), named(b"reason", &string(b"rejected"))].concat();
+    let counted = [ours, named(b"count", &string(b"1"))].concat();
+    let twice = [named(b"BCC", &array(&string(b"no-queue"))), named(b"BCC", &string(b"no-queue"))].concat();
+    vec![
+        named(b"x-death", &array(&[string(b"a"), string(b"b")].concat())),
+        named(b"x-death", &array(&string(b"a"))),
+        named(b"x-death", &array(&table(&counted))),
+        twice,
+    ]
+}
+
+async fn count_rows(world: &World) -> i64 {
+    world.count("select count(*) from dead_lettered_delivery where reason_code = 'invalid'").await
+}
+
+/// Takes a dead letter as soon as there is one.
+async fn wait_to_take(world: &World, reader: &Mutex<RawBroker>) -> (Vec<u8>, Vec<u8>) {
+    world.wait_for("a dead letter", async || reader.lock().await.take(DEAD_LETTERS).await).await
+}
+
+/// On a broker of the test's own: where the fault is, a node dead-letters nothing any more.
+#[test]
+fn headers_that_end_the_brokers_dead_lettering_are_never_rejected() {
+    let broker = own_rabbit("");
+    world(async |world| {
+        let amqp_url = broker.url();
+        let settings = [("AMQP_URL", amqp_url.as_str())];
+        assert!(world.run(&["enqueue", "/dev/null"], &settings).await.status.success());
+        let mut amqp = RawBroker::connect(&amqp_url).await;
+        let mut bodies = Vec::new();
+        let mut good = Vec::new();
+        for (number, headers) in deadly_headers().iter().enumerate() {
+            // Larger than what a worker takes of any message, more of them than pass at once, and small.
+            for size in [10_000, 20_000, 30_000, 2] {
+                let body = format!("{number}, {}", " no job".repeat(size)).into_bytes();
+                let properties = RawProperties::persistent()
+                    .with_headers(
+                        &[&headers[..], &short_string(b"trace"), b"S", &long_string(b"kept")].concat(),
+                    )
+                    .with_text("correlation_id", b"upstream-7")
+                    .with_text("expiration", b"600000");
+                amqp.publish(&properties, &body).await;
+                bodies.push(body);
+            }
+            let properties = RawProperties::persistent().with_headers(headers);
+            good.push(publish_with(&mut amqp, &properties).await.0);
+        }
+        // What the broker dead-letters by itself.
+        amqp.publish(&RawProperties::persistent(), b"no job either").await;
+        bodies.push(b"no job either".to_vec());
+
+        let worker = world.start_worker_with(&settings);
+        for job_id in &good {
+            world.wait_for_state(*job_id, &["accepted"]).await;
+        }
+        let (amqp, mut letters) = (Mutex::new(amqp), Vec::new());
+        for _ in &bodies {
+            letters.push(wait_to_take(&world, &amqp).await);
+        }
+        assert!(amqp.lock().await.take(DEAD_LETTERS).await.is_none(), "each is there once");
+        for (properties, body) in &letters {
+            let has = |text: &[u8]| properties.windows(text.len()).any(|bytes| bytes == text);
+            assert!(has(b"x-death") && has(b"rejected") && has(JOBS.as_bytes()), "as the broker tells it");
+            let published = body != b"no job either";
+            assert_eq!((has(b"upstream-7"), has(b"kept")), (published, published), "as it was published");
+            assert!(!has(b"600000") || !published, "it would not be kept");
+        }
+        let mut taken: Vec<_> = letters.into_iter().map(|(_, body)| body).collect();
+        taken.sort();
+        bodies.sort();
+        assert!(taken == bodies, "they are whole");
+        assert_eq!(count_rows(&world).await, i64::try_from(bodies.len()).expect("few"));
+        check_one_session(&worker);
+    });
+}
+
+/// What is not confirmed is not acked: the message comes again, and its row is one.
+#[test]
+fn a_letter_that_the_broker_does_not_take_comes_again() {
+    let broker = own_rabbit("");
+    world(async |world| {
+        let amqp_url = broker.url();
+        let settings = [("AMQP_URL", amqp_url.as_str())];
+        assert!(world.run(&["enqueue", "/dev/null"], &settings).await.status.success());
+        let mut amqp = RawBroker::connect(&amqp_url).await;
+        let odd = RawProperties::persistent().with_headers(&deadly_headers()[0]);
+        amqp.publish(&odd, b"no job").await;
+        let (job_id, _) = publish_with(&mut amqp, &RawProperties::persistent()).await;
+        broker.set_memory_alarm(true).expect("it is set");
+        let mut worker = world.start_worker_with(&settings);
+        // A letter that waits holds up no job.
+        world.wait_for_state(job_id, &["accepted"]).await;
+        world.wait_for("a row", async || (count_rows(&world).await == 1).then_some(())).await;
+        let listed = async || {
+            let output = world.run(&["dead-letters", "list", "--json"], &settings).await;
+            serde_json::from_slice::<Vec<Value>>(&output.stdout).map(|letters| letters.len()).ok()
+        };
+        assert_eq!(listed().await, Some(0));
+        worker.kill();
+        broker.set_memory_alarm(false).expect("it is set");
+        let _worker = world.start_worker_with(&settings);
+        world.wait_for("the letter", async || (listed().await == Some(1)).then_some(())).await;
+        assert_eq!(count_rows(&world).await, 1);
     });
 }

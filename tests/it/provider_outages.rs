@@ -49,6 +49,24 @@ fn a_provider_that_refuses_connections_costs_time_only() {
     });
 }
 
+/// The breaker stayed open for as long as they were.
+#[test]
+fn an_outage_is_over_though_reads_of_customers_are_throttled() {
+    world(async |world| {
+        world.declare_topology().await;
+        let answer =
+            json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "3600" }, "body": "no" });
+        world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": answer } })).await;
+        let jobs = world.publish_jobs(20).await;
+        let (relay, base_url) = world.relay_to_provider().await;
+        relay.refuse().await;
+        let _worker = meets_an_outage(&world, &base_url, &jobs).await;
+        relay.accept().await;
+        world.wait_for_all_accepted(&jobs).await;
+        assert_eq!(world.oracle("updates").await.len(), jobs.len());
+    });
+}
+
 #[test]
 fn an_outage_in_the_middle_of_work_ends_by_itself() {
     world(async |world| {
@@ -231,11 +249,77 @@ fn a_retry_after_is_honoured_within_a_second_and_the_cap() {
         }
         // Nothing was spent, and the breaker is no business of this.
         assert_eq!(world.oracle("updates").await.len(), 0);
-        let others = "select count(*) from attempt where verdict <> 'throttled' and detail is distinct from 'held_back'";
+        // Each worker stops in the middle of its work.
+        let others = "select count(*) from attempt where verdict <> 'throttled' and coalesce(detail, '') not in ('held_back', 'shutdown')";
         assert_eq!(world.count(others).await, 0);
         world.clear_rules().await;
         let _worker = world.start_worker();
         world.wait_for_all_accepted(&soon).await;
+    });
+}
+
+fn throttle(retry_after: &str) -> Value {
+    let answer =
+        json!({ "kind": "respond", "status": 429, "headers": { "retry-after": retry_after }, "body": "no" });
+    json!({ "apply": "never", "answer": answer })
+}
+
+/// They once waited for the hour, too.
+#[test]
+fn one_job_that_is_put_off_for_an_hour_puts_nobody_else_off_for_long() {
+    world(async |world| {
+        world.declare_topology().await;
+        let job_id = world.publish_broken_job(throttle("3600")).await;
+        let others = world.publish_jobs(20).await;
+        let worker = world.start_worker_with(&[("CONCURRENCY", "1"), ("PREFETCH", "2")]);
+        world.wait_for_log(&worker, "the provider asks to wait").await;
+        check_all_sent_once_beside(&world, &others, job_id).await;
+        let delay = delay(&world, job_id).await.expect("it waits");
+        assert!((3600.0..3600.1).contains(&delay), "{delay} s");
+        assert!(worker.log().contains("intake resumed"));
+    });
+}
+
+async fn check_all_sent_once_beside(world: &World, jobs: &[Uuid], waiting: Uuid) {
+    world.wait_for_all_accepted(jobs).await;
+    assert_eq!(world.count_patches(waiting).await, 1);
+    assert_eq!(world.oracle("patches").await.len(), jobs.len() + 1);
+}
+
+/// Twelve probe intervals, scaled down.
+const PAUSE_S: f64 = 1.2;
+
+#[test]
+fn a_provider_that_puts_everybody_off_is_asked_by_one_attempt_a_pause() {
+    world(async |world| {
+        world.declare_topology().await;
+        let rule = json!({ "match": { "method": "PATCH" }, "fault": throttle("3600") });
+        world.add_rule(rule).await;
+        let jobs = world.publish_jobs(20).await;
+        let _worker = world.start_worker_with(&[("CONCURRENCY", "1"), ("PREFETCH", "2")]);
+        let throttled = "select count(*) from attempt where verdict = 'throttled'";
+        world.wait_for("four pauses", async || (world.count(throttled).await >= 4).then_some(())).await;
+        let apart: Vec<f64> = sqlx::query_scalar(
+            "select extract(epoch from begun_at - lag(ended_at) over (order by begun_at))::float8
+            from attempt where verdict = 'throttled' order by begun_at offset 1",
+        )
+        .fetch_all(&world.pool)
+        .await
+        .expect("the database answers");
+        assert!(apart.iter().all(|apart| *apart > PAUSE_S - 0.1), "{apart:?}");
+        assert_eq!(world.oracle("updates").await.len(), 0);
+        assert_eq!(
+            world.count("select sum(retries)::bigint from submission").await,
+            1,
+            "a probe costs nothing"
+        );
+
+        world.clear_rules().await;
+        let rest = jobs.len() as i64 - world.count(throttled).await;
+        world.wait_for_accepted(rest).await;
+        let put_off =
+            "select count(*) from submission where state = 'waiting' and due_at > now() + interval '50 min'";
+        assert_eq!(world.count(put_off).await, jobs.len() as i64 - rest, "they wait as they were asked");
     });
 }
 

@@ -288,8 +288,8 @@ fn what_the_provider_itself_refuses_ends_rejected_with_its_reason() {
 fn a_job_that_alone_is_refused_goes_to_a_person_and_the_others_go_on() {
     world(async |world| {
         world.declare_topology().await;
-        let alone =
-            world.publish_broken_job(not_applied(403, json!("<html>blocked by a firewall</html>"))).await;
+        let refusal = json!({ "kind": "refuse_us", "with": "signature_field" });
+        let alone = world.publish_broken_job(json!({ "apply": "never", "answer": refusal })).await;
         let others = world.publish_jobs(10).await;
         let _worker = world.start_worker();
         let job = world.wait_for_state(alone, ENDED).await;
@@ -300,7 +300,7 @@ fn a_job_that_alone_is_refused_goes_to_a_person_and_the_others_go_on() {
         world.wait_for_all_accepted(&others).await;
         assert_eq!(world.count_updates(alone).await, 0);
         let attempts = world.attempts(alone).await;
-        assert!(attempts.iter().all(|attempt| attempt.detail.as_deref() == Some("forbidden")));
+        assert!(attempts.iter().all(|attempt| attempt.detail.as_deref() == Some("signature_refused")));
         assert_eq!(world.count_patches(alone).await, attempts.len());
     });
 }

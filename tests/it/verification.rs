@@ -348,21 +348,30 @@ fn while_the_provider_refuses_us_no_verification_is_read() {
     });
 }
 
+/// Updates go on: they were once held up by it, too.
 #[test]
-fn a_provider_that_asks_a_read_to_wait_is_left_alone() {
+fn a_provider_that_asks_a_read_to_wait_gets_no_other_read_for_so_long() {
     world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
-        let throttled = json!({ "kind": "respond", "status": 429, "headers": { "Retry-After": "1" }, "body": "slow down" });
+        let throttled = json!({ "kind": "respond", "status": 429, "headers": { "Retry-After": "8" }, "body": "slow down" });
         world.break_first_read(customer_id, json!({ "answer": throttled })).await;
         let (job_id, _) = world.publish_job_for(customer_id).await;
-        let worker = world.start_worker_with(&SCALED);
-        world.wait_for_log(&worker, "the provider asks everybody to wait").await;
-        world.wait_for_log(&worker, "intake resumed").await;
-        assert_eq!(world.count_reads(customer_id).await, 1);
+        let worker = world.start_worker_with(&scaled_with(&[("BREAKER_PROBE_INTERVAL", "1s")]));
+        world.wait_for_log(&worker, "reads for verifications fail").await;
+        let others = world.publish_jobs(5).await;
+        world.wait_for_all_accepted(&others).await;
+        assert!(!worker.log().contains("intake paused"), "{}", worker.log());
         assert!(world.observations(job_id).await.is_empty(), "it said nothing of the customer");
         let ended = world.wait_for_end_of_verification(job_id).await;
         assert_eq!(ended.status.as_deref(), Some("VERIFIED"));
+
+        let reads = world.oracle("reads").await;
+        let at = |read: &Value| {
+            OffsetDateTime::parse(read["at"].as_str().expect("a time"), &Rfc3339).expect("a time")
+        };
+        let apart = at(&reads[1]) - at(&reads[0]);
+        assert!(apart >= Duration::from_secs(8), "the next read, of whomever, came after {apart}");
     });
 }
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::outcome::{History, Outcome, Review};
 use crate::domain::precedence::{Asking, Decision, decide};
-use crate::domain::state::{State, WaitingFor};
+use crate::domain::state::{State, VerdictKind, WaitingFor};
 use crate::domain::suspicion::Customer;
 use crate::journal::history::chain::{Head, Subject};
 use crate::journal::rows::{Limits, NewRow, column};
@@ -39,6 +40,8 @@ pub struct Slot {
     pub token: i64,
     pub attempt: i32,
     pub history: History,
+    /// No later than that, by this machine's clock, the job was last refused as somebody who may not ask.
+    pub refused: Option<Instant>,
     /// When this attempt's send window began.
     pub t0: Moment,
     /// When it began, by the database's clock.
@@ -98,6 +101,8 @@ pub(crate) struct TakenSlot {
     pub content_hmac: Option<Vec<u8>>,
     pub correlation_id: Option<String>,
     pub misconfigured: i64,
+    /// How many seconds before `begun_at` the last of those was recorded.
+    pub refused_before: Option<f64>,
     pub unknown: i64,
     pub is_expired: bool,
     pub begun_at: OffsetDateTime,
@@ -111,6 +116,9 @@ impl TakenSlot {
     }
 
     pub fn slot(&self, t0: Moment, is_probe: bool) -> Slot {
+        // By now the attempt has begun, so that this is rather too late than too early.
+        let refused = self.refused_before.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let refused = refused.and_then(|before| Instant::now().checked_sub(before));
         Slot {
             job_id: self.job_id,
             customer_id: self.customer_id,
@@ -123,6 +131,7 @@ impl TakenSlot {
                 is_probe,
                 others_are_taken: false,
             },
+            refused,
             t0,
             begun_at: self.begun_at,
             head: self.head(),
@@ -156,7 +165,8 @@ impl TakenSlot {
 impl NewRow {
     pub(crate) fn slot(&self, t0: Moment, begun_at: OffsetDateTime) -> Slot {
         let Position { job_id, customer_id, token, head, .. } = self.position();
-        Slot { job_id, customer_id, token, attempt: 1, history: History::default(), t0, begun_at, head }
+        let history = History::default();
+        Slot { job_id, customer_id, token, attempt: 1, history, refused: None, t0, begun_at, head }
     }
 
     pub(crate) fn candidate(&self) -> Candidate {
@@ -329,10 +339,11 @@ pub(crate) async fn take_slots(
     tx: &mut PgConnection,
     worker: &str,
     limits: &Limits,
-    is_resend_excluded: bool,
+    unfit: &[VerdictKind],
     limit: usize,
     due_from: Option<OffsetDateTime>,
 ) -> sqlx::Result<Vec<TakenSlot>> {
+    let unfit: Vec<String> = unfit.iter().map(ToString::to_string).collect();
     // The slots are taken in the customers' order, as every batch takes them: two that
     // took them in different orders would wait for each other. `offset 0` and `limit 1` keep it a
     // look-up for each job: Postgres would rather join them with all that wait.
@@ -359,8 +370,8 @@ pub(crate) async fn take_slots(
                     limit 1
                 ) is null
                 and not (
-                    $3 and exists (
-                        select from attempt a where a.job_id = s.job_id and a.verdict = 'unknown'
+                    cardinality($3::text[]) > 0 and exists (
+                        select from attempt a where a.job_id = s.job_id and a.verdict = any($3)
                     )
                 )
             order by s.due_at
@@ -385,13 +396,17 @@ pub(crate) async fn take_slots(
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'misconfigured'
             ) as "misconfigured!",
+            extract(epoch from now() - (
+                select max(a.ended_at) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'misconfigured'
+            ))::float8 as refused_before,
             (
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'unknown'
             ) as "unknown!""#,
         worker,
         limits.claim_lease.as_secs_f64(),
-        is_resend_excluded,
+        &unfit,
         i64::try_from(limit).unwrap_or(i64::MAX),
         due_from,
     )
@@ -424,6 +439,10 @@ pub(crate) async fn find_begun(
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'misconfigured'
             ) as "misconfigured!",
+            extract(epoch from a.begun_at - (
+                select max(a.ended_at) from attempt a
+                where a.job_id = s.job_id and a.verdict = 'misconfigured'
+            ))::float8 as refused_before,
             (
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'unknown'

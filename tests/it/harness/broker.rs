@@ -77,12 +77,19 @@ impl World {
             .expect("it can be deleted");
     }
 
-    /// Declares the queue of jobs as no worker would.
-    pub async fn declare_classic_queue(&self) {
-        self.channel
-            .queue_declare(JOBS.into(), QueueDeclareOptions::durable(), FieldTable::default())
-            .await
-            .expect("it can be declared");
+    /// Deletes the queue of jobs, and declares it as no worker would.
+    pub async fn declare_otherwise(&self, options: QueueDeclareOptions, arguments: FieldTable) {
+        self.delete_queue().await;
+        self.channel.queue_declare(JOBS.into(), options, arguments).await.expect("it can be declared");
+    }
+
+    /// Declares a queue that is bound to the exchange of jobs.
+    pub async fn bind_queue(&self, queue: &str, key: &str) {
+        let (options, none) = (QueueDeclareOptions::durable(), FieldTable::default());
+        self.channel.queue_declare(queue.into(), options, none.clone()).await.expect("it can be declared");
+        let binding =
+            self.channel.queue_bind(queue.into(), "kyc".into(), key.into(), Default::default(), none);
+        binding.await.expect("it can be bound");
     }
 
     /// Closes every worker's connection, as an operator can.

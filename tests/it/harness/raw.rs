@@ -82,7 +82,14 @@ pub struct RawBroker {
 impl World {
     /// Speaks to the broker in bytes.
     pub async fn speak_amqp(&self) -> RawBroker {
-        let url: Url = self.amqp_url().parse().expect("a URL");
+        RawBroker::connect(self.amqp_url()).await
+    }
+}
+
+impl RawBroker {
+    /// Speaks to a broker in bytes.
+    pub async fn connect(url: &str) -> Self {
+        let url: Url = url.parse().expect("a URL");
         let place = (url.host_str().expect("a host"), url.port().unwrap_or(5672));
         let stream = TcpStream::connect(place).await.expect("the broker listens");
         let mut broker = RawBroker { stream };
@@ -107,9 +114,7 @@ impl World {
         broker.wait_for((85, 11)).await;
         broker
     }
-}
 
-impl RawBroker {
     /// Publishes a job's message, and waits until the broker has it.
     pub async fn publish(&mut self, properties: &RawProperties, body: &[u8]) {
         self.publish_to(b"kyc", b"document-update", properties, body).await;
