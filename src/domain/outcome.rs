@@ -247,8 +247,7 @@ const REFUSED_ALONE_MAX: u32 = 5;
 /// Decides what follows a verdict. `jitter` is uniform in [0, 1).
 pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitter: f64) -> Next {
     let retries = history.retries + 1;
-    let wait = |waiting_for, delay| {
-        let counts = !history.is_probe;
+    let wait = |waiting_for, delay, counts| {
         if counts && !schedule.allows_another(retries) {
             return Next::End(Outcome::Exhausted(Exhaustion::Attempts));
         }
@@ -261,10 +260,11 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
             Next::Wait(Wait { waiting_for: WaitingFor::Retry, delay: Duration::ZERO, counts: false })
         }
         Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed) => {
-            wait(WaitingFor::Retry, schedule.delay(retries, jitter))
+            wait(WaitingFor::Retry, schedule.delay(retries, jitter), !history.is_probe)
         }
         Verdict::Throttled { retry_after } => {
-            wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter))
+            // A probe's too: one that were put off for ever would never end.
+            wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter), true)
         }
         // It may be about everybody, and then the breaker opens after a few of them and nobody ends.
         // Where another is taken between two of them, it is about this job.
@@ -343,6 +343,14 @@ mod tests {
     fn a_probe_costs_no_attempt() {
         let probe = History { retries: 2, is_probe: true, ..History::default() };
         check(Verdict::NotSent(NotSent::Connect), probe, wait(WaitingFor::Retry, 2000, false));
+    }
+
+    #[test]
+    fn a_probe_that_is_put_off_counts_for_its_job() {
+        let throttled = Verdict::Throttled { retry_after: None };
+        let probe = |retries| History { retries, is_probe: true, ..History::default() };
+        check(throttled.clone(), probe(0), wait(WaitingFor::Provider, 1000, true));
+        check(throttled, probe(2), Next::End(Outcome::Exhausted(Exhaustion::Attempts)));
     }
 
     #[test]
