@@ -134,6 +134,13 @@ find_management() {
   enable it with: rabbitmq-plugins enable rabbitmq_management"
 }
 
+# The tests ask promtool whether the alerts fire when they should.
+find_promtool() {
+    command -v promtool >/dev/null && return
+    is_apt_root || fail "promtool is missing, which the tests of the alerts use; install it (Debian: apt-get install prometheus)"
+    install prometheus
+}
+
 # Notes a finding: for people now, for the scripts in target/services.env.
 note() {
     printf 'export %s=%q\n' "$1" "$found" >>target/services.env.new
@@ -153,6 +160,7 @@ main() {
         find_rabbitmq AMQP_URL "$(setting AMQP_URL)" && note AMQP_URL 5672
     fi
     if [[ $scope != demo ]]; then
+        find_promtool
         find_postgres TEST_DATABASE_URL "$(setting TEST_DATABASE_URL)" && note TEST_DATABASE_URL 5432
         find_rabbitmq TEST_AMQP_URL "$(setting TEST_AMQP_URL)" && note TEST_AMQP_URL 5672
         find_management TEST_RABBITMQ_MANAGEMENT_URL "$(setting TEST_RABBITMQ_MANAGEMENT_URL)"

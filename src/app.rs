@@ -24,11 +24,13 @@ use crate::control::liveness::Liveness;
 use crate::control::slots::JobSlots;
 use crate::domain::job::BODY_BYTES_MAX;
 use crate::journal::{Journal, JournalError, Limits, Pace};
+use crate::listener::{Watched, listen};
 use crate::loops::consumer::consume;
 use crate::loops::customer_events::CustomerEvents;
 use crate::loops::database;
 use crate::loops::dispatcher::Dispatcher;
 use crate::loops::drain::stop_when_drained;
+use crate::loops::fleet;
 use crate::loops::heartbeat::Heartbeat;
 use crate::loops::maintenance::Maintenance;
 use crate::loops::prober::Prober;
@@ -66,6 +68,10 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let signals = Signals::new()?;
     tokio::spawn(signals.watch(stopping.clone(), hurry.clone()));
 
+    let watched = Watched::default();
+    if let Some(address) = settings.work.metrics_listen {
+        listen(address, watched.clone())?;
+    }
     let opening = database::open(&settings.database, &checked, mode.migrate, &stopping);
     let Some(pool) = opening.await? else { return Ok(()) };
     let name = checked.worker_name.clone();
@@ -78,7 +84,9 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
         prefetch = settings.work.prefetch,
         "worker started"
     );
-    let mut running = Running::start(&settings, &broker, &context).await?;
+    let slots = JobSlots::new(settings.work.concurrency as usize, settings.provider.send_window);
+    watched.watch(Arc::clone(&context), Arc::clone(&slots));
+    let mut running = Running::start(&settings, &broker, &context, slots).await?;
     if mode.drain {
         tokio::spawn(stop_when_drained(broker, Arc::clone(&context), running.jobs.clone()));
     }
@@ -102,13 +110,19 @@ struct Running {
     tracker: JoinHandle<()>,
     prober: JoinHandle<()>,
     database: JoinHandle<()>,
+    fleet: JoinHandle<()>,
     heartbeat: JoinHandle<Result<(), JournalError>>,
     /// Ends the heartbeat, once all else has ended.
     leaving: CancellationToken,
 }
 
 impl Running {
-    async fn start(settings: &RunSettings, broker: &Broker, context: &Arc<Context>) -> anyhow::Result<Self> {
+    async fn start(
+        settings: &RunSettings,
+        broker: &Broker,
+        context: &Arc<Context>,
+        slots: Arc<JobSlots>,
+    ) -> anyhow::Result<Self> {
         let RunSettings { work, verification, .. } = settings;
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.
@@ -126,7 +140,6 @@ impl Running {
             let (liveness, stopping) = (context.liveness.session.clone(), context.stopping.clone());
             async move { broker.consume(subscription, sender, intake, liveness, stopping).await }
         });
-        let slots = JobSlots::new(work.concurrency as usize, settings.provider.send_window);
         let handle = {
             let context = Arc::clone(context);
             move |delivery, slot| worker::handle(Arc::clone(&context), delivery, slot)
@@ -162,6 +175,7 @@ impl Running {
             }),
             prober: tokio::spawn(prober.run()),
             database: tokio::spawn(database::follow(settings.database.clone(), Arc::clone(context))),
+            fleet: tokio::spawn(fleet::follow(Arc::clone(context))),
             heartbeat,
             leaving,
         })
@@ -180,6 +194,7 @@ impl Running {
             _ = &mut self.tracker => Some("tracker"),
             _ = &mut self.prober => Some("prober"),
             _ = &mut self.database => Some("database"),
+            _ = &mut self.fleet => Some("fleet"),
             _ = &mut self.heartbeat => Some("heartbeat"),
         };
         died.filter(|_| !stopping.is_cancelled())

@@ -5,6 +5,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::domain::outcome::Outcome;
 use crate::domain::read_back::Timing;
 use crate::domain::retry::RetrySchedule;
 use crate::journal::{Journal, JournalError};
+use crate::metrics::METRICS;
 use crate::provider::Provider;
 
 /// How long to wait before a write is tried again that the database did not do.
@@ -133,8 +135,11 @@ impl Context {
     /// An outage pauses the intake, and so does what a person must mend; any other failure is this
     /// job's, and tried again.
     pub fn note_journal_failure(&self, error: &JournalError) {
+        if error.is_of_the_pool() {
+            METRICS.note_acquire_timeout();
+        }
         if let Some(remedy) = error.remedy() {
-            let cause = format_args!("DATABASE_URL: {}; {remedy}", chain(error)).to_string();
+            let cause = format_args!("DATABASE_URL: {}; {remedy}", chain(error.cause())).to_string();
             self.intake.pause(Reason::Database, Severity::NeedsPerson, cause);
         } else if matches!(error, JournalError::Crowded { .. }) {
             self.crowded.call_once(|| {
@@ -156,11 +161,23 @@ pub(crate) struct Panicked;
 
 /// Does `work`, so that a bug in it ends the work on one job and nothing else.
 pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| Panicked)
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_panic| {
+        METRICS.note_panic();
+        Panicked
+    })
 }
 
-/// Logs how a submission ended; an error where a person must act.
-pub fn log_outcome(outcome: &Outcome, job_id: &Uuid) {
+/// Counts a submission that ended, with how long it took from its receipt where that is known.
+pub fn count_end(outcome: &Outcome, job_id: &Uuid, received_at: Option<OffsetDateTime>) {
+    let took = received_at.map(|at| OffsetDateTime::now_utc() - at);
+    // By a clock that is behind the receiver's it took no time.
+    let took = took.map(|took| took.try_into().unwrap_or_default());
+    METRICS.note_end(outcome, *job_id, took);
+}
+
+/// Logs how a submission ended, and counts it; an error where a person must act.
+pub fn log_outcome(outcome: &Outcome, job_id: &Uuid, received_at: Option<OffsetDateTime>) {
+    count_end(outcome, job_id, received_at);
     let (name, reason_code) = (outcome.state().name(), outcome.reason_code());
     match outcome {
         Outcome::NeedsReview(_) => {

@@ -31,6 +31,8 @@ pub mod config;
 pub mod failpoint;
 pub mod finding;
 pub mod instance;
+pub mod listener;
+pub mod metrics;
 pub mod seal;
 pub mod telemetry;
 pub mod tls;

@@ -14,10 +14,11 @@ use tracing::{Event, Level, Metadata, Subscriber, warn};
 use tracing_subscriber::filter::{Targets, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::layer::{self, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::metrics::METRICS;
 use crate::visible::visible_lines;
 
 /// How much waits for a reader of stdout, in bytes. Lines beyond that are lost, and counted.
@@ -73,12 +74,26 @@ pub fn start(format: Option<LogFormat>, filter: Targets) -> anyhow::Result<LastL
     };
     // Filters of the whole registry and not of the layer: those remember a "no" by thread, and
     // one that no event follows, as sqlx's questions are, swallows the thread's next line.
-    tracing_subscriber::registry().with(filter).with(capped).with(lines).try_init()?;
+    tracing_subscriber::registry().with(filter).with(capped).with(Counted).with(lines).try_init()?;
     Ok(LastLines(queue))
 }
 
 fn is_ours(metadata: &Metadata<'_>) -> bool {
     metadata.target().starts_with("kyc_worker")
+}
+
+/// Counts what a person must act on, and what they may have to.
+struct Counted;
+
+impl<S: Subscriber> Layer<S> for Counted {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let metadata = event.metadata();
+        match *metadata.level() {
+            Level::ERROR if is_ours(metadata) => METRICS.note_log_event("error"),
+            Level::WARN | Level::ERROR => METRICS.note_log_event("warn"),
+            _ => {}
+        }
+    }
 }
 
 /// Writes what a library calls an error as a warning.
@@ -165,6 +180,7 @@ fn write_out(Queue(queue): &Queue, format: LogFormat) {
         lines.clear();
         lines.shrink_to(KEPT_BYTES);
         if lost > 0 {
+            METRICS.note_lines_lost(lost);
             warn!(lost, "log lines were lost: stdout is not read as fast as they come");
         }
         if is_awaited {

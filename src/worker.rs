@@ -11,7 +11,7 @@ use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::broker::Delivery;
 use crate::clock::Moment;
-use crate::context::{Context, Panicked, chain, log_outcome, millis, unless_it_panics};
+use crate::context::{Context, Panicked, chain, count_end, log_outcome, millis, unless_it_panics};
 use crate::control::breaker::Event;
 use crate::control::slots::JobSlot;
 use crate::domain::job::{Job, UpdateRequest};
@@ -24,6 +24,7 @@ use crate::domain::verdict::{
 };
 use crate::failpoint::{self, Point};
 use crate::journal::{Admission, AttemptResult, Claim, Opened, ReadClaim, Settled};
+use crate::metrics::{Call, METRICS, Receipt};
 
 /// What a message came to. Its row is committed.
 #[allow(clippy::large_enum_variant, reason = "one for each delivery: a box would be an allocation")]
@@ -72,11 +73,15 @@ pub async fn handle(context: Arc<Context>, delivery: Delivery, slot: JobSlot) {
 /// worker stopped first.
 pub async fn receive(context: &Context, message: &Message) -> Option<Received> {
     let received_at = OffsetDateTime::now_utc();
+    if let Some(published_at) = message.published_at() {
+        METRICS.note_publication(published_at);
+    }
     match unless_it_panics(receive_job(context, message, received_at)).await {
         Ok(received) => received,
         Err(Panicked) => {
             error!("the worker failed on a delivery and dead-letters it; this is a bug, report it");
             Box::pin(context.persist(|| context.journal.record_worker_failed(message, received_at))).await?;
+            METRICS.note_delivery(Receipt::WorkerFailed);
             Some(Received::DeadLetter)
         }
     }
@@ -90,6 +95,7 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
             warn!(job_id, faults = %invalid, "a delivery is no job; the worker dead-letters it");
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &invalid)))
                 .await?;
+            METRICS.note_delivery(Receipt::Invalid);
             return Some(Received::DeadLetter);
         }
     };
@@ -103,34 +109,35 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
     };
     let opened = open(context, &job, received_at, admission).await?;
     failpoint::reach(Point::Opened);
-    let received = match opened {
-        Opened::Claimed(claim) => Received::Submit(claim, job.request),
+    let (receipt, received) = match opened {
+        Opened::Claimed(claim) => (Receipt::Claimed, Received::Submit(claim, job.request)),
         Opened::Waiting => {
             context.scheduled.notify_one();
-            Received::Ack
+            (Receipt::Scheduled, Received::Ack)
         }
         Opened::Ended(outcome) => {
-            log_outcome(&outcome, &job.id);
-            Received::Ack
+            log_outcome(&outcome, &job.id, Some(received_at));
+            (Receipt::Ended, Received::Ack)
         }
         Opened::Known => {
             debug!(job_id = %job.id, "the job is known already");
-            Received::Ack
+            (Receipt::Known, Received::Ack)
         }
         Opened::Refused => {
             warn!(job_id = %job.id, "the database cannot hold a value of this job; the worker dead-letters it");
             let refused = job.refused_by_the_database();
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &refused)))
                 .await?;
-            Received::DeadLetter
+            (Receipt::Invalid, Received::DeadLetter)
         }
         Opened::Conflict => {
             warn!(job_id = %job.id, "the job_id is another content's; the worker dead-letters the delivery");
             Box::pin(context.persist(|| context.journal.record_conflict(message, received_at, job.id)))
                 .await?;
-            Received::DeadLetter
+            (Receipt::Conflict, Received::DeadLetter)
         }
     };
+    METRICS.note_delivery(receipt);
     failpoint::reach(Point::Received);
     Some(received)
 }
@@ -207,7 +214,9 @@ async fn attempt(
     let update = context.provider.sign(request, claim.t0);
     failpoint::reach(Point::Signed);
     let outcome = context.provider.update(claim.customer_id, update, claim.t0, &context.stopping).await;
-    slot.note_answer(begun.elapsed());
+    let took = begun.elapsed();
+    slot.note_answer(took);
+    METRICS.note_exchange(Call::Update, &outcome, took, Some(claim.job_id));
     let verdict = classify(&outcome, claim.customer_id, &context.not_applied_statuses, SystemTime::now());
     failpoint::reach(Point::Answered);
     let (http_status, provider_message) = match &outcome {
@@ -255,6 +264,7 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
 fn decide(context: &Context, claim: &Claim, result: &AttemptResult) -> Next {
     let others_are_taken = claim.refused.is_some_and(|refused| context.breaker.has_taken_since(refused));
     let history = History { others_are_taken, ..claim.history };
+    METRICS.note_attempt(&result.verdict);
     note_verdict(context, claim, &result.verdict);
     let next = next(&result.verdict, history, &context.schedule, rand::random());
     let retry_in = match &next {
@@ -285,8 +295,11 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
     match (recorded, next) {
         (None, _) => Box::pin(record_late(context, claim, &result.verdict)).await,
         // The attempt's own line says it.
-        (Some(()), Next::End(Outcome::Accepted(_))) => debug!("the acceptance is recorded"),
-        (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id),
+        (Some(()), Next::End(outcome @ Outcome::Accepted(_))) => {
+            count_end(&outcome, &claim.job_id, Some(claim.received_at));
+            debug!("the acceptance is recorded");
+        }
+        (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id, Some(claim.received_at)),
         (Some(()), Next::Wait(_) | Next::ReadBack) => context.scheduled.notify_one(),
     }
     failpoint::reach(Point::Concluded);
@@ -303,16 +316,16 @@ fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
 }
 
 /// Stops the sending where our clock is too far from the provider's to sign. One answer may have passed
-/// a wrong clock on the way, so it takes a second one: that to an update for nobody. One of those who
-/// doubt asks, the others wait for the answer.
+/// a wrong clock on the way, so it takes a second one: that to an update for nobody. One job asks,
+/// and the others wait for the answer.
 async fn check_clock(context: &Context) {
     if context.provider.intolerable_skew().is_none() {
         return;
     }
     let asking = async {
         let _one_asks = context.clock_asked.acquire().await;
-        let is_doubted = context.provider.intolerable_skew().is_some() && context.breaker.is_closed();
-        if is_doubted && let Some(skew) = context.provider.confirm_skew().await {
+        let needs_confirmation = context.provider.intolerable_skew().is_some() && context.breaker.is_closed();
+        if needs_confirmation && let Some(skew) = context.provider.confirm_skew().await {
             context.breaker.note(&Event::ClockSkewed(skew));
         }
     };
@@ -322,6 +335,7 @@ async fn check_clock(context: &Context) {
 /// The claim is gone, and another replica decides. A known answer is recorded all the same.
 async fn record_late(context: &Context, claim: &Claim, verdict: &Verdict) {
     let ended = context.persist_result(|| context.journal.record_late(claim, verdict)).await;
+    METRICS.note_late(verdict.kind(), ended.is_some());
     let ended = ended.unwrap_or_default();
     warn!(
         verdict = verdict.name(),
@@ -365,11 +379,14 @@ async fn read(context: &Context, claim: ReadClaim) {
     info!(attempt = claim.attempt, reading = ?evidence.reading, conclusion = conclusion.name(), "customer read back");
     let record = || context.journal.conclude_read(&claim, &evidence.reading, conclusion, &settled);
     let recorded = context.persist_result(record).await;
+    if recorded.is_some() {
+        METRICS.note_read_back(conclusion.kind());
+    }
     match (recorded, settled) {
         (None, _) => {
             warn!(conclusion = conclusion.name(), "the claim was lost before the reading was recorded")
         }
-        (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id),
+        (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id, Some(claim.received_at)),
         (Some(()), Settled::SendAgain | Settled::StillUnknown(_)) => context.scheduled.notify_one(),
     }
     failpoint::reach(Point::ReadConcluded);

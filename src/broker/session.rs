@@ -29,6 +29,7 @@ use super::letters::{self, Disposed, Letters};
 use super::properties::Limits;
 use super::topology::Edge;
 use crate::clock::LastTurn;
+use crate::metrics::{self, METRICS};
 
 /// A session is rebuilt after at least the one and at most the other, jittered.
 const RECONNECT_DELAY_MIN: Duration = Duration::from_millis(250);
@@ -100,6 +101,7 @@ impl Broker {
                 Ok(session) => {
                     let (queue, _) = subscription.edge.queue(&self.settings);
                     info!(queue, "the broker session is open");
+                    METRICS.note_session(metrics::Session::Opened);
                     let opened_at = Instant::now();
                     liveness.set_session(true);
                     let ended = session.run(&deliveries, &mut intake, &liveness.turns, &stopping).await;
@@ -113,10 +115,12 @@ impl Broker {
                 Err(error) => Err(error),
             };
             let Err(error) = ended else { return };
+            let is_refused = needs_person(&error);
+            METRICS.note_session(if is_refused { metrics::Session::Refused } else { metrics::Session::Lost });
             let text = format!("{error:#}");
             if !logged.insert(text.clone()) {
                 debug!(error = text, "the broker is still away");
-            } else if needs_person(&error) {
+            } else if is_refused {
                 error!(error = text, "the broker refuses a session until a person has fixed this");
             } else {
                 warn!(error = text, "the broker session is lost; the worker rebuilds it");

@@ -28,7 +28,7 @@ pub(super) struct ReportArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Asked how many dead letters there are.
+    /// Asked how much is queued.
     #[command(flatten)]
     broker: BrokerSettings,
     /// What a customer may spend.
@@ -45,6 +45,8 @@ const BROKER_TIMEOUT: Duration = Duration::from_secs(3);
 struct Answer {
     #[serde(flatten)]
     report: Report,
+    /// How many messages wait in the queue of jobs; none where the broker could not be asked.
+    jobs_queued: Option<u32>,
     /// What the dead-letter queue holds, those included that the broker dead-lettered by itself
     /// and that have no row; none where the broker could not be asked.
     dead_letters_queued: Option<u32>,
@@ -53,20 +55,27 @@ struct Answer {
 pub(super) async fn run(args: &ReportArgs) -> anyhow::Result<ExitCode> {
     let pool = open_database(&args.database).await?;
     let report = report(&pool, args.since, args.read_back.customer_update_limit).await?;
-    let counting = timeout(BROKER_TIMEOUT, count_dead_letters(&args.broker));
-    let dead_letters_queued = counting.await.ok().and_then(Result::ok);
-    print(args.json, &Answer { report, dead_letters_queued }, print_answer)
+    let counting = timeout(BROKER_TIMEOUT, count_queued(&args.broker)).await;
+    let (jobs_queued, dead_letters_queued) = counting.ok().and_then(Result::ok).unwrap_or_default();
+    print(args.json, &Answer { report, jobs_queued, dead_letters_queued }, print_answer)
 }
 
-async fn count_dead_letters(settings: &BrokerSettings) -> anyhow::Result<u32> {
-    Broker::new(settings, &settings.url()?, "kyc-worker report")?.count_dead_letters().await
+/// How many messages are in the queue of jobs, and how many in that of dead letters.
+async fn count_queued(settings: &BrokerSettings) -> anyhow::Result<(Option<u32>, Option<u32>)> {
+    let broker = Broker::new(settings, &settings.url()?, "kyc-worker report")?;
+    let (jobs, dead_letters) = tokio::join!(broker.count_ready(), broker.count_dead_letters());
+    Ok((jobs.ok(), dead_letters.ok()))
 }
 
-fn print_answer(Answer { report, dead_letters_queued }: &Answer) {
+fn print_answer(Answer { report, jobs_queued, dead_letters_queued }: &Answer) {
     if let Some(Pause { at, by, note }) = &report.pause {
         println!("PAUSED by {} at {}: {}\n", visible(by), time_text(*at), visible(note));
     }
     print_workers(&report.workers);
+    match jobs_queued {
+        Some(queued) => println!("in the queue of jobs: {queued}\n"),
+        None => println!("in the queue of jobs: unknown, the broker could not be asked\n"),
+    }
     println!(
         "since {}: received {}, ended {}",
         time_text(report.since),

@@ -1,5 +1,6 @@
 //! Every setting: its variable, its flag, its default and what people are told of it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -425,6 +426,10 @@ pub struct WorkSettings {
     /// This replica's name in rows and logs [default: the host's name and the process id]
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     pub worker_name: Option<String>,
+
+    /// Where GET /metrics, /livez and /readyz are answered, such as 0.0.0.0:9464 [default: nowhere]
+    #[arg(long, env = "METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Every setting of `kyc-worker run`.
@@ -512,6 +517,7 @@ impl RunSettings {
             window: self.read_back.read_back_window,
             confirmations: self.read_back.read_back_confirmations,
             deadline: self.read_back.read_back_deadline,
+            applied_within: self.read_back.applied_within,
             read_time_max: self.work.scheduler_poll + self.provider.read_timeout,
             unverified: self.read_back.read_back_unverified,
         }

@@ -278,7 +278,8 @@ const fn range(
 }
 
 /// The lowest and the highest values, and those just outside.
-const RANGES: [Range; 33] = [
+const RANGES: [Range; 34] = [
+    range("METRICS_LISTEN", &["127.0.0.1:0", "[::1]:9464"], &["9464", "localhost", "0.0.0.0:65536"], &[]),
     range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
     range("DEAD_LETTER_TTL", &["1ms", "90d"], &["0s", "90d 1ms", "3651d", "10000y"], &[]),
     range("REQUEST_TIMEOUT", &["1ms", "20s"], &["0s", "20001ms", "10000y"], &[]),

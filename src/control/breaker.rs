@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::control::intake::{Intake, Reason, Severity};
 use crate::domain::state::VerdictKind;
 use crate::domain::verdict::{Misconfiguration, NotSent, Verdict};
+use crate::metrics::METRICS;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum State {
@@ -84,6 +85,18 @@ pub enum Event<'a> {
 }
 
 impl State {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed { .. } => "closed",
+            Self::Open(_) => "open",
+            Self::HalfOpen(_) => "half_open",
+            Self::HalfOpenIdle { .. } => "half_open_idle",
+            Self::Probing(_) => "probing",
+            Self::Throttled { .. } => "throttled",
+        }
+    }
+
     /// The state that follows an event. `failures_max` failures in a row open the breaker.
     pub fn after(self, event: &Event<'_>, failures_max: u32) -> Self {
         match (self, event) {
@@ -170,6 +183,18 @@ fn judge(verdict: &Verdict) -> Judgement {
     }
 }
 
+impl Cause {
+    /// The cause as a code.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Misconfigured(cause) => cause.code(),
+            Self::ClockSkew(_) => "clock_skew",
+            Self::Throttling => "throttling",
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -229,6 +254,9 @@ impl Breaker {
             let after = state.after(event, self.failures_max);
             // While the state is held: steered later, a resumption could overtake another's pause.
             steer(after, &self.intake);
+            if let (State::Open(cause), false) = (after, matches!(*state, State::Open(_))) {
+                METRICS.note_breaker_opened(cause.code());
+            }
             std::mem::replace(state, after) != after
         });
     }

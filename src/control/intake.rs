@@ -115,6 +115,11 @@ impl Intake {
         pauses.keys().map(|reason| reason.name().to_owned()).collect()
     }
 
+    /// All reasons that the intake is paused for, each with who must act.
+    pub fn pauses(&self) -> Vec<(Reason, Severity)> {
+        self.pauses.lock().iter().map(|(reason, pause)| (*reason, pause.severity)).collect()
+    }
+
     /// Pauses the intake for `reason`, which `cause` explains. Each cause that needs a person is
     /// logged once; what passes by itself is logged once, however many causes it has.
     pub fn pause(&self, reason: Reason, severity: Severity, cause: impl fmt::Display) {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::broker::SessionLiveness;
 use crate::clock::LastTurn;
+use crate::metrics::LOOPS;
 
 /// Far longer than any turn takes while the database or the broker is away.
 const STANDSTILL: Duration = Duration::from_secs(120);
@@ -25,13 +26,22 @@ impl Liveness {
     /// The first loop that has stood still for long, if any has.
     pub fn standstill(&self) -> Option<&'static str> {
         let now = Instant::now();
-        let loops = [
-            ("broker session", &self.session.turns),
-            ("dispatcher", &self.dispatcher),
-            ("reconciler", &self.reconciler),
-            ("tracker", &self.tracker),
-        ];
-        loops.into_iter().find(|(_, each)| stands_still(each, now)).map(|(name, _)| name)
+        self.loops().into_iter().find(|(_, each)| stands_still(each, now)).map(|(name, _)| name)
+    }
+
+    /// How long ago each loop last turned.
+    pub fn turned(&self) -> [(&'static str, Duration); 4] {
+        self.loops().map(|(name, each)| (name, each.at().elapsed()))
+    }
+
+    fn loops(&self) -> [(&'static str, &LastTurn); 4] {
+        let [session, dispatcher, reconciler, tracker] = LOOPS;
+        [
+            (session, &self.session.turns),
+            (dispatcher, &self.dispatcher),
+            (reconciler, &self.reconciler),
+            (tracker, &self.tracker),
+        ]
     }
 }
 

@@ -20,6 +20,7 @@ const SLOW_PART: u32 = 10;
 pub struct JobSlots {
     jobs: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    requests_max: usize,
     /// Whether no job is prefetched now, as it might wait for too long.
     is_slow: AtomicBool,
     wait_max: Duration,
@@ -36,11 +37,26 @@ impl JobSlots {
     /// Slots for so many requests in flight, each to begin within `wait_max` of its job's opening.
     pub fn new(requests: usize, wait_max: Duration) -> Arc<Self> {
         Arc::new(Self {
-            jobs: Arc::new(Semaphore::new(requests + requests / REQUESTS_PER_PREFETCHED_JOB)),
+            jobs: Arc::new(Semaphore::new(job_slots(requests))),
             requests: Arc::new(Semaphore::new(requests)),
+            requests_max: requests,
             is_slow: AtomicBool::new(false),
             wait_max,
         })
+    }
+
+    /// How many request slots are taken.
+    pub fn requests_in_flight(&self) -> usize {
+        self.requests_max.saturating_sub(self.requests.available_permits())
+    }
+
+    pub fn requests_max(&self) -> usize {
+        self.requests_max
+    }
+
+    /// How many job slots are taken.
+    pub fn jobs_held(&self) -> usize {
+        job_slots(self.requests_max).saturating_sub(self.jobs.available_permits())
     }
 
     /// Waits for a job slot. It comes with a request slot where one is free; while the provider is slow,
@@ -84,6 +100,10 @@ impl JobSlot {
     pub fn note_answer(&self, took: Duration) {
         self.slots.is_slow.store(took > self.slots.wait_max / SLOW_PART, Ordering::Relaxed);
     }
+}
+
+fn job_slots(requests: usize) -> usize {
+    requests + requests / REQUESTS_PER_PREFETCHED_JOB
 }
 
 fn acquired(permit: Result<OwnedSemaphorePermit, AcquireError>) -> OwnedSemaphorePermit {

@@ -1,5 +1,7 @@
 //! A message as it was handed over: what a job, a customer event and a dead letter are read from.
 
+use std::time::{Duration, SystemTime};
+
 use dollarpe::canonical_json::Fault;
 
 /// One message, whole.
@@ -35,6 +37,14 @@ impl Message {
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
         found.map(|(_, text)| text.as_str())
+    }
+
+    /// When it was published, as far as anybody says so.
+    pub fn published_at(&self) -> Option<SystemTime> {
+        let by_the_broker =
+            self.timestamp_ms().and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let since = by_the_broker.or_else(|| self.timestamp.map(Duration::from_secs))?;
+        SystemTime::UNIX_EPOCH.checked_add(since)
     }
 
     /// When the broker took the message, in milliseconds since 1970, where it says so: RabbitMQ

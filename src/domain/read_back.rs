@@ -158,6 +158,8 @@ pub struct Timing {
     pub confirmations: u32,
     /// From an attempt's end to when a person is asked.
     pub deadline: Duration,
+    /// How late after an attempt's end its update may still be applied.
+    pub applied_within: Duration,
     /// How long a read may take, the scheduler's pause before it included.
     pub read_time_max: Duration,
     /// What `UNVERIFIED` means.
@@ -216,9 +218,9 @@ impl Age {
 pub struct Evidence {
     /// What the read said.
     pub reading: Reading,
-    /// From the attempt's end, or its rescue, to before the read began, by the database's
-    /// clock. The replicas' clock does not know the end, but that it was after the begin.
-    pub end_to_read: Option<Duration>,
+    /// From the attempt's end, or its rescue, to before the read began. The replicas' clock knows the end
+    /// but for what the attempt waited for its request slot.
+    pub end_to_read: Age,
     /// From the attempt's begin to the answer.
     pub begin_to_answer: Age,
     /// From before the read began to its answer.
@@ -239,6 +241,8 @@ pub struct Evidence {
 #[derive(Clone, Copy)]
 struct Times {
     end_to_read: Duration,
+    /// The least that either clock tells.
+    end_to_read_at_least: Duration,
     begin_to_answer: Duration,
     confirmation_to_answer: Duration,
 }
@@ -247,12 +251,13 @@ impl Evidence {
     /// `None` where a clock was set back, or tells of an end before its begin: then no time is
     /// known, and nothing is proved.
     fn times(&self) -> Option<Times> {
-        let end_to_read = self.end_to_read?;
+        let end_to_read = self.end_to_read.database?;
         if self.begin_to_answer.database? < end_to_read {
             return None;
         }
         Some(Times {
             end_to_read: end_to_read.min(self.begin_to_answer.replica?),
+            end_to_read_at_least: end_to_read.min(self.end_to_read.replica?),
             begin_to_answer: self.begin_to_answer.at_most()?,
             confirmation_to_answer: self.confirmation_to_answer.at_most()?,
         })
@@ -260,7 +265,10 @@ impl Evidence {
 
     /// Whether the deadline has passed by any clock: a person is asked sooner rather than never.
     fn is_past(&self, deadline: Duration) -> bool {
-        [self.end_to_read, self.begin_to_answer.replica].into_iter().flatten().any(|age| age >= deadline)
+        [self.end_to_read.database, self.begin_to_answer.replica]
+            .into_iter()
+            .flatten()
+            .any(|age| age >= deadline)
     }
 }
 
@@ -365,7 +373,11 @@ fn conclude_unchanged(evidence: &Evidence, times: Times, timing: &Timing) -> Con
     if unobserved > timing.safe_window() {
         return give_up(times, timing);
     }
-    if evidence.confirmed + 1 < timing.confirmations {
+    // A clock that was set forward makes reads come sooner than they seem to: the last one, by which the
+    // update is not applied any more, comes late enough by every clock.
+    let is_last =
+        evidence.confirmed + 1 >= timing.confirmations && times.end_to_read_at_least >= timing.applied_within;
+    if !is_last {
         return Conclusion::Confirming { after: timing.confirm_after(evidence.read_to_answer) };
     }
     if evidence.may_resend { Conclusion::NotApplied } else { Conclusion::LastUpdate }
@@ -398,6 +410,7 @@ mod tests {
         window: Duration::from_secs(60),
         confirmations: 2,
         deadline: Duration::from_secs(7200),
+        applied_within: Duration::from_secs(45),
         read_time_max: Duration::from_secs(11),
         unverified: UnverifiedMeans::Inconclusive,
     };
@@ -418,7 +431,7 @@ mod tests {
     fn read_of(reading: Reading) -> Evidence {
         Evidence {
             reading,
-            end_to_read: Some(secs(20)),
+            end_to_read: Age::agreed(secs(20)),
             begin_to_answer: Age::agreed(secs(31)),
             read_to_answer: secs(1),
             is_only_suspect: true,
@@ -438,10 +451,10 @@ mod tests {
         check(&read_of(reads("PROCESSING")), Conclusion::Applied);
         let ambiguous = Evidence { is_only_suspect: false, ..read_of(reads("PROCESSING")) };
         check(&ambiguous, Conclusion::ReadAgain { after: secs(60) });
-        check(&Evidence { end_to_read: Some(secs(7200)), ..ambiguous }, Conclusion::Unsettled);
+        check(&Evidence { end_to_read: Age::agreed(secs(7200)), ..ambiguous }, Conclusion::Unsettled);
         let late = Evidence {
             begin_to_answer: Age::agreed(secs(7000)),
-            end_to_read: Some(secs(6900)),
+            end_to_read: Age::agreed(secs(6900)),
             ..read_of(reads("PROCESSING"))
         };
         check(&late, Conclusion::Applied);
@@ -455,12 +468,35 @@ mod tests {
             confirmed: 1,
             confirmation_to_answer: Age::agreed(secs(46)),
             begin_to_answer: Age::agreed(secs(77)),
-            end_to_read: Some(secs(65)),
+            end_to_read: Age::agreed(secs(65)),
             ..first
         };
         check(&second, Conclusion::NotApplied);
         check(&Evidence { may_resend: false, ..second.clone() }, Conclusion::LastUpdate);
         check(&Evidence { confirmation_to_answer: Age::agreed(secs(56)), ..second }, Conclusion::Unsettled);
+    }
+
+    /// The database's clock was set forward between the two, or the replicas' was.
+    #[test]
+    fn a_confirmation_that_one_clock_calls_too_soon_needs_another() {
+        let second = Evidence {
+            confirmed: 1,
+            confirmation_to_answer: Age::agreed(secs(46)),
+            begin_to_answer: age(77, 31),
+            ..read_of(reads("FAILED"))
+        };
+        for (end, expected) in [
+            (age(65, 21), Conclusion::Confirming { after: secs(43) }),
+            (age(21, 65), Conclusion::Confirming { after: secs(43) }),
+            (age(65, 44), Conclusion::Confirming { after: secs(43) }),
+            (age(65, 45), Conclusion::NotApplied),
+            (age(65, -1), Conclusion::ReadAgain { after: secs(60) }),
+        ] {
+            check(&Evidence { end_to_read: end, ..second.clone() }, expected);
+        }
+        let third =
+            Evidence { confirmed: 2, end_to_read: age(109, 65), begin_to_answer: age(121, 77), ..second };
+        check(&third, Conclusion::NotApplied);
     }
 
     #[test]
@@ -475,6 +511,8 @@ mod tests {
             confirmed: 1,
             // As slow again, and begun a second late.
             confirmation_to_answer: Age::agreed(secs(10 + 34 + 1 + 10)),
+            end_to_read: Age::agreed(secs(20 + 10 + 34 + 1)),
+            begin_to_answer: Age::agreed(secs(40 + 34 + 1 + 10)),
             ..slow
         };
         check(&confirming, Conclusion::NotApplied);
@@ -487,9 +525,10 @@ mod tests {
             ..read_of(reads("FAILED"))
         };
         check(&at(secs(55)), Conclusion::Confirming { after: secs(43) });
-        let settled = |begin_to_answer| Evidence { end_to_read: Some(secs(60)), ..at(begin_to_answer) };
+        let settled =
+            |begin_to_answer| Evidence { end_to_read: Age::agreed(secs(60)), ..at(begin_to_answer) };
         check(&settled(secs(71)), Conclusion::Unsettled);
-        let early = Evidence { end_to_read: Some(secs(5)), ..read_of(reads("FAILED")) };
+        let early = Evidence { end_to_read: Age::agreed(secs(5)), ..read_of(reads("FAILED")) };
         check(&early, Conclusion::ReadAgain { after: secs(10) });
     }
 
@@ -503,7 +542,7 @@ mod tests {
     #[test]
     fn the_older_of_two_ages_counts_and_an_impossible_one_does_not() {
         let first = |end: Option<u64>, begin: Age| Evidence {
-            end_to_read: end.map(secs),
+            end_to_read: Age { database: end.map(secs), replica: end.map(secs) },
             begin_to_answer: begin,
             ..read_of(reads("FAILED"))
         };
@@ -534,7 +573,7 @@ mod tests {
             check(&first(end, begin), expected);
         }
         let second = |confirmation_to_answer| Evidence {
-            end_to_read: Some(secs(65)),
+            end_to_read: Age::agreed(secs(65)),
             begin_to_answer: age(77, 77),
             confirmed: 1,
             confirmation_to_answer,
@@ -565,7 +604,7 @@ mod tests {
             let late = Evidence { begin_to_answer: Age::agreed(secs(61)), ..read_of(reads(word)) };
             let late = Evidence { word_before: None, ..late };
             check(&late, Conclusion::ReadAgain { after: secs(40) });
-            check(&Evidence { end_to_read: Some(secs(60)), ..late }, Conclusion::Unsettled);
+            check(&Evidence { end_to_read: Age::agreed(secs(60)), ..late }, Conclusion::Unsettled);
         }
     }
 
@@ -575,8 +614,11 @@ mod tests {
         for word_before in [None, Some("VERIFIED".to_owned()), Some("PROCESSING".to_owned())] {
             let same = Evidence { word_before, ..read_of(reads("VERIFIED")) };
             check(&same, Conclusion::ReadAgain { after: secs(60) });
-            let late =
-                Evidence { begin_to_answer: Age::agreed(secs(91)), end_to_read: Some(secs(80)), ..same };
+            let late = Evidence {
+                begin_to_answer: Age::agreed(secs(91)),
+                end_to_read: Age::agreed(secs(80)),
+                ..same
+            };
             check(&late, Conclusion::Unsettled);
         }
         let ambiguous = Evidence { is_only_suspect: false, ..read_of(reads("VERIFIED")) };
@@ -588,7 +630,7 @@ mod tests {
         check(&read_of(reads("UNVERIFIED")), Conclusion::ReadAgain { after: secs(60) });
         let late = Evidence {
             begin_to_answer: Age::agreed(secs(91)),
-            end_to_read: Some(secs(80)),
+            end_to_read: Age::agreed(secs(80)),
             ..read_of(reads("UNVERIFIED"))
         };
         check(&late, Conclusion::Unsettled);
@@ -613,7 +655,7 @@ mod tests {
             check(&read_of(reading.clone()), Conclusion::ReadAgain { after: secs(5) });
             let late = Evidence { begin_to_answer: Age::agreed(secs(50)), ..read_of(reading.clone()) };
             check(&late, Conclusion::ReadAgain { after: secs(60) });
-            check(&Evidence { end_to_read: Some(secs(7200)), ..late }, Conclusion::Unsettled);
+            check(&Evidence { end_to_read: Age::agreed(secs(7200)), ..late }, Conclusion::Unsettled);
         }
     }
 
@@ -694,20 +736,20 @@ mod tests {
                 if in_verification { reads("PROCESSING") } else { reads("FAILED") }
             };
             let first = Evidence {
-                end_to_read: Some(secs(begun_at)),
+                end_to_read: Age::agreed(secs(begun_at)),
                 begin_to_answer: Age::agreed(secs(begun_at + answer_in)),
                 ..read_of(shows(begun_at + answer_in))
             };
             let second_at = begun_at + confirm_in;
             if let Conclusion::Confirming { .. } = conclude(&first, &TIMING) {
                 let second = Evidence {
-                    end_to_read: Some(secs(second_at)),
+                    end_to_read: Age::agreed(secs(second_at)),
                     begin_to_answer: Age::agreed(secs(second_at + confirm_answer_in)),
                     confirmed: 1,
                     confirmation_to_answer: Age::agreed(secs(confirm_in + confirm_answer_in)),
                     ..read_of(shows(second_at + confirm_answer_in))
                 };
-                let is_covered = applied_after <= second_at;
+                let is_covered = applied_after <= second_at.max(45);
                 prop_assert!(!is_covered || conclude(&second, &TIMING) != Conclusion::NotApplied);
             }
         }

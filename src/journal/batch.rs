@@ -24,6 +24,7 @@ use crate::journal::rows::{Limits, NewRow, Slots};
 use crate::journal::session::{CONNECT_PAUSE, CONNECT_TIME_MAX, Session};
 use crate::journal::statements::close::{Closing, close_many};
 use crate::journal::statements::open::{Opened, open_many};
+use crate::metrics::METRICS;
 use crate::seal::Fingerprinter;
 
 /// How many changes share a commit at most, and how many more may wait for the next.
@@ -190,6 +191,7 @@ impl Committer {
         }
         let rows: Vec<&NewRow> = opens.iter().map(|(row, _)| &**row).collect();
         let closings: Vec<&Closing> = closes.iter().map(|(closing, _)| &**closing).collect();
+        let begun = Instant::now();
         let written = bounded("batch", async {
             let mut connection = self.connection().await?;
             let written = match self.write(&mut connection, self.slots(), &rows, &closings).await {
@@ -204,6 +206,7 @@ impl Committer {
             Ok(written)
         })
         .await;
+        METRICS.note_batch(opens.len() + closes.len(), begun.elapsed(), written.is_ok());
         let (mut opened, closed) = match written {
             Ok(written) => written,
             Err(error) => {

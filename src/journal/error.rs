@@ -28,6 +28,14 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// What went wrong, whichever statement met it first: what a person must mend is told once.
+    pub fn cause(&self) -> &(dyn std::error::Error + 'static) {
+        match self {
+            Self::Database { source, .. } | Self::Crowded { source, .. } => source,
+            Self::Fenced | Self::TimedOut { .. } => self,
+        }
+    }
+
     /// What a person must do before the database does it, where trying again is of no use until then.
     pub fn remedy(&self) -> Option<String> {
         match self {
@@ -48,6 +56,11 @@ impl JournalError {
     pub(crate) fn is_of_a_job(&self) -> bool {
         let Self::Database { source: error, .. } = self else { return false };
         self.is_of_a_value() || code_of(error).starts_with("23")
+    }
+
+    /// Whether no connection was free, or came about, in time.
+    pub fn is_of_the_pool(&self) -> bool {
+        matches!(self, Self::Crowded { .. } | Self::Database { source: sqlx::Error::PoolTimedOut, .. })
     }
 
     /// Whether the database is away, or as good as away, and not this one statement's fault.

@@ -61,6 +61,16 @@ impl Journal {
         })
     }
 
+    /// How many connections are in use, how many are idle, and how many there may be.
+    pub fn connections(&self) -> (usize, usize, u32) {
+        let pools = [&self.pool, &self.reads];
+        let idle: usize = pools.iter().map(|pool| pool.num_idle()).sum();
+        let open: usize = pools.iter().map(|pool| pool.size() as usize).sum();
+        let max = pools.iter().map(|pool| pool.options().get_max_connections()).sum();
+        // The two are not counted at one instant.
+        (open.saturating_sub(idle), idle, max)
+    }
+
     /// Leads new connections where the setting says by now.
     ///
     /// # Errors

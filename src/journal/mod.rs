@@ -6,6 +6,7 @@ mod claim;
 mod close;
 mod error;
 mod fingerprint_key;
+pub mod fleet;
 mod floors;
 mod handle;
 pub mod history;

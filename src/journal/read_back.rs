@@ -30,15 +30,17 @@ pub struct ReadClaim {
     /// Fences out whoever held an older claim.
     pub token: i64,
     pub attempt: i32,
+    /// When the job was received.
+    pub received_at: OffsetDateTime,
     /// Before the read, by the database's clock.
     pub at: OffsetDateTime,
     /// The same, by this replica's clocks.
     pub claimed_at: Moment,
     /// How long ago the attempt began.
     pub since_begin: Age,
-    /// How long ago it ended, or was rescued, by the database's clock; `None` if that says that
-    /// it is yet to come.
-    pub since_end: Option<Duration>,
+    /// How long ago it ended, or was rescued. The replicas' clock goes by how long the attempt took from
+    /// its signature on, which leaves out what it waited for a request slot.
+    pub since_end: Age,
     /// Whether no other update of the customer was in verification.
     pub is_only_suspect: bool,
     /// Our newest word on the customer before the attempt, if no other update came between.
@@ -81,15 +83,15 @@ impl Journal {
                         due_at = now() + make_interval(secs => $2)
                     from due
                     where s.job_id = due.job_id
-                    returning s.job_id, s.customer_id, s.claim_token, s.attempts
+                    returning s.job_id, s.customer_id, s.claim_token, s.attempts, s.received_at
                 ), noted as (
                     insert into customer (customer_id, last_read_at)
                     select customer_id, now() from claimed order by customer_id
                     on conflict (customer_id) do update set last_read_at = now()
                 )
                 select
-                    c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, now() as "at!",
-                    a.begun_at, a.ended_at as "ended_at!", a.signed_at
+                    c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, c.received_at,
+                    now() as "at!", a.begun_at, a.ended_at as "ended_at!", a.signed_at, a.duration_ms
                 from claimed c
                 join attempt a on a.job_id = c.job_id and a.number = c.attempts"#,
                 self.worker,
@@ -109,6 +111,11 @@ impl Journal {
         .await?;
         let window = self.limits.read_back_window;
         let by_replica = |at| age(at, claimed_at.wall.into());
+        // What nobody closed was rescued when its lease expired.
+        let lasted = |ms: Option<i32>| match ms {
+            Some(ms) => Duration::from_millis(u64::from(ms.unsigned_abs())),
+            None => self.limits.claim_lease,
+        };
         let unknown = Customer::default();
         let claims = rows.into_iter().map(|row| {
             let customer = customers.get(&row.customer_id).unwrap_or(&unknown);
@@ -118,10 +125,15 @@ impl Journal {
                 customer_id: row.customer_id,
                 token: row.claim_token,
                 attempt: row.attempts,
+                received_at: row.received_at,
                 at: row.at,
                 claimed_at,
                 since_begin: Age { database: age(row.begun_at, row.at), replica: by_replica(row.signed_at) },
-                since_end: age(row.ended_at, row.at),
+                since_end: Age {
+                    database: age(row.ended_at, row.at),
+                    replica: by_replica(row.signed_at)
+                        .map(|since| since.saturating_sub(lasted(row.duration_ms))),
+                },
                 is_only_suspect: customer.is_only_suspect(row.job_id, window),
                 word_before: customer.word_before(row.job_id, row.attempts, window).map(str::to_owned),
                 confirmed,

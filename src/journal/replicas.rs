@@ -10,7 +10,7 @@ use crate::journal::pause::Pause;
 use crate::journal::pool::bounded;
 
 /// A replica that has not been seen for so long is taken for dead.
-const SEEN_WITHIN_SECONDS: f64 = 10.0;
+pub(crate) const SEEN_WITHIN_SECONDS: f64 = 10.0;
 
 /// How long the row of a replica that died tells of it.
 const REMEMBERED_SECONDS: f64 = 3600.0;

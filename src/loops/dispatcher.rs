@@ -201,7 +201,7 @@ impl Dispatcher {
                         let Some(slot) = slots.pop() else { break };
                         self.spawn_claimed(*claimed, probe, slot, memory);
                     }
-                    NextAttempt::YieldedSlot(job_id, Some(outcome)) => log_outcome(&outcome, &job_id),
+                    NextAttempt::YieldedSlot(job_id, Some(outcome)) => log_outcome(&outcome, &job_id, None),
                     NextAttempt::YieldedSlot(_, None) => {}
                     NextAttempt::Unreadable(job_id, error) => log_unreadable(memory, job_id, error),
                     NextAttempt::Refused(job_id, error) => error!(

@@ -120,7 +120,7 @@ impl Maintenance {
     async fn expire(&self) -> Result<bool, JournalError> {
         let expired = self.context.journal.expire(BATCH).await?;
         for job_id in &expired {
-            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job_id);
+            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job_id, None);
         }
         Ok((expired.len() as i64) < BATCH)
     }

@@ -5,6 +5,7 @@ pub mod customer_events;
 pub mod database;
 pub mod dispatcher;
 pub mod drain;
+pub mod fleet;
 pub mod heartbeat;
 pub mod maintenance;
 pub mod prober;

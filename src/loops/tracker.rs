@@ -17,6 +17,7 @@ use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
+use crate::metrics::METRICS;
 
 /// How many customers are read at once.
 const READS_MAX: u32 = 32;
@@ -215,13 +216,17 @@ fn log_reading(claim: &VerificationClaim, seen: Option<&CustomerStatus>, next: N
     let after_s = claim.since_acceptance.as_secs();
     match next {
         NextRead::Ended => {
+            METRICS.note_verification(status, claim.since_acceptance);
             let failure_reason = failure_reason.filter(|_| status == Some(FAILED));
             info!(status, failure_reason, after_s, "the verification ended");
         }
-        NextRead::GivenUp => warn!(
-            status = status.or(claim.status.as_deref()),
-            after_s, "the verification is no longer followed: VERIFICATION_GIVE_UP has passed"
-        ),
+        NextRead::GivenUp => {
+            METRICS.note_verification(None, claim.since_acceptance);
+            warn!(
+                status = status.or(claim.status.as_deref()),
+                after_s, "the verification is no longer followed: VERIFICATION_GIVE_UP has passed"
+            );
+        }
         NextRead::After { is_overdue: true, .. } if !claim.was_overdue => error!(
             status = status.or(claim.status.as_deref()),
             after_s, "the verification is overdue; ask the provider about this customer"

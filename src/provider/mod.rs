@@ -32,6 +32,7 @@ use crate::domain::read_back::{Asked, Reading, read_customer};
 use crate::domain::verdict::{
     Answer, Body, FailurePoint, HttpOutcome, NotSent, Verdict, classify, names_customer,
 };
+use crate::metrics::{Call, METRICS};
 use dollarpe::canonical_json::{Json, Profile};
 use dollarpe::signature::Signer;
 
@@ -153,7 +154,12 @@ impl Provider {
         Ok(is_other)
     }
 
-    /// The provider's clock less ours, in seconds, where its newest answer to an update tells that ours is
+    /// The provider's clock less ours, in seconds, as its newest answer to an update tells it at the least.
+    pub fn clock_skew(&self) -> Option<i64> {
+        self.skews.lock().newest().map(|skew| skew.least)
+    }
+
+    /// The same, where its newest answer to an update tells that ours is
     /// too far off to sign.
     pub fn intolerable_skew(&self) -> Option<i64> {
         intolerable(self.skews.lock().newest())
@@ -253,7 +259,9 @@ impl Provider {
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
         let at = SystemTime::now();
         let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
+        let asked_at = Instant::now();
         let outcome = self.get(url).await;
+        METRICS.note_exchange(Call::Read, &outcome, asked_at.elapsed(), None);
         let read = |skew| read_customer(&outcome, &Asked { customer_id, at, skew }, SystemTime::now());
         let skew = self.skews.lock().to_be_fresh();
         let reading = read(skew);
@@ -295,7 +303,9 @@ impl Provider {
     }
 
     async fn update_nobody(&self) -> HttpOutcome {
+        let asked_at = Instant::now();
         let outcome = self.outcome(self.update_probe(self.settings.profile)).await;
+        METRICS.note_exchange(Call::Probe, &outcome, asked_at.elapsed(), None);
         if let HttpOutcome::Answered(answer) = &outcome {
             self.learn_skew(answer);
         }

@@ -109,6 +109,29 @@ fn a_clock_set_back_between_two_reads_proves_nothing() {
     });
 }
 
+#[test]
+fn a_clock_set_forward_between_two_reads_confirms_nothing_too_soon() {
+    world(async |world| {
+        make_clock_settable(&world).await;
+        world.declare_topology().await;
+        // Applied after the first read, and before the one that is due to confirm it.
+        let fault = json!({ "apply": { "after_ms": 2500 }, "answer": crash() });
+        let job_id = world.publish_broken_job(fault).await;
+        let _worker = world.start_worker();
+        wait_until(
+            &world,
+            "a read that has to be confirmed",
+            "select exists (select from observation where conclusion = 'confirming')",
+        )
+        .await;
+        // The confirming read is due at once.
+        set_clock(&world, "select max(due_at) + interval '100 ms' from submission").await;
+        let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;
+        assert_eq!(world.count_updates(job_id).await, 1, "{job:?}");
+        assert_eq!(world.count_patches(job_id).await, 1, "{job:?}");
+    });
+}
+
 #[cfg(feature = "failpoints")]
 #[test]
 fn a_lease_that_a_clock_set_forward_ends_too_soon_spends_nothing_twice() {

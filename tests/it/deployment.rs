@@ -195,6 +195,15 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     variables.extend(lines.map(|line| line.split('=').next().expect("a name").to_owned()));
     assert!(variables.len() > 8, "{variables:?}");
     are_known(variables, &settings());
+    let port = file.lines().find_map(|line| line.strip_prefix("METRICS_LISTEN=0.0.0.0:"));
+    let port: u64 = port.expect("metrics are on").parse().expect("a port");
+    let mut probes = Vec::new();
+    manifests.iter().for_each(|manifest| all(manifest, "httpGet", &mut probes));
+    let paths: Vec<&str> = probes.iter().map(|probe| probe["path"].as_str().expect("a path")).collect();
+    assert_eq!(paths, ["/livez", "/readyz"]);
+    let mut ports = Vec::new();
+    manifests.iter().for_each(|manifest| all(manifest, "containerPort", &mut ports));
+    assert!(ports.iter().all(|found| found.as_u64() == Some(port)) && ports.len() == 1, "{ports:?}");
     let graces: Vec<u64> = graces.iter().map(|grace| grace.as_u64().expect("seconds")).collect();
     assert_eq!(graces.len(), 1);
     assert!(Duration::from_secs(graces[0]) >= default_of("SHUTDOWN_GRACE") + Duration::from_secs(5));

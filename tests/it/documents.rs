@@ -1,12 +1,15 @@
 //! What the documents tell of settings, messages and commands is what the worker takes,
 //! and prints. `make docs` writes it anew.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use clap::Arg;
 use kyc_worker::cli;
+use kyc_worker::metrics::{METRICS, Standing};
 use tempfile::TempDir;
 
 struct Setting {
@@ -107,6 +110,17 @@ fn hold(path: &str, expected: &str) {
     assert!(found == expected, "{path} is not what the settings are; `make docs` writes it anew");
 }
 
+/// The same for the part of a document that its marks enclose.
+fn hold_between(path: &str, part: &str, expected: &str) {
+    let begin = format!("<!-- {part}: written by `make docs` -->\n");
+    let end = format!("<!-- end of {part} -->");
+    let document =
+        fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).expect("the document");
+    let (before, rest) = document.split_once(&begin).expect("it marks the part");
+    let (_, after) = rest.split_once(&end).expect("it marks the part's end");
+    hold(path, &format!("{before}{begin}{expected}{end}{after}"));
+}
+
 #[test]
 fn the_env_example_has_every_setting() {
     hold(".env.example", &env_example(&settings()));
@@ -114,13 +128,44 @@ fn the_env_example_has_every_setting() {
 
 #[test]
 fn the_table_of_settings_has_every_setting() {
-    const BEGIN: &str = "<!-- settings: written by `make docs` -->\n";
-    const END: &str = "<!-- end of settings -->";
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md");
-    let document = fs::read_to_string(path).expect("the document is there");
-    let (before, rest) = document.split_once(BEGIN).expect("it marks its settings");
-    let (_, after) = rest.split_once(END).expect("it marks the settings' end");
-    hold("docs/settings.md", &format!("{before}{BEGIN}{}{END}{after}", table(&settings())));
+    hold_between("docs/settings.md", "settings", &table(&settings()));
+}
+
+/// A row for each metric: its name, its type, its labels with how many values each has, its meaning.
+fn table_of_metrics() -> String {
+    METRICS.take_fleet([].into_iter(), SystemTime::UNIX_EPOCH, Duration::ZERO);
+    let text = METRICS.encode(&Standing::default()).expect("a text");
+    let mut table = String::from("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, meaning) = line.split_once(' ').expect("a meaning");
+        let kind = text.split_once(&format!("# TYPE {name} ")).expect("a type").1;
+        let kind = kind.split_once('\n').expect("a line").0;
+        let shown = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        let of_metric = |line: &&str| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            ["{", "_total{", "_count{"].iter().any(|after| rest.starts_with(after))
+        };
+        let mut labels: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for series in text.lines().filter(of_metric) {
+            let (_, rest) = series.split_once('{').expect("labels");
+            let (inner, _) = rest.split_once("} ").expect("labels that end");
+            for label in inner.split(',') {
+                let (label, value) = label.split_once('=').expect("a value");
+                labels.entry(label).or_default().insert(value);
+            }
+        }
+        let labels: Vec<String> =
+            labels.iter().map(|(label, values)| format!("`{label}` ({})", values.len())).collect();
+        let meaning = meaning.trim_end_matches('.');
+        writeln!(table, "| `{shown}` | {kind} | {} | {meaning} |", labels.join(", "))
+            .expect("a string grows");
+    }
+    table
+}
+
+#[test]
+fn the_table_of_metrics_has_every_metric() {
+    hold_between("docs/metrics.md", "metrics", &table_of_metrics());
 }
 
 #[test]

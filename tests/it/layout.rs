@@ -8,15 +8,16 @@ use std::iter::Peekable;
 use std::path::Path;
 
 /// The rooms of src, the lowest floor first. A room may import itself and what is below its floor.
-const FLOORS: [&[&str]; 12] = [
+const FLOORS: [&[&str]; 13] = [
     &["domain"],
-    &["failpoint", "finding", "seal", "tls", "visible"],
+    &["failpoint", "finding", "metrics", "seal", "tls", "visible"],
     &["clock", "telemetry"],
     &["config"],
     &["instance"],
     &["broker", "journal", "provider"],
     &["control", "desk"],
     &["context"],
+    &["listener"],
     &["worker"],
     &["loops"],
     &["app"],

@@ -7,6 +7,7 @@ mod own_services;
 mod relay;
 
 mod acceptance;
+mod alerts;
 mod architecture;
 mod audit;
 mod backlog;
@@ -37,6 +38,7 @@ mod layout;
 mod lost_answers;
 mod malformed;
 mod many_jobs;
+mod metrics;
 mod migrating;
 mod misconfigured;
 mod model;

@@ -398,7 +398,7 @@ impl State {
         let status = if self.processing.is_some() { "PROCESSING" } else { "FAILED" }.to_owned();
         let evidence = Evidence {
             reading: Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None }),
-            end_to_read: Some(TICK * u32::from(since_end.saturating_sub(age))),
+            end_to_read: Age::agreed(TICK * u32::from(since_end.saturating_sub(age))),
             begin_to_answer: Age::agreed(TICK * u32::from(since_begin)),
             read_to_answer: TICK * u32::from(age),
             is_only_suspect,
@@ -412,6 +412,7 @@ impl State {
             window: TICK * u32::from(WINDOW),
             confirmations: protocol.confirmations,
             deadline: TICK * u32::from(AGE_MAX),
+            applied_within: TICK * 3,
             read_time_max: Duration::from_secs(11),
             unverified: UnverifiedMeans::Inconclusive,
         };

@@ -116,3 +116,33 @@ fn nothing_is_accepted_by_hand_that_was_never_sent() {
         assert!(world.say(&resolve("rejected")).await.contains("is rejected now"));
     });
 }
+
+#[test]
+fn all_that_wait_for_one_reason_are_settled_by_one_command() {
+    world(async |world| {
+        world
+            .tamper(
+                "insert into submission (
+                    job_id, customer_id, state, reason_code, received_at, requested_at, ended_at
+                )
+                select
+                    gen_random_uuid(), gen_random_uuid(), 'needs_review',
+                    case when n > 40 then 'last_update' else 'newer_fate_unknown' end, now(), now(), now()
+                from generate_series(1, 42) n",
+            )
+            .await;
+        let all =
+            ["resolve", "--reason", "newer_fate_unknown", "--as", "rejected", "--by", "a", "--note", "b"];
+        let said = world.say(&all).await;
+        assert!(said.ends_with("would settle 40. Nothing was done: add --yes\n"), "{said}");
+        assert_eq!(world.count("select count(*) from submission where state = 'needs_review'").await, 42);
+        let said = world.say(&[&all[..], &["--yes"]].concat()).await;
+        assert_eq!(said.matches("is rejected now").count(), 40, "{said}");
+        assert_eq!(
+            world.count("select count(*) from submission where reason_code = 'last_update'").await,
+            2,
+            "others stay"
+        );
+        assert_eq!(world.count("select count(*) from intervention where action = 'resolve'").await, 40);
+    });
+}

@@ -39,6 +39,8 @@ pub struct Slot {
     /// Fences out whoever held an older one.
     pub token: i64,
     pub attempt: i32,
+    /// When the job was received, by the clock of the replica that did.
+    pub received_at: OffsetDateTime,
     pub history: History,
     /// No later than that, by this machine's clock, the job was last refused as somebody who may not ask.
     pub refused: Option<Instant>,
@@ -124,6 +126,7 @@ impl TakenSlot {
             customer_id: self.customer_id,
             token: self.token,
             attempt: self.attempt,
+            received_at: self.received_at,
             history: History {
                 retries: self.retries.unsigned_abs(),
                 misconfigured: u32::try_from(self.misconfigured).unwrap_or(u32::MAX),
@@ -166,7 +169,18 @@ impl NewRow {
     pub(crate) fn slot(&self, t0: Moment, begun_at: OffsetDateTime) -> Slot {
         let Position { job_id, customer_id, token, head, .. } = self.position();
         let history = History::default();
-        Slot { job_id, customer_id, token, attempt: 1, history, refused: None, t0, begun_at, head }
+        Slot {
+            job_id,
+            customer_id,
+            token,
+            attempt: 1,
+            received_at: self.received_at,
+            history,
+            refused: None,
+            t0,
+            begun_at,
+            head,
+        }
     }
 
     pub(crate) fn candidate(&self) -> Candidate {

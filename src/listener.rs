@@ -1,0 +1,135 @@
+//! `GET /metrics`, `/livez` and `/readyz`, on a thread of its own: jobs never wait for whoever asks,
+//! and who asks waits for no job, no database and no broker.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::runtime::Builder;
+use tracing::{error, info};
+
+use crate::context::Context;
+use crate::control::intake::Severity;
+use crate::control::slots::JobSlots;
+use crate::metrics::{METRICS, Standing};
+
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is told of: nothing yet, while the worker starts.
+#[derive(Clone, Default)]
+pub struct Watched(Arc<OnceLock<(Arc<Context>, Arc<JobSlots>)>>);
+
+impl Watched {
+    /// From now on, tells of these.
+    pub fn watch(&self, context: Arc<Context>, slots: Arc<JobSlots>) {
+        let _is_set_once = self.0.set((context, slots));
+    }
+
+    /// Why the replica is not alive: a loop that stands still does not recover by itself. A database, a
+    /// broker or a provider that is away is no reason.
+    fn hang(&self) -> Option<String> {
+        let (context, _) = self.0.get()?;
+        context.liveness.standstill().map(|name| format!("the {name} stands still"))
+    }
+
+    /// Why the replica takes no jobs.
+    fn unreadiness(&self) -> Option<String> {
+        let Some((context, _)) = self.0.get() else { return Some("the worker starts".to_owned()) };
+        let mut why: Vec<String> = self.hang().into_iter().collect();
+        if context.stopping.is_cancelled() {
+            why.push("the worker stops".to_owned());
+        }
+        if !context.liveness.session.has_session() {
+            why.push("there is no session with the broker".to_owned());
+        }
+        let paused_for = context.intake.paused_for();
+        if !paused_for.is_empty() {
+            why.push(format!("the intake is paused for {}", paused_for.join(", ")));
+        }
+        (!why.is_empty()).then(|| why.join("; "))
+    }
+
+    fn standing(&self) -> Standing {
+        let Some((context, slots)) = self.0.get() else { return Standing::default() };
+        let pauses = context.intake.pauses().into_iter();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let turned_at = |ago: std::time::Duration| now.saturating_sub(ago).as_secs_f64();
+        Standing {
+            requests_in_flight: slots.requests_in_flight(),
+            requests_max: slots.requests_max(),
+            jobs_held: slots.jobs_held(),
+            paused_for: pauses
+                .map(|(reason, severity)| (reason.name(), severity == Severity::NeedsPerson))
+                .collect(),
+            breaker: context.breaker.state().name(),
+            has_session: context.liveness.session.has_session(),
+            connections: context.journal.connections(),
+            clock_skew: context.provider.clock_skew(),
+            turned_at: context.liveness.turned().map(|(name, ago)| (name, turned_at(ago))).to_vec(),
+        }
+    }
+}
+
+/// Listens at `address`, and answers from a thread of its own for as long as the process lives.
+///
+/// # Errors
+/// When the address cannot be listened at, or the system gives no thread.
+pub fn listen(address: SocketAddr, watched: Watched) -> anyhow::Result<()> {
+    let fault = || format!("METRICS_LISTEN: cannot listen at {address}; is it another process's?");
+    let socket = TcpListener::bind(address).with_context(fault)?;
+    socket.set_nonblocking(true).with_context(fault)?;
+    let address = socket.local_addr().with_context(fault)?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    thread::Builder::new().name("metrics".to_owned()).spawn(move || {
+        let serving = async {
+            let socket = tokio::net::TcpListener::from_std(socket)?;
+            axum::serve(socket, router(watched)).await
+        };
+        if let Err(error) = runtime.block_on(serving) {
+            error!(%error, "METRICS_LISTEN: nobody is answered any more; restart the worker");
+        }
+    })?;
+    info!(%address, "metrics and probes are answered");
+    Ok(())
+}
+
+fn router(watched: Watched) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .with_state(watched)
+}
+
+async fn metrics(State(watched): State<Watched>) -> impl IntoResponse {
+    match METRICS.encode(&watched.standing()) {
+        Ok(text) => (StatusCode::OK, [(CONTENT_TYPE, OPENMETRICS)], text),
+        Err(error) => {
+            let text = (CONTENT_TYPE, "text/plain; charset=utf-8");
+            (StatusCode::INTERNAL_SERVER_ERROR, [text], format!("{error}\n"))
+        }
+    }
+}
+
+async fn livez(State(watched): State<Watched>) -> impl IntoResponse {
+    told(watched.hang(), "alive")
+}
+
+async fn readyz(State(watched): State<Watched>) -> impl IntoResponse {
+    told(watched.unreadiness(), "ready")
+}
+
+fn told(fault: Option<String>, well: &str) -> (StatusCode, String) {
+    match fault {
+        None => (StatusCode::OK, format!("{well}\n")),
+        Some(fault) => (StatusCode::SERVICE_UNAVAILABLE, format!("{fault}\n")),
+    }
+}
