@@ -82,9 +82,11 @@ impl Batcher {
         let waiting = gather(move |batch| {
             let (handle, committer) = (handle.clone(), Arc::clone(&committer));
             async move {
-                let committed = handle.spawn(async move { committer.commit(batch).await });
-                // A panic dropped the replies.
-                let _panicked = committed.await;
+                // A panic drops the replies, as a failure does.
+                if let Ok(Some(committed)) = handle.spawn(async move { committer.commit(batch).await }).await
+                {
+                    committed.reply();
+                }
             }
         });
         Ok(Self { waiting, _thread: Thread(Some(runtime)) })
@@ -152,6 +154,33 @@ async fn gather_one<T>(gathered: &mut mpsc::Receiver<T>, batch: &mut Vec<T>) -> 
     !batch.is_empty()
 }
 
+/// A batch that was committed.
+struct Committed {
+    opens: Vec<(Arc<NewRow>, oneshot::Sender<Opened>)>,
+    closes: Vec<(Arc<Closing>, oneshot::Sender<()>)>,
+    written: Written,
+}
+
+impl Committed {
+    /// Sends the replies; on the thread that waits for them. From another, each would wake that thread,
+    /// and what follows from them, as their acks, would no longer go together.
+    fn reply(self) {
+        let (mut opened, closed) = self.written;
+        // Who stopped waiting has stopped altogether.
+        for (row, reply) in self.opens {
+            // Of two with one job_id, the first: the second goes alone.
+            if let Some(opened) = opened.remove(&row.job_id) {
+                let _nobody_waits = reply.send(opened);
+            }
+        }
+        for (closing, reply) in self.closes {
+            if closed.contains(&closing.key()) {
+                let _nobody_waits = reply.send(());
+            }
+        }
+    }
+}
+
 /// Commits batches.
 struct Committer {
     /// Not for its connections: it knows how to make one.
@@ -181,7 +210,7 @@ impl Committer {
 
     /// Commits a batch. If that fails, its replies are dropped and its changes made alone, so that what
     /// one of them cannot have harms no other.
-    async fn commit(&self, batch: Vec<Change>) {
+    async fn commit(&self, batch: Vec<Change>) -> Option<Committed> {
         let (mut opens, mut closes) = (Vec::new(), Vec::new());
         for change in batch {
             match change {
@@ -207,23 +236,12 @@ impl Committer {
         })
         .await;
         METRICS.note_batch(opens.len() + closes.len(), begun.elapsed(), written.is_ok());
-        let (mut opened, closed) = match written {
-            Ok(written) => written,
+        match written {
+            Ok(written) => Some(Committed { opens, closes, written }),
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
-                return debug!(error, "a batch was not written, its changes are made alone");
-            }
-        };
-        // Who stopped waiting has stopped altogether.
-        for (row, reply) in opens {
-            // Of two with one job_id, the first: the second goes alone.
-            if let Some(opened) = opened.remove(&row.job_id) {
-                let _nobody_waits = reply.send(opened);
-            }
-        }
-        for (closing, reply) in closes {
-            if closed.contains(&closing.key()) {
-                let _nobody_waits = reply.send(());
+                debug!(error, "a batch was not written, its changes are made alone");
+                None
             }
         }
     }
