@@ -1,5 +1,5 @@
--- What the fleet knows, read by one replica at a time for all. Whoever watches reads these few rows, and
--- counts nothing.
+-- What the fleet knows, read by one replica at a time for all. Metrics and dashboards read these few rows
+-- and count nothing.
 
 create table fleet_figure (
     figure text not null,

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env.
+# Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env. The tests
+# want promtool beside them, which it installs in the same way.
 #
 #   scripts/services.sh [demo|test]     for the one or the other; both by default
 #

@@ -4,7 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -61,7 +61,7 @@ impl Watched {
         let Some((context, slots)) = self.0.get() else { return Standing::default() };
         let pauses = context.intake.pauses().into_iter();
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let turned_at = |ago: std::time::Duration| now.saturating_sub(ago).as_secs_f64();
+        let turned_at = |ago: Duration| now.saturating_sub(ago).as_secs_f64();
         Standing {
             requests_in_flight: slots.requests_in_flight(),
             requests_max: slots.requests_max(),

@@ -114,7 +114,7 @@ impl Call {
     }
 }
 
-/// How a session with the broker ended, or that it did not come about.
+/// What became of a session with the broker, or of the try to open one.
 #[derive(Clone, Copy, Debug)]
 pub enum Session {
     Opened,
@@ -134,7 +134,16 @@ impl Session {
     }
 }
 
-/// What a replica's parts are at, read when they are asked for.
+/// Connections to the database.
+#[derive(Debug, Default)]
+pub struct Connections {
+    pub used: usize,
+    pub idle: usize,
+    /// How many there may be.
+    pub max: u32,
+}
+
+/// Where a replica's parts stand when they are asked.
 #[derive(Debug, Default)]
 pub struct Standing {
     pub requests_in_flight: usize,
@@ -144,7 +153,7 @@ pub struct Standing {
     pub paused_for: Vec<(&'static str, bool)>,
     pub breaker: &'static str,
     pub has_session: bool,
-    pub connections: (usize, usize, u32),
+    pub connections: Connections,
     pub clock_skew: Option<i64>,
     /// When each loop last turned, as Unix seconds.
     pub turned_at: Vec<(&'static str, f64)>,
@@ -154,21 +163,8 @@ pub struct Standing {
 const BREAKER_STATES: [&str; 6] = ["closed", "open", "half_open", "half_open_idle", "probing", "throttled"];
 pub const LOOPS: [&str; 4] = ["broker session", "dispatcher", "reconciler", "tracker"];
 const PAUSE_REASONS: [&str; 4] = ["provider", "database", "operator", "heartbeat"];
-const BREAKER_CAUSES: [&str; 13] = [
-    "failing",
-    "clock_skew",
-    "throttling",
-    "api_key_refused",
-    "unauthorized",
-    "forbidden",
-    "endpoint_not_found",
-    "redirected",
-    "signature_refused",
-    "timestamp_refused",
-    "undocumented_refusal",
-    "not_the_provider",
-    "unreadable_refusal",
-];
+/// What opens the breaker beside refusals.
+const BREAKER_CAUSES: [&str; 3] = ["failing", "clock_skew", "throttling"];
 /// What the fleet knows, by its name in the table: the label that its parts are, those parts, and its
 /// meaning.
 const FLEET: [(&str, &str, &[&str], &str); 10] = [
@@ -403,7 +399,7 @@ impl Metrics {
         for status in VERIFICATION_ENDS {
             touch(&self.verifications, [("status", status)]);
         }
-        for cause in BREAKER_CAUSES {
+        for cause in BREAKER_CAUSES.into_iter().chain(every_misconfiguration().map(Misconfiguration::code)) {
             touch(&self.breaker_opened, [("cause", cause)]);
         }
         for session in Session::ALL {
@@ -572,7 +568,7 @@ impl Metrics {
             set(&self.breaker, [("state", state)], flag(state == standing.breaker));
         }
         self.session.set(flag(standing.has_session));
-        let (used, idle, max) = standing.connections;
+        let Connections { used, idle, max } = standing.connections;
         set(&self.connections, [("state", "used")], float(used));
         set(&self.connections, [("state", "idle")], float(idle));
         self.connections_max.set(f64::from(max));
@@ -643,21 +639,8 @@ fn unix_seconds(at: SystemTime) -> f64 {
 }
 
 fn every_verdict() -> Vec<Verdict> {
-    use Misconfiguration as M;
     let rejected = every_rejection().map(Verdict::Rejected);
     let not_sent = [NotSent::Connect, NotSent::WindowClosed, NotSent::HeldBack, NotSent::Shutdown];
-    let refused = [
-        M::ApiKey,
-        M::Unauthorized,
-        M::Forbidden,
-        M::Endpoint,
-        M::Redirected,
-        M::Signature,
-        M::Timestamp,
-        M::Undocumented,
-        M::NotTheProvider,
-        M::UnreadableRefusal,
-    ];
     let unknown = [
         FailurePoint::TimedOut,
         FailurePoint::ConnectionLost,
@@ -670,9 +653,24 @@ fn every_verdict() -> Vec<Verdict> {
     let mut all = vec![Verdict::Accepted(Acceptance::default()), Verdict::Throttled { retry_after: None }];
     all.extend(rejected);
     all.extend(not_sent.map(Verdict::NotSent));
-    all.extend(refused.map(Verdict::Misconfigured));
+    all.extend(every_misconfiguration().map(Verdict::Misconfigured));
     all.extend(unknown.map(Verdict::Unknown));
     all
+}
+
+fn every_misconfiguration() -> [Misconfiguration; 10] {
+    [
+        Misconfiguration::ApiKey,
+        Misconfiguration::Unauthorized,
+        Misconfiguration::Forbidden,
+        Misconfiguration::Endpoint,
+        Misconfiguration::Redirected,
+        Misconfiguration::Signature,
+        Misconfiguration::Timestamp,
+        Misconfiguration::Undocumented,
+        Misconfiguration::NotTheProvider,
+        Misconfiguration::UnreadableRefusal,
+    ]
 }
 
 fn every_rejection() -> [Rejection; 4] {

@@ -168,8 +168,8 @@ async fn open(
 /// 5. Commit the result with that decision.
 ///
 /// `slot` is released once the provider has answered, and its clock agrees with ours: the next request
-/// is sent while this result is written. Only as many results may wait to be written as there are request slots: a database that
-/// takes new jobs and no results must not spend more than that.
+/// is sent while this result is written. Only as many results may wait to be written as there are
+/// request slots: a database that takes new jobs and no results must not spend more than that.
 ///
 /// A bug that panics on the way leaves this job's outcome unknown, and no other's.
 pub async fn submit(context: &Context, mut claim: Claim, request: &UpdateRequest, mut slot: JobSlot) {

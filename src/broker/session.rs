@@ -167,7 +167,8 @@ impl From<lapin::Error> for BrokenOff {
 }
 
 /// Whether the broker is there and refuses what a session needs, its vhost included, or has a queue
-/// that loses messages, so that waiting alone mends nothing. What ends a session that has all it needs is over with the next one.
+/// that loses messages, so that waiting alone mends nothing. What ends a session that has all it needs
+/// is over with the next one.
 fn needs_person(error: &anyhow::Error) -> bool {
     let no_vhost = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
     let is_refused =

@@ -427,7 +427,7 @@ pub struct WorkSettings {
     #[arg(long, env = "WORKER_NAME", value_name = "NAME")]
     pub worker_name: Option<String>,
 
-    /// Where GET /metrics, /livez and /readyz are answered, such as 0.0.0.0:9464 [default: nowhere]
+    /// Where GET /metrics, /livez and /readyz are answered, such as 0.0.0.0:9464; nowhere where it is not set
     #[arg(long, env = "METRICS_LISTEN", value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<SocketAddr>,
 }

@@ -146,6 +146,16 @@ impl State {
 }
 
 impl Cause {
+    /// The cause as a code.
+    fn code(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Misconfigured(cause) => cause.code(),
+            Self::ClockSkew(_) => "clock_skew",
+            Self::Throttling => "throttling",
+        }
+    }
+
     /// The verdicts that keep a job from being the probe while there is another. A resend that fails costs
     /// its job the only one it has; and what opened the breaker may be the job's own.
     pub fn unfit_for_probe(self) -> &'static [VerdictKind] {
@@ -179,18 +189,6 @@ fn judge(verdict: &Verdict) -> Judgement {
         Verdict::Throttled { .. }
         | Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => {
             Judgement::Nothing
-        }
-    }
-}
-
-impl Cause {
-    /// The cause as a code.
-    fn code(self) -> &'static str {
-        match self {
-            Self::Failing => "failing",
-            Self::Misconfigured(cause) => cause.code(),
-            Self::ClockSkew(_) => "clock_skew",
-            Self::Throttling => "throttling",
         }
     }
 }
@@ -254,7 +252,9 @@ impl Breaker {
             let after = state.after(event, self.failures_max);
             // While the state is held: steered later, a resumption could overtake another's pause.
             steer(after, &self.intake);
-            if let (State::Open(cause), false) = (after, matches!(*state, State::Open(_))) {
+            if let State::Open(cause) = after
+                && !matches!(state, State::Open(_))
+            {
                 METRICS.note_breaker_opened(cause.code());
             }
             std::mem::replace(state, after) != after

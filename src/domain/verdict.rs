@@ -287,8 +287,8 @@ impl fmt::Display for Misconfiguration {
 /// date; `not_applied_statuses` are those that the operator knows to mean "not applied".
 ///
 /// `Rejected` cannot be taken back, so it is never what is left over: it needs documented words,
-/// or a field of the request's body whose value is at fault. Nor is "nothing was applied": it needs a status that proves
-/// it. What proves neither is `Unknown`, and the customer is read.
+/// or a field of the request's body whose value is at fault. Nor is "nothing was applied": it needs a
+/// status that proves it. What proves neither is `Unknown`, and the customer is read.
 pub fn classify(
     outcome: &HttpOutcome,
     customer_id: Uuid,

@@ -40,7 +40,7 @@ pub struct Figures {
 impl Journal {
     /// Reads the figures anew where it is time for that and no other replica does. Returns whether it did.
     ///
-    /// One that dies over it leaves the turn to whoever comes after the interval. A failure leaves the
+    /// Where a replica dies over it, another takes the turn after the interval. A failure leaves the
     /// figures as they were, and their age tells of it.
     pub async fn refresh_figures(&self) -> Result<bool, JournalError> {
         let turn = sqlx::query!(

@@ -11,6 +11,7 @@ use crate::journal::floors::Floors;
 use crate::journal::pool::{lead_anew, pool_options, readers};
 use crate::journal::rows::Limits;
 use crate::journal::session::Session;
+use crate::metrics::Connections;
 use crate::seal::{Fingerprinter, Keyring};
 
 /// The journal of one worker.
@@ -61,14 +62,14 @@ impl Journal {
         })
     }
 
-    /// How many connections are in use, how many are idle, and how many there may be.
-    pub fn connections(&self) -> (usize, usize, u32) {
+    /// The connections of both pools.
+    pub fn connections(&self) -> Connections {
         let pools = [&self.pool, &self.reads];
         let idle: usize = pools.iter().map(|pool| pool.num_idle()).sum();
         let open: usize = pools.iter().map(|pool| pool.size() as usize).sum();
         let max = pools.iter().map(|pool| pool.options().get_max_connections()).sum();
         // The two are not counted at one instant.
-        (open.saturating_sub(idle), idle, max)
+        Connections { used: open.saturating_sub(idle), idle, max }
     }
 
     /// Leads new connections where the setting says by now.

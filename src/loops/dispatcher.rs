@@ -27,9 +27,9 @@ const ATTEMPTS_MAX: usize = 32;
 
 /// How long the half-open breaker waits for another job before a resend may be the probe, or a job that
 /// was refused itself: a resend that fails costs its job the only one it has, but where no other job
-/// comes nobody would ever know that the provider is back. Each resend that is spent so doubles the wait, until the
-/// breaker closes: an outage of a minute costs a few jobs their resend, one of a day some hundreds and
-/// not thousands.
+/// comes nobody would ever know that the provider is back. Each resend that is spent so doubles the
+/// wait, until the breaker closes: an outage of a minute costs a few jobs their resend, one of a day some
+/// hundreds and not thousands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct ProbeBackoff(Duration);
 

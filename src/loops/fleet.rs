@@ -14,16 +14,19 @@ use crate::metrics::METRICS;
 pub async fn follow(context: Arc<Context>) {
     let mut is_failing = false;
     loop {
-        match refresh(&context).await {
-            Ok(()) => is_failing = false,
-            Err(error) if error.is_outage() || std::mem::replace(&mut is_failing, true) => {
-                debug!(error = chain(&error), "the fleet's figures are not read");
+        let failure = refresh(&context).await.err();
+        match &failure {
+            None => {}
+            // An outage is everybody's, and whoever has a job to write down logs it.
+            Some(error) if is_failing || error.is_outage() => {
+                debug!(error = chain(error), "the fleet's figures are not read");
             }
-            Err(error) => warn!(
-                error = chain(&error),
+            Some(error) => warn!(
+                error = chain(error),
                 "the fleet's figures are not read, and metrics show old ones; all else goes on"
             ),
         }
+        is_failing = failure.is_some_and(|error| is_failing || !error.is_outage());
         let pause = READING_INTERVAL.mul_f64(rand::random_range(0.8..1.2));
         if context.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
             return;

@@ -159,8 +159,7 @@ impl Provider {
         self.skews.lock().newest().map(|skew| skew.least)
     }
 
-    /// The same, where its newest answer to an update tells that ours is
-    /// too far off to sign.
+    /// The same, where that tells that ours is too far off to sign.
     pub fn intolerable_skew(&self) -> Option<i64> {
         intolerable(self.skews.lock().newest())
     }

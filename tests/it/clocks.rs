@@ -19,6 +19,8 @@ const SETTABLE_CLOCK: [&str; 5] = [
 /// Longer than `READ_BACK_WINDOW`, scaled down.
 const WINDOW_IS_OVER: &str = "select transaction_timestamp() > max(begun_at) + interval '11 s' from attempt";
 
+const IS_CONFIRMING: &str = "select exists (select from observation where conclusion = 'confirming')";
+
 async fn change(world: &World, statement: &str) {
     sqlx::query(statement).execute(&world.pool).await.expect("the database does it");
 }
@@ -98,12 +100,7 @@ fn a_clock_set_back_between_two_reads_proves_nothing() {
         let fault = json!({ "apply": { "after_ms": 2500 }, "answer": crash() });
         let job_id = world.publish_broken_job(fault).await;
         let worker = world.start_worker();
-        wait_until(
-            &world,
-            "a read that has to be confirmed",
-            "select exists (select from observation where conclusion = 'confirming')",
-        )
-        .await;
+        wait_until(&world, "a read that has to be confirmed", IS_CONFIRMING).await;
         let confirmed = "select max(at) + interval '4 s' from observation";
         check_sent_once(&world, job_id, worker, confirmed).await;
     });
@@ -118,12 +115,7 @@ fn a_clock_set_forward_between_two_reads_confirms_nothing_too_soon() {
         let fault = json!({ "apply": { "after_ms": 2500 }, "answer": crash() });
         let job_id = world.publish_broken_job(fault).await;
         let _worker = world.start_worker();
-        wait_until(
-            &world,
-            "a read that has to be confirmed",
-            "select exists (select from observation where conclusion = 'confirming')",
-        )
-        .await;
+        wait_until(&world, "a read that has to be confirmed", IS_CONFIRMING).await;
         // The confirming read is due at once.
         set_clock(&world, "select max(due_at) + interval '100 ms' from submission").await;
         let job = world.wait_for_state(job_id, &["accepted", "needs_review"]).await;

@@ -4,11 +4,11 @@
 //!
 //! What is real here are the decisions: `decide`, `next`, `conclude`, and what `suspicion` says of the
 //! customer's updates, reads and budget. What is modelled are the journal's guarded
-//! writes, the provider, and time, which goes in ticks of 15 s: so a claim lasts two ticks, a request leaves only in the tick of its claim, a read
-//! is due one tick after an attempt's end and confirmed three later, nothing is applied later
-//! than three ticks after an attempt's end, and no verification ends within five. It always
-//! ends FAILED: that tells a read the least. A worker that holds something while time goes by
-//! has stalled. Crashes and stalls are limited; all else is exhaustive.
+//! writes, the provider, and time, which goes in ticks of 15 s: so a claim lasts two ticks, a request
+//! leaves only in the tick of its claim, a read is due one tick after an attempt's end and confirmed
+//! three later, nothing is applied later than three ticks after an attempt's end, and no verification
+//! ends within five. It always ends FAILED: that tells a read the least. A worker that holds something
+//! while time goes by has stalled. Crashes and stalls are limited; all else is exhaustive.
 
 use std::collections::HashSet;
 use std::time::Duration;

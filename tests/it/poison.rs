@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::harness::{
     JOBS, RawBroker, RawProperties, WorkerProcess, World, job_body, long_string, short_string, world,
 };
-use crate::own_services::own_rabbit;
+use crate::own_services::{OwnRabbit, own_rabbit};
 
 const DEAD_LETTERS: &str = "kyc.dead-letters";
 
@@ -350,15 +350,22 @@ async fn wait_to_take(world: &World, reader: &Mutex<RawBroker>) -> (Vec<u8>, Vec
     world.wait_for("a dead letter", async || reader.lock().await.take(DEAD_LETTERS).await).await
 }
 
+/// Has everything declared on a broker of the test's own. Returns its URL, and a client that can
+/// publish any bytes there.
+async fn prepare(world: &World, broker: &OwnRabbit) -> (String, RawBroker) {
+    let amqp_url = broker.url();
+    assert!(world.run(&["enqueue", "/dev/null"], &[("AMQP_URL", &amqp_url)]).await.status.success());
+    let amqp = RawBroker::connect(&amqp_url).await;
+    (amqp_url, amqp)
+}
+
 /// On a broker of the test's own: where the fault is, a node dead-letters nothing any more.
 #[test]
 fn headers_that_end_the_brokers_dead_lettering_are_never_rejected() {
     let broker = own_rabbit("");
     world(async |world| {
-        let amqp_url = broker.url();
+        let (amqp_url, mut amqp) = prepare(&world, &broker).await;
         let settings = [("AMQP_URL", amqp_url.as_str())];
-        assert!(world.run(&["enqueue", "/dev/null"], &settings).await.status.success());
-        let mut amqp = RawBroker::connect(&amqp_url).await;
         let mut bodies = Vec::new();
         let mut good = Vec::new();
         for (number, headers) in deadly_headers().iter().enumerate() {
@@ -411,10 +418,8 @@ fn headers_that_end_the_brokers_dead_lettering_are_never_rejected() {
 fn a_letter_that_the_broker_does_not_take_comes_again() {
     let broker = own_rabbit("");
     world(async |world| {
-        let amqp_url = broker.url();
+        let (amqp_url, mut amqp) = prepare(&world, &broker).await;
         let settings = [("AMQP_URL", amqp_url.as_str())];
-        assert!(world.run(&["enqueue", "/dev/null"], &settings).await.status.success());
-        let mut amqp = RawBroker::connect(&amqp_url).await;
         let odd = RawProperties::persistent().with_headers(&deadly_headers()[0]);
         amqp.publish(&odd, b"no job").await;
         let (job_id, _) = publish_with(&mut amqp, &RawProperties::persistent()).await;

@@ -15,8 +15,8 @@ use crate::domain::suspicion::{Customer, PastJob, PastRead, PastUpdate};
 /// elsewhere is not read. Most customers have no other job, and then nothing is read.
 ///
 /// Rows that change no decision are not read: attempts that spent nothing, jobs that ended without an
-/// update that may have been applied, what webhooks say, and of all that wait for a first attempt, which may be many, all but
-/// the newest.
+/// update that may have been applied, what webhooks say, and of all that wait for a first attempt, which
+/// may be many, all but the newest.
 pub(crate) async fn read_customers(
     tx: &mut PgConnection,
     asked: impl IntoIterator<Item = (Uuid, Option<Uuid>)>,
