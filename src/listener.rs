@@ -13,7 +13,12 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use tokio::runtime::Builder;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 use tracing::{error, info};
 
 use crate::context::Context;
@@ -22,6 +27,16 @@ use crate::control::slots::JobSlots;
 use crate::metrics::{METRICS, Standing};
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// As many connections are held at once. Further ones wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 32;
+
+/// A connection has one request and its answer, and ends by then: one that says nothing, or does not
+/// read its answer, must not keep a descriptor, nor others from their answer. A kubelet waits for longer.
+const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Between two tries to accept, where the process has no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What is told of: nothing yet, while the worker starts.
 #[derive(Clone, Default)]
@@ -91,7 +106,8 @@ pub fn listen(address: SocketAddr, watched: Watched) -> anyhow::Result<()> {
     thread::Builder::new().name("metrics".to_owned()).spawn(move || {
         let serving = async {
             let socket = tokio::net::TcpListener::from_std(socket)?;
-            axum::serve(socket, router(watched)).await
+            serve(socket, router(watched)).await;
+            std::io::Result::Ok(())
         };
         if let Err(error) = runtime.block_on(serving) {
             error!(%error, "METRICS_LISTEN: nobody is answered any more; restart the worker");
@@ -99,6 +115,26 @@ pub fn listen(address: SocketAddr, watched: Watched) -> anyhow::Result<()> {
     })?;
     info!(%address, "metrics and probes are answered");
     Ok(())
+}
+
+/// Answers one request a connection, on few connections at once and none for long.
+async fn serve(socket: tokio::net::TcpListener, router: Router) {
+    let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
+    http.http1().keep_alive(false);
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // The semaphore is never closed.
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+        let Ok((connection, _)) = socket.accept().await else {
+            sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let (http, service) = (http.clone(), TowerToHyperService::new(router.clone()));
+        tokio::spawn(async move {
+            let answering = http.serve_connection(TokioIo::new(connection), service);
+            let _ended_or_cut_off = timeout(CONNECTION_TIME_MAX, answering).await;
+            drop(permit);
+        });
+    }
 }
 
 fn router(watched: Watched) -> Router {

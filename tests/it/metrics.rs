@@ -1,9 +1,16 @@
 //! What `GET /metrics` says agrees with the provider and the tables; `/livez` and `/readyz` tell the
 //! truth while a part is away; and nothing that was entered is in any of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, world};
@@ -162,5 +169,51 @@ fn an_address_that_is_taken_ends_the_start_and_says_so() {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         assert!(said.contains(&format!("METRICS_LISTEN: cannot listen at {address}")), "{said}");
+    });
+}
+
+/// The connections that are accepted at an address of this machine, by their inodes. One that waits in
+/// the kernel's queue has none yet.
+fn accepted(address: SocketAddr) -> BTreeSet<String> {
+    let sockets = fs::read_to_string("/proc/net/tcp").expect("the kernel tells");
+    let port = format!(":{:04X}", address.port());
+    let lines = sockets.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let established = lines.filter(|fields| fields[1].ends_with(&port) && fields[3] == "01");
+    established.map(|fields| fields[9].to_owned()).filter(|inode| inode != "0").collect()
+}
+
+#[test]
+fn silent_connections_are_few_at_once_end_and_keep_nobody_waiting() {
+    world(async |world| {
+        let own = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let own_address = own.local_addr().expect("an address");
+        let _client = TcpStream::connect(own_address).await.expect("the kernel takes it");
+        let _held = own.accept().await.expect("a connection");
+        assert_eq!(accepted(own_address).len(), 1, "a connection that is held counts");
+
+        let worker = world.start_worker_with(&[LISTEN]);
+        let address = address(&world, &worker).await;
+        let mut silent = Vec::new();
+        for _ in 0..40 {
+            silent.push(TcpStream::connect(&address).await.expect("the kernel takes it"));
+        }
+        let address: SocketAddr = address.parse().expect("an address");
+        let mut all_end = pin!(async {
+            assert_eq!(
+                ask(&world, &address.to_string(), "/livez").await.0,
+                200,
+                "it is answered behind them"
+            );
+            for mut connection in silent {
+                let read = connection.read(&mut [0]).await;
+                assert!(!matches!(read, Ok(1..)), "nobody asked for {read:?}");
+            }
+        });
+        let mut held_max = 0;
+        while timeout(Duration::from_millis(20), &mut all_end).await.is_err() {
+            // The list is read in pieces: what is on two of them was held between the two.
+            held_max = held_max.max(accepted(address).intersection(&accepted(address)).count());
+        }
+        assert!(held_max <= 32, "{held_max} at once");
     });
 }
