@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, SystemTime};
 
-use kyc_worker::metrics::{METRICS, Standing};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::metrics;
 
 const TESTS: [&str; 2] = ["rules_test.yaml", "rules_slow_test.yaml"];
 
@@ -32,11 +32,21 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
-/// The rules that are alerts, each with the recordings that it needs.
-fn alerts() -> Vec<(Value, Vec<Value>)> {
+/// The alerts, and the recordings.
+fn rules() -> (Vec<Value>, Vec<Value>) {
     let groups = read("rules.yaml")["groups"].as_array().expect("groups").clone();
     let rules = groups.iter().flat_map(|group| group["rules"].as_array().expect("rules").clone());
-    let (alerts, recordings): (Vec<_>, Vec<_>) = rules.partition(|rule| rule["alert"].is_string());
+    rules.partition(|rule| rule["alert"].is_string())
+}
+
+/// The names that the rules record under.
+fn recorded() -> Vec<String> {
+    rules().1.iter().map(|rule| text(rule, "record").to_owned()).collect()
+}
+
+/// The rules that are alerts, each with the recordings that it needs.
+fn alerts() -> Vec<(Value, Vec<Value>)> {
+    let (alerts, recordings) = rules();
     let needed = |alert: &Value| match text(alert, "expr").contains("kyc:") {
         true => recordings.clone(),
         false => Vec::new(),
@@ -71,13 +81,7 @@ fn the_alerts_fire_when_they_should_and_only_then() {
 
 #[test]
 fn every_alert_names_metrics_and_a_section_of_the_runbook_that_are_there() {
-    METRICS.take_fleet([].into_iter(), SystemTime::UNIX_EPOCH, Duration::ZERO);
-    let metrics = METRICS.encode(&Standing::default()).expect("a text");
-    let known: BTreeSet<&str> = metrics
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE "))
-        .filter_map(|line| line.split(' ').next())
-        .collect();
+    let catalogue = metrics::catalogue();
     let runbook = fs::read_to_string(directory().join("../../docs/operations.md")).expect("the runbook");
     let sections: BTreeSet<String> = runbook
         .lines()
@@ -89,15 +93,7 @@ fn every_alert_names_metrics_and_a_section_of_the_runbook_that_are_there() {
     for (alert, recordings) in alerts() {
         let name = text(&alert, "alert");
         for rule in [&[alert.clone()][..], &recordings].concat() {
-            let expression = text(&rule, "expr");
-            let words = expression.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':');
-            for metric in words.filter(|word| word.starts_with("kyc_")) {
-                let family = ["_total", "_bucket", "_count", "_sum"]
-                    .into_iter()
-                    .find_map(|suffix| metric.strip_suffix(suffix))
-                    .unwrap_or(metric);
-                assert!(known.contains(family), "{name}: there is no {metric}");
-            }
+            metrics::check_names(name, text(&rule, "expr"), &catalogue, &recorded());
         }
         let url = text(&alert["annotations"], "runbook_url");
         let section = url.strip_prefix("docs/operations.md#").expect("a section of the runbook");

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use kyc_worker::metrics::{METRICS, Standing};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +17,73 @@ use uuid::Uuid;
 use crate::harness::{WorkerProcess, World, world};
 
 const LISTEN: (&str, &str) = ("METRICS_LISTEN", "127.0.0.1:0");
+
+/// Every series that a replica has, by the name of its samples: the values of each label.
+type Catalogue = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+pub(crate) fn catalogue() -> Catalogue {
+    METRICS.take_fleet([].into_iter(), SystemTime::UNIX_EPOCH, Duration::ZERO);
+    let text = METRICS.encode(&Standing::default()).expect("a text");
+    let mut catalogue = Catalogue::new();
+    for sample in text.lines().filter(|line| !line.starts_with('#')) {
+        let (name, labels) = match sample.split_once('{') {
+            Some((name, rest)) => (name, rest.split_once("} ").expect("labels that end").0),
+            None => (sample.split_once(' ').expect("a value").0, ""),
+        };
+        let known = catalogue.entry(name.to_owned()).or_default();
+        for label in labels.split(',').filter(|label| !label.is_empty()) {
+            let (label, value) = label.split_once('=').expect("a value");
+            known.entry(label.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
+        }
+    }
+    catalogue
+}
+
+/// The metrics of a PromQL expression that are ours, each with its matchers.
+fn selectors(expression: &str) -> Vec<(&str, &str)> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+    let (mut found, mut rest) = (Vec::new(), expression);
+    while let Some(begin) = rest.find(is_name) {
+        let (name, after) =
+            rest[begin..].split_at(rest[begin..].find(|c| !is_name(c)).unwrap_or(rest.len() - begin));
+        rest = after;
+        if !["kyc_", "kyc:", "process_"].iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let matchers = after.strip_prefix('{').and_then(|after| after.split_once('}'));
+        found.push((name, matchers.map_or("", |(matchers, _)| matchers)));
+        rest = matchers.map_or(after, |(_, after)| after);
+    }
+    found
+}
+
+/// Fails unless each metric, label and value that an expression names is there: in `catalogue`, or, of
+/// metrics, among the `recorded`.
+pub(crate) fn check_names(what: &str, expression: &str, catalogue: &Catalogue, recorded: &[String]) {
+    // Prometheus adds two.
+    let mut labels = BTreeSet::from(["instance", "job"]);
+    for (metric, matchers) in selectors(expression) {
+        if recorded.iter().any(|name| name == metric) {
+            continue;
+        }
+        let known = catalogue.get(metric).unwrap_or_else(|| panic!("{what}: there is no {metric}"));
+        labels.extend(known.keys().map(String::as_str));
+        for matcher in matchers.split(',').map(str::trim).filter(|matcher| !matcher.is_empty()) {
+            let (label, value) = matcher.split_once(['=', '!']).expect("a matcher");
+            let values = known.get(label).unwrap_or_else(|| panic!("{what}: {metric} has no label {label}"));
+            for value in value.trim_matches(['=', '~', '"']).split('|') {
+                assert!(values.contains(value), "{what}: {metric} has no {label} {value}");
+            }
+        }
+    }
+    for keyword in ["by (", "on (", "group_left ("] {
+        for list in expression.split(keyword).skip(1).filter_map(|rest| rest.split(')').next()) {
+            for label in list.split(", ") {
+                assert!(labels.contains(label), "{what}: nothing has a label {label}");
+            }
+        }
+    }
+}
 
 /// Where the worker listens, as its log says.
 async fn address(world: &World, worker: &WorkerProcess) -> String {
