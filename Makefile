@@ -47,7 +47,7 @@ sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
 check: ## Check format, lints, docs, .sqlx and dependencies
 	@scripts/check.sh
 
-docs: ## Write settings, schemas and figures into docs/ and .env.example anew
+docs: ## Write settings, schemas, figures and dashboards anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 	@UPDATE_DOCS=1 cargo test --locked --quiet --package kyc-lab --bin bench documents
 

@@ -40,7 +40,7 @@ fn rules() -> (Vec<Value>, Vec<Value>) {
 }
 
 /// The names that the rules record under.
-fn recorded() -> Vec<String> {
+pub(crate) fn recorded() -> Vec<String> {
     rules().1.iter().map(|rule| text(rule, "record").to_owned()).collect()
 }
 

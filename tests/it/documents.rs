@@ -1,5 +1,5 @@
 //! What the documents tell of settings, messages and commands is what the worker takes,
-//! and prints. `make docs` writes it anew.
+//! and prints; the dashboards are what their tables say. `make docs` writes it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,6 +11,8 @@ use clap::Arg;
 use kyc_worker::cli;
 use kyc_worker::metrics::{METRICS, Standing};
 use tempfile::TempDir;
+
+use crate::dashboards;
 
 struct Setting {
     variable: String,
@@ -107,7 +109,7 @@ fn hold(path: &str, expected: &str) {
         fs::write(&path, expected).expect("the document can be written");
     }
     let found = fs::read_to_string(&path).expect("the document is there");
-    assert!(found == expected, "{path} is not what the settings are; `make docs` writes it anew");
+    assert!(found == expected, "{path} is out of date; `make docs` writes it anew");
 }
 
 /// The same for the part of a document that its marks enclose.
@@ -166,6 +168,13 @@ fn table_of_metrics() -> String {
 #[test]
 fn the_table_of_metrics_has_every_metric() {
     hold_between("docs/metrics.md", "metrics", &table_of_metrics());
+}
+
+#[test]
+fn the_dashboards_are_what_their_tables_say() {
+    for dashboard in [dashboards::METRICS, dashboards::DATABASE] {
+        hold(&dashboard.path(), &dashboard.file());
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod clocks;
 mod commands;
 mod crashes;
 mod customer_events;
+mod dashboards;
 mod database_outages;
 mod database_sessions;
 mod dead_letters;

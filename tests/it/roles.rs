@@ -1,9 +1,10 @@
 //! Three roles: one makes the tables, one works, one looks; and history that nobody rewrites.
 
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
+use crate::dashboards;
 use crate::harness::{World, world, world_on};
 use crate::own_services::{Disk, own_postgres};
 
@@ -119,6 +120,8 @@ async fn check_worker_role(world: &World) {
     let forgotten: serde_json::Value = serde_json::from_slice(&forgotten.stdout).expect("JSON");
     assert_eq!(forgotten["jobs"], 1);
     assert!(!worker.log().contains("permission denied"), "{}", worker.log());
+    let figures = "select count(*) from fleet_figure where figure = 'replicas_working'";
+    world.wait_for("the fleet's figures", async || (world.count(figures).await == 1).then_some(())).await;
     worker.stop().await;
     assert_eq!(world.count("select count(*) from worker").await, 0);
 
@@ -158,6 +161,26 @@ async fn check_auditor_role(world: &World) {
         assert_eq!(refusal(&audit, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
     }
     assert_eq!(refusal(&audit, "select sealed_payload from submission").await, NO_PRIVILEGE);
+    check_dashboard(&audit).await;
+}
+
+/// Asks what the panels over the database ask, as the auditor.
+async fn check_dashboard(audit: &PgPool) {
+    let (job_id, customer_id) =
+        sqlx::query_as("select job_id, customer_id from job_overview where state = 'accepted' limit 1")
+            .fetch_one(audit)
+            .await
+            .expect("a job");
+    for (title, is_drawn, statement) in dashboards::statements(job_id, customer_id) {
+        let rows = sqlx::query(&statement).fetch_all(audit).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{title}: {error}: {statement}"));
+        let described = audit.describe(&statement).await.expect("columns");
+        let columns: Vec<&str> = described.columns().iter().map(|column| column.name()).collect();
+        assert!(columns.len() > 1, "{title}: {columns:?}");
+        assert!(!is_drawn || columns[0] == "time", "{title}: {columns:?}");
+        let may_be_empty = ["Jobs for a person", "Late jobs", "Updates that a person must find out about"];
+        assert!(!rows.is_empty() || may_be_empty.contains(&title), "{title} shows nothing: {statement}");
+    }
 }
 
 #[test]
