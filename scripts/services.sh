@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env. The tests
-# want promtool beside them, which it installs in the same way.
+# want promtool and prometheus beside them, which it installs in the same way.
 #
 #   scripts/services.sh [demo|test]     for the one or the other; both by default
 #
@@ -135,10 +135,10 @@ find_management() {
   enable it with: rabbitmq-plugins enable rabbitmq_management"
 }
 
-# The tests ask promtool whether the alerts fire when they should.
-find_promtool() {
-    command -v promtool >/dev/null && return
-    is_apt_root || fail "promtool is missing, which the tests of the alerts use; install it (Debian: apt-get install prometheus)"
+# The tests ask promtool whether the alerts fire when they should, and have prometheus watch two replicas.
+find_prometheus() {
+    command -v promtool >/dev/null && command -v prometheus >/dev/null && return
+    is_apt_root || fail "prometheus or promtool is missing, which the tests use; install them (Debian: apt-get install prometheus)"
     install prometheus
 }
 
@@ -161,7 +161,7 @@ main() {
         find_rabbitmq AMQP_URL "$(setting AMQP_URL)" && note AMQP_URL 5672
     fi
     if [[ $scope != demo ]]; then
-        find_promtool
+        find_prometheus
         find_postgres TEST_DATABASE_URL "$(setting TEST_DATABASE_URL)" && note TEST_DATABASE_URL 5432
         find_rabbitmq TEST_AMQP_URL "$(setting TEST_AMQP_URL)" && note TEST_AMQP_URL 5672
         find_management TEST_RABBITMQ_MANAGEMENT_URL "$(setting TEST_RABBITMQ_MANAGEMENT_URL)"

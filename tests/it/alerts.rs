@@ -62,6 +62,8 @@ fn text<'a>(rule: &'a Value, key: &str) -> &'a str {
 fn the_alerts_fire_when_they_should_and_only_then() {
     let checked = promtool(&directory(), &["check", "rules", "rules.yaml"]);
     assert!(checked.status.success(), "{}", said(&checked));
+    let checked = promtool(&directory(), &["check", "config", "prometheus.yaml"]);
+    assert!(checked.status.success(), "{}", said(&checked));
     let tested = promtool(&directory(), &[&["test", "rules"][..], &TESTS].concat());
     assert!(tested.status.success(), "{}", said(&tested));
     // Each has a case in which it fires, and one in which it does not.

@@ -43,6 +43,7 @@ mod metrics;
 mod migrating;
 mod misconfigured;
 mod model;
+mod monitoring;
 mod odd_machines;
 mod one_customer;
 mod outages;

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, world};
 
-const LISTEN: (&str, &str) = ("METRICS_LISTEN", "127.0.0.1:0");
+pub(crate) const LISTEN: (&str, &str) = ("METRICS_LISTEN", "127.0.0.1:0");
 
 /// Every series that a replica has, by the name of its samples: the values of each label.
 type Catalogue = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
@@ -86,7 +86,7 @@ pub(crate) fn check_names(what: &str, expression: &str, catalogue: &Catalogue, r
 }
 
 /// Where the worker listens, as its log says.
-async fn address(world: &World, worker: &WorkerProcess) -> String {
+pub(crate) async fn address(world: &World, worker: &WorkerProcess) -> String {
     let told = async || {
         let log = worker.log();
         let line = log.lines().find(|line| line.contains("metrics and probes are answered"))?;
