@@ -1,4 +1,4 @@
--- The three roles, to be made once by somebody who may create roles:
+-- The four roles, to be made once by somebody who may create roles:
 --
 --     psql "$ADMIN_DATABASE_URL" -f deploy/roles.sql
 --
@@ -8,6 +8,7 @@
 --     alter role kyc_deploy set role = 'kyc_migrator';    -- so that the group owns the tables
 --     create role kyc_app login password '…' in role kyc_worker;
 --     create role kyc_audit login password '…' in role kyc_auditor;
+--     create role kyc_scale login password '…' in role kyc_scaler;
 --
 -- What they may do is granted by `kyc-worker migrate`, each time it runs: the owner of the
 -- tables needs no right to create roles for that. docs/database.md tells what each may do.
@@ -16,7 +17,7 @@ do $$
 declare
     name text;
 begin
-    foreach name in array array['kyc_migrator', 'kyc_worker', 'kyc_auditor'] loop
+    foreach name in array array['kyc_migrator', 'kyc_worker', 'kyc_auditor', 'kyc_scaler'] loop
         if to_regrole(name) is null then
             execute format('create role %I nologin', name);
         end if;
@@ -25,5 +26,5 @@ end
 $$;
 
 -- The migrator makes the tables, and owns them.
-grant usage on schema public to kyc_migrator, kyc_worker, kyc_auditor;
+grant usage on schema public to kyc_migrator, kyc_worker, kyc_auditor, kyc_scaler;
 grant create on schema public to kyc_migrator;

@@ -43,5 +43,10 @@ begin
             fleet_reading
             to kyc_auditor;
     end if;
+
+    -- Counts alone, for what starts and stops replicas.
+    if to_regrole('kyc_scaler') is not null then
+        grant select on fleet_figure, fleet_reading to kyc_scaler;
+    end if;
 end
 $$;

@@ -23,12 +23,31 @@ fn yaml(name: &str) -> Vec<Value> {
     serde_saphyr::from_multiple(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
+const KUBERNETES: &str = "deploy/kubernetes";
+
 /// Every document of every file of deploy/kubernetes.
 fn manifests() -> Vec<Value> {
-    let files = fs::read_dir(path("deploy/kubernetes")).expect("the directory");
+    let files = fs::read_dir(path(KUBERNETES)).expect("the directory");
     let names = files.map(|file| file.expect("a file").file_name().into_string().expect("UTF-8"));
     let yamls = names.filter(|name| name.ends_with(".yaml"));
-    yamls.flat_map(|name| yaml(&format!("deploy/kubernetes/{name}"))).collect()
+    yamls.flat_map(|name| yaml(&format!("{KUBERNETES}/{name}"))).collect()
+}
+
+#[track_caller]
+fn of_kind<'a>(manifests: &'a [Value], kind: &str) -> &'a Value {
+    let mut found = manifests.iter().filter(|manifest| manifest["kind"] == kind);
+    let first = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    first
+}
+
+/// What KEDA asks the database for.
+pub(crate) fn query_of_scaler() -> String {
+    let manifests = manifests();
+    let triggers = &of_kind(&manifests, "ScaledObject")["spec"]["triggers"];
+    let trigger =
+        triggers.as_array().expect("triggers").iter().find(|trigger| trigger["type"] == "postgresql");
+    trigger.expect("one that asks the database")["metadata"]["query"].as_str().expect("a query").to_owned()
 }
 
 /// Every value under `key`, wherever it is.
@@ -182,8 +201,10 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
             }
         }
     }
+    let of_scaler = manifests.iter().filter(|manifest| manifest["kind"] == "TriggerAuthentication");
+    secrets.extend(of_scaler.map(|manifest| &manifest["spec"]["secretTargetRef"][0]["name"]));
     let secrets: BTreeSet<&str> = secrets.into_iter().map(|name| name.as_str().expect("a name")).collect();
-    assert_eq!(secrets.len(), 2, "the migration's is its own: {secrets:?}");
+    assert_eq!(secrets.len(), 3, "the migration's and the scaler's are their own: {secrets:?}");
     for secret in secrets {
         assert!(
             documents.contains(&format!("create secret generic {secret} ")),
@@ -208,15 +229,37 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     assert_eq!(graces.len(), 1);
     assert!(Duration::from_secs(graces[0]) >= default_of("SHUTDOWN_GRACE") + Duration::from_secs(5));
 
-    let kustomization = manifests.iter().find(|manifest| manifest["kind"] == "Kustomization").expect("one");
+    let kustomization = of_kind(&manifests, "Kustomization");
     for resource in texts(&kustomization["resources"]) {
-        assert!(path("deploy/kubernetes").join(&resource).exists(), "{resource}");
+        assert!(path(KUBERNETES).join(&resource).exists(), "{resource}");
     }
-    let queue = manifests.iter().find(|manifest| manifest["kind"] == "ScaledObject").expect("one");
-    assert_eq!(queue["spec"]["triggers"][0]["metadata"]["queueName"], crate::harness::JOBS);
-    assert_eq!(queue["spec"]["scaleTargetRef"]["name"], "kyc-worker");
     let tag = kustomization["images"][0]["newTag"].as_str().expect("a tag");
     assert_eq!(tag, env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn kubernetes_scales_by_the_queue_while_jobs_are_taken_and_lets_nodes_be_drained() {
+    let manifests = manifests();
+    let scaled = &of_kind(&manifests, "ScaledObject")["spec"];
+    let workers = of_kind(&manifests, "Deployment");
+    assert_eq!(scaled["scaleTargetRef"]["name"], workers["metadata"]["name"]);
+    assert!(workers["spec"]["replicas"].is_null(), "an apply would undo what KEDA has counted");
+    let triggers = scaled["triggers"].as_array().expect("triggers");
+    let names: Vec<&str> = triggers.iter().map(|trigger| trigger["name"].as_str().expect("a name")).collect();
+    let formula = scaled["advanced"]["scalingModifiers"]["formula"].as_str().expect("a formula");
+    let variables = formula.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    assert_eq!(variables.collect::<BTreeSet<_>>(), names.iter().copied().collect(), "{formula}");
+    assert_eq!(triggers[0]["metadata"]["queueName"], crate::harness::JOBS);
+    for trigger in triggers {
+        let is_its = |manifest: &&Value| {
+            manifest["kind"] == "TriggerAuthentication"
+                && manifest["metadata"]["name"] == trigger["authenticationRef"]["name"]
+        };
+        assert!(manifests.iter().any(|manifest| is_its(&manifest)), "{trigger}");
+    }
+    let budget = &of_kind(&manifests, "PodDisruptionBudget")["spec"];
+    assert_eq!(budget["unhealthyPodEvictionPolicy"], "AlwaysAllow", "no paused replica is ready");
+    assert_eq!(budget["selector"], workers["spec"]["selector"]);
 }
 
 #[test]

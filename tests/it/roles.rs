@@ -1,12 +1,12 @@
-//! Three roles: one makes the tables, one works, one looks; and history that nobody rewrites.
+//! Four roles: one makes the tables, one works, one looks, one counts; and history that nobody rewrites.
 
 use serde_json::json;
 use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
-use crate::dashboards;
 use crate::harness::{World, world, world_on};
 use crate::own_services::{Disk, own_postgres};
+use crate::{dashboards, deployment};
 
 const VIEWS: [&str; 5] =
     ["job_overview", "open_work", "customer_budget", "provider_errors_hourly", "reconciliation"];
@@ -42,7 +42,8 @@ fn each_role_may_do_its_work_and_nothing_else() {
         let logins = "create role deploy login in role kyc_migrator;
             alter role deploy set role = 'kyc_migrator';
             create role app login in role kyc_worker;
-            create role audit login in role kyc_auditor;";
+            create role audit login in role kyc_auditor;
+            create role scale login in role kyc_scaler;";
         for script in [roles, roles, logins] {
             sqlx::raw_sql(script).execute(&world.pool).await.expect("the roles are made, and made once");
         }
@@ -54,6 +55,7 @@ fn each_role_may_do_its_work_and_nothing_else() {
 
         check_worker_role(&world).await;
         check_auditor_role(&world).await;
+        check_scaler_role(&world).await;
         let deploy = log_in(&world, "deploy").await;
         assert_eq!(refusal(&deploy, "create role more").await, NO_PRIVILEGE);
         assert_eq!(refusal(&deploy, "delete from observation").await, APPEND_ONLY, "not even the owner");
@@ -181,6 +183,20 @@ async fn check_dashboard(audit: &PgPool) {
         let may_be_empty = ["Jobs for a person", "Late jobs", "Updates that a person must find out about"];
         assert!(!rows.is_empty() || may_be_empty.contains(&title), "{title} shows nothing: {statement}");
     }
+}
+
+/// Reads how many replicas work, and nothing that is about anybody.
+async fn check_scaler_role(world: &World) {
+    let scale = log_in(world, "scale").await;
+    let working: f64 = sqlx::query_scalar(&deployment::query_of_scaler())
+        .fetch_one(&scale)
+        .await
+        .expect("the figure that KEDA asks for");
+    assert!(working >= 0.0);
+    for table in VIEWS.into_iter().chain(["submission", "attempt", "worker"]) {
+        assert_eq!(refusal(&scale, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
+    }
+    assert_eq!(refusal(&scale, "update fleet_figure set value = 9").await, NO_PRIVILEGE);
 }
 
 #[test]
