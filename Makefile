@@ -47,7 +47,7 @@ sqlx: ## Describe the queries anew in .sqlx, after a change to SQL or migrations
 check: ## Check format, lints, docs, .sqlx and dependencies
 	@scripts/check.sh
 
-docs: ## Write settings, schemas, figures and dashboards anew
+docs: ## Write settings, schemas, figures, dashboards and Kubernetes' rules anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 	@UPDATE_DOCS=1 cargo test --locked --quiet --package kyc-lab --bin bench documents
 

@@ -22,10 +22,10 @@ fi
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.compose-spec compose.yaml
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 "$bin/check-jsonschema" --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
-# Kustomize's and KEDA's own kinds are in no schema of Kubernetes; a test reads those.
-for file in deploy/kubernetes/*.yaml; do
+# Kinds of kustomize, KEDA and Prometheus' operator are in no schema of Kubernetes; a test reads those.
+for file in deploy/kubernetes/*.yaml deploy/kubernetes/components/*/*.yaml; do
     case ${file##*/} in
-        kustomization.yaml | scaled-object.yaml) ;;
+        kustomization.yaml | scaled-object.yaml | pod-monitor.yaml | prometheus-rule.yaml) ;;
         *) "$bin/kubernetes-validate" --strict --quiet "$file" ;;
     esac
 done

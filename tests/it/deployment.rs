@@ -24,13 +24,19 @@ fn yaml(name: &str) -> Vec<Value> {
 }
 
 const KUBERNETES: &str = "deploy/kubernetes";
+const MONITORING: &str = "deploy/kubernetes/components/monitoring";
+const DASHBOARDS: &str = "deploy/monitoring/dashboards";
 
-/// Every document of every file of deploy/kubernetes.
-fn manifests() -> Vec<Value> {
-    let files = fs::read_dir(path(KUBERNETES)).expect("the directory");
-    let names = files.map(|file| file.expect("a file").file_name().into_string().expect("UTF-8"));
-    let yamls = names.filter(|name| name.ends_with(".yaml"));
-    yamls.flat_map(|name| yaml(&format!("{KUBERNETES}/{name}"))).collect()
+/// The files of a directory, by their names.
+fn files(directory: &str) -> Vec<String> {
+    let files = fs::read_dir(path(directory)).expect("the directory");
+    files.map(|file| file.expect("a file").file_name().into_string().expect("UTF-8")).collect()
+}
+
+/// Every document of every file of a directory.
+fn manifests(directory: &str) -> Vec<Value> {
+    let yamls = files(directory).into_iter().filter(|name| name.ends_with(".yaml"));
+    yamls.flat_map(|name| yaml(&format!("{directory}/{name}"))).collect()
 }
 
 #[track_caller]
@@ -43,7 +49,7 @@ fn of_kind<'a>(manifests: &'a [Value], kind: &str) -> &'a Value {
 
 /// What KEDA asks the database for.
 pub(crate) fn query_of_scaler() -> String {
-    let manifests = manifests();
+    let manifests = manifests(KUBERNETES);
     let triggers = &of_kind(&manifests, "ScaledObject")["spec"]["triggers"];
     let trigger =
         triggers.as_array().expect("triggers").iter().find(|trigger| trigger["type"] == "postgresql");
@@ -177,7 +183,7 @@ fn compose_names_variables_commands_and_secrets_that_exist() {
 #[test]
 fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     const SECRETS: &str = "/run/secrets/kyc-worker/";
-    let manifests = manifests();
+    let manifests = manifests(KUBERNETES);
     let documents = read("docs/deployment.md");
     let (mut variables, mut graces, mut secrets) = (Vec::new(), Vec::new(), Vec::new());
     for manifest in &manifests {
@@ -239,7 +245,7 @@ fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
 
 #[test]
 fn kubernetes_scales_by_the_queue_while_jobs_are_taken_and_lets_nodes_be_drained() {
-    let manifests = manifests();
+    let manifests = manifests(KUBERNETES);
     let scaled = &of_kind(&manifests, "ScaledObject")["spec"];
     let workers = of_kind(&manifests, "Deployment");
     assert_eq!(scaled["scaleTargetRef"]["name"], workers["metadata"]["name"]);
@@ -260,6 +266,32 @@ fn kubernetes_scales_by_the_queue_while_jobs_are_taken_and_lets_nodes_be_drained
     let budget = &of_kind(&manifests, "PodDisruptionBudget")["spec"];
     assert_eq!(budget["unhealthyPodEvictionPolicy"], "AlwaysAllow", "no paused replica is ready");
     assert_eq!(budget["selector"], workers["spec"]["selector"]);
+}
+
+#[test]
+fn kubernetes_monitoring_scrapes_the_workers_and_has_every_dashboard() {
+    let (base, component) = (manifests(KUBERNETES), manifests(MONITORING));
+    let workers = of_kind(&base, "Deployment");
+    let port = &workers["spec"]["template"]["spec"]["containers"][0]["ports"][0];
+    let monitor = &of_kind(&component, "PodMonitor")["spec"];
+    assert_eq!(monitor["selector"], workers["spec"]["selector"]);
+    assert_eq!(monitor["podMetricsEndpoints"][0]["port"], port["name"]);
+    let policy = &of_kind(&component, "NetworkPolicy")["spec"];
+    assert_eq!(policy["podSelector"], workers["spec"]["selector"]);
+    assert_eq!(policy["ingress"][0]["ports"][0]["port"], port["containerPort"]);
+    let rules = &of_kind(&component, "PrometheusRule")["spec"]["groups"];
+    assert_eq!(*rules, yaml("deploy/monitoring/rules.yaml")[0]["groups"]);
+    let resources = texts(&of_kind(&component, "Component")["resources"]);
+    for file in files(MONITORING).iter().filter(|file| *file != "kustomization.yaml") {
+        assert!(resources.contains(file), "{file} is no resource");
+    }
+    for resource in resources {
+        assert!(path(MONITORING).join(&resource).exists(), "{resource}");
+    }
+    let generated = &yaml(&format!("{DASHBOARDS}/kustomization.yaml"))[0]["configMapGenerator"][0]["files"];
+    let mut dashboards = files(DASHBOARDS);
+    dashboards.retain(|file| file != "kustomization.yaml");
+    assert_eq!(texts(generated).into_iter().collect::<BTreeSet<_>>(), dashboards.into_iter().collect());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What the documents tell of settings, messages and commands is what the worker takes,
-//! and prints; the dashboards are what their tables say. `make docs` writes it anew.
+//! and prints; what is deployed to watch it is what the tables and rules say. `make docs` writes it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -175,6 +175,31 @@ fn the_dashboards_are_what_their_tables_say() {
     for dashboard in [dashboards::METRICS, dashboards::DATABASE] {
         hold(&dashboard.path(), &dashboard.file());
     }
+}
+
+/// Prometheus takes no file of Kubernetes, and its operator none of Prometheus.
+#[test]
+fn kubernetes_has_the_rules_of_prometheus() {
+    let rules = format!("{}/deploy/monitoring/rules.yaml", env!("CARGO_MANIFEST_DIR"));
+    let rules = fs::read_to_string(rules).expect("the rules");
+    let (_, groups) = rules.split_once("\ngroups:\n").expect("groups");
+    let mut manifest = String::from(
+        "# The groups of deploy/monitoring/rules.yaml, written by `make docs`.\n\
+         # yamllint disable rule:line-length\n\
+         apiVersion: monitoring.coreos.com/v1\n\
+         kind: PrometheusRule\n\
+         metadata:\n  \
+           name: kyc-worker\n  \
+           labels:\n    \
+             app.kubernetes.io/name: kyc-worker\n\
+         spec:\n  \
+           groups:\n",
+    );
+    for line in groups.lines() {
+        let indent = if line.is_empty() { "" } else { "  " };
+        writeln!(manifest, "{indent}{line}").expect("a string grows");
+    }
+    hold("deploy/kubernetes/components/monitoring/prometheus-rule.yaml", &manifest);
 }
 
 #[test]
