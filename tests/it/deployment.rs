@@ -181,6 +181,44 @@ fn compose_names_variables_commands_and_secrets_that_exist() {
 }
 
 #[test]
+fn compose_mounts_files_that_exist_and_watches_its_own_workers() {
+    let compose = &yaml("compose.yaml")[0];
+    let services = compose["services"].as_object().expect("services");
+    let mounts: Vec<String> = services
+        .values()
+        .flat_map(|service| {
+            service["volumes"].as_array().map(|_| texts(&service["volumes"])).unwrap_or_default()
+        })
+        .collect();
+    let mut bound = 0;
+    for mount in &mounts {
+        let (from, _) = mount.split_once(':').expect("a source");
+        if let Some(file) = from.strip_prefix("./") {
+            assert!(path(file).exists(), "{file}");
+            bound += 1;
+        }
+    }
+    assert!(bound > 5, "{mounts:?}");
+    let command = texts(&services["prometheus"]["command"]);
+    assert!(command.contains(&"--enable-feature=exemplar-storage".to_owned()), "{command:?}");
+    let scraped = &yaml("deploy/monitoring/prometheus.yaml")[0]["scrape_configs"][0]["dns_sd_configs"][0];
+    let listens = services["worker"]["environment"]["METRICS_LISTEN"].as_str().expect("an address");
+    assert_eq!(listens, format!("0.0.0.0:{}", scraped["port"]));
+    assert!(texts(&scraped["names"]).iter().all(|name| services.contains_key(name)), "{scraped}");
+
+    // Grafana: its data sources are other services, and its dashboards are mounted where it looks.
+    let grafana = &yaml("deploy/monitoring/grafana.yaml")[0];
+    for source in grafana["datasources"].as_array().expect("data sources") {
+        let url = source["url"].as_str().expect("a URL").trim_start_matches("http://");
+        assert!(services.contains_key(url.split(':').next().expect("a host")), "{url}");
+    }
+    let shown = grafana["providers"][0]["options"]["path"].as_str().expect("a path");
+    assert!(mounts.contains(&format!("./{DASHBOARDS}:{shown}:ro")), "{mounts:?}");
+    let login = grafana["datasources"][1]["user"].as_str().expect("a login");
+    assert!(read("deploy/compose/auditor.sql").contains(&format!("create role {login} login")), "{login}");
+}
+
+#[test]
 fn kubernetes_names_variables_commands_secrets_and_files_that_exist() {
     const SECRETS: &str = "/run/secrets/kyc-worker/";
     let manifests = manifests(KUBERNETES);
