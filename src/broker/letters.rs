@@ -8,16 +8,18 @@ use std::mem;
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
+use lapin::protocol::AMQPErrorKind;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, sleep};
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::acks::Disposition;
+use super::answer::refusal;
 use super::connection::Broker;
 use super::filter::{Alteration, Alterations};
-use super::publisher::Publisher;
+use super::publisher::{NotTaken, Publisher};
 use super::x_death::with_reject;
 use crate::domain::message::Whole;
 
@@ -121,18 +123,23 @@ pub(super) async fn publish(
 ) {
     let mut publisher = None;
     while let Some((tag, letter)) = letters.recv().await {
-        let mut is_logged = false;
+        let mut logged = None;
         while let Err(error) = publish_one(broker, &mut publisher, &letter).await {
-            let text = format!("{error:#}");
-            if is_logged {
+            let (text, is_refused) = (format!("{error:#}"), is_refused(&error));
+            if logged >= Some(is_refused) {
                 debug!(error = text, "a dead letter is still not published");
-            } else {
+            } else if is_refused {
                 error!(
                     error = text,
-                    "a dead letter is not published, and its delivery stays unacked; the worker tries again. This user must be allowed to write DEAD_LETTER_EXCHANGE: docs/deployment.md, \"Least privilege\""
+                    "a dead letter is refused, and its delivery stays unacked until a person has fixed this; may this user write DEAD_LETTER_EXCHANGE? see docs/deployment.md, \"Least privilege\""
+                );
+            } else {
+                warn!(
+                    error = text,
+                    "a dead letter is not published yet, and its delivery stays unacked; the worker tries again"
                 );
             }
-            is_logged = true;
+            logged = logged.max(Some(is_refused));
             // What it still holds must not be sent beside the next try.
             close(&mut publisher).await;
             sleep(RETRY_DELAY).await;
@@ -161,6 +168,12 @@ async fn publish_one(
     let (exchange, key) = (&broker.settings.dead_letter_exchange, &broker.settings.dead_letter_queue);
     publisher.publish_again(exchange, key, properties.clone(), body).await?;
     Ok(())
+}
+
+/// Whether the broker is there and does not take the letter, so that waiting alone mends nothing.
+fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(NotTaken::Refused(_)))
+        || matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
 }
 
 async fn close(publisher: &mut Option<Publisher>) {
@@ -205,6 +218,22 @@ mod tests {
         assert_eq!((tag, &letter.body[..]), (1, &b"no job"[..]));
         assert!(rejected.try_recv().is_err() && letters.kept.is_empty());
         assert_eq!(divert(&mut letters, vec![(1, Ack)]), (false, vec![(1, Ack)]), "it is confirmed");
+    }
+
+    #[test]
+    fn a_refusal_is_a_persons_and_a_lost_connection_is_not() {
+        use lapin::protocol::{AMQPError, AMQPHardError, AMQPSoftError};
+        let said = |kind: AMQPErrorKind| {
+            let error =
+                lapin::Error::from(lapin::ErrorKind::ProtocolError(AMQPError::new(kind, "why".into())));
+            anyhow::Error::new(error).context("AMQP_URL: cannot open a channel to publish on")
+        };
+        let no_right = || said(AMQPSoftError::ACCESSREFUSED.into());
+        let stops = || said(AMQPHardError::CONNECTIONFORCED.into());
+        assert!(is_refused(&no_right()) && is_refused(&NotTaken::from(no_right()).into()));
+        assert!(is_refused(&NotTaken::Refused("no queue is bound".into()).into()));
+        assert!(!is_refused(&stops()) && !is_refused(&NotTaken::from(stops()).into()));
+        assert!(!is_refused(&anyhow::anyhow!("no answer within 10s")));
     }
 
     /// One large body is held at a time; those put off come again one by one, before there is room.

@@ -1,6 +1,8 @@
 //! One message, whatever its bytes, stops nothing: it is dead-lettered whole with a row, its
 //! neighbours are done once, and neither a session nor a process ends by it.
 
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use tokio::sync::Mutex;
@@ -438,5 +440,31 @@ fn a_letter_that_the_broker_does_not_take_comes_again() {
         let _worker = world.start_worker_with(&settings);
         world.wait_for("the letter", async || (listed().await == Some(1)).then_some(())).await;
         assert_eq!(count_rows(&world).await, 1);
+    });
+}
+
+/// A right is a person's to give. Until then the delivery waits, and the jobs behind it do not.
+#[test]
+fn a_letter_that_this_user_may_not_publish_is_an_error_once() {
+    world(async |world| {
+        world.declare_topology().await;
+        let all_but_letters = "^kyc(\\.d(ocument|ead).*)?$";
+        let amqp_url =
+            world.allow_user_to(json!({ "configure": ".*", "write": all_but_letters, "read": ".*" })).await;
+        let mut headers = FieldTable::default();
+        let made_up = vec![AMQPValue::LongString("a".into()), AMQPValue::LongString("b".into())];
+        headers.insert("x-death".into(), AMQPValue::FieldArray(made_up.into()));
+        let odd = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+        world.publish_with(odd, b"no job").await;
+        let worker = world.start_worker_with(&[("AMQP_URL", &amqp_url)]);
+        const REFUSED: &str = r#""level":"ERROR","message":"a dead letter is refused"#;
+        world.wait_for_log(&worker, REFUSED).await;
+        let jobs = world.publish_jobs(3).await;
+        world.wait_for_all_accepted(&jobs).await;
+        world.wait_for_log(&worker, "a dead letter is still not published").await;
+        world.allow_user(".*").await;
+        let letter = world.wait_for("the letter", async || world.take_dead_letter().await).await;
+        assert_eq!(letter, b"no job");
+        assert_eq!(worker.log().matches(REFUSED).count(), 1, "{}", worker.log());
     });
 }
