@@ -58,6 +58,17 @@ fn text<'a>(rule: &'a Value, key: &str) -> &'a str {
     rule[key].as_str().unwrap_or_else(|| panic!("{rule} has no {key}"))
 }
 
+/// The anchors of a document's headings.
+pub(crate) fn sections(document: &str) -> BTreeSet<String> {
+    document
+        .lines()
+        .filter(|line| line.starts_with("##"))
+        .map(|line| line.trim_start_matches('#').trim().to_lowercase())
+        .map(|title| title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect())
+        .map(|title: String| title.replace(' ', "-"))
+        .collect()
+}
+
 #[test]
 fn the_alerts_fire_when_they_should_and_only_then() {
     let checked = promtool(&directory(), &["check", "rules", "rules.yaml"]);
@@ -85,13 +96,7 @@ fn the_alerts_fire_when_they_should_and_only_then() {
 fn every_alert_names_metrics_and_a_section_of_the_runbook_that_are_there() {
     let catalogue = metrics::catalogue();
     let runbook = fs::read_to_string(directory().join("../../docs/operations.md")).expect("the runbook");
-    let sections: BTreeSet<String> = runbook
-        .lines()
-        .filter(|line| line.starts_with("##"))
-        .map(|line| line.trim_start_matches('#').trim().to_lowercase())
-        .map(|title| title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect())
-        .map(|title: String| title.replace(' ', "-"))
-        .collect();
+    let sections = sections(&runbook);
     for (alert, recordings) in alerts() {
         let name = text(&alert, "alert");
         for rule in [&[alert.clone()][..], &recordings].concat() {

@@ -11,6 +11,8 @@ use dollarpe_sandbox::Settings;
 use kyc_worker::cli;
 use serde_json::Value;
 
+use crate::alerts::sections;
+
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
@@ -421,11 +423,7 @@ fn every_link_between_documents_leads_somewhere() {
             assert!(target.exists(), "{name} links to {link}, which is not there");
             if !anchor.is_empty() {
                 let target = fs::read_to_string(&target).expect("a document");
-                let slug = |line: &str| {
-                    line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-").replace(',', "")
-                };
-                let has =
-                    target.lines().filter(|line| line.starts_with('#')).any(|line| slug(line) == anchor);
+                let has = sections(&target).contains(anchor);
                 assert!(has, "{name}: no heading {anchor} in {file}");
             }
         }

@@ -36,16 +36,22 @@ const JOURNAL: [&[&str]; 4] = [
 const KNOW_THE_DESK: [&str; 2] = ["desk", "cli"];
 
 /// The sources of src by their paths below it.
-type Sources = BTreeMap<String, String>;
+pub(crate) type Sources = BTreeMap<String, String>;
 
 #[test]
 fn no_import_of_src_runs_up_or_in_a_circle() {
-    let mut sources = Sources::new();
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    read(&src, &src, &mut sources);
+    let sources = sources();
     assert!(sources.len() > 50, "{} files are not all of src", sources.len());
     let faults = faults(&sources);
     assert!(faults.is_empty(), "{} imports are not allowed:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// Every source of src.
+pub(crate) fn sources() -> Sources {
+    let mut sources = Sources::new();
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    read(&src, &src, &mut sources);
+    sources
 }
 
 fn read(src: &Path, directory: &Path, sources: &mut Sources) {
@@ -98,7 +104,7 @@ fn faults(sources: &Sources) -> Vec<String> {
 }
 
 /// The module that a file holds; `lib.rs` holds the root.
-fn module_of(file: &str) -> Vec<String> {
+pub(crate) fn module_of(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs");
     let path = path.strip_suffix("mod").and_then(|path| path.strip_suffix('/')).unwrap_or(path);
     path.split('/').filter(|segment| *segment != "lib").map(str::to_owned).collect()
@@ -250,32 +256,31 @@ fn is_name(token: &str) -> bool {
 }
 
 /// The tokens without what is compiled for tests alone, and the names of the files that are.
-fn without_tests(tokens: &[String]) -> (Vec<String>, BTreeSet<String>) {
+pub(crate) fn without_tests<T: AsRef<str> + Clone>(tokens: &[T]) -> (Vec<T>, BTreeSet<String>) {
     let (mut kept, mut names) = (Vec::new(), BTreeSet::new());
+    let is_at = |at: usize, text: &str| tokens.get(at).is_some_and(|token| token.as_ref() == text);
     let mut at = 0;
     while at < tokens.len() {
-        let is_marked = tokens[at..].iter().take(7).eq(&["#", "[", "cfg", "(", "test", ")", "]"]);
-        if !is_marked {
+        let mark = ["#", "[", "cfg", "(", "test", ")", "]"];
+        if !mark.iter().enumerate().all(|(after, token)| is_at(at + after, token)) {
             kept.push(tokens[at].clone());
             at += 1;
             continue;
         }
-        at += 7;
-        if tokens.get(at).is_some_and(|token| token == "mod")
-            && tokens.get(at + 2).is_some_and(|token| token == ";")
-        {
-            names.insert(tokens[at + 1].clone());
+        at += mark.len();
+        if is_at(at, "mod") && is_at(at + 2, ";") {
+            names.insert(tokens[at + 1].as_ref().to_owned());
         }
         // To the end of the item: its semicolon, or the brace that closes it.
         let mut depth = 0_usize;
         while let Some(token) = tokens.get(at) {
             at += 1;
-            match token.as_str() {
+            match token.as_ref() {
                 "{" => depth += 1,
                 "}" => depth = depth.saturating_sub(1),
                 _ => {}
             }
-            if depth == 0 && matches!(token.as_str(), ";" | "}") {
+            if depth == 0 && matches!(token.as_ref(), ";" | "}") {
                 break;
             }
         }
@@ -285,7 +290,23 @@ fn without_tests(tokens: &[String]) -> (Vec<String>, BTreeSet<String>) {
 
 /// Names, `::` and single marks, without comments, strings and characters.
 fn tokens(source: &str) -> Vec<String> {
-    let mut tokens = Vec::new();
+    let is_token = |piece: &&str| !is_blank(piece) && !is_string(piece) && !piece.starts_with('\'');
+    pieces(source).into_iter().filter(is_token).map(str::to_owned).collect()
+}
+
+/// Whether a piece of a source is a comment or white space.
+pub(crate) fn is_blank(piece: &str) -> bool {
+    piece.starts_with("//") || piece.starts_with("/*") || piece.trim().is_empty()
+}
+
+/// Whether a piece of a source is a string.
+pub(crate) fn is_string(piece: &str) -> bool {
+    piece.starts_with('"') || raw_string(piece).is_some()
+}
+
+/// A source, cut into names, strings, characters, comments, `::` and single marks.
+pub(crate) fn pieces(source: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
     let mut rest = source;
     while let Some(first) = rest.chars().next() {
         let length = if rest.starts_with("//") {
@@ -299,21 +320,17 @@ fn tokens(source: &str) -> Vec<String> {
         } else if first == '\'' {
             character(rest)
         } else if is_name(rest) {
-            let length = rest.find(|next: char| !next.is_alphanumeric() && next != '_').unwrap_or(rest.len());
-            tokens.push(rest[..length].to_owned());
-            length
+            rest.find(|next: char| !next.is_alphanumeric() && next != '_').unwrap_or(rest.len())
         } else if rest.starts_with("::") {
-            tokens.push("::".to_owned());
             2
         } else {
-            if !first.is_whitespace() {
-                tokens.push(first.to_string());
-            }
             first.len_utf8()
         };
-        rest = &rest[length..];
+        let (piece, after) = rest.split_at(length);
+        pieces.push(piece);
+        rest = after;
     }
-    tokens
+    pieces
 }
 
 /// The length of the raw string that the text begins with.
