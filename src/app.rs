@@ -8,7 +8,7 @@ use futures_util::future::{OptionFuture, join_all};
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -37,6 +37,7 @@ use crate::loops::prober::Prober;
 use crate::loops::reconciler::Reconciler;
 use crate::loops::tracker::Tracker;
 use crate::provider::{Provider, ProviderSettings};
+use crate::traces::Traces;
 use crate::worker;
 use dollarpe::signature::Signer;
 
@@ -86,6 +87,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     );
     let slots = JobSlots::new(settings.work.concurrency as usize, settings.provider.send_window);
     watched.watch(Arc::clone(&context), Arc::clone(&slots));
+    let ending = Arc::clone(&context);
     let mut running = Running::start(&settings, &broker, &context, slots).await?;
     if mode.drain {
         tokio::spawn(stop_when_drained(broker, Arc::clone(&context), running.jobs.clone()));
@@ -93,6 +95,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let died = running.until(&stopping).await;
     stopping.cancel();
     running.stop(settings.work.shutdown_grace, &hurry).await;
+    let _panicked = spawn_blocking(move || ending.traces.shut_down()).await;
     match died {
         Some(task) => anyhow::bail!("the {task} task died; see the log for its panic"),
         None => Ok(()),
@@ -279,6 +282,8 @@ fn build(
     stopping: CancellationToken,
 ) -> anyhow::Result<Context> {
     let provider = provider_settings(settings, checked.base_url, checked.provider_ca);
+    let traces =
+        Traces::start(checked.otlp.as_ref(), &checked.worker_name, &settings.broker, &provider.base_url)?;
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
     let intake = Arc::new(Intake::default());
     Ok(Context {
@@ -300,6 +305,7 @@ fn build(
         rules: settings.jobs.rules(),
         intake,
         liveness: Liveness::default(),
+        traces,
         schedule: settings.work.retry_schedule(),
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),

@@ -9,19 +9,20 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::field::display;
 use tracing::{error, info, warn};
-use uuid::Uuid;
 
 use crate::control::breaker::Breaker;
 use crate::control::intake::{Intake, Reason, Severity};
 use crate::control::liveness::Liveness;
-use crate::domain::job::Rules;
+use crate::domain::job::{JobRef, Rules};
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::Timing;
 use crate::domain::retry::RetrySchedule;
 use crate::journal::{Journal, JournalError};
 use crate::metrics::METRICS;
 use crate::provider::Provider;
+use crate::traces::Traces;
 
 /// How long to wait before a write is tried again that the database did not do.
 pub(crate) const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -38,6 +39,7 @@ pub struct Context {
     /// Whether deliveries may be taken.
     pub intake: Arc<Intake>,
     pub liveness: Liveness,
+    pub traces: Traces,
     pub rules: Rules,
     pub schedule: RetrySchedule,
     /// When reads of customers prove something.
@@ -167,23 +169,23 @@ pub(crate) async fn unless_it_panics<T>(work: impl Future<Output = T>) -> Result
     })
 }
 
-/// Counts a submission that ended, with how long it took from its receipt where that is known.
-pub fn count_end(outcome: &Outcome, job_id: &Uuid, received_at: Option<OffsetDateTime>) {
-    let took = received_at.map(|at| OffsetDateTime::now_utc() - at);
+/// Counts a submission that ended, with how long it took from its receipt.
+pub fn count_end(outcome: &Outcome, job: &JobRef) {
     // By a clock that is behind the receiver's it took no time.
-    let took = took.map(|took| took.try_into().unwrap_or_default());
-    METRICS.note_end(outcome, *job_id, took);
+    let took = (OffsetDateTime::now_utc() - job.received_at).try_into().unwrap_or_default();
+    METRICS.note_end(outcome, job, took);
 }
 
 /// Logs how a submission ended, and counts it; an error where a person must act.
-pub fn log_outcome(outcome: &Outcome, job_id: &Uuid, received_at: Option<OffsetDateTime>) {
-    count_end(outcome, job_id, received_at);
+pub fn log_outcome(outcome: &Outcome, job: &JobRef) {
+    count_end(outcome, job);
+    let (job_id, trace_id) = (job.id, job.trace_id().map(display));
     let (name, reason_code) = (outcome.state().name(), outcome.reason_code());
     match outcome {
         Outcome::NeedsReview(_) => {
-            error!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason());
+            error!(%job_id, trace_id, outcome = name, reason_code, "submission ended: {}", outcome.reason());
         }
-        _ => info!(%job_id, outcome = name, reason_code, "submission ended: {}", outcome.reason()),
+        _ => info!(%job_id, trace_id, outcome = name, reason_code, "submission ended: {}", outcome.reason()),
     }
 }
 

@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod seal;
 pub mod telemetry;
 pub mod tls;
+mod traces;
 pub mod visible;
 
 /// The runtime that everything runs on: one thread. A replica's work is waiting and little else,

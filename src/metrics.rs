@@ -22,6 +22,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use uuid::Uuid;
 
+use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome, Review};
 use crate::domain::state::{ConclusionKind, State, VerdictKind};
 use crate::domain::verdict::{
@@ -36,7 +37,7 @@ type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Gauges<const N: usize> = Family<Labels<N>, FloatGauge>;
 type FloatGauge = Gauge<f64, AtomicU64>;
 type Fleet = Family<Vec<(&'static str, &'static str)>, FloatGauge>;
-type Exemplar = [(&'static str, String); 1];
+type Exemplar = Vec<(&'static str, String)>;
 type Exemplars<const N: usize> =
     Family<Labels<N>, HistogramWithExemplars<Exemplar>, fn() -> HistogramWithExemplars<Exemplar>>;
 
@@ -81,7 +82,7 @@ impl Receipt {
         Self::WorkerFailed,
     ];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Claimed => "claimed",
             Self::Scheduled => "scheduled",
@@ -195,6 +196,8 @@ const OPEN: [&str; 6] = [
 const REVIEWS: [&str; 4] = ["fate_unknown", "last_update", "newer_fate_unknown", "refused_only_for_this_job"];
 const EXCHANGE_OUTCOMES: [&str; 8] =
     ["2xx", "3xx", "4xx", "429", "5xx", "timed_out", "connection_lost", "not_sent"];
+const SPANS_MADE: &str = "made";
+const SPANS_EXPORTED: &str = "exported";
 const VERIFICATION_ENDS: [&str; 4] = ["verified", "failed", "given_up", "other"];
 
 /// What this process counts and measures.
@@ -233,6 +236,7 @@ pub struct Metrics {
     log_events: Counters<1>,
     lines_lost: Counter,
     panics: Counter,
+    spans: Counters<1>,
     fleet: Vec<Fleet>,
     fleet_read_at: FloatGauge,
     fleet_took: FloatGauge,
@@ -282,7 +286,7 @@ impl Metrics {
             job: add(
                 kyc,
                 "job_duration_seconds",
-                "From a job's receipt to its end by an attempt or a read, by the state that it ended in",
+                "From a job's receipt to its end, by the state that it ended in",
                 Family::new_with_constructor(|| HistogramWithExemplars::new(JOB.into_iter())),
             ),
             read_backs: family(kyc, "read_backs", "Reads of unknown outcomes, by what they concluded"),
@@ -361,6 +365,11 @@ impl Metrics {
             ),
             lines_lost: counter(kyc, "log_lines_lost", "Log lines that were lost, as nobody read stdout"),
             panics: counter(kyc, "panics", "Work that ended in a panic: a bug"),
+            spans: family(
+                kyc,
+                "spans",
+                "Spans of traces: made, and taken by the collector. What was made and neither taken nor waits (2,048 at most) is lost",
+            ),
             fleet: FLEET.map(|(name, _, _, help)| add(kyc, name, help, Fleet::default())).to_vec(),
             fleet_read_at: gauge(
                 kyc,
@@ -412,9 +421,20 @@ impl Metrics {
         for name in LOOPS {
             set(&self.turned, [("loop", name)], unix_seconds(SystemTime::now()));
         }
+        for result in [SPANS_MADE, SPANS_EXPORTED] {
+            touch(&self.spans, [("result", result)]);
+        }
         for level in ["error", "warn"] {
             touch(&self.log_events, [("level", level)]);
         }
+    }
+
+    pub fn note_spans_made(&self, count: usize) {
+        self.spans.get_or_create(&[("result", SPANS_MADE)]).inc_by(count as u64);
+    }
+
+    pub fn note_spans_exported(&self, count: usize) {
+        self.spans.get_or_create(&[("result", SPANS_EXPORTED)]).inc_by(count as u64);
     }
 
     /// A delivery's row is committed.
@@ -434,7 +454,7 @@ impl Metrics {
     }
 
     /// The provider was asked, and this came of it.
-    pub fn note_exchange(&self, call: Call, outcome: &HttpOutcome, took: Duration, job_id: Option<Uuid>) {
+    pub fn note_exchange(&self, call: Call, outcome: &HttpOutcome, took: Duration, job: Option<&JobRef>) {
         let name = match outcome {
             HttpOutcome::Answered(answer) => match answer.status {
                 429 => "429",
@@ -448,7 +468,7 @@ impl Metrics {
             HttpOutcome::NotSent(_) => "not_sent",
         };
         let is_odd = name != "2xx" || took >= SLOW;
-        let exemplar = job_id.filter(|_| is_odd).map(exemplar);
+        let exemplar = job.filter(|_| is_odd).map(exemplar);
         self.exchange.get_or_create(&[("call", call.name()), ("outcome", name)]).observe(
             took.as_secs_f64(),
             exemplar,
@@ -456,12 +476,11 @@ impl Metrics {
         );
     }
 
-    /// A job has ended, and the end is committed. `took` is since its receipt, where that is known.
-    pub fn note_end(&self, outcome: &Outcome, job_id: Uuid, took: Option<Duration>) {
+    /// A job has ended, and the end is committed. `took` is since its receipt.
+    pub fn note_end(&self, outcome: &Outcome, job: &JobRef, took: Duration) {
         self.ended.get_or_create(&end_of(outcome)).inc();
-        let Some(took) = took else { return };
         let is_odd = outcome.state() != State::Accepted || took >= SLOW;
-        let exemplar = is_odd.then(|| exemplar(job_id));
+        let exemplar = is_odd.then(|| exemplar(job));
         let state = [("state", outcome.state().name())];
         self.job.get_or_create(&state).observe(took.as_secs_f64(), exemplar, None);
     }
@@ -622,8 +641,9 @@ fn end_of(outcome: &Outcome) -> Labels<2> {
     [("state", outcome.state().name()), ("reason_code", outcome.reason_code().unwrap_or_default())]
 }
 
-fn exemplar(job_id: Uuid) -> Exemplar {
-    [("job_id", job_id.to_string())]
+fn exemplar(job: &JobRef) -> Exemplar {
+    let trace = job.trace_id().map(|id| ("trace_id", id.to_string()));
+    [("job_id", job.id.to_string())].into_iter().chain(trace).collect()
 }
 
 fn flag(is_so: bool) -> f64 {
@@ -719,6 +739,8 @@ impl Process {
 
 #[cfg(test)]
 mod tests {
+    use time::OffsetDateTime;
+
     use super::*;
 
     #[test]
@@ -727,19 +749,20 @@ mod tests {
         let before = metrics.encode(&Standing::default()).expect("a text");
         let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
         assert!((300..700).contains(&series(&before)), "{}", series(&before));
-        let job_id = Uuid::nil();
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().ok();
+        let job = JobRef { id: Uuid::nil(), received_at: OffsetDateTime::UNIX_EPOCH, trace };
         for verdict in every_verdict() {
             metrics.note_attempt(&verdict);
             metrics.note_late(verdict.kind(), true);
         }
         for outcome in every_outcome() {
-            metrics.note_end(&outcome, job_id, Some(SLOW));
+            metrics.note_end(&outcome, &job, SLOW);
         }
         for receipt in Receipt::ALL {
             metrics.note_delivery(receipt);
         }
         let lost = HttpOutcome::Lost(FailurePoint::TimedOut);
-        metrics.note_exchange(Call::Update, &lost, SLOW, Some(job_id));
+        metrics.note_exchange(Call::Update, &lost, SLOW, Some(&job));
         for status in [Some("VERIFIED"), Some("FAILED"), Some("a word of theirs"), None] {
             metrics.note_verification(status, SLOW);
         }
@@ -747,7 +770,8 @@ mod tests {
         metrics.take_fleet([("open_jobs", "of others", 1.0)].into_iter(), SystemTime::now(), SLOW);
         let after = metrics.encode(&Standing::default()).expect("a text");
         assert_eq!(series(&after), before, "nothing that happens makes a series");
-        assert!(after.contains(r#"# {job_id="00000000-0000-0000-0000-000000000000"}"#), "an exemplar");
+        let exemplar = r#"# {job_id="00000000-0000-0000-0000-000000000000",trace_id="0af7651916cd43dd8448eb211c80319c"}"#;
+        assert!(after.contains(exemplar), "{after}");
         assert!(!after.contains("a word of theirs"));
         assert!(after.ends_with("# EOF\n"));
     }

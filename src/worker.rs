@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::{Context, Panicked, chain, count_end, log_outcome, millis, unless_it_panics};
 use crate::control::breaker::Event;
 use crate::control::slots::JobSlot;
-use crate::domain::job::{Job, UpdateRequest};
+use crate::domain::job::{Job, JobRef, UpdateRequest};
 use crate::domain::message::Message;
 use crate::domain::outcome::{History, Next, Outcome, Review, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, conclude};
@@ -25,6 +25,7 @@ use crate::domain::verdict::{
 use crate::failpoint::{self, Point};
 use crate::journal::{Admission, AttemptResult, Claim, Opened, ReadClaim, Settled};
 use crate::metrics::{Call, METRICS, Receipt};
+use crate::traces::{Kind, Work};
 
 /// What a message came to. Its row is committed.
 #[allow(clippy::large_enum_variant, reason = "one for each delivery: a box would be an allocation")]
@@ -41,22 +42,30 @@ pub enum Received {
 /// ours to submit. The job keeps `slot` until the provider has answered.
 pub async fn handle(context: Arc<Context>, delivery: Delivery, slot: JobSlot) {
     let Delivery { message, acker } = delivery;
-    match receive(&context, &message).await {
+    let mut work = context.traces.begin(Kind::Delivery, message.trace());
+    match receive(&context, &message, &mut work).await {
         // The worker stops: the delivery goes back to its queue.
         None => {}
-        Some(Received::Ack) => acker.ack(),
-        Some(Received::DeadLetter) => acker.reject(),
+        Some(Received::Ack) => {
+            acker.ack();
+            context.traces.end(work);
+        }
+        Some(Received::DeadLetter) => {
+            acker.reject();
+            context.traces.end(work);
+        }
         Some(Received::Submit(claim, request)) => {
             acker.ack();
             let span = info_span!(
                 "job",
-                job_id = %claim.job_id,
+                job_id = %claim.job.id,
                 customer_id = %claim.customer_id,
                 correlation_id = message.correlation_id,
+                trace_id = claim.job.trace_id().map(display),
                 redelivered = message.is_redelivered
             );
             drop(message);
-            submit(&context, claim, &request, slot).instrument(span).await;
+            submit(&context, claim, &request, slot, work).instrument(span).await;
         }
     }
 }
@@ -71,35 +80,45 @@ pub async fn handle(context: Arc<Context>, delivery: Delivery, slot: JobSlot) {
 ///
 /// While the database is away this waits, and so holds back the intake. `None` when the
 /// worker stopped first.
-pub async fn receive(context: &Context, message: &Message) -> Option<Received> {
+pub async fn receive(context: &Context, message: &Message, work: &mut Work) -> Option<Received> {
     let received_at = OffsetDateTime::now_utc();
     if let Some(published_at) = message.published_at() {
         METRICS.note_publication(published_at);
     }
-    match unless_it_panics(receive_job(context, message, received_at)).await {
+    match unless_it_panics(receive_job(context, message, received_at, work)).await {
         Ok(received) => received,
         Err(Panicked) => {
-            error!("the worker failed on a delivery and dead-letters it; this is a bug, report it");
+            let trace_id = message.trace().map(|trace| display(trace.trace_id()));
+            error!(trace_id, "the worker failed on a delivery and dead-letters it; this is a bug, report it");
             Box::pin(context.persist(|| context.journal.record_worker_failed(message, received_at))).await?;
-            METRICS.note_delivery(Receipt::WorkerFailed);
+            note_receipt(work, Receipt::WorkerFailed);
             Some(Received::DeadLetter)
         }
     }
 }
 
-async fn receive_job(context: &Context, message: &Message, received_at: OffsetDateTime) -> Option<Received> {
+async fn receive_job(
+    context: &Context,
+    message: &Message,
+    received_at: OffsetDateTime,
+    work: &mut Work,
+) -> Option<Received> {
+    let trace_id = message.trace().map(|trace| display(trace.trace_id()));
     let job = match Job::parse(message, received_at, &context.rules) {
         Ok(job) => job,
         Err(invalid) => {
             let job_id = invalid.job_id.map(display);
-            warn!(job_id, faults = %invalid, "a delivery is no job; the worker dead-letters it");
+            warn!(job_id, trace_id, faults = %invalid, "a delivery is no job; the worker dead-letters it");
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &invalid)))
                 .await?;
-            METRICS.note_delivery(Receipt::Invalid);
+            note_receipt(work, Receipt::Invalid);
             return Some(Received::DeadLetter);
         }
     };
     failpoint::reach(Point::Parsed);
+    work.set("kyc.job_id", job.id.to_string());
+    work.set("messaging.message.id", job.id.to_string());
+    work.set_if_some("messaging.message.conversation_id", job.correlation_id.clone());
     let admission = if !context.breaker.is_closed() {
         Admission::Wait(WaitingFor::Provider)
     } else if context.intake.is_held() || job.is_expired(received_at) {
@@ -107,7 +126,9 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
     } else {
         Admission::Claim(Moment::now())
     };
+    let opening = SystemTime::now();
     let opened = open(context, &job, received_at, admission).await?;
+    work.step("open", opening);
     failpoint::reach(Point::Opened);
     let (receipt, received) = match opened {
         Opened::Claimed(claim) => (Receipt::Claimed, Received::Submit(claim, job.request)),
@@ -116,30 +137,38 @@ async fn receive_job(context: &Context, message: &Message, received_at: OffsetDa
             (Receipt::Scheduled, Received::Ack)
         }
         Opened::Ended(outcome) => {
-            log_outcome(&outcome, &job.id, Some(received_at));
+            log_outcome(&outcome, &JobRef { id: job.id, received_at, trace: job.trace });
             (Receipt::Ended, Received::Ack)
         }
         Opened::Known => {
-            debug!(job_id = %job.id, "the job is known already");
+            debug!(job_id = %job.id, trace_id, "the job is known already");
             (Receipt::Known, Received::Ack)
         }
         Opened::Refused => {
-            warn!(job_id = %job.id, "the database cannot hold a value of this job; the worker dead-letters it");
+            warn!(job_id = %job.id, trace_id, "the database cannot hold a value of this job; the worker dead-letters it");
             let refused = job.refused_by_the_database();
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &refused)))
                 .await?;
             (Receipt::Invalid, Received::DeadLetter)
         }
         Opened::Conflict => {
-            warn!(job_id = %job.id, "the job_id is another content's; the worker dead-letters the delivery");
+            warn!(job_id = %job.id, trace_id, "the job_id is another content's; the worker dead-letters the delivery");
             Box::pin(context.persist(|| context.journal.record_conflict(message, received_at, job.id)))
                 .await?;
             (Receipt::Conflict, Received::DeadLetter)
         }
     };
-    METRICS.note_delivery(receipt);
+    note_receipt(work, receipt);
     failpoint::reach(Point::Received);
     Some(received)
+}
+
+fn note_receipt(work: &mut Work, receipt: Receipt) {
+    METRICS.note_delivery(receipt);
+    work.set("kyc.receipt", receipt.name());
+    if matches!(receipt, Receipt::Invalid | Receipt::Conflict | Receipt::WorkerFailed) {
+        work.went_wrong();
+    }
 }
 
 /// Opens a job. A commit whose answer was lost may have claimed it: it is asked for until the
@@ -172,9 +201,15 @@ async fn open(
 /// request slots: a database that takes new jobs and no results must not spend more than that.
 ///
 /// A bug that panics on the way leaves this job's outcome unknown, and no other's.
-pub async fn submit(context: &Context, mut claim: Claim, request: &UpdateRequest, mut slot: JobSlot) {
+pub async fn submit(
+    context: &Context,
+    mut claim: Claim,
+    request: &UpdateRequest,
+    mut slot: JobSlot,
+    mut work: Work,
+) {
     let begun = Instant::now();
-    let attempted = unless_it_panics(attempt(context, &mut claim, request, &mut slot)).await;
+    let attempted = unless_it_panics(attempt(context, &mut claim, request, &mut slot, &mut work)).await;
     let result = attempted.unwrap_or_else(|Panicked| {
         error!("the worker failed in an attempt; this is a bug, report it");
         AttemptResult {
@@ -183,18 +218,20 @@ pub async fn submit(context: &Context, mut claim: Claim, request: &UpdateRequest
         }
     });
     // Before the slot is released: this result may open the breaker.
-    let next = decide(context, &claim, &result);
+    let next = decide(context, &claim, &result, &mut work);
     let _recording = context.recordings.acquire().await;
     let releasing = async move {
         let checked = unless_it_panics(check_clock(context)).await;
         drop(slot);
         checked
     };
-    let recording = unless_it_panics(record(context, &claim, result, next));
+    let recording = unless_it_panics(record(context, &claim, result, next, &mut work));
     let (checked, recorded) = tokio::join!(releasing, recording);
     if let Err(Panicked) = checked.and(recorded) {
         error!("the worker failed on an attempt's result; this is a bug, report it");
+        work.went_wrong();
     }
+    context.traces.end(work);
 }
 
 async fn attempt(
@@ -202,6 +239,7 @@ async fn attempt(
     claim: &mut Claim,
     request: &UpdateRequest,
     slot: &mut JobSlot,
+    work: &mut Work,
 ) -> AttemptResult {
     failpoint::reach(Point::Claimed);
     if let Err(cause) = acquire_request_slot(context, claim, slot).await {
@@ -210,14 +248,15 @@ async fn attempt(
     if let Some(apart) = context.baseline.filter(|_| claim.attempt == 1) {
         Box::pin(read_baseline(context, claim, apart)).await;
     }
-    let begun = Instant::now();
+    let (begun, begun_at) = (Instant::now(), SystemTime::now());
     let update = context.provider.sign(request, claim.t0);
     failpoint::reach(Point::Signed);
     let outcome = context.provider.update(claim.customer_id, update, claim.t0, &context.stopping).await;
     let took = begun.elapsed();
     slot.note_answer(took);
-    METRICS.note_exchange(Call::Update, &outcome, took, Some(claim.job_id));
+    METRICS.note_exchange(Call::Update, &outcome, took, Some(&claim.job));
     let verdict = classify(&outcome, claim.customer_id, &context.not_applied_statuses, SystemTime::now());
+    work.update(begun_at, &outcome, error_type(&verdict));
     failpoint::reach(Point::Answered);
     let (http_status, provider_message) = match &outcome {
         HttpOutcome::Answered(answer) if answer.status >= 400 => {
@@ -227,6 +266,12 @@ async fn attempt(
         HttpOutcome::NotSent(_) | HttpOutcome::Lost(_) => (None, None),
     };
     AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
+}
+
+/// What went wrong with an update, by its verdict.
+fn error_type(verdict: &Verdict) -> Option<&'static str> {
+    let is_accepted = matches!(verdict, Verdict::Accepted(_));
+    (!is_accepted).then(|| verdict.detail().unwrap_or(verdict.name()))
 }
 
 /// Waits for a request slot. If the intake was paused in the meantime, as by an outage, the request
@@ -261,11 +306,17 @@ async fn read_baseline(context: &Context, claim: &mut Claim, apart: Duration) {
 }
 
 /// Decides what follows an attempt's result; notes the result with the breaker and logs it.
-fn decide(context: &Context, claim: &Claim, result: &AttemptResult) -> Next {
+fn decide(context: &Context, claim: &Claim, result: &AttemptResult, work: &mut Work) -> Next {
     let others_are_taken = claim.refused.is_some_and(|refused| context.breaker.has_taken_since(refused));
     let history = History { others_are_taken, ..claim.history };
     METRICS.note_attempt(&result.verdict);
     note_verdict(context, claim, &result.verdict);
+    work.set("kyc.attempt", i64::from(claim.attempt));
+    work.set("kyc.verdict", result.verdict.name());
+    // What was tried before did not go well.
+    if error_type(&result.verdict).is_some() || claim.attempt > 1 {
+        work.went_wrong();
+    }
     let next = next(&result.verdict, history, &context.schedule, rand::random());
     let retry_in = match &next {
         Next::Wait(wait) => Some(wait.delay),
@@ -284,7 +335,8 @@ fn decide(context: &Context, claim: &Claim, result: &AttemptResult) -> Next {
     next
 }
 
-async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: Next) {
+async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: Next, work: &mut Work) {
+    let recording = SystemTime::now();
     let recorded = match &next {
         Next::End(outcome) => {
             context.persist_result(|| context.journal.settle(claim, &result, outcome)).await
@@ -292,17 +344,33 @@ async fn record(context: &Context, claim: &Claim, result: AttemptResult, next: N
         Next::Wait(wait) => context.persist_result(|| context.journal.schedule(claim, &result, wait)).await,
         Next::ReadBack => context.persist_result(|| context.journal.leave_unknown(claim, &result)).await,
     };
+    work.step(
+        match &next {
+            Next::End(_) => "settle",
+            Next::Wait(_) => "schedule",
+            Next::ReadBack => "leave unknown",
+        },
+        recording,
+    );
+    if let Next::End(outcome) = &next {
+        note_end(work, outcome);
+    }
     match (recorded, next) {
         (None, _) => Box::pin(record_late(context, claim, &result.verdict)).await,
         // The attempt's own line says it.
         (Some(()), Next::End(outcome @ Outcome::Accepted(_))) => {
-            count_end(&outcome, &claim.job_id, Some(claim.received_at));
+            count_end(&outcome, &claim.job);
             debug!("the acceptance is recorded");
         }
-        (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job_id, Some(claim.received_at)),
+        (Some(()), Next::End(outcome)) => log_outcome(&outcome, &claim.job),
         (Some(()), Next::Wait(_) | Next::ReadBack) => context.scheduled.notify_one(),
     }
     failpoint::reach(Point::Concluded);
+}
+
+fn note_end(work: &mut Work, outcome: &Outcome) {
+    work.set("kyc.state", outcome.state().name());
+    work.set_if_some("kyc.reason_code", outcome.reason_code());
 }
 
 fn note_verdict(context: &Context, claim: &Claim, verdict: &Verdict) {
@@ -360,7 +428,12 @@ pub async fn read_back(context: &Context, claim: ReadClaim) {
 
 async fn read(context: &Context, claim: ReadClaim) {
     failpoint::reach(Point::ReadClaimed);
+    let mut work = context.traces.begin(Kind::ReadBack, claim.job.trace);
+    // There is none where nothing went wrong.
+    work.went_wrong();
+    let asked_at = SystemTime::now();
     let reading = context.provider.customer(claim.customer_id).await;
+    work.read(asked_at, reading.error_code());
     let elapsed = claim.claimed_at.elapsed();
     let evidence = Evidence {
         end_to_read: claim.since_end,
@@ -378,7 +451,16 @@ async fn read(context: &Context, claim: ReadClaim) {
     failpoint::reach(Point::ReadAnswered);
     info!(attempt = claim.attempt, reading = ?evidence.reading, conclusion = conclusion.name(), "customer read back");
     let record = || context.journal.conclude_read(&claim, &evidence.reading, conclusion, &settled);
+    let recording = SystemTime::now();
     let recorded = context.persist_result(record).await;
+    work.step("conclude", recording);
+    work.set("kyc.job_id", claim.job.id.to_string());
+    work.set("kyc.attempt", i64::from(claim.attempt));
+    work.set("kyc.conclusion", conclusion.name());
+    if let Settled::Ended(outcome) = &settled {
+        note_end(&mut work, outcome);
+    }
+    context.traces.end(work);
     if recorded.is_some() {
         METRICS.note_read_back(conclusion.kind());
     }
@@ -386,7 +468,7 @@ async fn read(context: &Context, claim: ReadClaim) {
         (None, _) => {
             warn!(conclusion = conclusion.name(), "the claim was lost before the reading was recorded")
         }
-        (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job_id, Some(claim.received_at)),
+        (Some(()), Settled::Ended(outcome)) => log_outcome(&outcome, &claim.job),
         (Some(()), Settled::SendAgain | Settled::StillUnknown(_)) => context.scheduled.notify_one(),
     }
     failpoint::reach(Point::ReadConcluded);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::AMQPErrorKind;
-use lapin::types::ShortString;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
 use tokio::time::timeout;
 
@@ -14,6 +14,7 @@ use super::answer::{answer, close, refusal};
 use super::connection::Broker;
 use super::topology::Edge;
 use crate::config::BrokerSettings;
+use crate::domain::trace_context::TraceContext;
 
 /// From a message to its confirmation. Longer than any question takes: a broker with an alarm
 /// takes nothing until it is over, and what it does not take can be published again.
@@ -111,9 +112,16 @@ impl Publisher {
         body: &[u8],
     ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        // A trace of its own, which we keep no part of. One in 2^64 ids is none.
+        let trace = TraceContext::new(rand::random(), rand::random(), false);
+        let mut headers = FieldTable::default();
+        if let Some(trace) = trace {
+            headers.insert("traceparent".into(), AMQPValue::LongString(trace.to_string().into()));
+        }
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
+            .with_headers(headers)
             .with_message_id(short("message_id", message_id)?)
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;

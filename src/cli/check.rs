@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::terminal::say_in_colours;
 use crate::app;
 use crate::broker::Broker;
-use crate::config::{RunSettings, SettingFault, SettingSource};
+use crate::config::{LogSettings, RunSettings, SettingFault, SettingSource};
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
@@ -28,6 +28,9 @@ pub(super) struct CheckArgs {
     json: bool,
     #[command(flatten)]
     settings: RunSettings,
+    // Looked at when they are parsed.
+    #[command(flatten)]
+    log: LogSettings,
 }
 
 /// What was found, by what was looked at.

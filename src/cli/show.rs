@@ -99,6 +99,7 @@ fn print_story(story: &JobStory) {
         ("document", submission.document_type.clone()),
         ("number", number),
         ("correlation", submission.correlation_id.clone()),
+        ("trace", submission.trace_id.clone()),
         ("reason code", submission.reason_code.clone()),
         ("waiting for", submission.waiting_for.clone()),
         ("due", submission.due_at.map(time_text)),

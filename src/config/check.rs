@@ -1,17 +1,21 @@
 //! What the settings amount to: each checked alone, and those that must fit together.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use lapin::uri::AMQPScheme;
+use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderName, HeaderValue};
 use url::{Host, Url};
 
 use super::fault::SettingFault;
 use super::secret::{Secret, read_pem, read_secret};
 use super::settings::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings,
+    TraceSettings,
 };
 use super::urls::{check_database_url, parse_amqp_url};
 use crate::seal::{Fingerprinter, Keyring};
@@ -46,6 +50,19 @@ pub struct Checked {
     pub fingerprinter: Fingerprinter,
     /// This replica's name.
     pub worker_name: String,
+    /// Where traces go, if anywhere.
+    pub otlp: Option<Otlp>,
+}
+
+/// A collector of traces.
+pub struct Otlp {
+    pub traces_url: Url,
+    pub headers: HashMap<String, String>,
+    /// What the worker is called there, and what else is told of it.
+    pub service: String,
+    pub resource: Vec<(String, String)>,
+    /// Of what went well, how much is kept.
+    pub share: f64,
 }
 
 impl RunSettings {
@@ -69,6 +86,7 @@ impl RunSettings {
             faults.keep(self.provider.api_secret()),
             faults.keep(self.keys.keyring()),
             faults.keep(self.keys.fingerprint.fingerprinter()),
+            faults.keep(self.traces.otlp()),
         );
         match read {
             (
@@ -80,6 +98,7 @@ impl RunSettings {
                 Some(api_secret),
                 Some(keyring),
                 Some(fingerprinter),
+                Some(otlp),
             ) if faults.0.is_empty() => Ok(Checked {
                 database_url,
                 amqp_url,
@@ -89,6 +108,7 @@ impl RunSettings {
                 api_secret,
                 keyring,
                 fingerprinter,
+                otlp,
                 worker_name: self.work.worker_name.clone().unwrap_or_else(default_worker_name),
             }),
             _ => Err(faults.0),
@@ -99,9 +119,6 @@ impl RunSettings {
     fn check_durations(&self, faults: &mut Faults) {
         let Self { broker, provider, read_back, verification, keys, work, .. } = self;
         for (setting, duration) in [
-            ("REQUEST_TIMEOUT", provider.request_timeout),
-            ("READ_TIMEOUT", provider.read_timeout),
-            ("SEND_WINDOW", provider.send_window),
             ("READ_BACK_AFTER", read_back.read_back_after),
             ("READ_BACK_WINDOW", read_back.read_back_window),
             ("APPLIED_WITHIN", read_back.applied_within),
@@ -111,10 +128,22 @@ impl RunSettings {
             ("SCHEDULER_POLL", work.scheduler_poll),
             ("RETRY_DELAY_MIN", work.retry_delay_min),
             ("BREAKER_PROBE_INTERVAL", work.breaker_probe_interval),
-            ("DEAD_LETTER_TTL", broker.dead_letter_ttl),
         ] {
             faults.require(duration >= Duration::from_millis(1), setting, "must be at least 1ms");
         }
+        for (setting, duration) in [
+            ("REQUEST_TIMEOUT", provider.request_timeout),
+            ("READ_TIMEOUT", provider.read_timeout),
+            ("SEND_WINDOW", provider.send_window),
+        ] {
+            let reason = "must be at least 100ms, or no request could be sent or answered";
+            faults.require(duration >= Duration::from_millis(100), setting, reason);
+        }
+        faults.require(
+            broker.dead_letter_ttl >= HOUR,
+            "DEAD_LETTER_TTL",
+            "must be at least 1h, or a dead letter would be gone before anybody reads it",
+        );
         faults.require(
             verification.customer_event_age_max >= Duration::from_secs(1),
             "CUSTOMER_EVENT_AGE_MAX",
@@ -446,6 +475,67 @@ impl ProviderArgs {
         }
         Ok(url)
     }
+}
+
+impl TraceSettings {
+    /// Where traces go; nowhere where no collector is named.
+    ///
+    /// # Errors
+    /// When that is no URL, or a list of names and values is none.
+    pub fn otlp(&self) -> Result<Option<Otlp>, SettingFault> {
+        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
+        const RESOURCE: &str = "OTEL_RESOURCE_ATTRIBUTES";
+        let (given, file) = (&self.otel_exporter_otlp_headers, &self.otel_exporter_otlp_headers_file);
+        let headers = match (given, file) {
+            (None, None) => Vec::new(),
+            (given, file) => pairs(HEADERS, read_secret(HEADERS, given.as_ref(), file.as_ref())?.expose())?,
+        };
+        for (name, value) in &headers {
+            let is_header = HeaderName::try_from(name).is_ok() && HeaderValue::try_from(value).is_ok();
+            if !is_header {
+                return Err(SettingFault::new(HEADERS, "holds a name or a value that no header can have"));
+            }
+        }
+        let resource = pairs(RESOURCE, self.otel_resource_attributes.as_deref().unwrap_or_default())?;
+        let Some(endpoint) = &self.otel_exporter_otlp_endpoint else { return Ok(None) };
+        let fault = |reason: &str| SettingFault::new(ENDPOINT, reason);
+        let mut traces_url = Url::parse(endpoint)
+            .map_err(|error| fault(&format!("must be a URL, http://host:4318: {error}")))?;
+        if !matches!(traces_url.scheme(), "http" | "https") || traces_url.host().is_none() {
+            return Err(fault("must be http:// or https:// and a host; the worker speaks OTLP over HTTP"));
+        }
+        if !traces_url.username().is_empty()
+            || traces_url.password().is_some()
+            || traces_url.query().is_some()
+        {
+            return Err(fault(&format!("must have no user, password or query; {HEADERS} is for secrets")));
+        }
+        // As the standard has it: the path of the traces below that of the collector.
+        if let Ok(mut path) = traces_url.path_segments_mut() {
+            path.pop_if_empty().extend(["v1", "traces"]);
+        }
+        Ok(Some(Otlp {
+            traces_url,
+            headers: headers.into_iter().collect(),
+            service: self.otel_service_name.clone(),
+            resource,
+            share: self.otel_traces_sampler_arg,
+        }))
+    }
+}
+
+/// The names and values of a list, `name=value,…`, whose values are percent-encoded.
+fn pairs(setting: &str, list: &str) -> Result<Vec<(String, String)>, SettingFault> {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let pair = |entry: &str| {
+        let (name, value) = entry.split_once('=')?;
+        let value = percent_decode_str(value.trim()).decode_utf8().ok()?;
+        let name = name.trim();
+        (!name.is_empty()).then(|| (name.to_owned(), value.into_owned()))
+    };
+    let pairs: Option<Vec<_>> = entries.map(pair).collect();
+    pairs.ok_or_else(|| SettingFault::new(setting, "must be name=value, with commas between them"))
 }
 
 impl KeySettings {

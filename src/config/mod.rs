@@ -11,14 +11,15 @@ mod sources;
 mod tests;
 mod urls;
 
-pub use self::check::{BrokerCertificates, Checked, ClientIdentity, host_name};
+pub use self::check::{BrokerCertificates, Checked, ClientIdentity, Otlp, host_name};
 pub use self::command_line::{Parsed, parse_all};
 pub use self::fault::SettingFault;
 pub use self::secret::Secret;
 pub(crate) use self::settings::parse_duration;
 pub use self::settings::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, JobSettings, KeySettings, LogSettings,
-    ProviderArgs, ReadBackSettings, RunSettings, TopologyMode, VerificationSettings, WorkSettings,
+    ProviderArgs, ReadBackSettings, RunSettings, TopologyMode, TraceSettings, VerificationSettings,
+    WorkSettings,
 };
 pub use self::sources::{EnvFile, SettingSource, setting_sources};
 pub use self::urls::parse_amqp_url;

@@ -432,6 +432,41 @@ pub struct WorkSettings {
     pub metrics_listen: Option<SocketAddr>,
 }
 
+/// Where traces go, by the names that OpenTelemetry gives these settings.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Traces")]
+pub struct TraceSettings {
+    /// A collector of OTLP over HTTP, such as http://otel-collector:4318; no traces are exported where it is not set
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otel_exporter_otlp_endpoint: Option<String>,
+
+    /// Headers that the collector asks for, name=value,… with percent-encoded values (secret)
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS", value_name = "NAME=VALUE,…", hide_env_values = true)]
+    pub otel_exporter_otlp_headers: Option<Secret>,
+
+    /// A file that holds OTEL_EXPORTER_OTLP_HEADERS
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_HEADERS_FILE", value_name = "FILE")]
+    pub otel_exporter_otlp_headers_file: Option<PathBuf>,
+
+    /// What the worker is called in traces
+    #[arg(long, env = "OTEL_SERVICE_NAME", default_value = "kyc-worker", value_name = "NAME")]
+    pub otel_service_name: String,
+
+    /// What else is told of it, name=value,… with percent-encoded values
+    #[arg(long, env = "OTEL_RESOURCE_ATTRIBUTES", value_name = "NAME=VALUE,…")]
+    pub otel_resource_attributes: Option<String>,
+
+    /// How much of what went well is kept, 0 to 1; what went wrong, or is part of a trace that its publisher keeps, always is
+    #[arg(
+        long,
+        env = "OTEL_TRACES_SAMPLER_ARG",
+        default_value_t = 0.01,
+        value_parser = parse_share,
+        value_name = "SHARE"
+    )]
+    pub otel_traces_sampler_arg: f64,
+}
+
 /// Every setting of `kyc-worker run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunSettings {
@@ -459,6 +494,9 @@ pub struct RunSettings {
     /// How much at once, and when again.
     #[command(flatten)]
     pub work: WorkSettings,
+    /// Where traces go.
+    #[command(flatten)]
+    pub traces: TraceSettings,
 }
 
 /// Whether the worker declares its exchanges and queues or expects to find them.
@@ -547,6 +585,11 @@ fn parse_document_type(text: &str) -> Result<String, String> {
         true => Ok(name.to_owned()),
         false => Err("write types in capitals, digits and _, with commas between them".to_owned()),
     }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.trim().parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "write a share from 0 to 1, such as 0.01".to_owned())
 }
 
 /// One of a list of HTTP statuses.

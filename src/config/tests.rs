@@ -58,6 +58,20 @@ fn odd_texts_and_lists_are_read_as_meant_or_refused() {
         ("--dollarpe-base-url=https://h/v1?key=s3cr3t", Some("DOLLARPE_BASE_URL")),
         ("--database-url=postgres://h/d?sslmode=bogus", Some("DATABASE_URL")),
         ("--amqp-url=amqp://h?frame_max=abc", Some("AMQP_URL")),
+        ("--database-url=postgres://kyc:p%zz@h/d", Some("DATABASE_URL")),
+        ("--database-url=postgres://h", Some("DATABASE_URL")),
+        ("--database-url=postgres://h/?dbname=d", None),
+        ("--amqp-url=amqp://u@h", Some("AMQP_URL")),
+        ("--amqp-url=amqp://u:p%4@h", Some("AMQP_URL")),
+        ("--otel-exporter-otlp-endpoint=http://h:4318", None),
+        ("--otel-exporter-otlp-endpoint=h:4318", Some("OTEL_EXPORTER_OTLP_ENDPOINT")),
+        ("--otel-exporter-otlp-endpoint=grpc://h:4317", Some("OTEL_EXPORTER_OTLP_ENDPOINT")),
+        ("--otel-exporter-otlp-endpoint=http://u:p@h", Some("OTEL_EXPORTER_OTLP_ENDPOINT")),
+        ("--otel-exporter-otlp-headers=key=a%20b,other=c", None),
+        ("--otel-exporter-otlp-headers=key", Some("OTEL_EXPORTER_OTLP_HEADERS")),
+        ("--otel-exporter-otlp-headers=a key=b", Some("OTEL_EXPORTER_OTLP_HEADERS")),
+        ("--otel-resource-attributes=a", Some("OTEL_RESOURCE_ATTRIBUTES")),
+        ("--otel-traces-sampler-arg=1.5", Some("OTEL_TRACES_SAMPLER_ARG")),
         ("--amqp-ca-file=/etc/hosts", Some("AMQP_CA_FILE, AMQP_CERT_FILE, AMQP_KEY_FILE")),
         ("--topology=Declare", Some("TOPOLOGY")),
         ("--customer-events=yes", Some("CUSTOMER_EVENTS")),
@@ -278,13 +292,13 @@ const fn range(
 }
 
 /// The lowest and the highest values, and those just outside.
-const RANGES: [Range; 34] = [
+const RANGES: [Range; 36] = [
     range("METRICS_LISTEN", &["127.0.0.1:0", "[::1]:9464"], &["9464", "localhost", "0.0.0.0:65536"], &[]),
     range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
-    range("DEAD_LETTER_TTL", &["1ms", "90d"], &["0s", "90d 1ms", "3651d", "10000y"], &[]),
-    range("REQUEST_TIMEOUT", &["1ms", "20s"], &["0s", "20001ms", "10000y"], &[]),
-    range("READ_TIMEOUT", &["1ms", "14s"], &["0s", "14001ms"], &[]),
-    range("SEND_WINDOW", &["1ms", "10s"], &["0s", "10001ms"], &[]),
+    range("DEAD_LETTER_TTL", &["1h", "90d"], &["0s", "59m 59s", "90d 1ms", "3651d", "10000y"], &[]),
+    range("REQUEST_TIMEOUT", &["100ms", "20s"], &["0s", "99ms", "20001ms", "10000y"], &[]),
+    range("READ_TIMEOUT", &["100ms", "14s"], &["0s", "99ms", "14001ms"], &[]),
+    range("SEND_WINDOW", &["100ms", "10s"], &["0s", "99ms", "10001ms"], &[]),
     range(
         "NOT_APPLIED_STATUSES",
         &["408", "499", "501", "599"],
@@ -328,10 +342,21 @@ const RANGES: [Range; 34] = [
     range("SHUTDOWN_GRACE", &["2s", "1h"], &["0s", "1999ms", "1h 1ms"], &[]),
     range("READ_BACK_UNVERIFIED", &["inconclusive", "not-applied"], &["applied"], &[]),
     range("TOPOLOGY", &["declare", "verify"], &["delete"], &[]),
+    range("OTEL_TRACES_SAMPLER_ARG", &["0", "1"], &["-0.1", "1.1", "NaN", "all"], &[]),
+    range(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        &["http://h:4318", "https://h/base"],
+        &["h:4318", "grpc://h", "http://u:p@h", "http://h?k=v"],
+        &[],
+    ),
 ];
 
 /// What has no range: names, places, keys, switches.
-const WITHOUT_RANGE: [&str; 31] = [
+const WITHOUT_RANGE: [&str; 35] = [
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_HEADERS_FILE",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
     "DATABASE_URL",
     "DATABASE_URL_FILE",
     "AMQP_URL",

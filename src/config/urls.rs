@@ -57,6 +57,9 @@ pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
         }
         _ => {}
     }
+    if parsed.path().trim_matches('/').is_empty() && parameter(&["dbname"]).is_none() {
+        return Err(fault("names no database; write postgres://user:password@host:port/database".to_owned()));
+    }
     let mode = match parameter(&["sslmode", "ssl-mode"]) {
         None => PgSslMode::default(),
         Some((_, mode)) => mode.parse().map_err(|_| {
@@ -116,6 +119,11 @@ pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
     if parsed.host_str().unwrap_or_default().is_empty() {
         return Err(fault("names no host; write amqp://user:password@host:port/vhost".to_owned()));
     }
+    if !parsed.username().is_empty() && parsed.password().is_none() && parsed.query().is_none() {
+        return Err(fault(
+            "names a user without a password; write amqp://user:password@host:port/vhost".to_owned(),
+        ));
+    }
     let Ok(mut uri) = url.expose().parse::<AMQPUri>() else {
         let what = "holds a parameter or an escaped character that cannot be read";
         return Err(fault(format!("{what}; special characters are written %XX")));
@@ -144,13 +152,19 @@ pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
 
 fn parse(url: &Secret, schemes: &[&str]) -> Result<Url, String> {
     let parsed = Url::parse(url.expose()).ok().filter(|url| schemes.contains(&url.scheme()));
-    let parsed = parsed.filter(|url| !url.cannot_be_a_base());
+    let parsed = parsed.filter(|url| !url.cannot_be_a_base() && has_whole_escapes(url.as_str()));
     parsed.ok_or_else(|| {
         format!(
             "must be a URL that starts with {}://; special characters in a password are written %XX",
             schemes[0]
         )
     })
+}
+
+/// Whether each % begins an escaped character. What libraries take a lone one for is not what was meant.
+fn has_whole_escapes(text: &str) -> bool {
+    let is_escape = |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    text.split('%').skip(1).all(is_escape)
 }
 
 /// Every parameter is known, and given once.

@@ -61,6 +61,8 @@ pub struct SubmissionView {
     pub verification_status: Option<String>,
     pub failure_reason: Option<String>,
     pub correlation_id: Option<String>,
+    /// The trace that it was published in.
+    pub trace_id: Option<String>,
     pub has_payload: bool,
 }
 
@@ -191,7 +193,7 @@ pub(crate) async fn submission(
             job_id, customer_id, document_type, document_number_last4, state, waiting_for,
             reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
             expires_at, ended_at, provider_reference, evidence, verification_status, failure_reason,
-            correlation_id, sealed_payload is not null as "has_payload!"
+            correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
         from submission
         where job_id = $1"#,
         job_id,

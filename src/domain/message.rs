@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use dollarpe::canonical_json::Fault;
 
+use crate::domain::trace_context::TraceContext;
+
 /// One message, whole.
 #[derive(Clone, Default)]
 pub struct Message {
@@ -45,6 +47,11 @@ impl Message {
             self.timestamp_ms().and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         let since = by_the_broker.or_else(|| self.timestamp.map(Duration::from_secs))?;
         SystemTime::UNIX_EPOCH.checked_add(since)
+    }
+
+    /// The trace that it was published in, if its publisher names one.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.header("traceparent")?.parse().ok()
     }
 
     /// When the broker took the message, in milliseconds since 1970, where it says so: RabbitMQ

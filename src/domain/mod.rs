@@ -16,5 +16,6 @@ pub mod retry;
 pub mod schema;
 pub mod state;
 pub mod suspicion;
+pub mod trace_context;
 pub mod verdict;
 pub mod verification;

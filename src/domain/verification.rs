@@ -29,6 +29,13 @@ pub enum NextRead {
     },
 }
 
+impl NextRead {
+    /// Whether the verification takes longer than it should.
+    pub fn is_late(self) -> bool {
+        matches!(self, Self::GivenUp | Self::After { is_overdue: true, .. })
+    }
+}
+
 /// Past the deadline, reads are so many times further apart.
 const OVERDUE_SLOWNESS: u32 = 4;
 

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::job::UpdateRequest;
+use crate::domain::job::{JobRef, UpdateRequest};
 use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::precedence::Decision;
 use crate::domain::read_back::Conclusion;
@@ -32,12 +32,12 @@ pub enum NextAttempt {
     /// It is claimed, its next attempt begun.
     Claimed(Box<ClaimedJob>),
     /// It made way for another of its customer; it ended if it says so.
-    YieldedSlot(Uuid, Option<Outcome>),
+    YieldedSlot(JobRef, Option<Outcome>),
     /// No key opens its payload: it waits for one, and no attempt was begun.
-    Unreadable(Uuid, OpenError),
+    Unreadable(JobRef, OpenError),
     /// The database refuses what is written of it. It is tried again after a while, so that it is in
     /// nobody's way.
-    Refused(Uuid, JournalError),
+    Refused(JobRef, JournalError),
 }
 
 /// How long a job is left alone of which the database refuses what is to be written.
@@ -78,9 +78,9 @@ impl Journal {
             Err(error) if error.is_of_a_job() => match taken[..] {
                 // The others do not wait for the one that the database refuses: each goes alone.
                 [_, _, ..] => Box::pin(self.next_attempts(t0, probe, 1)).await,
-                [job_id] => {
-                    self.leave_alone(job_id).await?;
-                    Ok(Some(vec![NextAttempt::Refused(job_id, error)]))
+                [job] => {
+                    self.leave_alone(job.id).await?;
+                    Ok(Some(vec![NextAttempt::Refused(job, error)]))
                 }
                 [] => Err(error),
             },
@@ -94,7 +94,7 @@ impl Journal {
         t0: Moment,
         probe: Option<Probe>,
         limit: usize,
-        taken: &mut Vec<Uuid>,
+        taken: &mut Vec<JobRef>,
     ) -> Result<Vec<NextAttempt>, JournalError> {
         run_tx("next_attempts", &self.pool, async |tx| {
             let unfit = match probe {
@@ -103,7 +103,7 @@ impl Journal {
             };
             let due_from = self.floors.due.bound();
             let slots = take_slots(tx, &self.worker, &self.limits, unfit, limit, due_from).await?;
-            taken.extend(slots.iter().map(|slot| slot.job_id));
+            taken.extend(slots.iter().map(TakenSlot::job));
             self.next_attempts_in(tx, t0, probe, slots).await
         })
         .await
@@ -136,7 +136,7 @@ impl Journal {
         let begun = bounded(name, find_begun(&self.pool, &self.worker, t0, probe.is_some())).await?;
         // It was opened before the attempt began.
         let opened = begun.into_iter().map(|Begun { claim, sealed, correlation_id }| {
-            let request = self.open_payload(claim.job_id, &sealed);
+            let request = self.open_payload(claim.job.id, &sealed);
             let request = request.map_err(|error| sqlx::Error::Decode(Box::new(error)));
             let request = request.map_err(|source| JournalError::Database { name, source })?;
             Ok(ClaimedJob { claim, request, correlation_id })
@@ -159,7 +159,7 @@ impl Journal {
                 _ if slot.is_expired => {
                     let outcome = Outcome::Exhausted(Exhaustion::Expired);
                     candidate.end(tx, &outcome).await?;
-                    next.push(NextAttempt::YieldedSlot(slot.job_id, Some(outcome)));
+                    next.push(NextAttempt::YieldedSlot(slot.job(), Some(outcome)));
                 }
                 Decision::Go => match self.open_payload(slot.job_id, &slot.sealed) {
                     Ok(request) => {
@@ -168,7 +168,7 @@ impl Journal {
                     }
                     Err(error) => {
                         candidate.wait_for_key(tx, slot.key_wait()).await?;
-                        next.push(NextAttempt::Unreadable(slot.job_id, error));
+                        next.push(NextAttempt::Unreadable(slot.job(), error));
                     }
                 },
                 decision => {
@@ -178,12 +178,11 @@ impl Journal {
                     };
                     if let Decision::Superseded { by } = decision {
                         let older = candidate.supersede_older(tx, by).await?;
-                        let ended =
-                            |job_id| NextAttempt::YieldedSlot(job_id, Some(Outcome::Superseded { by }));
+                        let ended = |job| NextAttempt::YieldedSlot(job, Some(Outcome::Superseded { by }));
                         next.extend(older.into_iter().map(ended));
                     }
                     let ended = candidate.yield_slot(tx, decision, head).await?;
-                    next.push(NextAttempt::YieldedSlot(slot.job_id, ended));
+                    next.push(NextAttempt::YieldedSlot(slot.job(), ended));
                 }
             }
         }

@@ -67,7 +67,7 @@ impl Journal {
         match Box::pin(self.close_or_find(&closing)).await {
             // What is known is kept, if not in the provider's words.
             Err(error) if error.is_of_a_value() && closing.has_texts() => {
-                warn!(job_id = %closing.claim.job_id, "the database cannot hold the provider's words, recording its answer without them");
+                warn!(job_id = %closing.claim.job.id, trace_id = closing.claim.job.trace_id().map(display), "the database cannot hold the provider's words, recording its answer without them");
                 Box::pin(self.close_or_find(&closing.without_texts())).await
             }
             closed => closed,
@@ -85,7 +85,7 @@ impl Journal {
     /// Writes it down alone: waits for whoever holds the submission's row, and goes by what that
     /// one added to the history. Returns whether the claim was still there.
     async fn close_alone(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
-        let Some(locked) = lock_submission(tx, closing.claim.job_id).await? else { return Ok(false) };
+        let Some(locked) = lock_submission(tx, closing.claim.job.id).await? else { return Ok(false) };
         let closing = Closing { claim: closing.claim.at(locked.position.head), ..closing.clone() };
         let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);
         let closed = close_many(tx, worker, fingerprinter, &self.limits, locked.now, &[&closing]).await?;
@@ -101,7 +101,7 @@ impl Journal {
                 select from attempt
                 where job_id = $1 and number = $2 and worker = $3 and verdict = $4 and duration_ms = $5
             ) as "was_done!""#,
-            closing.claim.job_id,
+            closing.claim.job.id,
             closing.claim.attempt,
             self.worker,
             closing.attempt.verdict,
@@ -116,7 +116,7 @@ impl Journal {
     /// other result is a note. Returns whether it ended the submission.
     pub async fn record_late(&self, claim: &Claim, verdict: &Verdict) -> Result<bool, JournalError> {
         run_tx("record_late", &self.pool, async |tx| {
-            let Some(locked) = lock_submission(tx, claim.job_id).await? else { return Ok(false) };
+            let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(false) };
             let entry = Entry::LateVerdict { number: claim.attempt, verdict: verdict.name() };
             let head = locked.position.head.after(&self.fingerprinter, claim.subject(), &entry);
             // A second call, after an answer that was lost, finds the verdict and adds nothing.
@@ -130,7 +130,7 @@ impl Journal {
                     acceptance.clone()
                 }
                 _ => {
-                    set_head(tx, claim.job_id, head).await?;
+                    set_head(tx, claim.job.id, head).await?;
                     return Ok(false);
                 }
             };

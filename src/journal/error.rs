@@ -63,6 +63,13 @@ impl JournalError {
         matches!(self, Self::Crowded { .. } | Self::Database { source: sqlx::Error::PoolTimedOut, .. })
     }
 
+    /// Whether any other statement would fail as well: the database is away, or lets nobody in.
+    pub fn is_everybodys(&self) -> bool {
+        let Self::Database { source, .. } = self else { return self.is_outage() };
+        let code = code_of(source);
+        self.is_outage() || ["08P01", "28", "3D", NO_CONNECTIONS].iter().any(|class| code.starts_with(class))
+    }
+
     /// Whether the database is away, or as good as away, and not this one statement's fault.
     pub fn is_outage(&self) -> bool {
         match self {
@@ -80,11 +87,18 @@ pub(crate) fn code_of(error: &sqlx::Error) -> Cow<'_, str> {
 
 /// Whether the server or a pooler refuses us, or what our statements need is not there: refused
 /// logins, unknown databases, missing rights, tables and columns, statements that are not prepared any
-/// more, data that is corrupted (PostgreSQL, "Error Codes"). PgBouncer says 08P01 whatever it refuses.
+/// more, a database that takes no connections, data that is corrupted (PostgreSQL, "Error Codes").
+/// PgBouncer says 08P01 whatever it refuses.
 pub(crate) fn needs_person(error: &sqlx::Error) -> bool {
     let code = code_of(error);
-    ["08P01", "26", "28", "3D", "42", "XX001", "XX002"].iter().any(|class| code.starts_with(class))
+    ["08P01", "26", "28", "3D", "42", NO_CONNECTIONS, "XX001", "XX002"]
+        .iter()
+        .any(|class| code.starts_with(class))
 }
+
+/// SQLSTATE `object_not_in_prerequisite_state`: of what we ask for, only a database whose
+/// `allow_connections` is false says so.
+const NO_CONNECTIONS: &str = "55000";
 
 /// The constraint that stands for a customer's slot.
 pub(crate) const ONE_CLAIM: &str = "submission_one_claim_per_customer";
@@ -149,6 +163,7 @@ pub(crate) fn advice(error: &sqlx::Error) -> String {
             "run `kyc-worker migrate`; was something of ours dropped or renamed?"
         }
         "XX001" | "XX002" => "the server's data is corrupted: restore a backup, see docs/operations.md",
+        NO_CONNECTIONS => "let the database take connections: alter database … allow_connections true",
         "53300" => "raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas",
         READ_ONLY => "make the database writable, or name the primary",
         _ => "is it running, and are host and port right?",

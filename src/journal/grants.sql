@@ -20,7 +20,7 @@ begin
             where attrelid = 'submission'::regclass and attnum > 0 and not attisdropped
                 and attname not in (
                     'job_id', 'customer_id', 'document_type', 'requested_at', 'received_at', 'expires_at',
-                    'correlation_id'
+                    'correlation_id', 'traceparent'
                 );
         execute format('grant insert, delete, update (%s) on submission to kyc_worker', columns);
         -- History is added to: an attempt is closed, and nothing is deleted.

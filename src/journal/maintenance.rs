@@ -7,8 +7,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::state::{State, VerdictKind};
+use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Head, Subject};
@@ -30,7 +32,7 @@ const RETENTION_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
 /// A submission whose lease had expired.
 #[derive(Debug)]
 pub struct Rescued {
-    pub job_id: Uuid,
+    pub job: JobRef,
     pub claimed_by: Option<String>,
     /// The attempt that was open.
     pub attempt: i32,
@@ -39,6 +41,8 @@ pub struct Rescued {
 /// An open attempt whose lease expired, its submission's row locked.
 struct ExpiredLease {
     job_id: Uuid,
+    received_at: OffsetDateTime,
+    trace: Option<TraceContext>,
     customer_id: Uuid,
     claimed_by: Option<String>,
     token: i64,
@@ -56,6 +60,10 @@ const VANISHED: &str = "worker_vanished";
 const VANISHED_ERROR: &str = "the worker's claim ran out before it recorded a result";
 
 impl ExpiredLease {
+    fn job(&self) -> JobRef {
+        JobRef { id: self.job_id, received_at: self.received_at, trace: self.trace }
+    }
+
     fn head(&self) -> Head {
         Head::of_row(self.chain, self.entries)
     }
@@ -91,7 +99,8 @@ async fn lock_expired_leases(
         ExpiredLease,
         r#"-- lock_expired_leases
         with expired as (
-            select job_id, customer_id, claimed_by, claim_token, attempts, chain, entries
+            select
+                job_id, customer_id, received_at, traceparent, claimed_by, claim_token, attempts, chain, entries
             from submission
             where state = 'submitting' and claimed_until < now()
                 and claimed_until >= coalesce($2::timestamptz, '-infinity')
@@ -100,7 +109,8 @@ async fn lock_expired_leases(
             for update skip locked
         )
         select
-            e.job_id, e.customer_id as "customer_id!", e.claimed_by, e.claim_token as token, a.number, a.worker,
+            e.job_id, e.customer_id as "customer_id!", e.received_at, e.traceparent as "trace: TraceContext",
+            e.claimed_by, e.claim_token as token, a.number, a.worker,
             a.begun_at, a.signed_at, e.chain as "chain: [u8; 32]", e.entries, now() as "now!"
         from expired e
         join attempt a on a.job_id = e.job_id and a.number = e.attempts and a.ended_at is null"#,
@@ -138,7 +148,7 @@ impl Journal {
             });
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
             let rescued = expired.into_iter().map(|attempt| Rescued {
-                job_id: attempt.job_id,
+                job: attempt.job(),
                 claimed_by: attempt.claimed_by,
                 attempt: attempt.number,
             });
@@ -151,7 +161,7 @@ impl Journal {
 
     /// Ends up to `limit` waiting submissions whose `expires_at` has passed, and wakes the customers'
     /// next. One that had passed before the submission waited is ended by its claim.
-    pub async fn expire(&self, limit: i64) -> Result<Vec<Uuid>, JournalError> {
+    pub async fn expire(&self, limit: i64) -> Result<Vec<JobRef>, JournalError> {
         let now = self.floors.now();
         let expired = run_tx("expire", &self.pool, async |tx| {
             let expired = sqlx::query_as!(
@@ -159,7 +169,7 @@ impl Journal {
                 r#"-- lock_expired
                 select
                     job_id, customer_id as "customer_id!", state as "state: State", claim_token as token,
-                    chain as "chain: [u8; 32]", entries
+                    chain as "chain: [u8; 32]", entries, received_at, traceparent as "trace: TraceContext"
                 from submission
                 where state = 'waiting' and expires_at <= now()
                     and expires_at >= coalesce($2::timestamptz, '-infinity')
@@ -174,7 +184,7 @@ impl Journal {
             let to = Destination::End(Outcome::Exhausted(Exhaustion::Expired).ended());
             let moves = expired.iter().map(|row| Move::new(row.position(), &to));
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
-            Ok(expired.into_iter().map(|row| row.job_id).collect())
+            Ok(expired.iter().map(LockedRow::job).collect())
         })
         .await;
         self.floors.expiry.note_due(&expired, limit, now);

@@ -59,6 +59,7 @@ impl Journal {
             received_at: in_micros(received_at),
             expires_at: job.expires_at,
             correlation_id: job.correlation_id.clone(),
+            trace: job.trace,
             sealed: self.keyring.seal(job.id, request.to_sealable()),
             t0: match admission {
                 Admission::Claim(t0) => Some(t0),

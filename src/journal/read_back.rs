@@ -8,10 +8,12 @@ use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::budget::Budget;
+use crate::domain::job::JobRef;
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::{Age, Conclusion, Reading};
 use crate::domain::state::{Evidence, Purpose, State, WaitingFor};
 use crate::domain::suspicion::Customer;
+use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Observation, Subject};
@@ -25,13 +27,11 @@ use crate::journal::statements::move_on::{Destination, Move, move_locked};
 /// before the read.
 #[derive(Clone, Debug)]
 pub struct ReadClaim {
-    pub job_id: Uuid,
+    pub job: JobRef,
     pub customer_id: Uuid,
     /// Fences out whoever held an older claim.
     pub token: i64,
     pub attempt: i32,
-    /// When the job was received.
-    pub received_at: OffsetDateTime,
     /// Before the read, by the database's clock.
     pub at: OffsetDateTime,
     /// The same, by this replica's clocks.
@@ -83,7 +83,7 @@ impl Journal {
                         due_at = now() + make_interval(secs => $2)
                     from due
                     where s.job_id = due.job_id
-                    returning s.job_id, s.customer_id, s.claim_token, s.attempts, s.received_at
+                    returning s.job_id, s.customer_id, s.claim_token, s.attempts, s.received_at, s.traceparent
                 ), noted as (
                     insert into customer (customer_id, last_read_at)
                     select customer_id, now() from claimed order by customer_id
@@ -91,7 +91,7 @@ impl Journal {
                 )
                 select
                     c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, c.received_at,
-                    now() as "at!", a.begun_at, a.ended_at as "ended_at!", a.signed_at, a.duration_ms
+                    c.traceparent as "trace: TraceContext",                    now() as "at!", a.begun_at, a.ended_at as "ended_at!", a.signed_at, a.duration_ms
                 from claimed c
                 join attempt a on a.job_id = c.job_id and a.number = c.attempts"#,
                 self.worker,
@@ -121,11 +121,10 @@ impl Journal {
             let customer = customers.get(&row.customer_id).unwrap_or(&unknown);
             let (confirmed, last) = customer.confirmations(row.job_id, row.attempts);
             ReadClaim {
-                job_id: row.job_id,
+                job: JobRef { id: row.job_id, received_at: row.received_at, trace: row.trace },
                 customer_id: row.customer_id,
                 token: row.claim_token,
                 attempt: row.attempts,
-                received_at: row.received_at,
                 at: row.at,
                 claimed_at,
                 since_begin: Age { database: age(row.begun_at, row.at), replica: by_replica(row.signed_at) },
@@ -169,11 +168,11 @@ impl Journal {
             Settled::StillUnknown(due_in) => Destination::Read { due_in: *due_in, why: None },
         };
         let observation = observed(claim.at, Purpose::ReadBack, reading, Some(conclusion.name()));
-        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let subject = Subject { job_id: claim.job.id, customer_id: claim.customer_id };
         let read_at = OffsetDateTime::from(claim.claimed_at.wall);
         let _turn = self.concluding.acquire().await;
         let is_concluded = run_tx("conclude_read", &self.reads, async |tx| {
-            let Some(Locked { position: from, .. }) = lock_submission(tx, claim.job_id).await? else {
+            let Some(Locked { position: from, .. }) = lock_submission(tx, claim.job.id).await? else {
                 return Ok(false);
             };
             if (from.state, from.token) != (State::Unknown, claim.token) {
@@ -225,12 +224,12 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let observation = observed(at, Purpose::Baseline, reading, None);
         let head = run_tx("record_baseline", &self.pool, async |tx| {
-            let locked = lock_submission(tx, claim.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+            let locked = lock_submission(tx, claim.job.id).await?.ok_or(sqlx::Error::RowNotFound)?;
             let (subject, entry) = (claim.subject(), Entry::Observation(observation));
             let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
             let read_at = Some(OffsetDateTime::from(read_at.wall));
             insert_observation(tx, subject, &observation, head.entries, read_at).await?;
-            set_head(tx, claim.job_id, head).await?;
+            set_head(tx, claim.job.id, head).await?;
             Ok(head)
         })
         .await?;

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::state::WaitingFor;
+use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::Verdict;
 
 /// The limits that the journal decides by.
@@ -54,12 +55,17 @@ pub(crate) struct NewRow {
     pub received_at: OffsetDateTime,
     pub expires_at: Option<OffsetDateTime>,
     pub correlation_id: Option<String>,
+    pub trace: Option<TraceContext>,
     pub sealed: Vec<u8>,
     /// When the send window of its first attempt began, if it is to be claimed.
     pub t0: Option<Moment>,
 }
 
 impl NewRow {
+    pub fn traceparent(&self) -> Option<String> {
+        self.trace.map(|trace| trace.to_string())
+    }
+
     /// By which a customer's jobs are ordered; the greatest is the newest.
     pub fn age_key(&self) -> (OffsetDateTime, OffsetDateTime, Uuid) {
         (self.requested_at, self.received_at, self.job_id)

@@ -9,9 +9,11 @@ use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::domain::customer_event::{CustomerEvent, Refusal};
+use crate::domain::job::JobRef;
 use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
 use crate::domain::state::{Purpose, State};
+use crate::domain::trace_context::TraceContext;
 use crate::domain::verification::{NextRead, is_final};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
@@ -44,7 +46,7 @@ pub struct DueVerifications {
 /// The right to read a customer in verification, and what the records said before the read.
 #[derive(Debug)]
 pub struct VerificationClaim {
-    pub job_id: Uuid,
+    pub job: JobRef,
     pub customer_id: Uuid,
     /// Before the read, by the database's clock.
     pub at: OffsetDateTime,
@@ -61,9 +63,9 @@ pub struct VerificationClaim {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum EventNoted {
     /// It is this job's end.
-    Ended(Uuid),
+    Ended(JobRef),
     /// It is written down with this job, and says nothing sure of it.
-    Stored(Uuid),
+    Stored(JobRef),
     Known,
     /// No job is the customer's.
     UnknownCustomer,
@@ -82,6 +84,8 @@ impl VerificationClaim {
 /// A customer's newest job, its row locked.
 struct Newest {
     job_id: Uuid,
+    received_at: OffsetDateTime,
+    trace: Option<TraceContext>,
     state: State,
     verification_status: Option<String>,
     is_followed: bool,
@@ -90,12 +94,19 @@ struct Newest {
     entries: i32,
 }
 
+impl Newest {
+    fn job(&self) -> JobRef {
+        JobRef { id: self.job_id, received_at: self.received_at, trace: self.trace }
+    }
+}
+
 async fn lock_newest(tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Option<Newest>> {
     sqlx::query_as!(
         Newest,
         r#"-- lock_newest
         select
-            job_id, state as "state: State", verification_status,
+            job_id, received_at, traceparent as "trace: TraceContext", state as "state: State",
+            verification_status,
             verification_due_at is not null as "is_followed!", verification_seen_at as seen_at,
             chain as "chain: [u8; 32]", entries
         from submission
@@ -126,7 +137,10 @@ impl Journal {
             sqlx::query!(
                 r#"-- claim_verifications
                 with pace as (
-                    select is_only from verification_pace where next_read_at <= now() for update skip locked
+                    select is_only from verification_pace
+                    -- One further ahead is of a clock that was ahead, and was put right.
+                    where next_read_at <= now() or next_read_at > now() + interval '1 minute'
+                    for update skip locked
                 ), due as (
                     select
                         s.job_id, s.customer_id,
@@ -165,8 +179,8 @@ impl Journal {
                     left join readable on readable.customer_id = due.customer_id
                     where s.job_id = due.job_id
                     returning
-                        s.job_id, s.customer_id, s.ended_at, s.verification_status, s.failure_reason,
-                        s.verification_overdue_at,
+                        s.job_id, s.customer_id, s.received_at, s.traceparent, s.ended_at, s.verification_status,
+                        s.failure_reason,                        s.verification_overdue_at,
                         not due.has_newer and readable.customer_id is not null as is_claimed
                 ), paced as (
                     update verification_pace
@@ -176,7 +190,8 @@ impl Journal {
                     where exists (select from moved where is_claimed)
                 )
                 select
-                    job_id, customer_id as "customer_id!", now() as "at!",
+                    job_id, customer_id as "customer_id!", received_at, traceparent as "trace: TraceContext",
+                    now() as "at!",
                     coalesce(extract(epoch from now() - ended_at), 0)::float8 as "since_acceptance!",
                     verification_status, failure_reason,
                     verification_overdue_at is not null as "was_overdue!", is_claimed as "is_claimed!"
@@ -191,7 +206,7 @@ impl Journal {
         .await?;
         let found = rows.len();
         let claims = rows.into_iter().filter(|row| row.is_claimed).map(|row| VerificationClaim {
-            job_id: row.job_id,
+            job: JobRef { id: row.job_id, received_at: row.received_at, trace: row.trace },
             customer_id: row.customer_id,
             at: row.at,
             since_acceptance: Duration::try_from_secs_f64(row.since_acceptance).unwrap_or_default(),
@@ -217,7 +232,7 @@ impl Journal {
             NextRead::Ended | NextRead::GivenUp => (None, false),
         };
         let is_news = seen.is_some_and(|seen| claim.is_news(seen));
-        let subject = Subject { job_id: claim.job_id, customer_id: claim.customer_id };
+        let subject = Subject { job_id: claim.job.id, customer_id: claim.customer_id };
         let entry = Entry::Observation(Observation {
             at: claim.at,
             purpose: Purpose::Verification.name(),
@@ -227,7 +242,7 @@ impl Journal {
             conclusion: None,
         });
         let recorded = run_tx("record_verification", &self.pool, async |tx| {
-            let Some(locked) = lock_submission(tx, claim.job_id).await? else { return Ok(0) };
+            let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(0) };
             let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
             sqlx::query_scalar!(
                 r#"-- record_verification
@@ -256,7 +271,7 @@ impl Journal {
                     where c.customer_id = recorded.customer_id
                 )
                 select count(*) as "recorded!" from recorded"#,
-                claim.job_id,
+                claim.job.id,
                 claim.at,
                 seen.map(|seen| seen.status.as_str()),
                 seen.and_then(|seen| seen.failure_reason.as_deref()),
@@ -366,8 +381,8 @@ impl Journal {
         .await?;
         Ok(match (is_new, is_its_end) {
             (false, _) => EventNoted::Known,
-            (true, true) => EventNoted::Ended(newest.job_id),
-            (true, false) => EventNoted::Stored(newest.job_id),
+            (true, true) => EventNoted::Ended(newest.job()),
+            (true, false) => EventNoted::Stored(newest.job()),
         })
     }
 

@@ -1,10 +1,12 @@
-//! The schema's words as columns: one that is none of them is an error of the statement that reads it.
+//! The schema's words as columns, and other texts of ours: one that cannot be read is an error of the
+//! statement that reads it.
 
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgTypeInfo, PgValueRef, Postgres};
 use sqlx::{Decode, Type};
 
 use crate::domain::state::{ConclusionKind, Evidence, Purpose, State, VerdictKind};
+use crate::domain::trace_context::TraceContext;
 
 macro_rules! read_as_text {
     ($($word:ty),+) => {$(
@@ -26,4 +28,4 @@ macro_rules! read_as_text {
     )+};
 }
 
-read_as_text!(ConclusionKind, Evidence, Purpose, State, VerdictKind);
+read_as_text!(ConclusionKind, Evidence, Purpose, State, TraceContext, VerdictKind);

@@ -101,11 +101,11 @@ impl CustomerEvents {
         let CustomerEvent { customer_id, status, .. } = event;
         let journal = &self.context.journal;
         match self.context.persist(|| journal.record_customer_event(event)).await? {
-            EventNoted::Ended(job_id) => {
-                info!(%job_id, %customer_id, status, "a customer event ended the verification");
+            EventNoted::Ended(job) => {
+                info!(job_id = %job.id, trace_id = job.trace_id().map(display), %customer_id, status, "a customer event ended the verification");
             }
-            EventNoted::Stored(job_id) => {
-                info!(%job_id, %customer_id, status, "a customer event is stored; a read will confirm it");
+            EventNoted::Stored(job) => {
+                info!(job_id = %job.id, trace_id = job.trace_id().map(display), %customer_id, status, "a customer event is stored; a read will confirm it");
             }
             EventNoted::Known => debug!(%customer_id, status, "the customer event is known already"),
             EventNoted::UnknownCustomer => {

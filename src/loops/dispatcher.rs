@@ -9,17 +9,19 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
+use tracing::field::display;
 use tracing::{Instrument as _, debug, error, info_span};
-use uuid::Uuid;
 
 use crate::clock::Moment;
 use crate::context::{Context, JOURNAL_RETRY_DELAY, chain, log_outcome};
 use crate::control::breaker::{Event, State};
 use crate::control::intake::Reason;
 use crate::control::slots::{JobSlot, JobSlots};
+use crate::domain::job::JobRef;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Probe};
 use crate::loops::PAUSE_MIN;
 use crate::seal::OpenError;
+use crate::traces::Kind;
 use crate::worker;
 
 /// How many attempts one commit begins at most.
@@ -201,11 +203,11 @@ impl Dispatcher {
                         let Some(slot) = slots.pop() else { break };
                         self.spawn_claimed(*claimed, probe, slot, memory);
                     }
-                    NextAttempt::YieldedSlot(job_id, Some(outcome)) => log_outcome(&outcome, &job_id, None),
+                    NextAttempt::YieldedSlot(job, Some(outcome)) => log_outcome(&outcome, &job),
                     NextAttempt::YieldedSlot(_, None) => {}
-                    NextAttempt::Unreadable(job_id, error) => log_unreadable(memory, job_id, error),
-                    NextAttempt::Refused(job_id, error) => error!(
-                        %job_id, error = chain(&error),
+                    NextAttempt::Unreadable(job, error) => log_unreadable(memory, &job, error),
+                    NextAttempt::Refused(job, error) => error!(
+                        job_id = %job.id, trace_id = job.trace_id().map(display), error = chain(&error),
                         "the database refuses this job's next attempt; it is tried again in a minute"
                     ),
                 }
@@ -222,25 +224,34 @@ impl Dispatcher {
         }
         let context = Arc::clone(&self.context);
         let ClaimedJob { claim, request, correlation_id } = claimed;
-        let span =
-            info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id, correlation_id);
+        let span = info_span!(
+            "job",
+            job_id = %claim.job.id,
+            customer_id = %claim.customer_id,
+            correlation_id,
+            trace_id = claim.job.trace_id().map(display)
+        );
         debug!(parent: &span, attempt = claim.attempt, "job claimed again");
-        self.jobs
-            .spawn(async move { worker::submit(&context, claim, &request, slot).await }.instrument(span));
+        let mut work = context.traces.begin(Kind::Attempt, claim.job.trace);
+        work.set("kyc.job_id", claim.job.id.to_string());
+        self.jobs.spawn(
+            async move { worker::submit(&context, claim, &request, slot, work).await }.instrument(span),
+        );
     }
 }
 
 /// One key that is missing may be that of thousands of jobs: each cause is logged once.
-fn log_unreadable(memory: &mut Memory, job_id: Uuid, error: OpenError) {
+fn log_unreadable(memory: &mut Memory, job: &JobRef, error: OpenError) {
+    let trace_id = job.trace_id().map(display);
     let text = error.to_string();
     if memory.logged.insert(error) {
         error!(
-            %job_id, error = text,
+            job_id = %job.id, trace_id, error = text,
             "PAYLOAD_KEY: cannot open a stored payload; add the key it was sealed with; \
              `kyc-worker list --reason payload_unreadable` names the jobs that wait for it"
         );
     } else {
-        debug!(%job_id, error = text, "a stored payload cannot be opened");
+        debug!(job_id = %job.id, trace_id, error = text, "a stored payload cannot be opened");
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use crate::context::{Context, chain, log_outcome};
@@ -18,6 +18,9 @@ const BATCH: i64 = 250;
 
 /// How often old payloads, dead letters and the rows of dead replicas are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the database may be away for one task before that is told.
+const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(60);
 
 /// The maintenance of one worker.
 pub struct Maintenance {
@@ -70,7 +73,7 @@ impl Maintenance {
         F: Future<Output = Result<bool, JournalError>>,
     {
         let Context { intake, stopping, .. } = &*self.context;
-        let (mut failing, mut is_told) = (None, false);
+        let (mut failing, mut is_told): (Option<(String, Instant)>, bool) = (None, false);
         while let Some(done) = stopping.run_until_cancelled(work()).await {
             let pause = match done {
                 Ok(was_all) => {
@@ -82,10 +85,13 @@ impl Maintenance {
                 }
                 Err(error) => {
                     let cause = chain(&error);
-                    let is_new = failing.as_ref() != Some(&cause);
-                    // An outage is everybody's, and whoever has a job to write down logs it.
-                    let is_shared = error.is_outage() && (is_new || intake.is_paused_for(Reason::Database));
-                    if !is_shared && (is_new || !is_told) {
+                    let is_new = failing.as_ref().is_none_or(|(last, _)| *last != cause);
+                    let since = failing.map_or_else(Instant::now, |(_, since)| since);
+                    // What is everybody's is logged by whoever has a job to write down; what turns out to
+                    // be this task's alone is told once it lasts.
+                    let is_passing = error.is_everybodys()
+                        && (since.elapsed() < OUTAGE_TOLD_AFTER || intake.is_paused_for(Reason::Database));
+                    if !is_passing && (is_new || !is_told) {
                         error!(
                             chore,
                             error = cause,
@@ -93,7 +99,7 @@ impl Maintenance {
                         );
                         is_told = true;
                     }
-                    failing = Some(cause);
+                    failing = Some((cause, since));
                     interval
                 }
             };
@@ -109,7 +115,7 @@ impl Maintenance {
         let rescued = self.context.journal.rescue(BATCH).await?;
         for rescued in &rescued {
             warn!(
-                job_id = %rescued.job_id, attempt = rescued.attempt,
+                job_id = %rescued.job.id, trace_id = rescued.job.trace_id().map(display), attempt = rescued.attempt,
                 claimed_by = rescued.claimed_by, "a lease expired during an attempt; the customer will be read back"
             );
         }
@@ -119,8 +125,8 @@ impl Maintenance {
     /// Ends what waited for too long.
     async fn expire(&self) -> Result<bool, JournalError> {
         let expired = self.context.journal.expire(BATCH).await?;
-        for job_id in &expired {
-            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job_id, None);
+        for job in &expired {
+            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job);
         }
         Ok((expired.len() as i64) < BATCH)
     }

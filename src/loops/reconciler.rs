@@ -62,7 +62,12 @@ impl Reconciler {
             }
             for (claim, permit) in claims.into_iter().zip(permits) {
                 let context = Arc::clone(&self.context);
-                let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
+                let span = info_span!(
+                    "job",
+                    job_id = %claim.job.id,
+                    customer_id = %claim.customer_id,
+                    trace_id = claim.job.trace_id().map(display)
+                );
                 self.jobs.spawn(
                     async move {
                         worker::read_back(&context, claim).await;

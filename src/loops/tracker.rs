@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -18,6 +18,7 @@ use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
 use crate::metrics::METRICS;
+use crate::traces::Kind;
 
 /// How many customers are read at once.
 const READS_MAX: u32 = 32;
@@ -121,7 +122,12 @@ impl Tracker {
             held_until: Arc::clone(&self.held_until),
         };
         let permits = Arc::clone(&self.permits);
-        let span = info_span!("job", job_id = %claim.job_id, customer_id = %claim.customer_id);
+        let span = info_span!(
+            "job",
+            job_id = %claim.job.id,
+            customer_id = %claim.customer_id,
+            trace_id = claim.job.trace_id().map(display)
+        );
         self.reads.spawn(
             async move {
                 // As many were free when it was claimed, and none but us takes any.
@@ -161,9 +167,12 @@ impl Read {
         if self.claimed_at.elapsed() > self.begins_within {
             return debug!("the read was held up for too long; another replica will make it");
         }
+        let mut work = self.context.traces.begin(Kind::Verification, claim.job.trace);
+        let asked_at = SystemTime::now();
         let reading = self.context.provider.customer(claim.customer_id);
         let Some(reading) = self.context.stopping.run_until_cancelled(reading).await else { return };
         failpoint::reach(Point::VerificationAnswered);
+        work.read(asked_at, reading.error_code());
         self.note_health(&reading);
         let seen = match &reading {
             Reading::Customer(customer) => Some(customer),
@@ -172,7 +181,16 @@ impl Read {
         let status = seen.map(|seen| seen.status.as_str());
         let next = self.tracking.next_read(status, claim.since_acceptance);
         let record = || self.context.journal.record_verification(claim, self.claimed_at, seen, next);
-        match self.context.persist(record).await {
+        let recording = SystemTime::now();
+        let recorded = self.context.persist(record).await;
+        work.step("record", recording);
+        work.set("kyc.job_id", claim.job.id.to_string());
+        work.set_if_some("kyc.verification_status", status.map(str::to_owned));
+        if reading.error_code().is_some() || status == Some(FAILED) || next.is_late() {
+            work.went_wrong();
+        }
+        self.context.traces.end(work);
+        match recorded {
             Some(true) => log_reading(claim, seen, next),
             Some(false) => debug!("the verification has changed without this read"),
             None => {

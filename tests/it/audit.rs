@@ -82,7 +82,7 @@ async fn settle(journal: &Journal, claim: &Claim) -> Result<(), JournalError> {
 async fn read(world: &World, journal: &Journal, job_id: Uuid, concluded: Conclusion, settled: Settled) {
     hasten(world, job_id).await;
     let claim = journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
-    assert_eq!(claim.job_id, job_id);
+    assert_eq!(claim.job.id, job_id);
     journal.conclude_read(&claim, &reads("FAILED"), concluded, &settled).await.expect("the claim is ours");
 }
 
@@ -90,7 +90,7 @@ async fn verify(world: &World, journal: &Journal, job_id: Uuid, status: &str, ne
     hasten(world, job_id).await;
     let pace = Pace { per_second: 1_000_000, apart: Duration::ZERO, read_time_max: AFTER };
     let due = journal.claim_verifications(&pace, 10).await.expect("the database answers");
-    let claim = due.claims.iter().find(|claim| claim.job_id == job_id).expect("it is due");
+    let claim = due.claims.iter().find(|claim| claim.job.id == job_id).expect("it is due");
     let is_recorded = journal.record_verification(claim, Moment::now(), Some(&customer(status)), next).await;
     assert!(is_recorded.expect("the database answers"));
 }
@@ -99,7 +99,7 @@ async fn verify(world: &World, journal: &Journal, job_id: Uuid, status: &str, ne
 /// that find it not applied, 5 an accepted attempt, 6 its verification's end.
 async fn eventful_job(world: &World, journal: &Journal) -> Uuid {
     let mut claim = open(journal, Uuid::new_v4()).await;
-    let job_id = claim.job_id;
+    let job_id = claim.job.id;
     journal
         .record_baseline(&mut claim, OffsetDateTime::now_utc(), Moment::now(), &reads("FAILED"))
         .await
@@ -403,13 +403,13 @@ fn a_result_goes_behind_what_was_added_to_the_history_since_its_claim() {
             at: OffsetDateTime::now_utc(),
         };
         let noted = journal.record_customer_event(&event).await.expect("it is kept");
-        assert_eq!(noted, EventNoted::Stored(claim.job_id));
+        assert_eq!(noted, EventNoted::Stored(claim.job));
         let noted = journal.record_customer_event(&event).await.expect("the database answers");
         assert_eq!(noted, EventNoted::Known, "twice is once");
         settle(&journal, &claim).await.expect("it is ours");
         settle(&journal, &claim).await.expect("as if its answer had been lost");
         assert_eq!(world.count("select entries::bigint from submission").await, 2);
-        assert_eq!(audit(&world, claim.job_id).await, [""; 0]);
+        assert_eq!(audit(&world, claim.job.id).await, [""; 0]);
     });
 }
 
@@ -420,7 +420,7 @@ fn a_read_whose_answer_was_lost_is_recorded_once() {
         let claim = open(&journal, Uuid::new_v4()).await;
         let unknown = Verdict::Unknown(FailurePoint::ServerError);
         journal.leave_unknown(&claim, &result(unknown)).await.expect("it is ours");
-        hasten(&world, claim.job_id).await;
+        hasten(&world, claim.job.id).await;
         let read = journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
         let (reading, confirming) = (reads("FAILED"), Conclusion::Confirming { after: AFTER });
         let record = || journal.conclude_read(&read, &reading, confirming, &Settled::StillUnknown(AFTER));
@@ -428,7 +428,7 @@ fn a_read_whose_answer_was_lost_is_recorded_once() {
         let again = record().await;
         assert!(matches!(again, Err(JournalError::Fenced)), "{again:?}");
         assert_eq!(world.count("select count(*) from observation").await, 1, "it would confirm itself");
-        assert_eq!(audit(&world, claim.job_id).await, [""; 0]);
+        assert_eq!(audit(&world, claim.job.id).await, [""; 0]);
     });
 }
 
@@ -438,11 +438,11 @@ fn what_a_worker_that_lost_its_claim_learned_is_chained_too() {
         let journal = journal(&world, "one");
         for is_resent in [false, true] {
             let claim = open(&journal, Uuid::new_v4()).await;
-            hasten(&world, claim.job_id).await;
+            hasten(&world, claim.job.id).await;
             let taken = journal.rescue(10).await.expect("the database answers");
-            assert_eq!(taken.iter().map(|taken| taken.job_id).collect::<Vec<_>>(), [claim.job_id]);
+            assert_eq!(taken.iter().map(|taken| taken.job.id).collect::<Vec<_>>(), [claim.job.id]);
             if is_resent {
-                read(&world, &journal, claim.job_id, Conclusion::NotApplied, Settled::SendAgain).await;
+                read(&world, &journal, claim.job.id, Conclusion::NotApplied, Settled::SendAgain).await;
                 next_attempt(&journal).await;
             }
             let lost = settle(&journal, &claim).await;
@@ -453,9 +453,9 @@ fn what_a_worker_that_lost_its_claim_learned_is_chained_too() {
             let again = journal.record_late(&claim, &late).await.expect("the database answers");
             assert!(!again, "as if its answer had been lost");
             let entries = sqlx::query_scalar("select entries from submission where job_id = $1");
-            let entries: i32 = entries.bind(claim.job_id).fetch_one(&world.pool).await.expect("its row");
+            let entries: i32 = entries.bind(claim.job.id).fetch_one(&world.pool).await.expect("its row");
             assert_eq!(entries, if is_resent { 3 } else { 2 });
-            assert_eq!(audit(&world, claim.job_id).await, [""; 0]);
+            assert_eq!(audit(&world, claim.job.id).await, [""; 0]);
         }
     });
 }
@@ -489,23 +489,23 @@ fn what_a_person_settled_or_sent_again_verifies() {
                 .await
                 .expect("it is ours");
             let review = Settled::Ended(Outcome::NeedsReview(Review::FateUnknown));
-            read(&world, &journal, claim.job_id, Conclusion::Unsettled, review).await;
-            let id = claim.job_id.to_string();
+            read(&world, &journal, claim.job.id, Conclusion::Unsettled, review).await;
+            let id = claim.job.id.to_string();
             world.say(&[&["resolve", &id, "--as", finding][..], &signed].concat()).await;
-            assert_eq!(audit(&world, claim.job_id).await, [""; 0], "{finding}");
+            assert_eq!(audit(&world, claim.job.id).await, [""; 0], "{finding}");
             if finding == "not-applied" {
                 world.say(&[&["replay", &id, "--yes"][..], &signed].concat()).await;
-                assert_eq!(audit(&world, claim.job_id).await, [""; 0], "sent again");
-                hasten(&world, claim.job_id).await;
+                assert_eq!(audit(&world, claim.job.id).await, [""; 0], "sent again");
+                hasten(&world, claim.job.id).await;
                 let claim = next_attempt(&journal).await;
                 let wait = Wait { waiting_for: WaitingFor::Retry, delay: AFTER, counts: true };
                 let throttled = result(Verdict::Throttled { retry_after: None });
                 journal.schedule(&claim, &throttled, &wait).await.expect("it is ours");
-                assert_eq!(audit(&world, claim.job_id).await, [""; 0], "scheduled");
-                tamper(&world, claim.job_id, "delete from intervention where job_id = $1").await;
+                assert_eq!(audit(&world, claim.job.id).await, [""; 0], "scheduled");
+                tamper(&world, claim.job.id, "delete from intervention where job_id = $1").await;
                 let unsettled =
                     "attempt 2: follows one of unknown outcome that no read and no person has cleared";
-                assert_eq!(audit(&world, claim.job_id).await, [unsettled]);
+                assert_eq!(audit(&world, claim.job.id).await, [unsettled]);
             }
         }
     });

@@ -220,7 +220,7 @@ fn a_job_that_a_release_did_not_see_is_taken_up_soon() {
                 next(&journal, 1).await.pop().filter(|next| matches!(next, NextAttempt::Claimed(_)))
             })
             .await;
-        assert!(matches!(claimed, NextAttempt::Claimed(claimed) if claimed.claim.job_id == waiter.id));
+        assert!(matches!(claimed, NextAttempt::Claimed(claimed) if claimed.claim.job.id == waiter.id));
     });
 }
 
@@ -262,7 +262,7 @@ fn a_release_wakes_the_newest_job_alone() {
         let woken = "select count(*) from submission where state = 'waiting' and due_at <= now()";
         assert_eq!(world.count(woken).await, 1);
         let next = next(&journal, 32).await;
-        assert!(matches!(&next[..], [NextAttempt::Claimed(claimed)] if claimed.claim.job_id == jobs[0].id));
+        assert!(matches!(&next[..], [NextAttempt::Claimed(claimed)] if claimed.claim.job.id == jobs[0].id));
     });
 }
 

@@ -497,6 +497,16 @@ pub const METRICS: Dashboard = Dashboard {
                     ],
                 },
                 Panel {
+                    title: "Spans of traces",
+                    about: "What was made and not exported is lost, but for 2,048 that may wait.",
+                    unit: COUNT,
+                    shape: Shape::Lines,
+                    queries: &[(
+                        "sum by (result) (increase(kyc_spans_total[$__rate_interval]))",
+                        "{{result}}",
+                    )],
+                },
+                Panel {
                     title: "Reading the fleet's figures",
                     about: "How long it takes. The next reading comes after fifty times as long, or 15 s.",
                     unit: SECONDS,

@@ -13,7 +13,7 @@ const FLOORS: [&[&str]; 13] = [
     &["failpoint", "finding", "metrics", "seal", "tls", "visible"],
     &["clock", "telemetry"],
     &["config"],
-    &["instance"],
+    &["instance", "traces"],
     &["broker", "journal", "provider"],
     &["control", "desk"],
     &["context"],

@@ -64,6 +64,7 @@ mod shutdown;
 mod states;
 mod suspicion;
 mod tls;
+mod traces;
 mod verdicts;
 mod verification;
 mod words;

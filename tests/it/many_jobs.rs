@@ -113,7 +113,7 @@ fn a_row_that_somebody_holds_keeps_no_other_result_waiting() {
         let journal = Arc::new(journal(&world, "one"));
         let claims = open_all(&journal, &jobs(JOBS)).await;
         let mut holding = world.pool.begin().await.expect("a transaction");
-        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[7].job_id);
+        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[7].job.id);
         hold.fetch_one(&mut *holding).await.expect("the row");
         let held = tokio::spawn({
             let (journal, claim) = (Arc::clone(&journal), claims[7]);
@@ -231,7 +231,7 @@ fn a_batch_that_was_given_up_leaves_no_connection_in_its_transaction() {
 
         // An error: somebody holds a row.
         let mut holding = world.pool.begin().await.expect("a transaction");
-        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[0].job_id);
+        let hold = sqlx::query("select from submission where job_id = $1 for update").bind(claims[0].job.id);
         hold.fetch_one(&mut *holding).await.expect("the row");
         let held = tokio::spawn({
             let (journal, claim) = (Arc::clone(&journal), claims[0]);

@@ -514,10 +514,10 @@ fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
             tx.commit().await.expect("it commits");
             let next = claiming.await.expect("no panic").expect("the database answers");
             let is_as_expected = match (state, next.as_deref()) {
-                ("superseded", Some([NextAttempt::YieldedSlot(id, Some(outcome))])) => {
-                    *id == older.id && *outcome == Outcome::Superseded { by: newer.id }
+                ("superseded", Some([NextAttempt::YieldedSlot(job, Some(outcome))])) => {
+                    job.id == older.id && *outcome == Outcome::Superseded { by: newer.id }
                 }
-                ("submitting", Some([NextAttempt::Claimed(claimed)])) => claimed.claim.job_id == older.id,
+                ("submitting", Some([NextAttempt::Claimed(claimed)])) => claimed.claim.job.id == older.id,
                 // Another replica was faster.
                 ("waiting", None) => true,
                 _ => false,
@@ -525,5 +525,25 @@ fn a_job_that_waited_sees_what_happened_while_it_waited_for_the_slot() {
             assert!(is_as_expected, "{state}");
             check_ended(&world, &older, state).await;
         }
+    });
+}
+
+/// By hand, a row was put back to waiting while its attempt was under way: two updates.
+#[test]
+fn no_attempt_begins_beside_an_open_one() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let job = job_asked(Uuid::new_v4(), 0);
+        let opened = journal.open(&job, OffsetDateTime::now_utc(), Admission::Claim(Moment::now())).await;
+        assert!(matches!(opened, Ok(Opened::Claimed(_))), "{opened:?}");
+        world
+            .tamper(
+                "update submission set state = 'waiting', waiting_for = 'retry', due_at = now(),
+                    claimed_by = null, claimed_until = null",
+            )
+            .await;
+        let next = journal.next_attempts(Moment::now(), None, 10).await.expect("the database answers");
+        assert!(next.is_some_and(|next| next.is_empty()), "its first attempt is open");
+        assert_eq!(world.count("select count(*) from attempt").await, 1);
     });
 }

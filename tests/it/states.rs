@@ -75,7 +75,7 @@ impl Maker<'_> {
 
     async fn settle(&self, claim: &Claim, verdict: Verdict, outcome: Outcome) -> Uuid {
         self.journal.settle(claim, &result(verdict), &outcome).await.expect("the claim is ours");
-        claim.job_id
+        claim.job.id
     }
 
     async fn accept(&self, claim: &Claim) -> Uuid {
@@ -85,7 +85,7 @@ impl Maker<'_> {
     async fn schedule(&self, claim: &Claim, verdict: Verdict, waiting_for: WaitingFor, counts: bool) -> Uuid {
         let wait = Wait { waiting_for, delay: AFTER, counts };
         self.journal.schedule(claim, &result(verdict), &wait).await.expect("the claim is ours");
-        claim.job_id
+        claim.job.id
     }
 
     async fn throttle(&self, claim: &Claim) -> Uuid {
@@ -95,7 +95,7 @@ impl Maker<'_> {
     async fn leave_unknown(&self, claim: &Claim) -> Uuid {
         let unknown = Verdict::Unknown(FailurePoint::ServerError);
         self.journal.leave_unknown(claim, &result(unknown)).await.expect("the claim is ours");
-        self.later(claim.job_id).await
+        self.later(claim.job.id).await
     }
 
     /// What waits for its time is due, and claims have run out.
@@ -117,7 +117,7 @@ impl Maker<'_> {
         self.hasten(job_id).await;
         let claim =
             self.journal.claim_reads(1).await.expect("the database answers").pop().expect("a read is due");
-        assert_eq!(claim.job_id, job_id);
+        assert_eq!(claim.job.id, job_id);
         let concluded = self.journal.conclude_read(&claim, &reading, conclusion, &settled).await;
         concluded.expect("the claim is ours");
         job_id
@@ -214,7 +214,7 @@ impl Maker<'_> {
             self.schedule(&self.new_claim().await, not_sent, WaitingFor::Retry, true).await,
             self.schedule(&self.new_claim().await, refused, WaitingFor::Provider, false).await,
         ];
-        let rescued = self.new_claim().await.job_id;
+        let rescued = self.new_claim().await.job.id;
         self.hasten(rescued).await;
         assert_eq!(self.journal.rescue(10).await.expect("the database answers").len(), 1);
         self.later(rescued).await;
@@ -222,7 +222,7 @@ impl Maker<'_> {
         jobs.extend([rescued, self.clear(cleared).await]);
         let confirming = Conclusion::Confirming { after: AFTER };
         let left_unknown = self.left_unknown().await;
-        let submitting = self.new_claim().await.job_id;
+        let submitting = self.new_claim().await.job.id;
         jobs.extend([
             self.left_unknown().await,
             self.read(left_unknown, confirming, Settled::StillUnknown(AFTER)).await,
@@ -265,22 +265,23 @@ impl Maker<'_> {
             self.unsettled().await,
         ]);
         let late = self.new_claim().await;
-        self.hasten(late.job_id).await;
+        self.hasten(late.job.id).await;
         assert_eq!(self.journal.rescue(10).await.expect("the database answers").len(), 1);
         let has_ended = self.journal.record_late(&late, &Verdict::Accepted(accepted())).await;
         assert!(has_ended.expect("the database answers"));
         let refused = || Verdict::Misconfigured(Misconfiguration::Signature);
         let alone = self.new_claim().await;
         self.schedule(&alone, refused(), WaitingFor::Provider, false).await;
-        let NextAttempt::Claimed(again) = self.next(alone.job_id).await else {
+        let NextAttempt::Claimed(again) = self.next(alone.job.id).await else {
             panic!("nothing was claimed")
         };
         let review = Outcome::NeedsReview(Review::RefusedOnlyForThisJob);
-        jobs.extend([late.job_id, self.settle(&again.claim, refused(), review).await]);
+        jobs.extend([late.job.id, self.settle(&again.claim, refused(), review).await]);
         let mut expiring = job_asked(Uuid::new_v4(), 0);
         expiring.expires_at = Some(OffsetDateTime::now_utc());
         self.open_as(&expiring, Admission::Wait(WaitingFor::Retry)).await;
-        assert_eq!(self.journal.expire(10).await.expect("the database answers"), [expiring.id]);
+        let expired = self.journal.expire(10).await.expect("the database answers");
+        assert_eq!(expired.iter().map(|job| job.id).collect::<Vec<_>>(), [expiring.id]);
         let invalid = Uuid::new_v4();
         let message = Message { body: b"{}".into(), ..Message::default() };
         let no_job = Invalid { job_id: Some(invalid), customer_id: Some(Uuid::new_v4()), faults: Vec::new() };

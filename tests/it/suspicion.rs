@@ -261,7 +261,7 @@ fn a_read_claim_knows_what_the_whole_history_says() {
         let cases: Vec<Case> = (0..CUSTOMERS).map(|_| maker.case(State::Unknown, None)).collect();
         write(&world, &cases).await;
         let claims = journal(&world, "one").claim_reads(CUSTOMERS).await.expect("the database answers");
-        let claims: HashMap<Uuid, _> = claims.into_iter().map(|claim| (claim.job_id, claim)).collect();
+        let claims: HashMap<Uuid, _> = claims.into_iter().map(|claim| (claim.job.id, claim)).collect();
         assert_eq!(claims.len(), CUSTOMERS);
         let mut only_suspects = 0;
         for Case { ours, customer, .. } in &cases {
@@ -351,12 +351,14 @@ fn an_event_ends_what_the_whole_history_lets_it_end() {
                 at,
             };
             let noted = journal.record_customer_event(&event).await.expect("it is written down");
-            let expected = match customer.may_end(newest, at, WINDOW) {
-                true => EventNoted::Ended(newest),
-                false => EventNoted::Stored(newest),
+            let (job, is_end) = match noted {
+                EventNoted::Ended(job) => (job.id, true),
+                EventNoted::Stored(job) => (job.id, false),
+                noted => panic!("{noted:?} {event:?} {customer:#?}"),
             };
-            assert_eq!(noted, expected, "{event:?} {customer:#?}");
-            ends += usize::from(noted == EventNoted::Ended(newest));
+            let expected = (newest, customer.may_end(newest, at, WINDOW));
+            assert_eq!((job, is_end), expected, "{event:?} {customer:#?}");
+            ends += usize::from(is_end);
         }
         println!("{ends} of {CUSTOMERS} are ends");
         assert!((CUSTOMERS / 5..CUSTOMERS * 4 / 5).contains(&ends), "{ends}");

@@ -474,3 +474,16 @@ fn what_was_accepted_by_a_read_is_tracked_like_any_other() {
         );
     });
 }
+
+/// The database's clock was ahead when the last reads were claimed, and was put right.
+#[test]
+fn a_pace_that_is_far_ahead_holds_up_no_read() {
+    world_with(world_that_verifies_in(1_000), async |world| {
+        world.declare_topology().await;
+        world.tamper("update verification_pace set next_read_at = now() + interval '1 hour'").await;
+        let (job_id, _) = world.publish_job_for(Uuid::new_v4()).await;
+        let _worker = world.start_worker_with(&SCALED);
+        world.wait_for_end_of_verification(job_id).await;
+        assert_eq!(world.verification(job_id).await.status.as_deref(), Some("VERIFIED"));
+    });
+}

@@ -168,6 +168,7 @@ impl super::State {
             link: link.map(str::to_owned),
             document_type: field("document_type").map(str::to_owned),
             body_sha256: format!("{:x}", Bytes::copy_from_slice(&Sha256::digest(body))),
+            headers: head.headers.keys().map(ToString::to_string).collect(),
             timestamp: credentials.timestamp,
             authenticated: is_authenticated,
             outcome: "pending".to_owned(),

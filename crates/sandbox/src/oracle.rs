@@ -22,6 +22,8 @@ pub(super) struct Patch {
     pub(super) link: Option<String>,
     pub(super) document_type: Option<String>,
     pub(super) body_sha256: String,
+    /// The names of the headers that it came with.
+    pub(super) headers: Vec<String>,
     pub(super) timestamp: Option<i64>,
     pub(super) authenticated: bool,
     pub(super) outcome: String,

@@ -18,6 +18,7 @@ pub(super) use self::check::{instant, uuid};
 pub use self::rules::Rules;
 use self::signed_link::cut_signature;
 use crate::domain::message::Message;
+use crate::domain::trace_context::{TraceContext, TraceId};
 use dollarpe::canonical_json::{Fault, Json, Profile};
 
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -48,11 +49,29 @@ pub struct Job {
     /// When the request loses its meaning, in UTC; presigned links die.
     pub expires_at: Option<OffsetDateTime>,
     pub correlation_id: Option<String>,
+    /// The trace that it was published in.
+    pub trace: Option<TraceContext>,
     /// What the provider is to be sent.
     pub request: UpdateRequest,
     /// What a content fingerprint is computed over: the compact canonical text without what
     /// changes in its links whenever they are presigned.
     pub fingerprint_text: String,
+}
+
+/// How a job is spoken of in logs, metrics and traces.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct JobRef {
+    pub id: Uuid,
+    /// By the clock of the replica that received it.
+    pub received_at: OffsetDateTime,
+    /// The trace that it was published in.
+    pub trace: Option<TraceContext>,
+}
+
+impl JobRef {
+    pub fn trace_id(&self) -> Option<TraceId> {
+        self.trace.map(|trace| trace.trace_id())
+    }
 }
 
 /// The provider's request body: its own fields and no others.
@@ -135,6 +154,7 @@ impl Job {
                     requested_at,
                     expires_at,
                     correlation_id: message.correlation_id.as_deref().and_then(label),
+                    trace: message.trace(),
                     request,
                     fingerprint_text: json.to_canonical(Profile::Compact),
                 })

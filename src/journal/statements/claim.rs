@@ -10,10 +10,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Moment;
+use crate::domain::job::JobRef;
 use crate::domain::outcome::{History, Outcome, Review};
 use crate::domain::precedence::{Asking, Decision, decide};
 use crate::domain::state::{State, VerdictKind, WaitingFor};
 use crate::domain::suspicion::Customer;
+use crate::domain::trace_context::TraceContext;
 use crate::journal::history::chain::{Head, Subject};
 use crate::journal::rows::{Limits, NewRow, column};
 use crate::journal::statements::customers::read_customers;
@@ -34,13 +36,11 @@ const SUPERSEDED_AT_ONCE: i64 = 100;
 /// A customer's slot, taken for a job: what its next attempt begins with.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    pub job_id: Uuid,
+    pub job: JobRef,
     pub customer_id: Uuid,
     /// Fences out whoever held an older one.
     pub token: i64,
     pub attempt: i32,
-    /// When the job was received, by the clock of the replica that did.
-    pub received_at: OffsetDateTime,
     pub history: History,
     /// No later than that, by this machine's clock, the job was last refused as somebody who may not ask.
     pub refused: Option<Instant>,
@@ -76,12 +76,12 @@ impl Claim {
     }
 
     pub(crate) fn subject(&self) -> Subject {
-        Subject { job_id: self.job_id, customer_id: self.customer_id }
+        Subject { job_id: self.job.id, customer_id: self.customer_id }
     }
 
     pub(crate) fn position(&self) -> Position {
         Position {
-            job_id: self.job_id,
+            job_id: self.job.id,
             customer_id: self.customer_id,
             state: State::Submitting,
             token: self.token,
@@ -102,6 +102,7 @@ pub(crate) struct TakenSlot {
     pub received_at: OffsetDateTime,
     pub content_hmac: Option<Vec<u8>>,
     pub correlation_id: Option<String>,
+    pub trace: Option<TraceContext>,
     pub misconfigured: i64,
     /// How many seconds before `begun_at` the last of those was recorded.
     pub refused_before: Option<f64>,
@@ -113,6 +114,10 @@ pub(crate) struct TakenSlot {
 }
 
 impl TakenSlot {
+    pub fn job(&self) -> JobRef {
+        JobRef { id: self.job_id, received_at: self.received_at, trace: self.trace }
+    }
+
     pub fn head(&self) -> Head {
         Head::of_row(self.chain, self.entries)
     }
@@ -122,11 +127,10 @@ impl TakenSlot {
         let refused = self.refused_before.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
         let refused = refused.and_then(|before| Instant::now().checked_sub(before));
         Slot {
-            job_id: self.job_id,
+            job: self.job(),
             customer_id: self.customer_id,
             token: self.token,
             attempt: self.attempt,
-            received_at: self.received_at,
             history: History {
                 retries: self.retries.unsigned_abs(),
                 misconfigured: u32::try_from(self.misconfigured).unwrap_or(u32::MAX),
@@ -170,11 +174,10 @@ impl NewRow {
         let Position { job_id, customer_id, token, head, .. } = self.position();
         let history = History::default();
         Slot {
-            job_id,
+            job: JobRef { id: job_id, received_at: self.received_at, trace: self.trace },
             customer_id,
             token,
             attempt: 1,
-            received_at: self.received_at,
             history,
             refused: None,
             t0,
@@ -294,13 +297,13 @@ impl Candidate {
 
     /// Ends those that wait and are older than this one: a newer one was accepted, which nothing
     /// takes back, so none of them needs the slot for that. Returns which.
-    pub async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<Uuid>> {
+    pub async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<JobRef>> {
         let older = sqlx::query_as!(
             LockedRow,
             r#"-- lock_older
             select
                 job_id, customer_id as "customer_id!", state as "state: State", claim_token as token,
-                chain as "chain: [u8; 32]", entries
+                chain as "chain: [u8; 32]", entries, received_at, traceparent as "trace: TraceContext"
             from submission
             where customer_id = $1 and state = 'waiting'
                 and (requested_at, received_at, job_id) < ($2, $3, $4)
@@ -318,7 +321,7 @@ impl Candidate {
         let to = Destination::End(Outcome::Superseded { by }.ended());
         let moves = older.iter().map(|row| Move::new(row.position(), &to));
         move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
-        Ok(older.into_iter().map(|row| row.job_id).collect())
+        Ok(older.iter().map(LockedRow::job).collect())
     }
 }
 
@@ -337,7 +340,7 @@ pub(crate) async fn begin_attempts(
         insert into attempt (job_id, number, worker, signed_at)
         select b.job_id, b.number, $4, b.signed_at
         from unnest($1::uuid[], $2::integer[], $3::timestamptz[]) as b (job_id, number, signed_at)",
-        &column(&all, |slot| slot.job_id),
+        &column(&all, |slot| slot.job.id),
         &column(&all, |slot| slot.attempt),
         &column(&all, |slot| OffsetDateTime::from(slot.t0.wall)),
         worker,
@@ -383,6 +386,11 @@ pub(crate) async fn take_slots(
                     order by newer.requested_at desc, newer.received_at desc, newer.job_id desc
                     limit 1
                 ) is null
+                -- None begins beside an open one, whatever was done to the row by hand.
+                and not exists (
+                    select from attempt open_one where open_one.job_id = s.job_id and open_one.ended_at is null
+                    offset 0
+                )
                 and not (
                     cardinality($3::text[]) > 0 and exists (
                         select from attempt a where a.job_id = s.job_id and a.verdict = any($3)
@@ -404,7 +412,8 @@ pub(crate) async fn take_slots(
         returning
             s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
             s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
-            s.content_hmac, s.correlation_id, coalesce(s.expires_at <= now(), false) as "is_expired!",
+            s.content_hmac, s.correlation_id, s.traceparent as "trace: TraceContext",
+            coalesce(s.expires_at <= now(), false) as "is_expired!",
             now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
             (
                 select count(*) from attempt a
@@ -448,7 +457,8 @@ pub(crate) async fn find_begun(
         select
             s.job_id, s.customer_id as "customer_id!", s.claim_token as token, s.attempts as attempt,
             s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
-            s.content_hmac, s.correlation_id, a.begun_at, s.chain as "chain: [u8; 32]", s.entries,
+            s.content_hmac, s.correlation_id, s.traceparent as "trace: TraceContext", a.begun_at,
+            s.chain as "chain: [u8; 32]", s.entries,
             (
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'misconfigured'

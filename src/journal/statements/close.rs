@@ -48,7 +48,7 @@ impl Closing {
 
     /// By what the batch tells it from others: a job has one claim of that token.
     pub fn key(&self) -> (Uuid, i64) {
-        (self.claim.job_id, self.claim.token)
+        (self.claim.job.id, self.claim.token)
     }
 
     /// Whether it holds words of the provider's.

@@ -103,7 +103,7 @@ pub(crate) async fn set_late_verdict(
         update attempt
         set late_verdict = $4, late_entry = $5
         where job_id = $1 and number = $2 and worker = $3 and ended_at is not null and late_verdict is null",
-        claim.job_id,
+        claim.job.id,
         claim.attempt,
         worker,
         verdict,

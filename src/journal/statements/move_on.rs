@@ -9,8 +9,10 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::domain::job::JobRef;
 use crate::domain::outcome::Ended;
 use crate::domain::state::{Evidence, State, WaitingFor};
+use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::Acceptance;
 use crate::journal::history::chain::{Entry, Head};
 use crate::journal::rows::column;
@@ -35,9 +37,15 @@ pub(crate) struct LockedRow {
     pub token: i64,
     pub chain: Option<[u8; 32]>,
     pub entries: i32,
+    pub received_at: OffsetDateTime,
+    pub trace: Option<TraceContext>,
 }
 
 impl LockedRow {
+    pub fn job(&self) -> JobRef {
+        JobRef { id: self.job_id, received_at: self.received_at, trace: self.trace }
+    }
+
     pub fn position(&self) -> Position {
         let head = Head::of_row(self.chain, self.entries);
         Position {

@@ -90,7 +90,7 @@ pub(crate) async fn open_many(
         }
     }
     let claims = begin_attempts(tx, worker, going).await?;
-    opened.extend(claims.into_iter().map(|claim| (claim.job_id, Opened::Claimed(claim))));
+    opened.extend(claims.into_iter().map(|claim| (claim.job.id, Opened::Claimed(claim))));
     if !behind.is_empty() {
         opened.extend(open_behind(tx, limits, &behind).await?);
     }
@@ -143,22 +143,22 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
         "-- insert_behind
         insert into submission (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
-            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
             state, reason, ended_at, waiting_for, due_at
         )
         select
             new.job_id, new.customer_id, new.document_type, new.document_number_last4, new.content_hmac,
             new.requested_at, new.received_at, new.expires_at, new.correlation_id,
-            case when new.reason is null then new.sealed_payload end,
+            new.traceparent, case when new.reason is null then new.sealed_payload end,
             case when new.reason is null then 'waiting' else 'superseded' end, new.reason,
             case when new.reason is not null then greatest(now(), new.received_at) end,
             case when new.reason is null then 'customer' end,
             case
                 when new.reason is not null then null
-                when not new.is_newest then now() + make_interval(secs => $14)
+                when not new.is_newest then now() + make_interval(secs => $15)
                 else coalesce(
                     (
-                        select now() + make_interval(secs => $13)
+                        select now() + make_interval(secs => $14)
                         from submission holder
                         where holder.customer_id = new.customer_id and holder.state in ('submitting', 'unknown')
                     ),
@@ -167,11 +167,12 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
             end
         from unnest(
             $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
-            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[],
-            $11::text[], $12::boolean[]
+            $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::bytea[],
+            $12::text[], $13::boolean[]
         ) as new (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
-            requested_at, received_at, expires_at, correlation_id, sealed_payload, reason, is_newest
+            requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
+            reason, is_newest
         )
         order by new.customer_id, new.job_id
         on conflict (job_id) do nothing
@@ -185,6 +186,7 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
         &column(&all, |each| each.row.received_at),
         &column(&all, |each| each.row.expires_at) as &[Option<OffsetDateTime>],
         &column(&all, |each| each.row.correlation_id.as_deref()) as &[Option<&str>],
+        &column(&all, |each| each.row.traceparent()) as &[Option<String>],
         &column(&all, |each| each.row.sealed.as_slice()) as &[&[u8]],
         &reasons as &[Option<String>],
         &column(&all, |each| each.is_newest),
@@ -215,13 +217,14 @@ async fn insert_claimed(
                     + r#"
                     insert into submission (
                         job_id, customer_id, document_type, document_number_last4, content_hmac,
-                        requested_at, received_at, expires_at, correlation_id, sealed_payload,
+                        requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
                         state, attempts, claim_token, claimed_by, claimed_until
                     )
-                    select new.*, 'submitting', 1, 1, $11, now() + make_interval(secs => $12)
+                    select new.*, 'submitting', 1, 1, $12, now() + make_interval(secs => $13)
                     from unnest(
                         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
-                        $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::bytea[]
+                        $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[],
+                        $11::bytea[]
                     ) as new (job_id, customer_id)
                     order by new.customer_id, new.job_id
                     "#
@@ -236,6 +239,7 @@ async fn insert_claimed(
                 &column(rows, |row| row.received_at),
                 &column(rows, |row| row.expires_at) as &[Option<OffsetDateTime>],
                 &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
+                &column(rows, |row| row.traceparent()) as &[Option<String>],
                 &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
                 worker,
                 limits.claim_lease.as_secs_f64(),
@@ -308,14 +312,14 @@ pub(crate) async fn insert_waiting(
         "-- insert_waiting
         insert into submission (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
-            requested_at, received_at, expires_at, correlation_id, sealed_payload,
+            requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
             state, waiting_for, due_at
         )
         values (
-            $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'waiting', $11,
+            $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12,
             coalesce(
                 (
-                    select now() + make_interval(secs => $12)
+                    select now() + make_interval(secs => $13)
                     from submission holder
                     where holder.customer_id = $2 and holder.state in ('submitting', 'unknown')
                 ),
@@ -332,6 +336,7 @@ pub(crate) async fn insert_waiting(
         row.received_at,
         row.expires_at,
         row.correlation_id,
+        row.traceparent(),
         row.sealed,
         waiting_for.name(),
         NEAR_WAIT_MIN_SECONDS,
