@@ -29,7 +29,7 @@ pub struct Answer {
     pub status: u16,
     /// The `Retry-After` header, as it was written.
     pub retry_after: Option<String>,
-    /// The `Age` header in seconds: how long a cache has had the answer. One that is no number
+    /// The greatest `Age` header in seconds: how long a cache has had the answer. One that is no number
     /// is older than anything.
     pub age_s: Option<u64>,
     /// The `Date` header: when the provider made the answer, by its own clock.
@@ -412,10 +412,10 @@ impl Refusal {
 
     /// 1. An error under one of our three headers is ours.
     /// 2. Documented words about the job reject it, whatever the status.
-    /// 3. Errors under fields of the request's body, and under nothing else, reject it, unless the
-    ///    words speak of a time: another update in progress is no fault of the value. Any other status
-    ///    than those two that are about values (405, 409, 415, 431 …) needs documented words.
-    /// 4. Words about our headers are ours.
+    /// 3. Words about our headers are ours.
+    /// 4. Errors under fields of the request's body, and under nothing else, reject it, unless the
+    ///    words speak of a time or of us: another update in progress is no fault of the value. Any other
+    ///    status than those two that are about values (405, 409, 415, 431 …) needs documented words.
     /// 5. What is left is not documented. It may be about the job, or about everybody.
     fn verdict(&self, status: u16) -> Verdict {
         if let Some(header) = self.header_at_fault() {
@@ -429,13 +429,18 @@ impl Refusal {
         if let Some((_, rejection)) = known.into_iter().find(|(text, _)| self.says(text)) {
             return Verdict::Rejected(rejection);
         }
+        if let Some(header) = self.header_in_words() {
+            return Verdict::Misconfigured(header);
+        }
         let is_about_fields =
             !self.errors.is_empty() && self.errors.iter().all(|(field, _)| is_of_the_body(field));
-        if is_about_fields && matches!(status, 400 | 422) && !self.texts().any(|text| speaks_of_a_time(text))
+        if is_about_fields
+            && matches!(status, 400 | 422)
+            && !self.texts().any(|text| speaks_of_a_time_or_of_us(text))
         {
             return Verdict::Rejected(Rejection::FieldRefused);
         }
-        Verdict::Misconfigured(self.header_in_words().unwrap_or(Misconfiguration::Undocumented))
+        Verdict::Misconfigured(Misconfiguration::Undocumented)
     }
 
     /// The header of ours that an error stands under.
@@ -443,17 +448,21 @@ impl Refusal {
         self.errors.iter().find_map(|(field, _)| header_named(field))
     }
 
-    /// The header of ours that the words are about, but for those under a field of the request's body: a
-    /// document may lack a signature, too.
+    /// The header of ours that the words are about. Under a field of the request's body, a signature may
+    /// be the document's own, but for one that is invalid or fails.
     fn header_in_words(&self) -> Option<Misconfiguration> {
         let others = self.errors.iter().filter(|(field, _)| !is_of_the_body(field)).map(|(_, text)| text);
-        let said: Vec<String> = others.chain([&self.message]).map(|text| text.to_ascii_lowercase()).collect();
-        let mentions = |words| said.iter().any(|text: &String| text.contains(words));
-        if mentions("signature") {
+        let elsewhere = others.chain([&self.message]);
+        let mention = |mut said: Box<dyn Iterator<Item = &String> + '_>, words: &[&str]| {
+            said.any(|text| contains_any(text, words))
+        };
+        if mention(Box::new(elsewhere), &["signature"])
+            || mention(Box::new(self.texts()), &["invalid signature", "signature verification"])
+        {
             Some(Misconfiguration::Signature)
-        } else if mentions("timestamp") {
+        } else if mention(Box::new(self.texts()), &["timestamp"]) {
             Some(Misconfiguration::Timestamp)
-        } else if mentions("api key") || mentions("api-key") || mentions("api_key") {
+        } else if mention(Box::new(self.texts()), &["api key", "api-key", "api_key"]) {
             Some(Misconfiguration::ApiKey)
         } else {
             None
@@ -473,11 +482,10 @@ impl Refusal {
     }
 }
 
-/// Whether a text speaks of a state that passes and not of a value. Rather once too often: then a person
-/// is asked, and a rejection cannot be taken back.
-fn speaks_of_a_time(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    [
+/// Whether a text speaks of a state that passes, or of who asks, and not of a value. Rather once too
+/// often: then a person is asked, and a rejection cannot be taken back.
+fn speaks_of_a_time_or_of_us(text: &str) -> bool {
+    const WORDS: [&str; 28] = [
         "again",
         "retry",
         "later",
@@ -491,9 +499,29 @@ fn speaks_of_a_time(text: &str) -> bool {
         "throttled",
         "too many requests",
         "rate limit",
-    ]
-    .iter()
-    .any(|words| text.contains(words))
+        "quota",
+        "per day",
+        "daily",
+        "maintenance",
+        "pending",
+        "organization",
+        "organisation",
+        "subscription",
+        "suspended",
+        "permission",
+        "not authorized",
+        "unauthorized",
+        "forbidden",
+        "access denied",
+        "your account",
+    ];
+    contains_any(text, &WORDS)
+}
+
+/// Whether a text contains one of `words`, which are in lower case.
+fn contains_any(text: &str, words: &[&str]) -> bool {
+    let text = text.to_ascii_lowercase();
+    words.iter().any(|words| text.contains(words))
 }
 
 /// The header of ours that an error's field names, as `signature`, `X-SIGNATURE` or the like.
@@ -686,6 +714,30 @@ mod tests {
         ] {
             check(refused_with(status, message, errors), "misconfigured", Some("undocumented_refusal"));
         }
+    }
+
+    /// Whom the words refuse counts for more than the field that they stand under.
+    #[test]
+    fn a_refusal_of_us_under_a_field_of_the_body_is_not_the_jobs() {
+        for (text, code) in [
+            ("API key expired", "api_key_refused"),
+            ("Invalid signature", "signature_refused"),
+            ("Signature verification failed", "signature_refused"),
+            ("Request timestamp is too old", "timestamp_refused"),
+            ("Your organization is suspended", "undocumented_refusal"),
+            ("You do not have permission to perform this action.", "undocumented_refusal"),
+            ("Verification is pending", "undocumented_refusal"),
+            ("Daily quota exceeded", "undocumented_refusal"),
+        ] {
+            for field in ["customer_id", "document_type", "document_details"] {
+                let errors = format!(r#"{{"{field}":["{text}"]}}"#);
+                check(refused("Bad Request", &errors), "misconfigured", Some(code));
+                check(refused_with(422, "Bad Request", &errors), "misconfigured", Some(code));
+            }
+            check(refused(text, r#"{"document_type":["Not a choice."]}"#), "misconfigured", Some(code));
+        }
+        let maintenance = refused("Under maintenance", r#"{"full_address":["Odd."]}"#);
+        check(maintenance, "misconfigured", Some("undocumented_refusal"));
     }
 
     /// Every status, with a body that helps nothing: which prove that nothing was applied?

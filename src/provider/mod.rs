@@ -253,8 +253,9 @@ impl Provider {
     /// `GET /customer/{id}`. The provider asks for at most one a minute for a customer.
     ///
     /// What is read is what the provider says now: on a connection of its own, past caches, and
-    /// not where the answer's date is older. Where no update has told the provider's clock yet and
-    /// a date looks old, an update for nobody tells it.
+    /// not where the answer's date is older or was taken away. Where no update has told yet whether the
+    /// provider dates its answers, and by which clock, an update for nobody tells it; without its answer
+    /// a read proves nothing.
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
         let at = SystemTime::now();
         let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
@@ -264,11 +265,16 @@ impl Provider {
         let read = |skew| read_customer(&outcome, &Asked { customer_id, at, skew }, SystemTime::now());
         let skew = self.skews.lock().to_be_fresh();
         let reading = read(skew);
-        if reading != Reading::Stale || skew.is_some() {
+        let is_dated = matches!(&outcome, HttpOutcome::Answered(Answer { date: Some(_), .. }));
+        let may_prove = matches!(reading, Reading::Customer(_) | Reading::NotFound);
+        let is_to_be_asked = reading == Reading::Stale || may_prove && !is_dated;
+        if skew.is_some() || !is_to_be_asked {
             return reading;
         }
-        self.update_nobody().await;
-        read(self.skews.lock().to_be_fresh())
+        match self.probe_update().await {
+            true => read(self.skews.lock().to_be_fresh()),
+            false => Reading::Stale,
+        }
     }
 
     /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
@@ -427,10 +433,10 @@ impl Provider {
         let status = response.status().as_u16();
         let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let retry_after = text(RETRY_AFTER).map(str::to_owned);
-        let age_s = response
-            .headers()
-            .get(AGE)
-            .map(|_| text(AGE).and_then(|age| age.trim().parse().ok()).unwrap_or(u64::MAX));
+        // Each cache on the way may have written one.
+        let ages = response.headers().get_all(AGE).into_iter();
+        let age_of = |age: &HeaderValue| age.to_str().ok()?.trim().parse().ok();
+        let age_s = ages.map(|age| age_of(age).unwrap_or(u64::MAX)).max();
         let date = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
         let skew = date.map(|date| ClockSkew::told_by(date, asked_at, answered_at));
         let is_encoded = text(CONTENT_ENCODING).is_some_and(|name| !name.eq_ignore_ascii_case("identity"));

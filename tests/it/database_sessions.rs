@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use sqlx::PgPool;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
@@ -267,6 +268,31 @@ fn a_table_that_is_gone_needs_a_person_and_work_goes_on_once_it_is_back() {
         assert_eq!(log.matches(NEEDS_PERSON).count(), 1, "told once: {log}");
         assert!(!log.contains("a write failed; the worker tries it again"), "{log}");
         execute(&world, "alter table attempt_elsewhere rename to attempt").await;
+        world.wait_for_log(&worker, RESUMED).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
+    });
+}
+
+#[test]
+fn a_database_that_takes_no_connections_needs_a_person() {
+    let cluster = own_postgres(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
+        let (worker, jobs) = world.start_at_work(&[]).await;
+        let name = world.database_url().rsplit('/').next().expect("a name").to_owned();
+        let admin = PgPool::connect(&cluster.url()).await.expect("the server answers");
+        let allow = async |allowed: bool| {
+            let statements = format!(
+                "alter database {name} allow_connections {allowed};
+                select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'"
+            );
+            sqlx::raw_sql(&statements).execute(&admin).await.expect("it is done");
+        };
+        allow(false).await;
+        world.wait_for_log(&worker, NEEDS_PERSON).await;
+        let log = worker.log();
+        assert!(log.contains("alter database … allow_connections true"), "the remedy is told: {log}");
+        assert!(!log.contains("a maintenance task fails"), "{log}");
+        allow(true).await;
         world.wait_for_log(&worker, RESUMED).await;
         world.check_nothing_lost_or_spent_twice(&jobs).await;
     });

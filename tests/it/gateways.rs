@@ -1,10 +1,10 @@
-//! Gateways before the provider that break HTTP's lock step, or end connections that the worker
-//! may just be using again.
+//! Gateways before the provider that break HTTP's lock step, end connections that the worker may just be
+//! using again, or answer reads from what they have kept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 use crate::harness::{World, sized, world};
 
@@ -24,6 +25,10 @@ enum Habit {
     SecondAnswers,
     /// It ends a connection that is idle for as long.
     EndsIdle(Duration),
+    /// It takes the dates off the answers to reads.
+    Undates,
+    /// It dates them anew, and writes an `Age` of its own before that of the cache behind it.
+    DatesAnew,
 }
 
 /// How long after an answer the one comes that nobody asked for.
@@ -59,6 +64,13 @@ async fn carry(client: TcpStream, target: SocketAddr, habit: Habit, strays: Arc<
     for stream in [&client, &provider] {
         stream.set_nodelay(true).expect("a socket");
     }
+    // A read has a connection of its own.
+    let mut method = [0; 3];
+    client.peek(&mut method).await.expect("a request");
+    let habit = match habit {
+        Habit::Undates | Habit::DatesAnew if method != *b"GET" => Habit::EndsIdle(Duration::from_secs(60)),
+        habit => habit,
+    };
     let (from_client, to_client) = client.into_split();
     let (from_provider, mut to_provider) = provider.into_split();
     let answers = tokio::spawn(answer(from_provider, to_client, habit, strays));
@@ -82,7 +94,11 @@ async fn answer(mut from: OwnedReadHalf, to: OwnedWriteHalf, habit: Habit, stray
             _ => reading.await,
         };
         let Ok(length @ 1..) = read else { return };
-        if to.lock().await.write_all(&buffer[..length]).await.is_err() {
+        let answer = match habit {
+            Habit::Undates | Habit::DatesAnew => redate(&buffer[..length], habit),
+            Habit::SecondAnswers | Habit::EndsIdle(_) => buffer[..length].to_vec(),
+        };
+        if to.lock().await.write_all(&answer).await.is_err() {
             return;
         }
         has_answered = true;
@@ -94,6 +110,19 @@ async fn answer(mut from: OwnedReadHalf, to: OwnedWriteHalf, habit: Habit, stray
             }
         }
     }
+}
+
+/// An answer's head with other dates.
+fn redate(answer: &[u8], habit: Habit) -> Vec<u8> {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return answer.to_vec() };
+    let is_dated = |line: &&str| line.to_ascii_lowercase().starts_with("date:");
+    let mut lines: Vec<String> = head.lines().filter(|line| !is_dated(line)).map(str::to_owned).collect();
+    if let Habit::DatesAnew = habit {
+        let now = httpdate::fmt_http_date(SystemTime::now());
+        lines.splice(1..1, ["age: 0".to_owned(), format!("date: {now}")]);
+    }
+    format!("{}\r\n\r\n{body}", lines.join("\r\n")).into_bytes()
 }
 
 async fn send_stray(to: Arc<Mutex<OwnedWriteHalf>>, after: Duration) {
@@ -157,4 +186,40 @@ fn a_server_that_ends_idle_connections_after_two_seconds_loses_no_update() {
         let otherwise = "select count(*) from attempt where verdict <> 'accepted'";
         assert_eq!(world.count(otherwise).await, 0);
     });
+}
+
+/// Both reads would say FAILED, as before the update that was applied: sent twice, by a replica that had
+/// just started and did not know yet that the provider dates its answers.
+#[test]
+fn a_kept_read_proves_nothing_to_a_replica_that_has_just_started() {
+    for habit in [Habit::Undates, Habit::DatesAnew] {
+        world(async |world| {
+            world.declare_topology().await;
+            let (_gateway, base_url, _) = start_gateway(&world, habit).await;
+            let customer_id = Uuid::new_v4();
+            world.set_customer(customer_id, json!({ "status": "FAILED" })).await;
+            let kept = json!({
+                "kind": "cached", "for_ms": 600_000, "older_by_s": 30, "with_age": matches!(habit, Habit::DatesAnew),
+            });
+            let reads = json!({ "method": "GET", "customer_id": customer_id });
+            world.add_rule(json!({ "match": reads, "fault": { "answer": kept } })).await;
+            let (job_id, _) = world.publish_job_for(customer_id).await;
+            world.break_job(job_id, json!({ "answer": { "kind": "hang" } })).await;
+            // The first read, before the update, is what is kept.
+            let settings = [
+                ("DOLLARPE_BASE_URL", base_url.as_str()),
+                ("BASELINE_READ", "true"),
+                ("READ_BACK_DEADLINE", "20s"),
+            ];
+            let _worker = world.start_worker_with(&settings);
+            world.wait_for_state(job_id, &["needs_review"]).await;
+            let mut seen = world.observations(job_id).await;
+            seen.retain(|seen| seen.purpose == "read_back");
+            assert!(
+                !seen.is_empty() && seen.iter().all(|seen| seen.error.as_deref() == Some("stale_answer")),
+                "{seen:?}"
+            );
+            assert_eq!((world.count_patches(job_id).await, world.count_updates(job_id).await), (1, 1));
+        });
+    }
 }

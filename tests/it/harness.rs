@@ -276,7 +276,9 @@ impl World {
             if let Some(found) = find().await {
                 return found;
             }
-            assert!(begun.elapsed() < deadline, "waited {deadline:?} in vain for {what}");
+            if begun.elapsed() >= deadline {
+                panic!("waited {deadline:?} in vain for {what}; {}", self.standing().await);
+            }
             // A question that is slow to answer is asked less often: others work beside us.
             let pause = PAUSE_MIN.max(asked.elapsed() * 3);
             let asked_next = Instant::now() + PAUSE_MAX.max(pause);
@@ -285,6 +287,18 @@ impl World {
                 sleep(PAUSE_MIN).await;
             }
         }
+    }
+
+    /// Where this world's jobs stand.
+    async fn standing(&self) -> String {
+        let standing = sqlx::query_scalar(
+            "select coalesce(string_agg(format('%s %s', count, place), ', '), 'no jobs')
+            from (
+                select count(*), concat_ws('/', state, waiting_for, reason_code, due_at - now()) as place
+                from submission group by place limit 50
+            ) as places",
+        );
+        standing.fetch_one(&self.pool).await.unwrap_or_else(|error: sqlx::Error| error.to_string())
     }
 
     /// How much the processes of this world have written.
