@@ -16,7 +16,7 @@ use crate::domain::state::{Purpose, VerdictKind};
 use crate::journal::error::{JournalError, is_lost_race};
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Observation, Subject};
-use crate::journal::pool::{bounded, run_tx};
+use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::claim::{
     Begun, Candidate, Claim, PAYLOAD_UNREADABLE, TakenSlot, begin_attempts, decide_all, find_begun,
     take_slots,
@@ -110,8 +110,7 @@ impl Journal {
     }
 
     async fn leave_alone(&self, job_id: Uuid) -> Result<(), JournalError> {
-        bounded(
-            "leave_alone",
+        run("leave_alone", &self.pool, async |connection| {
             sqlx::query!(
                 "-- leave_alone
                 update submission set due_at = now() + make_interval(secs => $2)
@@ -119,8 +118,9 @@ impl Journal {
                 job_id,
                 REFUSED_WAIT_SECONDS,
             )
-            .execute(&self.pool),
-        )
+            .execute(connection)
+            .await
+        })
         .await?;
         Ok(())
     }
@@ -133,7 +133,10 @@ impl Journal {
         probe: Option<Probe>,
     ) -> Result<Vec<ClaimedJob>, JournalError> {
         let name = "find_begun";
-        let begun = bounded(name, find_begun(&self.pool, &self.worker, t0, probe.is_some())).await?;
+        let begun = run(name, &self.pool, async |connection| {
+            find_begun(connection, &self.worker, t0, probe.is_some()).await
+        })
+        .await?;
         // It was opened before the attempt began.
         let opened = begun.into_iter().map(|Begun { claim, sealed, correlation_id }| {
             let request = self.open_payload(claim.job.id, &sealed);
@@ -220,16 +223,16 @@ impl Journal {
     /// Makes those due now that wait for the key of their payload: a worker that has just started may
     /// have it.
     pub async fn wake_unreadable(&self) -> Result<(), JournalError> {
-        bounded(
-            "wake_unreadable",
+        run("wake_unreadable", &self.pool, async |connection| {
             sqlx::query!(
                 "-- wake_unreadable
                 update submission set due_at = now()
                 where state = 'waiting' and reason_code = $1 and due_at > now()",
                 PAYLOAD_UNREADABLE,
             )
-            .execute(&self.pool),
-        )
+            .execute(connection)
+            .await
+        })
         .await?;
         Ok(())
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::pool::bounded;
+use crate::journal::pool::run;
 use crate::journal::replicas::SEEN_WITHIN_SECONDS;
 
 /// The figures are read no more often.
@@ -50,7 +50,8 @@ impl Journal {
             READING_INTERVAL.as_secs_f64(),
             REST,
         );
-        if bounded("begin_fleet_reading", turn.execute(&self.pool)).await?.rows_affected() == 0 {
+        let turn = run("begin_fleet_reading", &self.pool, async |connection| turn.execute(connection).await);
+        if turn.await?.rows_affected() == 0 {
             return Ok(false);
         }
         let begun = Instant::now();
@@ -102,7 +103,7 @@ impl Journal {
             SEEN_WITHIN_SECONDS,
             LATE_SECONDS,
         );
-        let read = bounded("read_fleet", read.execute(&self.pool)).await;
+        let read = run("read_fleet", &self.pool, async |connection| read.execute(connection).await).await;
         let took = begun.elapsed().as_secs_f64();
         let noted = sqlx::query!(
             "-- end_fleet_reading
@@ -111,25 +112,25 @@ impl Journal {
             took,
             read.is_ok(),
         );
-        bounded("end_fleet_reading", noted.execute(&self.pool)).await?;
+        run("end_fleet_reading", &self.pool, async |connection| noted.execute(connection).await).await?;
         read.map(|_| true)
     }
 
     /// The figures, as they were read last.
     pub async fn figures(&self) -> Result<Figures, JournalError> {
-        bounded("fleet_figures", async {
+        run("fleet_figures", &self.pool, async |connection| {
             let figures = sqlx::query_as!(
                 Figure,
                 "-- fleet_figures
                 select figure, part, value from fleet_figure",
             )
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *connection)
             .await?;
             let reading = sqlx::query!(
                 "-- fleet_reading
                 select read_at, took_seconds from fleet_reading",
             )
-            .fetch_one(&self.pool)
+            .fetch_one(connection)
             .await?;
             let took = Duration::try_from_secs_f64(reading.took_seconds).unwrap_or_default();
             Ok(Figures { figures, read_at: reading.read_at, took })

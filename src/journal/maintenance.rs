@@ -14,7 +14,7 @@ use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Head, Subject};
-use crate::journal::pool::{bounded, run_tx};
+use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::move_on::{
     ClosedAttempt, Destination, LockedRow, Move, Position, Why, move_locked,
 };
@@ -264,8 +264,7 @@ impl Journal {
     pub async fn sweep_payloads(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
         let now = self.floors.now();
-        let swept = bounded(
-            "sweep_payloads",
+        let swept = run("sweep_payloads", &self.pool, async |connection| {
             sqlx::query_scalar!(
                 "-- sweep_payloads
                 with old as (
@@ -284,8 +283,9 @@ impl Journal {
                 limit,
                 self.floors.payloads.bound(),
             )
-            .fetch_all(&self.pool),
-        )
+            .fetch_all(connection)
+            .await
+        })
         .await;
         self.floors.payloads.note_due(&swept, limit, now.map(|now| now - retention));
         Ok(swept?.len() as u64)
@@ -293,8 +293,7 @@ impl Journal {
 
     /// How long until the next submission is due; zero if one is due now.
     pub async fn next_due(&self) -> Result<Option<Duration>, JournalError> {
-        let read = bounded(
-            "next_due",
+        let read = run("next_due", &self.pool, async |connection| {
             sqlx::query!(
                 r#"-- next_due
                 select
@@ -311,8 +310,9 @@ impl Journal {
                     ) as due_at"#,
                 self.floors.due.bound(),
             )
-            .fetch_one(&self.pool),
-        )
+            .fetch_one(connection)
+            .await
+        })
         .await;
         let Ok(row) = read else {
             self.floors.due.note_failure();
@@ -325,8 +325,7 @@ impl Journal {
 
     /// How many submissions are in motion.
     pub async fn count_in_motion(&self) -> Result<i64, JournalError> {
-        bounded(
-            "count_in_motion",
+        run("count_in_motion", &self.pool, async |connection| {
             sqlx::query_scalar!(
                 r#"-- count_in_motion
                 select
@@ -345,16 +344,16 @@ impl Journal {
                 self.floors.due.bound(),
                 self.floors.leases.bound(),
             )
-            .fetch_one(&self.pool),
-        )
+            .fetch_one(connection)
+            .await
+        })
         .await
     }
 
     /// Removes up to `limit` rows of deliveries dead-lettered longer than `retention` ago.
     pub async fn sweep_dead_letters(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
-        let swept = bounded(
-            "sweep_dead_letters",
+        let swept = run("sweep_dead_letters", &self.pool, async |connection| {
             sqlx::query!(
                 "-- sweep_dead_letters
                 with old as (
@@ -369,8 +368,9 @@ impl Journal {
                 retention.as_secs_f64(),
                 limit,
             )
-            .execute(&self.pool),
-        )
+            .execute(connection)
+            .await
+        })
         .await?;
         Ok(swept.rows_affected())
     }

@@ -11,7 +11,7 @@ use crate::domain::message::Message;
 use crate::domain::state::{State, WaitingFor};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::pool::{bounded, run_tx};
+use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::{Admission, NewRow, Slots, in_micros};
 use crate::journal::statements::open::{
     Found, Opened, count_delivery, delete_invalid, find, insert_dead_letter, insert_waiting, open_many,
@@ -145,9 +145,8 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let reason =
             "/job_id: is taken by a job with another content; publish this one under an id of its own";
-        bounded("record_conflict", async {
-            let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, message, received_at, Some(job_id), "conflict", reason).await
+        run("record_conflict", &self.pool, async |connection| {
+            insert_dead_letter(connection, message, received_at, Some(job_id), "conflict", reason).await
         })
         .await
     }
@@ -159,9 +158,8 @@ impl Journal {
         received_at: OffsetDateTime,
     ) -> Result<(), JournalError> {
         let reason = "the worker failed on this delivery: a bug of its own; report it, and requeue the message after the fix";
-        bounded("record_worker_failed", async {
-            let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, message, received_at, None, "worker_failed", reason).await
+        run("record_worker_failed", &self.pool, async |connection| {
+            insert_dead_letter(connection, message, received_at, None, "worker_failed", reason).await
         })
         .await
     }

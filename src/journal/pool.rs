@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use parking_lot::{Mutex, const_mutex};
-use sqlx::pool::PoolConnectionMetadata;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, Postgres};
 use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
@@ -39,6 +39,41 @@ const FOR_BATCHES: u32 = 1;
 /// time whatever else waits.
 const CONNECTIONS_PER_READER: u32 = 2;
 
+/// A connection that is given back within a limit of time. The pool tests what it is given back, without
+/// one: a connection that the network forgets meanwhile would keep its place until the kernel gives up.
+struct Lent(PoolConnection<Postgres>);
+
+impl Lent {
+    async fn by(pool: &PgPool) -> sqlx::Result<Self> {
+        Ok(Self(pool.acquire().await?))
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let returning = self.0.return_to_pool();
+        tokio::spawn(async move {
+            // What is not back by then is dropped, and its place is free.
+            if timeout(PING_TIME_MAX, returning).await.is_err() {
+                distrust_connections();
+            }
+        });
+    }
+}
+
+/// Does `work` over one connection of the pool, within a time limit. `name` stands in the error.
+pub(crate) async fn run<T>(
+    name: &'static str,
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
+) -> Result<T, JournalError> {
+    bounded(name, async {
+        let mut lent = Lent::by(pool).await?;
+        work(&mut lent.0).await
+    })
+    .await
+}
+
 /// Does `work` in one transaction, and commits it. Where it fails, nothing of it stays.
 ///
 /// # Errors
@@ -47,7 +82,8 @@ pub(crate) async fn transact<T, E: From<sqlx::Error>>(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
-    let mut tx = pool.begin().await?;
+    let mut lent = Lent::by(pool).await?;
+    let mut tx = lent.0.begin().await?;
     let done = work(&mut tx).await?;
     tx.commit().await?;
     Ok(done)
@@ -103,12 +139,11 @@ fn distrust_connections() {
 async fn is_usable(
     connection: &mut PgConnection,
     about: PoolConnectionMetadata,
-    idle_time_min: Duration,
     options: &PgConnectOptions,
 ) -> bool {
     let distrusted_at = *DISTRUSTED_AT.lock();
     let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
-    if about.idle_for < idle_time_min && !is_distrusted {
+    if about.idle_for < IDLE_TIME_MIN && !is_distrusted {
         return true;
     }
     match timeout(PING_TIME_MAX, connection.ping()).await {
@@ -205,19 +240,15 @@ async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyho
 
 /// A pool that takes care of its connections itself.
 pub(crate) fn pool_options(connections: u32, options: &PgConnectOptions, session: Session) -> PgPoolOptions {
-    let (before_use, after_use) = (options.clone(), options.clone());
+    let options = options.clone();
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(CONNECT_TIME_MAX)
         .test_before_acquire(false)
         .after_connect(move |connection, _about| Box::pin(session.set_up(connection)))
         .before_acquire(move |connection, about| {
-            let options = before_use.clone();
-            Box::pin(async move { Ok(is_usable(connection, about, IDLE_TIME_MIN, &options).await) })
-        })
-        .after_release(move |connection, about| {
-            let options = after_use.clone();
-            Box::pin(async move { Ok(is_usable(connection, about, Duration::ZERO, &options).await) })
+            let options = options.clone();
+            Box::pin(async move { Ok(is_usable(connection, about, &options).await) })
         })
 }
 

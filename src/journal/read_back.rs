@@ -17,7 +17,7 @@ use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Observation, Subject};
-use crate::journal::pool::{bounded, run_tx};
+use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::claim::Claim;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::history::{Locked, insert_observation, lock_submission, set_head};
@@ -196,8 +196,7 @@ impl Journal {
         customer_id: Uuid,
         apart: Duration,
     ) -> Result<Option<OffsetDateTime>, JournalError> {
-        bounded(
-            "claim_baseline",
+        run("claim_baseline", &self.pool, async |connection| {
             sqlx::query_scalar!(
                 r#"-- claim_baseline
                 insert into customer (customer_id, last_read_at)
@@ -209,8 +208,9 @@ impl Journal {
                 customer_id,
                 apart.as_secs_f64(),
             )
-            .fetch_optional(&self.pool),
-        )
+            .fetch_optional(connection)
+            .await
+        })
         .await
     }
 

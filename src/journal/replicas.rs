@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::pause::Pause;
-use crate::journal::pool::bounded;
+use crate::journal::pool::run;
 
 /// A replica that has not been seen for so long is taken for dead.
 pub(crate) const SEEN_WITHIN_SECONDS: f64 = 10.0;
@@ -45,8 +45,7 @@ pub struct WorkerView {
 impl Journal {
     /// Writes down that this replica lives, and reads whether the work is paused.
     pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
-        bounded(
-            "beat",
+        run("beat", &self.pool, async |connection| {
             sqlx::query_as!(
                 Pause,
                 r#"-- beat
@@ -70,38 +69,39 @@ impl Journal {
                 &pulse.paused_for,
                 pulse.instance,
             )
-            .fetch_optional(&self.pool),
-        )
+            .fetch_optional(connection)
+            .await
+        })
         .await
     }
 
     /// Removes this replica's row: it stops in good order.
     pub async fn leave(&self, instance: &str) -> Result<(), JournalError> {
-        bounded(
-            "leave",
+        run("leave", &self.pool, async |connection| {
             sqlx::query!(
                 "-- leave
                 delete from worker where name = $1 and instance = $2",
                 self.worker,
                 instance,
             )
-            .execute(&self.pool),
-        )
+            .execute(connection)
+            .await
+        })
         .await?;
         Ok(())
     }
 
     /// Forgets replicas that died long ago.
     pub async fn sweep_workers(&self) -> Result<(), JournalError> {
-        bounded(
-            "sweep_workers",
+        run("sweep_workers", &self.pool, async |connection| {
             sqlx::query!(
                 "-- sweep_workers
                 delete from worker where seen_at < now() - make_interval(secs => $1)",
                 REMEMBERED_SECONDS,
             )
-            .execute(&self.pool),
-        )
+            .execute(connection)
+            .await
+        })
         .await?;
         Ok(())
     }

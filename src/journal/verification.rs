@@ -18,7 +18,7 @@ use crate::domain::verification::{NextRead, is_final};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Observation, Subject};
-use crate::journal::pool::{bounded, run_tx};
+use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::in_micros;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::history::lock_submission;
@@ -132,9 +132,7 @@ impl Journal {
         // Whoever holds the pace's row claims alone: the others find it locked, or too early.
         // A read whose replica died is due again once the customer may be read again and the read, had
         // it gone on, would have ended.
-        let rows = bounded(
-            "claim_verifications",
-            sqlx::query!(
+        let rows = run("claim_verifications", &self.pool, async |connection| { sqlx::query!(
                 r#"-- claim_verifications
                 with pace as (
                     select is_only from verification_pace
@@ -201,8 +199,7 @@ impl Journal {
                 pace.read_time_max.as_secs_f64(),
                 f64::from(pace.per_second),
             )
-            .fetch_all(&self.pool),
-        )
+            .fetch_all(connection).await })
         .await?;
         let found = rows.len();
         let claims = rows.into_iter().filter(|row| row.is_claimed).map(|row| VerificationClaim {
@@ -394,9 +391,8 @@ impl Journal {
         refusal: &Refusal,
     ) -> Result<(), JournalError> {
         let reason = refusal.to_string();
-        bounded("record_refused_event", async {
-            let mut connection = self.pool.acquire().await?;
-            insert_dead_letter(&mut connection, message, received_at, None, refusal.code(), &reason).await
+        run("record_refused_event", &self.pool, async |connection| {
+            insert_dead_letter(connection, message, received_at, None, refusal.code(), &reason).await
         })
         .await
     }
