@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
 directory=$PWD/target/publishers
-python=(pika==1.4.4 kombu==5.7.0)
-node=(amqplib@2.3.1)
+python=(pika==1.4.4 kombu==5.7.0 opentelemetry-sdk==1.45.2 opentelemetry-exporter-otlp-proto-http==1.45.2)
+node=(amqplib@2.3.1 @opentelemetry/api@1.9.1 @opentelemetry/sdk-trace-node@2.12.1
+    @opentelemetry/exporter-trace-otlp-proto@0.223.1)
 wanted="${python[*]} ${node[*]}"
 [[ $(cat "$directory/installed" 2>/dev/null) == "$wanted" ]] && exit
 
@@ -28,6 +29,6 @@ if ! { has_python && has_node; }; then
 fi
 say "publishers' libraries: $wanted (once)"
 { python3 -m venv "$directory/venv" && "$directory/venv/bin/pip" install --quiet "${python[@]}" &&
-    npm install --silent --no-audit --no-fund --prefix "$directory" "${node[@]}"; } >>"$log" 2>&1 ||
+    npm install --loglevel=error --no-audit --no-fund --prefix "$directory" "${node[@]}"; } >>"$log" 2>&1 ||
     fail "cannot install them from PyPI and npm; see $log"
 printf '%s' "$wanted" >"$directory/installed"

@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, job_body, world, world_with};
+use crate::publishing::{programs, publishes};
 use crate::verification::{scaled_with, world_that_verifies_in};
 
 /// A trace of the job's own.
@@ -346,4 +347,37 @@ fn a_collector_that_takes_nothing_costs_traces_alone() {
             assert_eq!(world.oracle_summary().await["applied"], jobs.len());
         });
     }
+}
+
+#[test]
+fn a_trace_leads_from_the_publishers_of_the_examples_to_the_provider() {
+    world(async |world| {
+        world.declare_topology().await;
+        let collector = Collector::start(Answers::Takes).await;
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url);
+        let mut worker = world.start_worker_with(&[endpoint, SHARE_NOTHING]);
+        let programs = programs(true);
+        assert_eq!(programs.len(), 2, "pika and amqplib");
+        let count = programs.len();
+        for (mut program, example) in programs {
+            program.env(endpoint.0, endpoint.1);
+            publishes(&world, program, &example).await;
+        }
+        world.wait_for_accepted(count as i64).await;
+        worker.stop().await;
+        let spans = collector.spans.lock().clone();
+        let published: Vec<&Span> = spans.iter().filter(|span| span.name == "publish kyc").collect();
+        assert_eq!(published.len(), count, "{spans:#?}");
+        for publish in published {
+            let below = |parent: &Span, name: &str| {
+                let is_below = |span: &&Span| {
+                    span.trace_id == parent.trace_id
+                        && span.parent_span_id == parent.span_id
+                        && span.name.starts_with(name)
+                };
+                spans.iter().find(is_below).unwrap_or_else(|| panic!("no {name} below {parent:#?}"))
+            };
+            below(below(publish, "process "), "PATCH ");
+        }
+    });
 }
