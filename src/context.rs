@@ -30,6 +30,9 @@ pub(crate) const JOURNAL_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// How long at most, where trying again soon is of little use.
 const JOURNAL_RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
+/// So many failures of one write that are no outage, some fifteen seconds of them, do not mend themselves.
+const FAILURES_TOLD: u32 = 6;
+
 /// The parts of one worker.
 pub struct Context {
     pub journal: Journal,
@@ -95,6 +98,7 @@ impl Context {
         F: Future<Output = Result<T, JournalError>>,
     {
         let (mut delay, mut turn) = (JOURNAL_RETRY_DELAY, None);
+        let mut failures = 0;
         loop {
             let begun = Instant::now();
             let error = match write().await {
@@ -109,6 +113,14 @@ impl Context {
             delay = if error.is_outage() {
                 JOURNAL_RETRY_DELAY
             } else {
+                failures += 1;
+                // Told here alone: it pauses nothing, and has no remedy.
+                if failures == FAILURES_TOLD && error.remedy().is_none() {
+                    error!(
+                        error = chain(&error),
+                        "a write fails again and again; its job holds a slot until that is mended"
+                    );
+                }
                 (delay * 2).min(JOURNAL_RETRY_DELAY_MAX)
             };
             let waiting = async {

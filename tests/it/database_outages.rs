@@ -116,11 +116,13 @@ fn connections_that_are_reset_or_cut_again_and_again_are_made_again() {
 async fn forget_connections(world: &World, sslmode: &str) {
     let (relay, database_url) = world.relay_to_database().await;
     let database_url = format!("{database_url}?sslmode={sslmode}");
-    let settings = [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "3")];
+    // A result waits for 15 s until the database is given up, and its claim for longer.
+    let settings =
+        [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "3"), ("CLAIM_LEASE", "19s")];
     let (worker, jobs) = world.start_at_work(&settings).await;
     // Each time in the middle of something else: a connection that was just being given back once kept
     // its place in the pool.
-    for accepted in [60, 100, 140, 180] {
+    for accepted in [60, 110, 160] {
         relay.freeze();
         world.wait_for_accepted(accepted).await;
     }

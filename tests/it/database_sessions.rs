@@ -395,6 +395,34 @@ fn an_answer_whose_words_the_database_refuses_is_kept_without_them() {
 }
 
 #[test]
+fn a_result_that_the_database_refuses_calls_a_person_and_is_recorded_once_it_may_be() {
+    world(async |world| {
+        world.is_tampered_with();
+        let refused = Uuid::new_v4();
+        let refuse = format!(
+            "create function refuse() returns trigger language plpgsql as $$ begin
+                raise exception 'no such thing here';
+            end $$;
+            create trigger refuse before update on attempt for each row
+                when (new.job_id = '{refused}') execute function refuse();"
+        );
+        execute(&world, &refuse).await;
+        world.declare_topology().await;
+        world.publish_job_named(Uuid::new_v4(), refused).await;
+        let others = world.publish_jobs(5).await;
+        let worker = world.start_worker();
+        world.wait_for_all_accepted(&others).await;
+        world.wait_for_log(&worker, "a write fails again and again").await;
+        assert!(worker.log().contains("no such thing here"), "{}", worker.log());
+        execute(&world, "drop trigger refuse on attempt").await;
+        world.wait_for_all_accepted(&[refused]).await;
+        assert_eq!(world.count_patches(refused).await, 1);
+        assert_eq!(worker.log().matches("a write fails again and again").count(), 1, "told once");
+        world.wait_for_no_delivery().await;
+    });
+}
+
+#[test]
 fn a_job_with_a_value_that_the_database_refuses_is_dead_lettered_alone() {
     world(async |world| {
         world.is_tampered_with();
