@@ -24,6 +24,7 @@ use url::Url;
 use crate::config::{BrokerSettings, Otlp};
 use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::HttpOutcome;
+use crate::finding::Finding;
 use crate::metrics::METRICS;
 
 /// Work that takes longer is kept.
@@ -155,6 +156,31 @@ impl Traces {
             let _what_is_left_is_lost = exporting.provider.shutdown_with_timeout(LAST_EXPORT_TIMEOUT);
         }
     }
+}
+
+/// Asks the collector to take no spans at all. The empty message of protobuf is no byte.
+pub async fn inspect(otlp: &Otlp) -> Finding {
+    let asking = async {
+        #[expect(clippy::disallowed_methods, reason = "nothing is signed for the collector")]
+        let client = reqwest::Client::builder().timeout(EXPORT_TIMEOUT).build()?;
+        let mut request =
+            client.post(otlp.traces_url.clone()).header("content-type", "application/x-protobuf");
+        for (name, value) in &otlp.headers {
+            request = request.header(name, value);
+        }
+        request.send().await
+    };
+    let what = match asking.await {
+        Ok(answer) if answer.status().is_success() => {
+            return Finding::ok(format!("{} takes traces", otlp.traces_url));
+        }
+        Ok(answer) => format!("answered {}", answer.status().as_u16()),
+        Err(error) => format!("cannot be asked: {:#}", anyhow::Error::new(error.without_url())),
+    };
+    Finding::wrong(
+        format!("OTEL_EXPORTER_OTLP_ENDPOINT: {} {what}", otlp.traces_url),
+        "name a collector of OTLP over HTTP, by custom at port 4318, and its OTEL_EXPORTER_OTLP_HEADERS; work goes on without it",
+    )
 }
 
 impl Exporting {

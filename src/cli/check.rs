@@ -14,6 +14,7 @@ use crate::config::{LogSettings, RunSettings, SettingFault, SettingSource};
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
+use crate::traces;
 use crate::visible::visible;
 use dollarpe::signature::Signer;
 
@@ -60,8 +61,11 @@ pub(super) async fn run(
     let (broker, database, provider) =
         tokio::join!(check_broker(settings), check_database(settings), check_provider(settings));
     let area = |area, findings| Area { area, settings: Vec::new(), findings };
-    let areas =
-        [settings_area, area("broker", broker), area("database", database), area("provider", provider)];
+    let mut areas =
+        vec![settings_area, area("broker", broker), area("database", database), area("provider", provider)];
+    if let Ok(Some(otlp)) = settings.traces.otlp() {
+        areas.push(area("traces", vec![traces::inspect(&otlp).await]));
+    }
     let wrong =
         areas.iter().flat_map(|area| &area.findings).filter(|found| found.grade == Grade::Wrong).count();
     if args.json {

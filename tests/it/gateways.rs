@@ -146,7 +146,7 @@ fn an_answer_that_nobody_asked_for_is_nobodys() {
     world(async |world| {
         world.declare_topology().await;
         // Far longer than this machine may be busy with something else.
-        let slow = json!({ "match": { "method": "PATCH" }, "fault": { "delay_before_ms": 800 } });
+        let slow = json!({ "match": { "method": "PATCH" }, "fault": { "delay_before_ms": 1_200 } });
         world.add_rule(slow).await;
         let (_gateway, base_url, answers) = start_gateway(&world, Habit::SecondAnswers).await;
         let jobs = world.enqueue_jobs(LEARNED_BY + sized(150, 600), &[]).await;

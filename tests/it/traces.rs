@@ -381,3 +381,22 @@ fn a_trace_leads_from_the_publishers_of_the_examples_to_the_provider() {
         }
     });
 }
+
+#[test]
+fn check_asks_the_collector() {
+    world(async |world| {
+        world.declare_topology().await;
+        let check = async |url: &str| {
+            let output = world.run(&["check"], &[("OTEL_EXPORTER_OTLP_ENDPOINT", url)]).await;
+            String::from_utf8(output.stdout).expect("UTF-8")
+        };
+        let takes = Collector::start(Answers::Takes).await;
+        let said = check(&takes.url).await;
+        assert!(said.contains("/otlp/v1/traces takes traces") && said.contains("nothing is wrong"), "{said}");
+        let refuses = Collector::start(Answers::Refuses(StatusCode::UNAUTHORIZED)).await;
+        for (url, fault) in [(&*refuses.url, "answered 401"), ("http://127.0.0.1:1", "cannot be asked")] {
+            let said = check(url).await;
+            assert!(said.contains(fault) && said.contains("OTEL_EXPORTER_OTLP_HEADERS"), "{said}");
+        }
+    });
+}
