@@ -182,7 +182,7 @@ impl Broker {
                 "it refuses the user or the password; special characters in them are written %XX"
             }
             Some(AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)) => {
-                "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER` opens one, and the vhost / is written %2f"
+                "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'` opens one, and the vhost / is written %2f"
             }
             // Often a reset is all that is left of the server's reason.
             _ if self.uri.scheme == AMQPScheme::AMQPS => {

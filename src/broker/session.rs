@@ -122,6 +122,11 @@ impl Broker {
                 debug!(error = text, "the broker is still away");
             } else if is_refused {
                 error!(error = text, "the broker refuses a session until a person has fixed this");
+            } else if error.is::<ConsumerEnded>() {
+                error!(
+                    error = text,
+                    "the broker ended the consumer: if its queue was deleted, what lay in it is lost"
+                );
             } else {
                 warn!(error = text, "the broker session is lost; the worker rebuilds it");
             }
@@ -134,6 +139,11 @@ impl Broker {
         }
     }
 }
+
+/// The broker cancelled the consumer, as it does where the queue is deleted.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker ended the consumer; was the queue deleted?")]
+struct ConsumerEnded;
 
 /// Why a session that had all it needs ended. The next one has it again.
 #[derive(Debug, thiserror::Error)]
@@ -273,7 +283,7 @@ impl Session {
                             hand_over(delivery, deliveries, stopping).await;
                         }
                     }
-                    None if consuming.is_some() => bail!("the broker ended the consumer; was the queue deleted?"),
+                    None if consuming.is_some() => return Err(ConsumerEnded.into()),
                     None => consumer.set(None),
                 },
                 count = disposed.recv_many(&mut batch, ACK_BATCH_MAX) => {

@@ -101,6 +101,9 @@ fn print_report(report: &Report) {
     for Refused { job_id, why } in &report.refused {
         println!("{job_id}  refused: {why}");
     }
+    if !report.is_dry_run && report.resolved.len() + report.refused.len() != 1 {
+        println!("settled {}; refused {}", report.resolved.len(), report.refused.len());
+    }
     if report.is_dry_run {
         println!("would settle {}. Nothing was done: add --yes", report.found.len());
     }

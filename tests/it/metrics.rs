@@ -63,7 +63,8 @@ pub(crate) fn check_names(what: &str, expression: &str, catalogue: &Catalogue, r
     // Prometheus adds two.
     let mut labels = BTreeSet::from(["instance", "job"]);
     for (metric, matchers) in selectors(expression) {
-        if recorded.iter().any(|name| name == metric) {
+        // Prometheus' own, of each process that it scrapes.
+        if metric == "up" || recorded.iter().any(|name| name == metric) {
             continue;
         }
         let known = catalogue.get(metric).unwrap_or_else(|| panic!("{what}: there is no {metric}"));
