@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -17,7 +18,11 @@ use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider, SpanData, SpanExporter as Exporter};
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
+    SpanExporter as Exporter,
+};
+use reqwest::redirect;
 use tracing::{info, warn};
 use url::Url;
 
@@ -32,6 +37,13 @@ const SLOW: Duration = Duration::from_secs(5);
 
 /// How long the collector may take for a batch. What does not find a place in the queue meanwhile is lost.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many spans wait for the collector at most, and how many are exported at once.
+const WAITING_MAX: usize = 2048;
+const BATCH_MAX: usize = 512;
+
+/// How often what waits is exported.
+const EXPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long it may take for the last one.
 const LAST_EXPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -97,11 +109,20 @@ impl Traces {
         base_url: &Url,
     ) -> anyhow::Result<Self> {
         let Some(otlp) = otlp else { return Ok(Self(None)) };
+        // Made on a thread of its own, as it blocks.
+        let client = thread::spawn(|| {
+            let client = reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT);
+            // A redirect or a proxy would get the headers, which may hold a secret.
+            client.redirect(redirect::Policy::none()).no_proxy().build()
+        });
+        let client =
+            client.join().ok().context("OTEL_EXPORTER_OTLP_ENDPOINT: cannot set up its client")??;
         let exporter = SpanExporter::builder()
             .with_http()
             .with_endpoint(otlp.traces_url.as_str())
             .with_headers(otlp.headers.clone())
             .with_timeout(EXPORT_TIMEOUT)
+            .with_http_client(client)
             .build()
             .context("OTEL_EXPORTER_OTLP_ENDPOINT: cannot set up the export of traces")?;
         let own = [
@@ -114,11 +135,21 @@ impl Traces {
             .with_attributes(given)
             .with_service_name(otlp.service.clone())
             .build();
+        // Ours, whatever the environment says: the library takes any number for a size.
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(WAITING_MAX)
+            .with_max_export_batch_size(BATCH_MAX)
+            .with_scheduled_delay(EXPORT_INTERVAL)
+            .build();
         // What is made is kept: that was decided before.
         let provider = SdkTracerProvider::builder()
             .with_sampler(Sampler::AlwaysOn)
             .with_resource(resource)
-            .with_batch_exporter(Told { exporter, is_failing: AtomicBool::new(false) })
+            .with_span_processor(
+                BatchSpanProcessor::builder(Told { exporter, is_failing: AtomicBool::new(false) })
+                    .with_batch_config(batches)
+                    .build(),
+            )
             .build();
         let BrokerSettings { exchange, routing_key, queue, .. } = broker;
         Ok(Self(Some(Exporting {
@@ -162,7 +193,8 @@ impl Traces {
 pub async fn inspect(otlp: &Otlp) -> Finding {
     let asking = async {
         #[expect(clippy::disallowed_methods, reason = "nothing is signed for the collector")]
-        let client = reqwest::Client::builder().timeout(EXPORT_TIMEOUT).build()?;
+        let client = reqwest::Client::builder().timeout(EXPORT_TIMEOUT);
+        let client = client.redirect(redirect::Policy::none()).no_proxy().build()?;
         let mut request =
             client.post(otlp.traces_url.clone()).header("content-type", "application/x-protobuf");
         for (name, value) in &otlp.headers {

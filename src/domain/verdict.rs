@@ -456,8 +456,7 @@ impl Refusal {
         let mention = |mut said: Box<dyn Iterator<Item = &String> + '_>, words: &[&str]| {
             said.any(|text| contains_any(text, words))
         };
-        if mention(Box::new(elsewhere), &["signature"])
-            || mention(Box::new(self.texts()), &["invalid signature", "signature verification"])
+        if mention(Box::new(elsewhere), &["signature"]) || mention(Box::new(self.texts()), &SIGNATURE_REFUSED)
         {
             Some(Misconfiguration::Signature)
         } else if mention(Box::new(self.texts()), &["timestamp"]) {
@@ -482,10 +481,21 @@ impl Refusal {
     }
 }
 
+/// How a refusal of our signature is said, and not of one on a document.
+const SIGNATURE_REFUSED: [&str; 7] = [
+    "invalid signature",
+    "signature verification",
+    "signature mismatch",
+    "signature does not match",
+    "signature is invalid",
+    "bad signature",
+    "hmac",
+];
+
 /// Whether a text speaks of a state that passes, or of who asks, and not of a value. Rather once too
 /// often: then a person is asked, and a rejection cannot be taken back.
 fn speaks_of_a_time_or_of_us(text: &str) -> bool {
-    const WORDS: [&str; 28] = [
+    const WORDS: [&str; 51] = [
         "again",
         "retry",
         "later",
@@ -514,6 +524,29 @@ fn speaks_of_a_time_or_of_us(text: &str) -> bool {
         "forbidden",
         "access denied",
         "your account",
+        "nonce",
+        "token",
+        "credential",
+        "client",
+        "merchant",
+        "balance",
+        "whitelist",
+        "ip address",
+        "limit reached",
+        "limit exceeded",
+        "license expired",
+        "not enabled",
+        "request expired",
+        "stale",
+        "clock",
+        "internal",
+        "went wrong",
+        "database",
+        "upstream",
+        "connection",
+        "fetch",
+        "upload",
+        "being verified",
     ];
     contains_any(text, &WORDS)
 }
@@ -575,7 +608,7 @@ pub fn provider_message(answer: &Answer) -> Option<String> {
 impl Body {
     /// Reads it as JSON, after a byte order mark if there is one. Letters of another encoding
     /// than UTF-8 become replacement characters: keys and documented words are ASCII.
-    pub(super) fn json(&self) -> Option<Value> {
+    pub fn json(&self) -> Option<Value> {
         let Self::Whole(bytes) = self else { return None };
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         match serde_json::from_slice(bytes) {
@@ -728,6 +761,13 @@ mod tests {
             ("You do not have permission to perform this action.", "undocumented_refusal"),
             ("Verification is pending", "undocumented_refusal"),
             ("Daily quota exceeded", "undocumented_refusal"),
+            ("Signature mismatch", "signature_refused"),
+            ("Hmac mismatch", "signature_refused"),
+            ("Merchant is inactive", "undocumented_refusal"),
+            ("Token expired", "undocumented_refusal"),
+            ("API limit reached", "undocumented_refusal"),
+            ("Something went wrong", "undocumented_refusal"),
+            ("Could not fetch URL: connection refused", "undocumented_refusal"),
         ] {
             for field in ["customer_id", "document_type", "document_details"] {
                 let errors = format!(r#"{{"{field}":["{text}"]}}"#);

@@ -6,6 +6,7 @@ mod inspect;
 mod lock_step;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -46,6 +47,9 @@ const TCP_USER_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// counted from before its answer reaches us to after our request reaches it: half of that leaves
 /// a second for the way. A new connection costs a handshake, and only where there is little to do.
 const IDLE_MAX: Duration = Duration::from_secs(1);
+
+/// So many answers to updates without a date, and none with one, show that the provider dates nothing.
+const UNDATED_MIN: u32 = 3;
 
 /// Asks an Envoy on the way, alone or in a service mesh, not to send an update again by itself.
 const ENVOY_RETRIES: HeaderName = HeaderName::from_static("x-envoy-max-retries");
@@ -96,6 +100,8 @@ pub struct Provider {
     credentials: RwLock<Arc<Credentials>>,
     /// By its answers to updates: no cache gives those.
     skews: Mutex<ToldSkews>,
+    /// How many of those had no date.
+    undated: AtomicU32,
 }
 
 /// The connections for updates. Replaced, all of them, when one was out of step.
@@ -137,7 +143,8 @@ impl Provider {
         let update_url = endpoint(&settings.base_url, &["kyc", "update-document-info"]);
         let credentials = RwLock::new(Arc::new(Credentials::new(signer)?));
         let skews = Mutex::default();
-        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, skews })
+        let undated = AtomicU32::new(0);
+        Ok(Self { pool, fresh_client, steps, settings, update_url, credentials, skews, undated })
     }
 
     /// Signs with other credentials from now on. Returns whether they are other ones.
@@ -254,8 +261,8 @@ impl Provider {
     ///
     /// What is read is what the provider says now: on a connection of its own, past caches, and
     /// not where the answer's date is older or was taken away. Where no update has told yet whether the
-    /// provider dates its answers, and by which clock, an update for nobody tells it; without its answer
-    /// a read proves nothing.
+    /// provider dates its answers, and by which clock, an update for nobody is asked in what is left of
+    /// the read's time; until that is told a read proves nothing.
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
         let at = SystemTime::now();
         let url = endpoint(&self.settings.base_url, &["customer", &customer_id.to_string()]);
@@ -265,16 +272,21 @@ impl Provider {
         let read = |skew| read_customer(&outcome, &Asked { customer_id, at, skew }, SystemTime::now());
         let skew = self.skews.lock().to_be_fresh();
         let reading = read(skew);
-        let is_dated = matches!(&outcome, HttpOutcome::Answered(Answer { date: Some(_), .. }));
-        let may_prove = matches!(reading, Reading::Customer(_) | Reading::NotFound);
-        let is_to_be_asked = reading == Reading::Stale || may_prove && !is_dated;
-        if skew.is_some() || !is_to_be_asked {
+        let may_prove = matches!(reading, Reading::Customer(_) | Reading::NotFound | Reading::Stale);
+        if skew.is_some() || self.dates_nothing() || !may_prove {
             return reading;
         }
-        match self.probe_update().await {
-            true => read(self.skews.lock().to_be_fresh()),
-            false => Reading::Stale,
+        // It tells its date, if it is answered; else nothing is known as before.
+        let _is_answered = timeout_at(asked_at + self.settings.read_timeout, self.update_nobody()).await;
+        match self.skews.lock().to_be_fresh() {
+            None if !self.dates_nothing() => Reading::Stale,
+            skew => read(skew),
         }
+    }
+
+    /// Whether the provider dates no answer to an update. A gateway on the way may have taken one date.
+    fn dates_nothing(&self) -> bool {
+        self.undated.load(Ordering::Relaxed) >= UNDATED_MIN
     }
 
     /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
@@ -458,8 +470,13 @@ impl Provider {
     }
 
     fn learn_skew(&self, answer: &Answer) {
-        if let Some(skew) = answer.skew {
-            self.skews.lock().note(skew);
+        match answer.skew {
+            Some(skew) => self.skews.lock().note(skew),
+            // One in the provider's own words: a page of somebody else's tells nothing of it.
+            None if answer.body.json().is_some_and(|body| body["status"].is_boolean()) => {
+                self.undated.fetch_add(1, Ordering::Relaxed);
+            }
+            None => {}
         }
     }
 }
