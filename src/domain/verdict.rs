@@ -495,7 +495,7 @@ const SIGNATURE_REFUSED: [&str; 7] = [
 /// Whether a text speaks of a state that passes, or of who asks, and not of a value. Rather once too
 /// often: then a person is asked, and a rejection cannot be taken back.
 fn speaks_of_a_time_or_of_us(text: &str) -> bool {
-    const WORDS: [&str; 51] = [
+    const WORDS: [&str; 50] = [
         "again",
         "retry",
         "later",
@@ -544,7 +544,6 @@ fn speaks_of_a_time_or_of_us(text: &str) -> bool {
         "database",
         "upstream",
         "connection",
-        "fetch",
         "upload",
         "being verified",
     ];

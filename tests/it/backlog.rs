@@ -406,7 +406,8 @@ fn a_job_that_the_database_refuses_is_told_of_and_blocks_no_other() {
         }
         world.is_tampered_with();
         sqlx::query(
-            "insert into attempt (job_id, number, worker, signed_at) values ($1, 1, 'nobody', now())",
+            "insert into attempt (job_id, number, worker, signed_at, ended_at, verdict, detail)
+            values ($1, 1, 'nobody', now(), now(), 'not_sent', 'shutdown')",
         )
         .bind(jobs[0].id)
         .execute(&world.pool)
