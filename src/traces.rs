@@ -25,8 +25,10 @@ use opentelemetry_sdk::trace::{
 use reqwest::redirect;
 use tracing::{info, warn};
 use url::Url;
+use uuid::Uuid;
 
 use crate::config::{BrokerSettings, Otlp};
+use crate::domain::job::Job;
 use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::HttpOutcome;
 use crate::finding::Finding;
@@ -298,7 +300,23 @@ impl Work {
         }
     }
 
-    /// The same, for what may not be there.
+    /// Of which job it is; text is made only where it is noted.
+    pub fn set_job(&mut self, job_id: Uuid) {
+        if self.0.is_some() {
+            self.set("kyc.job_id", job_id.to_string());
+        }
+    }
+
+    /// The same, of a message.
+    pub fn set_message(&mut self, job: &Job) {
+        if self.0.is_some() {
+            self.set_job(job.id);
+            self.set("messaging.message.id", job.id.to_string());
+            self.set_if_some("messaging.message.conversation_id", job.correlation_id.clone());
+        }
+    }
+
+    /// A value that may not be there.
     pub fn set_if_some(&mut self, key: &'static str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.set(key, value);

@@ -103,11 +103,11 @@ async fn receive_job(
     received_at: OffsetDateTime,
     work: &mut Work,
 ) -> Option<Received> {
-    let trace_id = message.trace().map(|trace| display(trace.trace_id()));
     let job = match Job::parse(message, received_at, &context.rules) {
         Ok(job) => job,
         Err(invalid) => {
             let job_id = invalid.job_id.map(display);
+            let trace_id = message.trace().map(|trace| display(trace.trace_id()));
             warn!(job_id, trace_id, faults = %invalid, "a delivery is no job; the worker dead-letters it");
             Box::pin(context.persist(|| context.journal.record_invalid(message, received_at, &invalid)))
                 .await?;
@@ -116,9 +116,9 @@ async fn receive_job(
         }
     };
     failpoint::reach(Point::Parsed);
-    work.set("kyc.job_id", job.id.to_string());
-    work.set("messaging.message.id", job.id.to_string());
-    work.set_if_some("messaging.message.conversation_id", job.correlation_id.clone());
+    work.set_message(&job);
+    let named = JobRef { id: job.id, received_at, trace: job.trace };
+    let trace_id = named.trace_id().map(display);
     let admission = if !context.breaker.is_closed() {
         Admission::Wait(WaitingFor::Provider)
     } else if context.intake.is_held() || job.is_expired(received_at) {
@@ -137,7 +137,7 @@ async fn receive_job(
             (Receipt::Scheduled, Received::Ack)
         }
         Opened::Ended(outcome) => {
-            log_outcome(&outcome, &JobRef { id: job.id, received_at, trace: job.trace });
+            log_outcome(&outcome, &named);
             (Receipt::Ended, Received::Ack)
         }
         Opened::Known => {
@@ -454,7 +454,7 @@ async fn read(context: &Context, claim: ReadClaim) {
     let recording = SystemTime::now();
     let recorded = context.persist_result(record).await;
     work.step("conclude", recording);
-    work.set("kyc.job_id", claim.job.id.to_string());
+    work.set_job(claim.job.id);
     work.set("kyc.attempt", i64::from(claim.attempt));
     work.set("kyc.conclusion", conclusion.name());
     if let Settled::Ended(outcome) = &settled {

@@ -1,5 +1,5 @@
-//! The trace that a message belongs to, as whoever published it says in the header `traceparent` (W3C
-//! Trace Context, <https://www.w3.org/TR/trace-context/>).
+//! The trace that a message belongs to, as its publisher says in the header `traceparent` (W3C Trace
+//! Context, <https://www.w3.org/TR/trace-context/>).
 
 use std::fmt;
 use std::str::FromStr;

@@ -452,16 +452,13 @@ impl Refusal {
     /// be the document's own, but for one that is invalid or fails.
     fn header_in_words(&self) -> Option<Misconfiguration> {
         let others = self.errors.iter().filter(|(field, _)| !is_of_the_body(field)).map(|(_, text)| text);
-        let elsewhere = others.chain([&self.message]);
-        let mention = |mut said: Box<dyn Iterator<Item = &String> + '_>, words: &[&str]| {
-            said.any(|text| contains_any(text, words))
-        };
-        if mention(Box::new(elsewhere), &["signature"]) || mention(Box::new(self.texts()), &SIGNATURE_REFUSED)
-        {
+        let is_of_no_document = others.chain([&self.message]).any(|text| contains_any(text, &["signature"]));
+        let mentions = |words: &[&str]| self.texts().any(|text| contains_any(text, words));
+        if is_of_no_document || mentions(&SIGNATURE_REFUSED) {
             Some(Misconfiguration::Signature)
-        } else if mention(Box::new(self.texts()), &["timestamp"]) {
+        } else if mentions(&["timestamp"]) {
             Some(Misconfiguration::Timestamp)
-        } else if mention(Box::new(self.texts()), &["api key", "api-key", "api_key"]) {
+        } else if mentions(&["api key", "api-key", "api_key"]) {
             Some(Misconfiguration::ApiKey)
         } else {
             None

@@ -91,7 +91,7 @@ impl Journal {
                 )
                 select
                     c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, c.received_at,
-                    c.traceparent as "trace: TraceContext",                    now() as "at!", a.begun_at, a.ended_at as "ended_at!", a.signed_at, a.duration_ms
+                    c.traceparent as "trace: TraceContext", now() as "at!", a.begun_at, a.ended_at as "ended_at!", a.signed_at, a.duration_ms
                 from claimed c
                 join attempt a on a.job_id = c.job_id and a.number = c.attempts"#,
                 self.worker,

@@ -178,7 +178,7 @@ impl Journal {
                     where s.job_id = due.job_id
                     returning
                         s.job_id, s.customer_id, s.received_at, s.traceparent, s.ended_at, s.verification_status,
-                        s.failure_reason,                        s.verification_overdue_at,
+                        s.failure_reason, s.verification_overdue_at,
                         not due.has_newer and readable.customer_id is not null as is_claimed
                 ), paced as (
                     update verification_pace

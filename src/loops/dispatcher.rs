@@ -233,7 +233,7 @@ impl Dispatcher {
         );
         debug!(parent: &span, attempt = claim.attempt, "job claimed again");
         let mut work = context.traces.begin(Kind::Attempt, claim.job.trace);
-        work.set("kyc.job_id", claim.job.id.to_string());
+        work.set_job(claim.job.id);
         self.jobs.spawn(
             async move { worker::submit(&context, claim, &request, slot, work).await }.instrument(span),
         );

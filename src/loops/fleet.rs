@@ -17,7 +17,7 @@ pub async fn follow(context: Arc<Context>) {
         let failure = refresh(&context).await.err();
         match &failure {
             None => {}
-            // An outage is everybody's, and whoever has a job to write down logs it.
+            // An outage is everybody's, and the pause of the intake tells of it.
             Some(error) if is_failing || error.is_outage() => {
                 debug!(error = chain(error), "the fleet's figures are not read");
             }

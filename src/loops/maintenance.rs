@@ -87,8 +87,8 @@ impl Maintenance {
                     let cause = chain(&error);
                     let is_new = failing.as_ref().is_none_or(|(last, _)| *last != cause);
                     let since = failing.map_or_else(Instant::now, |(_, since)| since);
-                    // What is everybody's is logged by whoever has a job to write down; what turns out to
-                    // be this task's alone is told once it lasts.
+                    // The pause of the intake tells of what is everybody's; what turns out to be this
+                    // task's alone is told once it lasts.
                     let is_passing = error.is_everybodys()
                         && (since.elapsed() < OUTAGE_TOLD_AFTER || intake.is_paused_for(Reason::Database));
                     if !is_passing && (is_new || !is_told) {

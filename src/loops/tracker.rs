@@ -184,7 +184,7 @@ impl Read {
         let recording = SystemTime::now();
         let recorded = self.context.persist(record).await;
         work.step("record", recording);
-        work.set("kyc.job_id", claim.job.id.to_string());
+        work.set_job(claim.job.id);
         work.set_if_some("kyc.verification_status", status.map(str::to_owned));
         if reading.error_code().is_some() || status == Some(FAILED) || next.is_late() {
             work.went_wrong();

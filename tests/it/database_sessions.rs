@@ -373,16 +373,21 @@ fn a_server_with_fewer_connections_than_wanted_is_no_outage() {
     });
 }
 
+/// Makes the database refuse what `changes` says, by raising `fault`.
+async fn refuse(world: &World, changes: &str, fault: &str) {
+    world.is_tampered_with();
+    let statements = format!(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception {fault}; end $$;
+        create trigger refuse before {changes} execute function refuse();"
+    );
+    execute(world, &statements).await;
+}
+
 #[test]
 fn an_answer_whose_words_the_database_refuses_is_kept_without_them() {
     world(async |world| {
-        world.is_tampered_with();
-        let refuse = "create function refuse() returns trigger language plpgsql as $$ begin
-                raise exception 'no equivalent in encoding' using errcode = '22P05';
-            end $$;
-            create trigger refuse before update on submission for each row
-                when (new.provider_reference is not null) execute function refuse();";
-        execute(&world, refuse).await;
+        let refused = "update on submission for each row when (new.provider_reference is not null)";
+        refuse(&world, refused, "'no equivalent in encoding' using errcode = '22P05'").await;
         world.declare_topology().await;
         let job = world.publish_job().await;
         let worker = world.start_worker();
@@ -397,16 +402,9 @@ fn an_answer_whose_words_the_database_refuses_is_kept_without_them() {
 #[test]
 fn a_result_that_the_database_refuses_calls_a_person_and_is_recorded_once_it_may_be() {
     world(async |world| {
-        world.is_tampered_with();
         let refused = Uuid::new_v4();
-        let refuse = format!(
-            "create function refuse() returns trigger language plpgsql as $$ begin
-                raise exception 'no such thing here';
-            end $$;
-            create trigger refuse before update on attempt for each row
-                when (new.job_id = '{refused}') execute function refuse();"
-        );
-        execute(&world, &refuse).await;
+        let updates = format!("update on attempt for each row when (new.job_id = '{refused}')");
+        refuse(&world, &updates, "'no such thing here'").await;
         world.declare_topology().await;
         world.publish_job_named(Uuid::new_v4(), refused).await;
         let others = world.publish_jobs(5).await;
@@ -425,16 +423,11 @@ fn a_result_that_the_database_refuses_calls_a_person_and_is_recorded_once_it_may
 #[test]
 fn a_job_with_a_value_that_the_database_refuses_is_dead_lettered_alone() {
     world(async |world| {
-        world.is_tampered_with();
         let refused = Uuid::new_v4();
-        let refuse = format!(
-            "create function refuse() returns trigger language plpgsql as $$ begin
-                raise exception 'invalid byte sequence' using errcode = '22021';
-            end $$;
-            create trigger refuse before insert on submission for each row
-                when (new.job_id = '{refused}' and new.state <> 'invalid') execute function refuse();"
+        let inserts = format!(
+            "insert on submission for each row when (new.job_id = '{refused}' and new.state <> 'invalid')"
         );
-        execute(&world, &refuse).await;
+        refuse(&world, &inserts, "'invalid byte sequence' using errcode = '22021'").await;
         world.declare_topology().await;
         world.publish_job_named(Uuid::new_v4(), refused).await;
         let others = world.publish_jobs(5).await;
