@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::future::{OptionFuture, join_all};
+use parking_lot::Mutex;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -310,6 +311,7 @@ fn build(
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
+        refusals: Mutex::default(),
         clock_asked: Semaphore::new(1),
         recordings: Semaphore::new(settings.work.concurrency as usize),
         crowded: Once::new(),

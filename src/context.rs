@@ -5,6 +5,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
@@ -18,6 +19,7 @@ use crate::control::liveness::Liveness;
 use crate::domain::job::{JobRef, Rules};
 use crate::domain::outcome::Outcome;
 use crate::domain::read_back::Timing;
+use crate::domain::refusal_run::RefusalRun;
 use crate::domain::retry::RetrySchedule;
 use crate::journal::{Journal, JournalError};
 use crate::metrics::METRICS;
@@ -51,6 +53,7 @@ pub struct Context {
     pub baseline: Option<Duration>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
+    pub refusals: Mutex<RefusalRun>,
     /// Who asks the provider whether our clock is wrong: one at a time.
     pub clock_asked: Semaphore,
     /// How many results may wait to be written.
@@ -59,7 +62,7 @@ pub struct Context {
     pub scheduled: Notify,
     /// Wakes the reconciler when a read may be due.
     pub reads_due: Notify,
-    /// Whether it was logged that the server allows fewer connections than wanted.
+    /// Whether it was logged that connections are waited for in vain.
     pub crowded: Once,
     /// Whose turn it is to try again what a person must mend: one write at a time.
     pub mending: Semaphore,
@@ -158,8 +161,9 @@ impl Context {
         } else if matches!(error, JournalError::Crowded { .. }) {
             self.crowded.call_once(|| {
                 warn!(
-                    "DATABASE_CONNECTIONS: the server allows this replica fewer connections, and the worker goes on with those; \
-                     raise max_connections, or lower DATABASE_CONNECTIONS or the number of replicas"
+                    "DATABASE_CONNECTIONS: a connection was waited for in vain while others were answered: the server allows fewer, \
+                     or all are held; the worker goes on with those that it has. Raise max_connections, or lower \
+                     DATABASE_CONNECTIONS or the number of replicas; pg_stat_activity shows what holds them"
                 );
             });
         } else if error.is_outage() {

@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::runtime::Builder;
@@ -34,6 +34,9 @@ const CONNECTIONS_MAX: usize = 32;
 /// A connection has one request and its answer, and ends by then: one that says nothing, or does not
 /// read its answer, must not keep a descriptor, nor others from their answer. A kubelet waits for longer.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A request's head has come by then: so many silent clients delay a probe by no more.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Between two tries to accept, where the process has no descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -120,7 +123,7 @@ pub fn listen(address: SocketAddr, watched: Watched) -> anyhow::Result<()> {
 /// Answers one request a connection, on few connections at once and none for long.
 async fn serve(socket: tokio::net::TcpListener, router: Router) {
     let mut http = auto::Builder::new(TokioExecutor::new()).http1_only();
-    http.http1().keep_alive(false);
+    http.http1().keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX);
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // The semaphore is never closed.
     while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {

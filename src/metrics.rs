@@ -193,7 +193,8 @@ const OPEN: [&str; 6] = [
     State::Unknown.name(),
     State::NeedsReview.name(),
 ];
-const REVIEWS: [&str; 4] = ["fate_unknown", "last_update", "newer_fate_unknown", "refused_only_for_this_job"];
+const REVIEWS: [&str; 5] =
+    ["fate_unknown", "last_update", "newer_fate_unknown", "refused_only_for_this_job", "refused_like_others"];
 const EXCHANGE_OUTCOMES: [&str; 8] =
     ["2xx", "3xx", "4xx", "429", "5xx", "timed_out", "connection_lost", "not_sent"];
 const SPANS_MADE: &str = "made";
@@ -678,7 +679,7 @@ fn every_verdict() -> Vec<Verdict> {
     all
 }
 
-fn every_misconfiguration() -> [Misconfiguration; 10] {
+fn every_misconfiguration() -> [Misconfiguration; 11] {
     [
         Misconfiguration::ApiKey,
         Misconfiguration::Unauthorized,
@@ -688,6 +689,7 @@ fn every_misconfiguration() -> [Misconfiguration; 10] {
         Misconfiguration::Signature,
         Misconfiguration::Timestamp,
         Misconfiguration::Undocumented,
+        Misconfiguration::LikeOthers,
         Misconfiguration::NotTheProvider,
         Misconfiguration::UnreadableRefusal,
     ]
@@ -714,6 +716,7 @@ fn every_outcome() -> Vec<Outcome> {
         Outcome::NeedsReview(Review::LastUpdate),
         Outcome::NeedsReview(Review::NewerFateUnknown { newer: nobody }),
         Outcome::NeedsReview(Review::RefusedOnlyForThisJob),
+        Outcome::NeedsReview(Review::RefusedLikeOthers),
     ];
     all.extend(every_rejection().map(Outcome::Rejected));
     all

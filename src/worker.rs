@@ -265,6 +265,9 @@ async fn attempt(
         HttpOutcome::Answered(answer) => (Some(answer.status), None),
         HttpOutcome::NotSent(_) | HttpOutcome::Lost(_) => (None, None),
     };
+    // A field refusal rejects its job, unless it is one of a long row in the same words.
+    let words = provider_message.as_deref();
+    let verdict = context.refusals.lock().judge(verdict, claim.customer_id, words);
     AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
 }
 
@@ -443,6 +446,7 @@ async fn read(context: &Context, claim: ReadClaim) {
         word_before: claim.word_before.clone(),
         confirmed: claim.confirmed,
         confirmation_to_answer: claim.since_confirmation.after(elapsed),
+        confirmation_dated_at: claim.confirmation_dated_at,
         may_resend: claim.budget.allows_resend(),
         reading,
     };

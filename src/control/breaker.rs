@@ -181,7 +181,9 @@ enum Judgement {
 
 fn judge(verdict: &Verdict) -> Judgement {
     match verdict {
-        Verdict::Accepted(_) | Verdict::Rejected(_) => Judgement::Good,
+        Verdict::Accepted(_)
+        | Verdict::Rejected(_)
+        | Verdict::Misconfigured(Misconfiguration::LikeOthers) => Judgement::Good,
         Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
         Verdict::Misconfigured(cause) if cause.is_everybodys() => Judgement::Refusal(*cause),
         Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::budget::spends;
-use super::outcome::{LAST_ATTEMPT, REFUSED_ALONE, named_job};
+use super::outcome::{LAST_ATTEMPT, REFUSED_ALONE, REFUSED_LIKE_OTHERS, named_job};
 use super::state::{ConclusionKind, Evidence, State, VerdictKind};
 use super::suspicion::{FATE_UNKNOWN, NOT_APPLIED};
 use super::verification::is_final;
@@ -524,12 +524,16 @@ impl History {
                     let what = "no newer job of its customer that may be applied is named";
                     self.ended_for(|sibling| sibling.is_newer && sibling.was_unknown, what)
                 }
-                (Some("refused_only_for_this_job"), Standing::Ended(last))
-                    if last.error_is(REFUSED_ALONE) =>
-                {
-                    self.ended_with(last.ended_at.unwrap_or(last.begun_at))
+                (Some(code @ ("refused_only_for_this_job" | "refused_like_others")), standing) => {
+                    let note =
+                        if code == "refused_like_others" { REFUSED_LIKE_OTHERS } else { REFUSED_ALONE };
+                    match standing {
+                        Standing::Ended(last) if last.error_is(note) => {
+                            self.ended_with(last.ended_at.unwrap_or(last.begun_at))
+                        }
+                        _ => Err("no attempt was refused so".to_owned()),
+                    }
                 }
-                (Some("refused_only_for_this_job"), _) => Err("no attempt was refused so".to_owned()),
                 _ => Err("there is no such reason for that".to_owned()),
             },
         }
@@ -638,7 +642,8 @@ impl Attempt {
         match self.verdict.as_deref().map(str::parse) {
             Some(Ok(VerdictKind::Accepted | VerdictKind::Rejected)) => Standing::Answered(self),
             Some(Ok(verdict)) if !spends(verdict) => {
-                let has_ended = self.error_is(LAST_ATTEMPT) || self.error_is(REFUSED_ALONE);
+                let ends = [LAST_ATTEMPT, REFUSED_ALONE, REFUSED_LIKE_OTHERS];
+                let has_ended = ends.into_iter().any(|end| self.error_is(end));
                 if has_ended { Standing::Ended(self) } else { Standing::Retry(self) }
             }
             // What is not known to have spent nothing may have been applied.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::retry::RetrySchedule;
 use super::state::{Evidence, State, WaitingFor};
 use super::suspicion::FATE_UNKNOWN;
-use super::verdict::{Acceptance, NotSent, Rejection, Verdict};
+use super::verdict::{Acceptance, Misconfiguration, NotSent, Rejection, Verdict};
 
 /// What is written with an attempt that ended its job, though it was answered like others: the history
 /// says that it was the last one.
@@ -16,6 +16,10 @@ pub const LAST_ATTEMPT: &str = "the last attempt that RETRY_MAX_ATTEMPTS allows"
 
 /// What is written with an attempt whose refusal is taken for its job's own.
 pub const REFUSED_ALONE: &str = "refused again while others are not: this job alone";
+
+/// What is written with an attempt whose refusal is like those before it.
+pub const REFUSED_LIKE_OTHERS: &str =
+    "a field was refused in the same words as of the jobs before it, and no update was taken between";
 
 /// The reason code of a job whose resend might take the customer's last update.
 const LAST_UPDATE: &str = "last_update";
@@ -64,6 +68,8 @@ pub enum Review {
     NewerFateUnknown { newer: Uuid },
     /// The provider refuses us, or with words that are not documented, for this job and not for others.
     RefusedOnlyForThisJob,
+    /// The provider refuses a field of this job and of those before it, in the same words: it may mean us.
+    RefusedLikeOthers,
 }
 
 impl Outcome {
@@ -100,6 +106,7 @@ impl Outcome {
         match self {
             Self::Exhausted(Exhaustion::Attempts) => Some(LAST_ATTEMPT),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some(REFUSED_ALONE),
+            Self::NeedsReview(Review::RefusedLikeOthers) => Some(REFUSED_LIKE_OTHERS),
             Self::Exhausted(Exhaustion::Expired) | Self::NeedsReview(_) => None,
             Self::Accepted(_) | Self::Rejected(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
         }
@@ -116,6 +123,7 @@ impl Outcome {
             Self::NeedsReview(Review::LastUpdate) => Some(LAST_UPDATE),
             Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some("refused_only_for_this_job"),
+            Self::NeedsReview(Review::RefusedLikeOthers) => Some("refused_like_others"),
         }
     }
 
@@ -158,6 +166,10 @@ impl Outcome {
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => {
                 "the provider refuses this job alone, in a way that is not documented or as if it refused us; \
                  see the attempts' messages, its content and its customer"
+            }
+            Self::NeedsReview(Review::RefusedLikeOthers) => {
+                "the provider refuses a field of one job after the other in the same words, and takes none; \
+                 see the attempts' messages: replay it if they are about us, else reject it"
             }
         })
     }
@@ -266,6 +278,9 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
             // A probe's too: one that were put off for ever would never end.
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter), true)
         }
+        Verdict::Misconfigured(Misconfiguration::LikeOthers) => {
+            Next::End(Outcome::NeedsReview(Review::RefusedLikeOthers))
+        }
         // It may be about everybody, and then the breaker opens after a few of them and nobody ends.
         // Where another is taken between two of them, it is about this job.
         Verdict::Misconfigured(cause) if !cause.is_everybodys() => {
@@ -294,7 +309,7 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::verdict::{FailurePoint, Misconfiguration};
+    use crate::domain::verdict::FailurePoint;
 
     const SCHEDULE: RetrySchedule = RetrySchedule {
         delay_min: Duration::from_millis(500),

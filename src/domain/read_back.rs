@@ -43,6 +43,8 @@ pub struct CustomerStatus {
     pub failure_reason: Option<String>,
     /// The document type on file.
     pub document_type: Option<String>,
+    /// When the answer was made, by its own `Date`.
+    pub dated_at: Option<SystemTime>,
 }
 
 /// What a customer was asked for with, and what is known of the provider's clock.
@@ -76,7 +78,7 @@ pub fn read_customer(outcome: &HttpOutcome, asked: &Asked, now: SystemTime) -> R
 }
 
 fn read_any_customer(outcome: &HttpOutcome, customer_id: Uuid, now: SystemTime) -> Reading {
-    if let HttpOutcome::Answered(Answer { status: 200, body, is_out_of_step: false, .. }) = outcome {
+    if let HttpOutcome::Answered(Answer { status: 200, body, date, is_out_of_step: false, .. }) = outcome {
         let value = body.json().unwrap_or_default();
         let text = |key: &str| value["data"][key].as_str().map(known_words);
         return match text("status").filter(|_| value["status"] == Value::Bool(true)) {
@@ -85,6 +87,7 @@ fn read_any_customer(outcome: &HttpOutcome, customer_id: Uuid, now: SystemTime) 
                 status,
                 failure_reason: text("failure_reason"),
                 document_type: text("document_type"),
+                dated_at: *date,
             }),
             None => Reading::Failed,
         };
@@ -233,6 +236,8 @@ pub struct Evidence {
     pub confirmed: u32,
     /// From before the last of them to the answer.
     pub confirmation_to_answer: Age,
+    /// When the answer of that one was made, by its own date.
+    pub confirmation_dated_at: Option<SystemTime>,
     /// Sending again cannot take what may be the customer's last update.
     pub may_resend: bool,
 }
@@ -261,6 +266,18 @@ impl Evidence {
             begin_to_answer: self.begin_to_answer.at_most()?,
             confirmation_to_answer: self.confirmation_to_answer.at_most()?,
         })
+    }
+
+    /// Whether the answer's date is that of the read before, or too little later for the time that has
+    /// passed between the two: a cache gave a copy that it keeps, dated by a clock ahead of ours.
+    fn is_kept_copy(&self, times: Times, timing: &Timing) -> bool {
+        let dated_at = self.reading.customer().and_then(|customer| customer.dated_at);
+        let (Some(before), Some(dated_at)) = (self.confirmation_dated_at, dated_at) else {
+            return false;
+        };
+        let asking = self.read_to_answer + timing.read_time_max + DATE_TOLERANCE;
+        let apart = times.confirmation_to_answer.saturating_sub(asking);
+        dated_at.duration_since(before).unwrap_or_default() < apart
     }
 
     /// Whether the deadline has passed by any clock: a person is asked sooner rather than never.
@@ -326,9 +343,10 @@ pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
     };
     let status = match &evidence.reading {
         Reading::NotFound => return Conclusion::Rejected,
-        Reading::Customer(customer) => customer.status.as_str(),
+        Reading::Customer(customer) if !evidence.is_kept_copy(times, timing) => customer.status.as_str(),
         // Inside the window a read that failed is worth another soon.
-        Reading::Failed
+        Reading::Customer(_)
+        | Reading::Failed
         | Reading::Stale
         | Reading::OtherCustomer
         | Reading::Misconfigured(_)
@@ -420,11 +438,12 @@ mod tests {
     }
 
     fn reads(status: &str) -> Reading {
-        Reading::Customer(CustomerStatus {
-            status: status.to_owned(),
-            failure_reason: None,
-            document_type: None,
-        })
+        reads_dated(status, None)
+    }
+
+    fn reads_dated(status: &str, dated_at: Option<SystemTime>) -> Reading {
+        let status = status.to_owned();
+        Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None, dated_at })
     }
 
     /// A read 20 s after the attempt's end, which came 10 s after its begin.
@@ -438,6 +457,7 @@ mod tests {
             word_before: Some("FAILED".to_owned()),
             confirmed: 0,
             confirmation_to_answer: Age::agreed(Duration::ZERO),
+            confirmation_dated_at: None,
             may_resend: true,
         }
     }
@@ -497,6 +517,29 @@ mod tests {
         let third =
             Evidence { confirmed: 2, end_to_read: age(109, 65), begin_to_answer: age(121, 77), ..second };
         check(&third, Conclusion::NotApplied);
+    }
+
+    /// Dated by a clock ahead of ours, a copy that a cache keeps looks as fresh as the first time.
+    #[test]
+    fn a_copy_that_a_cache_keeps_confirms_nothing() {
+        let second = |dated_at| Evidence {
+            confirmed: 1,
+            confirmation_to_answer: Age::agreed(secs(46)),
+            confirmation_dated_at: Some(at(10_000)),
+            begin_to_answer: Age::agreed(secs(77)),
+            end_to_read: Age::agreed(secs(65)),
+            ..read_of(reads_dated("FAILED", Some(at(dated_at))))
+        };
+        check(&second(10_045), Conclusion::NotApplied);
+        check(&second(10_029), Conclusion::NotApplied);
+        let again = Conclusion::ReadAgain { after: secs(60) };
+        check(&second(10_028), again);
+        check(&second(10_000), again);
+        check(&second(9_000), again);
+        // Two that came at once may have one date.
+        let at_once = Evidence { confirmation_to_answer: Age::agreed(secs(17)), ..second(10_000) };
+        check(&at_once, Conclusion::NotApplied);
+        check(&Evidence { confirmation_dated_at: None, ..second(10_000) }, Conclusion::NotApplied);
     }
 
     #[test]
@@ -681,9 +724,14 @@ mod tests {
     fn an_answer_made_before_it_was_asked_for_proves_nothing() {
         let failed = answered(200, r#"{"status":true,"data":{"status":"FAILED"}}"#);
         let not_found = answered(400, r#"{"status":false,"message":"Customer not found or access denied"}"#);
-        for (answer, fresh) in [(failed, reads("FAILED")), (not_found, Reading::NotFound)] {
+        for answer in [failed, not_found] {
             let check = |age_s, date: Option<u64>, skew, is_fresh| {
-                let answer = Answer { age_s, date: date.map(at), ..answer.clone() };
+                let dated_at = date.map(at);
+                let answer = Answer { age_s, date: dated_at, ..answer.clone() };
+                let fresh = match answer.status {
+                    200 => reads_dated("FAILED", dated_at),
+                    _ => Reading::NotFound,
+                };
                 check_reading(answer, skew, if is_fresh { &fresh } else { &Reading::Stale });
             };
             check(None, None, None, true);

@@ -69,6 +69,8 @@ pub struct PastRead {
     pub at: OffsetDateTime,
     /// The same by the clock of the replica that read, where that was kept.
     pub read_at: Option<OffsetDateTime>,
+    /// When the answer was made, by its own date.
+    pub dated_at: Option<OffsetDateTime>,
     pub conclusion: Option<ConclusionKind>,
 }
 
@@ -327,6 +329,7 @@ mod tests {
             status: Some(status.to_owned()),
             at: at(seconds),
             read_at: Some(at(seconds)),
+            dated_at: None,
             conclusion: None,
         }
     }

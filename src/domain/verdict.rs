@@ -144,6 +144,9 @@ pub enum Misconfiguration {
     Timestamp,
     /// The provider's envelope with a refusal that says nothing documented of the job.
     Undocumented,
+    /// A field is refused in the same words for one customer after the other, and nothing is taken
+    /// between: it may be about us.
+    LikeOthers,
     /// A 4xx that is not the provider's envelope: a proxy's page.
     NotTheProvider,
     /// A 4xx whose body was cut, too long, or encoded.
@@ -230,6 +233,7 @@ impl Misconfiguration {
             Self::Signature => "signature_refused",
             Self::Timestamp => "timestamp_refused",
             Self::Undocumented => "undocumented_refusal",
+            Self::LikeOthers => "refused_like_others",
             Self::NotTheProvider => "not_the_provider",
             Self::UnreadableRefusal => "unreadable_refusal",
         }
@@ -242,7 +246,7 @@ impl Misconfiguration {
             Self::Endpoint | Self::Redirected | Self::NotTheProvider => "DOLLARPE_BASE_URL",
             Self::Signature => "DOLLARPE_API_SECRET, DOLLARPE_SIGNING_PROFILE or this machine's clock",
             Self::Timestamp => "this machine's clock",
-            Self::Undocumented => {
+            Self::Undocumented | Self::LikeOthers => {
                 "the attempts' http_status and provider_message, and ask the provider what they mean"
             }
             Self::UnreadableRefusal => "DOLLARPE_BASE_URL and what stands between here and the provider",
@@ -260,6 +264,7 @@ impl Misconfiguration {
             | Self::Endpoint
             | Self::Redirected
             | Self::Undocumented
+            | Self::LikeOthers
             | Self::NotTheProvider
             | Self::UnreadableRefusal => false,
         }
@@ -277,6 +282,7 @@ impl fmt::Display for Misconfiguration {
             Self::Signature => "the provider refuses the signature",
             Self::Timestamp => "the provider refuses the timestamp",
             Self::Undocumented => "the provider refuses with words that its documentation does not have",
+            Self::LikeOthers => "the provider refuses a field of one job after the other, in the same words",
             Self::NotTheProvider => "something other than the provider answered",
             Self::UnreadableRefusal => "a refusal cannot be read",
         })

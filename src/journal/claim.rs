@@ -210,7 +210,7 @@ impl Journal {
         };
         let subject = Subject { job_id: slot.job_id, customer_id: slot.customer_id };
         let head = slot.head().after(&self.fingerprinter, subject, &Entry::Observation(observation));
-        insert_observation(tx, subject, &observation, head.entries, None).await?;
+        insert_observation(tx, subject, &observation, head.entries, None, None).await?;
         Ok(head)
     }
 

@@ -1,7 +1,7 @@
 //! Reads of customers: claimed before they begin, written down with what they prove.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -49,6 +49,8 @@ pub struct ReadClaim {
     pub confirmed: u32,
     /// How long ago the last of them was.
     pub since_confirmation: Age,
+    /// When the answer of that one was made, by its own date.
+    pub confirmation_dated_at: Option<SystemTime>,
     pub budget: Budget,
 }
 
@@ -142,6 +144,7 @@ impl Journal {
                     }
                     None => Age::agreed(Duration::ZERO),
                 },
+                confirmation_dated_at: last.and_then(|last| last.dated_at).map(SystemTime::from),
                 budget: customer.budget(self.limits.customer_updates),
             }
         });
@@ -179,7 +182,8 @@ impl Journal {
                 return Ok(false);
             }
             let head = from.head.after(&self.fingerprinter, subject, &Entry::Observation(observation));
-            insert_observation(tx, subject, &observation, head.entries, Some(read_at)).await?;
+            insert_observation(tx, subject, &observation, head.entries, Some(read_at), dated_at(reading))
+                .await?;
             let moved = Move { head: Some(head), ..Move::new(from, &to) };
             move_locked(tx, self.limits.verification_after, &[moved]).await?;
             Ok(true)
@@ -228,7 +232,7 @@ impl Journal {
             let (subject, entry) = (claim.subject(), Entry::Observation(observation));
             let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
             let read_at = Some(OffsetDateTime::from(read_at.wall));
-            insert_observation(tx, subject, &observation, head.entries, read_at).await?;
+            insert_observation(tx, subject, &observation, head.entries, read_at, dated_at(reading)).await?;
             set_head(tx, claim.job.id, head).await?;
             Ok(head)
         })
@@ -241,6 +245,10 @@ impl Journal {
 /// How long ago `at` was when a clock said `now`; `None` if it is yet to come by that clock.
 fn age(at: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
     Duration::try_from(now - at).ok()
+}
+
+fn dated_at(reading: &Reading) -> Option<OffsetDateTime> {
+    reading.customer()?.dated_at.map(OffsetDateTime::from)
 }
 
 /// What a read said, as an entry of the history.

@@ -277,10 +277,14 @@ impl Provider {
             return reading;
         }
         // It tells its date, if it is answered; else nothing is known as before.
-        let _is_answered = timeout_at(asked_at + self.settings.read_timeout, self.update_nobody()).await;
-        match self.skews.lock().to_be_fresh() {
-            None if !self.dates_nothing() => Reading::Stale,
-            skew => read(skew),
+        let told = timeout_at(asked_at + self.settings.read_timeout, self.update_nobody()).await;
+        let skew = self.skews.lock().to_be_fresh();
+        if skew.is_some() || self.dates_nothing() {
+            return read(skew);
+        }
+        match told.map(|outcome| classify(&outcome, Uuid::nil(), &[], SystemTime::now())) {
+            Ok(Verdict::Misconfigured(cause)) => Reading::Misconfigured(cause),
+            _ => Reading::Stale,
         }
     }
 

@@ -48,6 +48,7 @@ fn after_an_attempt() -> States {
         Verdict::Throttled { retry_after: None },
         Verdict::Misconfigured(Misconfiguration::ApiKey),
         Verdict::Misconfigured(Misconfiguration::Undocumented),
+        Verdict::Misconfigured(Misconfiguration::LikeOthers),
         Verdict::Unknown(FailurePoint::TimedOut),
     ];
     let delay = Duration::from_secs(1);

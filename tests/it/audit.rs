@@ -25,7 +25,7 @@ use crate::one_customer::{job_asked, journal};
 const AFTER: Duration = Duration::from_millis(20);
 
 fn customer(status: &str) -> CustomerStatus {
-    CustomerStatus { status: status.to_owned(), failure_reason: None, document_type: None }
+    CustomerStatus { status: status.to_owned(), failure_reason: None, document_type: None, dated_at: None }
 }
 
 fn reads(status: &str) -> Reading {

@@ -249,6 +249,39 @@ fn an_odd_refusal_of_the_only_job_asks_a_person_and_lets_others_through() {
     }
 }
 
+/// Words that no list of ours has, under a field of the job: whether they are about it or about us,
+/// nobody but a person can tell.
+#[test]
+fn field_refusals_in_a_row_reject_ten_jobs_and_ask_a_person_about_the_others() {
+    world(async |world| {
+        world.declare_topology().await;
+        let errors = json!({ "document_type": ["Your tier ended with the month of November"] });
+        let body = json!({ "status": false, "message": "Bad Request", "errors": errors, "data": null });
+        answer_everything(&world, 400, json!({}), body).await;
+        let jobs = world.publish_jobs(14).await;
+        let worker = world.start_worker();
+        let mut doubted = Vec::new();
+        for job_id in &jobs {
+            let job = world.wait_for_state(*job_id, &["rejected", "needs_review"]).await;
+            if job.state == "needs_review" {
+                assert_eq!(job.reason_code.as_deref(), Some("refused_like_others"));
+                assert!(job.has_payload, "a person may want to send it");
+                doubted.push(*job_id);
+            }
+        }
+        assert_eq!(doubted.len(), 4, "as many as came after ten");
+        assert!(!worker.log().contains("intake paused"), "one publisher's faults stop nobody");
+
+        world.clear_rules().await;
+        let replay =
+            ["replay", "--reason", "refused_like_others", "--yes", "--by", "ana", "--note", "mended"];
+        world.say(&replay).await;
+        world.wait_for_all_accepted(&doubted).await;
+        world.check_promises(&jobs, &["accepted", "rejected"]).await;
+        world.say(&["audit"]).await;
+    });
+}
+
 /// The front links of the updates that the provider was asked for, but for those of nobody.
 async fn links_sent(world: &World) -> Vec<String> {
     let patches = world.oracle("patches").await;

@@ -397,7 +397,12 @@ impl State {
         let Job { since_begin, since_end, .. } = self.jobs[job];
         let status = if self.processing.is_some() { "PROCESSING" } else { "FAILED" }.to_owned();
         let evidence = Evidence {
-            reading: Reading::Customer(CustomerStatus { status, failure_reason: None, document_type: None }),
+            reading: Reading::Customer(CustomerStatus {
+                status,
+                failure_reason: None,
+                document_type: None,
+                dated_at: None,
+            }),
             end_to_read: Age::agreed(TICK * u32::from(since_end.saturating_sub(age))),
             begin_to_answer: Age::agreed(TICK * u32::from(since_begin)),
             read_to_answer: TICK * u32::from(age),
@@ -405,6 +410,7 @@ impl State {
             word_before: None,
             confirmed: u32::from(confirmed),
             confirmation_to_answer: Age::agreed(TICK * u32::from(since_confirmation)),
+            confirmation_dated_at: None,
             may_resend: self.customer().budget(UPDATE_LIMIT).allows_resend(),
         };
         let timing = Timing {
@@ -461,6 +467,7 @@ impl State {
             status: Some(if is_processing { "PROCESSING" } else { "FAILED" }.to_owned()),
             at,
             read_at: Some(at),
+            dated_at: None,
             conclusion: match conclusion {
                 NOT_APPLIED => Some(ConclusionKind::NotApplied),
                 LAST_UPDATE => Some(ConclusionKind::LastUpdate),

@@ -399,6 +399,28 @@ fn a_read_that_a_cache_answers_proves_nothing() {
     });
 }
 
+/// Dated by a clock ahead of that of updates, what a cache keeps looks fresh. Both reads would be the
+/// FAILED of before: sent twice.
+#[test]
+fn two_reads_that_a_cache_answers_with_one_copy_prove_nothing() {
+    world(async |world| {
+        world.declare_topology().await;
+        let kept = json!({ "kind": "cached", "for_ms": 600_000, "with_age": false, "older_by_s": -100 });
+        world.add_rule(json!({ "match": { "method": "GET" }, "fault": { "answer": kept } })).await;
+        let job_id = world.publish_broken_job(json!({ "answer": crash() })).await;
+        let patient = [("READ_BACK_WINDOW", "40s"), ("READ_BACK_DEADLINE", "2m")];
+        let _worker = world.start_worker_with(&[&[CALM, BASELINE][..], &patient].concat());
+        let read_twice = async || {
+            let seen = world.observations(job_id).await;
+            (seen.iter().filter(|seen| seen.purpose == "read_back").count() >= 2).then_some(seen)
+        };
+        let seen = world.wait_for("two reads", read_twice).await;
+        let conclusions = conclusions(&seen);
+        assert_eq!(conclusions[conclusions.len() - 2..], ["confirming", "look_again"], "{seen:?}");
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
 #[test]
 fn a_read_of_another_customer_proves_nothing() {
     world(async |world| {

@@ -124,8 +124,12 @@ impl Maker<'_> {
     }
 
     async fn read(&self, job_id: Uuid, conclusion: Conclusion, settled: Settled) -> Uuid {
-        let status =
-            CustomerStatus { status: "FAILED".to_owned(), failure_reason: None, document_type: None };
+        let status = CustomerStatus {
+            status: "FAILED".to_owned(),
+            failure_reason: None,
+            document_type: None,
+            dated_at: None,
+        };
         self.conclude(job_id, Reading::Customer(status), conclusion, settled).await
     }
 
@@ -277,6 +281,9 @@ impl Maker<'_> {
         };
         let review = Outcome::NeedsReview(Review::RefusedOnlyForThisJob);
         jobs.extend([late.job.id, self.settle(&again.claim, refused(), review).await]);
+        let like_others = Verdict::Misconfigured(Misconfiguration::LikeOthers);
+        let review = Outcome::NeedsReview(Review::RefusedLikeOthers);
+        jobs.push(self.settle(&self.new_claim().await, like_others, review).await);
         let mut expiring = job_asked(Uuid::new_v4(), 0);
         expiring.expires_at = Some(OffsetDateTime::now_utc());
         self.open_as(&expiring, Admission::Wait(WaitingFor::Retry)).await;
@@ -405,7 +412,7 @@ fn no_row_is_rewritten_to_another_state_unnoticed() {
         }
         let mut models: HashMap<Form, Uuid> = HashMap::new();
         forms.iter().for_each(|(job_id, form)| _ = models.insert(form.clone(), *job_id));
-        assert_eq!(models.len(), 27, "{:#?}", models.keys());
+        assert_eq!(models.len(), 28, "{:#?}", models.keys());
 
         world.is_tampered_with();
         let copied = "create table original as select * from submission";

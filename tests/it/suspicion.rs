@@ -4,7 +4,7 @@
 //! `domain::suspicion` says of all their rows.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use kyc_worker::desk::replay::{Intent, Refusal, ReplayRules, replay};
 use kyc_worker::domain::budget::Budget;
@@ -129,6 +129,7 @@ impl Maker {
             status: told.then(|| status.to_owned()),
             at,
             read_at: (purpose != Purpose::Webhook && self.rng.random_ratio(7, 8)).then_some(read_at),
+            dated_at: (purpose != Purpose::Webhook).then_some(at),
             conclusion: is_read_back.then(|| self.pick(ConclusionKind::ALL)),
         }
     }
@@ -225,13 +226,14 @@ async fn write(world: &World, cases: &[Case]) {
     let reads: Vec<(&Case, &PastRead)> =
         cases.iter().flat_map(|case| case.customer.reads.iter().map(move |read| (case, read))).collect();
     sqlx::query(
-        "insert into observation (customer_id, job_id, purpose, status, error, at, read_at, conclusion)
+        "insert into observation (customer_id, job_id, purpose, status, error, at, read_at, dated_at, conclusion)
         select
             customer_id, job_id, purpose, status, case when status is null then 'read_failed' end, at, read_at,
-            conclusion
+            dated_at, conclusion
         from unnest(
-            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[], $7::text[]
-        ) as new (customer_id, job_id, purpose, status, at, read_at, conclusion)",
+            $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[], $6::timestamptz[],
+            $7::timestamptz[], $8::text[]
+        ) as new (customer_id, job_id, purpose, status, at, read_at, dated_at, conclusion)",
     )
     .bind(column(&reads, |(case, _)| case.customer_id))
     .bind(column(&reads, |(_, read)| read.job_id))
@@ -239,6 +241,7 @@ async fn write(world: &World, cases: &[Case]) {
     .bind(column(&reads, |(_, read)| read.status.as_deref()))
     .bind(column(&reads, |(_, read)| read.at))
     .bind(column(&reads, |(_, read)| read.read_at))
+    .bind(column(&reads, |(_, read)| read.dated_at))
     .bind(column(&reads, |(_, read)| read.conclusion.map(ConclusionKind::name)))
     .execute(&world.pool)
     .await
@@ -275,6 +278,8 @@ fn a_read_claim_knows_what_the_whole_history_says() {
                 Duration::try_from(OffsetDateTime::from(claim.claimed_at.wall) - last.read_at?).ok()
             });
             assert_eq!(claim.since_confirmation.replica, replica, "{customer:#?}");
+            let dated_at = last.and_then(|last| last.dated_at).map(SystemTime::from);
+            assert_eq!(claim.confirmation_dated_at, dated_at, "{customer:#?}");
             assert_eq!(claim.budget, customer.budget(claim.budget.limit), "{customer:#?}");
             only_suspects += usize::from(claim.is_only_suspect);
         }

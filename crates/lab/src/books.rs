@@ -497,7 +497,7 @@ impl Evidence {
         let review =
             count("jobs left to a person, each with a reason to", in_state(&["needs_review"]), |case| {
                 let has_reason = match case.1.reason_code() {
-                    Some("refused_only_for_this_job") => true,
+                    Some("refused_like_others" | "refused_only_for_this_job") => true,
                     Some("newer_fate_unknown") => self.has_newer_of_unknown_outcome(jobs, *case.0),
                     _ => case.1.has_attempt_of_unknown_outcome(),
                 };
@@ -682,7 +682,8 @@ fn ends_are_what_the_provider_said(jobs: &BTreeMap<Uuid, Job<'_>>) -> Check {
             (0, "rejected") => job.patches.iter().any(|patch| patch.status == Some(400)),
             (0, "superseded" | "duplicate" | "exhausted" | "invalid") => true,
             (0, "needs_review") => {
-                matches!(job.reason_code(), Some("newer_fate_unknown" | "refused_only_for_this_job"))
+                let reasons = ["newer_fate_unknown", "refused_like_others", "refused_only_for_this_job"];
+                job.reason_code().is_some_and(|code| reasons.contains(&code))
             }
             _ => false,
         };

@@ -58,7 +58,7 @@ pub(crate) async fn read_customers(
             u.number, u.verdict as "verdict?: VerdictKind", u.late_verdict = 'accepted' as is_accepted_late,
             u.begun_at, u.signed_at, u.ended_at,
             null as "purpose?: Purpose", null as status, null::timestamptz as at, null::timestamptz as read_at,
-            null as "conclusion?: ConclusionKind"
+            null::timestamptz as dated_at, null as "conclusion?: ConclusionKind"
         from past p
         left join lateral (
             select * from attempt a
@@ -69,7 +69,7 @@ pub(crate) async fn read_customers(
         union all
         select
             r.customer_id, r.job_id, null, null, null, null, null, null, null, null, null, null, null, null, null,
-            null, r.purpose, r.status, r.at, r.read_at, r.conclusion
+            null, r.purpose, r.status, r.at, r.read_at, r.dated_at, r.conclusion
         from (select distinct customer_id from past) p
         cross join lateral (
             select * from observation o
@@ -80,7 +80,7 @@ pub(crate) async fn read_customers(
         union all
         select
             c.customer_id, null, c.updates_elsewhere, null, null, null, null, null, null, null, null, null, null,
-            null, null, null, null, null, null, null, null
+            null, null, null, null, null, null, null, null, null
         from asked a
         cross join lateral (
             select * from customer where customer_id = a.customer_id and updates_elsewhere > 0
@@ -98,8 +98,15 @@ pub(crate) async fn read_customers(
         customer.updates_elsewhere += row.elsewhere.unwrap_or_default().unsigned_abs();
         let Some(job_id) = row.job_id else { continue };
         if let (Some(purpose), Some(at)) = (row.purpose, row.at) {
-            let (status, read_at, conclusion) = (row.status, row.read_at, row.conclusion);
-            customer.reads.push(PastRead { job_id, purpose, status, at, read_at, conclusion });
+            customer.reads.push(PastRead {
+                job_id,
+                purpose,
+                status: row.status,
+                at,
+                read_at: row.read_at,
+                dated_at: row.dated_at,
+                conclusion: row.conclusion,
+            });
             continue;
         }
         let place = customer.jobs.iter().position(|job| job.job_id == job_id);

@@ -66,13 +66,15 @@ pub(crate) async fn insert_observation(
     observation: &Observation<'_>,
     entry: i32,
     read_at: Option<OffsetDateTime>,
+    dated_at: Option<OffsetDateTime>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "-- insert_observation
         insert into observation (
-            job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at
+            job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at,
+            dated_at
         )
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         subject.job_id,
         subject.customer_id,
         observation.at,
@@ -83,6 +85,7 @@ pub(crate) async fn insert_observation(
         observation.conclusion,
         entry,
         read_at,
+        dated_at,
     )
     .execute(tx)
     .await?;
