@@ -15,5 +15,7 @@ if [[ $# -gt 0 ]]; then
     exec "${run[@]}" "$@"
 fi
 
-# More at once would starve each other on two cores: leases and reads have real deadlines.
-"${run[@]}" --no-fail-fast -- --test-threads=3
+# Tests mostly wait, so several share a core. More would starve each other (leases and reads have real
+# deadlines), and PostgreSQL has a hundred connections.
+threads=$(($(nproc) * 5 / 2))
+"${run[@]}" --no-fail-fast -- --test-threads=$((threads > 8 ? 8 : threads))
