@@ -711,7 +711,7 @@ fn every_outcome() -> Vec<Outcome> {
         Outcome::Superseded { by: nobody },
         Outcome::Duplicate { of: nobody },
         Outcome::Exhausted(Exhaustion::Attempts),
-        Outcome::Exhausted(Exhaustion::Expired),
+        Outcome::Exhausted(Exhaustion::Expired { link: None }),
         Outcome::NeedsReview(Review::FateUnknown),
         Outcome::NeedsReview(Review::LastUpdate),
         Outcome::NeedsReview(Review::NewerFateUnknown { newer: nobody }),

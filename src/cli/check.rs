@@ -84,7 +84,11 @@ pub(super) async fn run(
 fn check_settings(settings: &RunSettings, mut faults: Vec<SettingFault>) -> Vec<Finding> {
     faults.extend(settings.check().err().unwrap_or_default());
     if faults.is_empty() {
-        return vec![Finding::ok("every setting is sound, and they fit together")];
+        let margin = humantime::format_duration(settings.jobs.link_expiry_margin);
+        let links = format!(
+            "LINK_EXPIRY_MARGIN: a job expires {margin} before the first of its signed links ends; let publishers sign them for a day"
+        );
+        return vec![Finding::ok("every setting is sound, and they fit together"), Finding::ok(links)];
     }
     let remedy = "`kyc-worker run --help` explains it; .env.example has an example";
     faults.iter().map(|fault| Finding::wrong(fault.to_string(), remedy)).collect()

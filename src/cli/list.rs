@@ -21,7 +21,7 @@ const SINCE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// List jobs by state, reason, customer and time
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker list --state needs_review\n  kyc-worker list --reason update_limit_exceeded --since 7d --json | jq -r '.[].job_id'"
+    after_help = "Example:\n  kyc-worker list --state needs_review\n  kyc-worker list --overdue\n  kyc-worker list --reason update_limit_exceeded --since 7d --json | jq -r '.[].job_id'"
 )]
 pub(super) struct ListArgs {
     /// Only jobs in this state
@@ -33,6 +33,9 @@ pub(super) struct ListArgs {
     /// Only jobs of this customer
     #[arg(long, value_name = "ID")]
     customer: Option<Uuid>,
+    /// Only accepted jobs whose verification is overdue and still followed
+    #[arg(long)]
+    overdue: bool,
     /// Only jobs received within the last 1h, 7d, … [default: 30d; of a customer, or of a state
     /// that is not an end or waits for a person, all]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -53,6 +56,7 @@ pub(super) async fn run(args: &ListArgs) -> anyhow::Result<ExitCode> {
         state: args.state,
         reason_code: args.reason.as_deref(),
         customer_id: args.customer,
+        is_overdue: args.overdue,
         since: since.map(|since| OffsetDateTime::now_utc() - since),
         limit: i64::from(args.limit),
     };

@@ -82,6 +82,9 @@ fn print_answer(Answer { report, jobs_queued, dead_letters_queued }: &Answer) {
         report.flow.received,
         report.flow.ended
     );
+    if report.flow.spared > 0 {
+        println!("updates not spent, since a link was to end too soon: {}", report.flow.spared);
+    }
     print_latency(&report.flow);
 
     print_states(&report.states);

@@ -66,6 +66,7 @@ pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
             state: Some(State::NeedsReview),
             reason_code: Some(reason),
             customer_id: None,
+            is_overdue: false,
             since: None,
             limit: i64::from(args.limit),
         };

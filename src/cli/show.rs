@@ -94,6 +94,9 @@ fn print_story(story: &JobStory) {
     }
     let customer = submission.customer_id.map(|id| id.to_string());
     let number = submission.document_number_last4.as_ref().map(|last4| format!("…{last4}"));
+    let why =
+        submission.expiring_link.as_ref().map_or_else(String::new, |link| format!(", before {link} ends"));
+    let expiry = submission.expires_at.map(|at| format!("{}{why}", time_text(at)));
     let facts = [
         ("customer", customer),
         ("document", submission.document_type.clone()),
@@ -103,6 +106,7 @@ fn print_story(story: &JobStory) {
         ("reason code", submission.reason_code.clone()),
         ("waiting for", submission.waiting_for.clone()),
         ("due", submission.due_at.map(time_text)),
+        ("expires", expiry),
         ("evidence", submission.evidence.clone()),
         ("reference", submission.provider_reference.clone()),
         ("verification", submission.verification_status.clone()),

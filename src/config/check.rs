@@ -175,6 +175,12 @@ impl RunSettings {
                 HOUR,
                 "or an outage would cost more than its time",
             ),
+            (
+                "LINK_EXPIRY_MARGIN",
+                self.jobs.link_expiry_margin,
+                DAY,
+                "or a link that is signed for a day would be too short from the start",
+            ),
             ("SHUTDOWN_GRACE", work.shutdown_grace, HOUR, "or a worker would seem not to stop"),
         ] {
             let reason = format!("must be at most {}, {why}", humantime::format_duration(longest));

@@ -324,6 +324,11 @@ pub struct JobSettings {
         action = clap::ArgAction::Set
     )]
     pub allow_extensionless_links: bool,
+
+    /// So long before a signed link ends (X-Amz-Expires and the like) its job expires unsent: the provider
+    /// fetches the document some time after it has accepted the update; 0s: when the link ends
+    #[arg(long, env = "LINK_EXPIRY_MARGIN", default_value = "15m", value_parser = parse_duration)]
+    pub link_expiry_margin: Duration,
 }
 
 /// Keys for what is stored.
@@ -515,6 +520,7 @@ impl JobSettings {
             document_types: self.document_types.clone(),
             allow_http_links: self.allow_http_links,
             allow_extensionless_links: self.allow_extensionless_links,
+            link_expiry_margin: self.link_expiry_margin,
         }
     }
 }

@@ -292,7 +292,7 @@ const fn range(
 }
 
 /// The lowest and the highest values, and those just outside.
-const RANGES: [Range; 36] = [
+const RANGES: [Range; 37] = [
     range("METRICS_LISTEN", &["127.0.0.1:0", "[::1]:9464"], &["9464", "localhost", "0.0.0.0:65536"], &[]),
     range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
     range("DEAD_LETTER_TTL", &["1h", "90d"], &["0s", "59m 59s", "90d 1ms", "3651d", "10000y"], &[]),
@@ -305,6 +305,7 @@ const RANGES: [Range; 36] = [
         &["200", "400", "407", "409", "429", "498", "500", "600"],
         &[],
     ),
+    range("LINK_EXPIRY_MARGIN", &["0s", "1d"], &["1d 1ms", "-1s"], &[]),
     range("READ_BACK_AFTER", &["1s", "19s"], &["0s", "999ms", "19001ms"], &[]),
     range("APPLIED_WITHIN", &["1ms", "59s"], &["0s", "59001ms"], &[]),
     range(

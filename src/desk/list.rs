@@ -20,6 +20,8 @@ pub struct Filter<'a> {
     pub reason_code: Option<&'a str>,
     /// Only jobs of this customer.
     pub customer_id: Option<Uuid>,
+    /// Only jobs whose verification is overdue and still followed.
+    pub is_overdue: bool,
     /// Only jobs received since. Without it, jobs of any age: to be asked of a customer, or of
     /// a state that jobs do not stay in.
     pub since: Option<OffsetDateTime>,
@@ -84,6 +86,7 @@ async fn list_since(
         from candidate
         where ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
             and ($3::uuid is null or customer_id = $3) and ($4::timestamptz is null or received_at >= $4)
+            and (not $6 or verification_overdue_at is not null and verification_due_at is not null)
         order by received_at desc, job_id
         limit $5"#,
         filter.state.map(State::name),
@@ -91,6 +94,7 @@ async fn list_since(
         filter.customer_id,
         since,
         filter.limit,
+        filter.is_overdue,
     )
     .fetch_all(pool)
     .await

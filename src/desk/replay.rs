@@ -86,7 +86,7 @@ impl fmt::Display for Refusal {
             Self::FateUnknown => "may have been applied; `kyc-worker resolve` it first",
             Self::AcceptedLate => "was accepted, as a late answer says; `kyc-worker resolve --as accepted`",
             Self::NoPayload => "its payload is gone (PAYLOAD_RETENTION, or forgotten); publish it anew",
-            Self::Expired => "its expires_at has passed; publish it anew with links that work",
+            Self::Expired => "it has expired, or a link of it ends too soon; publish it anew with links that hold for a day",
             Self::BudgetSpent => "the customer's updates are spent",
             Self::LastUpdate => "a resend might take the customer's last update",
             Self::Superseded { by } => return write!(f, "the newer job {by} was accepted"),

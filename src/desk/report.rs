@@ -51,6 +51,8 @@ pub struct Report {
 pub struct Flow {
     pub received: i64,
     pub ended: i64,
+    /// Of those, how many spent no update because a signed link was to end.
+    pub spared: i64,
     pub p50_ms: Option<f64>,
     pub p90_ms: Option<f64>,
     pub p95_ms: Option<f64>,
@@ -132,7 +134,7 @@ async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
         -- What was received since has ended since, or is in motion.
         with ended as (
             select
-                state, received_at, (extract(epoch from ended_at - received_at) * 1000)::float8 as took
+                state, reason_code, expiring_link, received_at, (extract(epoch from ended_at - received_at) * 1000)::float8 as took
             from submission
             where ended_at >= $1
         )
@@ -140,6 +142,7 @@ async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
             count(*) filter (where received_at >= $1)
                 + (select count(*) from open_work where not needs_person and received_at >= $1) as "received!",
             count(*) as "ended!",
+            count(expiring_link) filter (where reason_code = 'expired') as "spared!",
             percentile_cont(array[0.5, 0.9, 0.95, 0.99, 1]) within group (order by took)
                 filter (where state in ('accepted', 'rejected')) as percentiles
         from ended"#,
@@ -151,6 +154,7 @@ async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
     Ok(Flow {
         received: row.received,
         ended: row.ended,
+        spared: row.spared,
         p50_ms: at(0),
         p90_ms: at(1),
         p95_ms: at(2),

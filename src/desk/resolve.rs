@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::locked_job::lock_job;
-use crate::domain::outcome::Ended;
+use crate::domain::outcome::{Ended, LAST_UPDATE};
 use crate::domain::state::{Evidence, State};
 use crate::domain::suspicion::NOT_APPLIED;
 use crate::domain::verdict::Acceptance;
@@ -92,6 +92,11 @@ pub enum ResolveError {
         "no attempt of job {0} may have been applied; if the update was made at the provider by hand, use `resolve --as rejected` and count it with `budget set`"
     )]
     NothingWasSent(Uuid),
+    /// Reads have found that already, and `replay` would refuse it.
+    #[error(
+        "reads have found job {0} not applied, and a resend might take its customer's last update; make the update at the provider by hand and use `resolve --as accepted`, or `--as rejected`"
+    )]
+    LastUpdate(Uuid),
     /// We know better.
     #[error("an attempt of job {0} was accepted, as a late answer says; use `resolve --as accepted`")]
     AcceptedLate(Uuid),
@@ -120,6 +125,9 @@ pub async fn resolve(
             Finding::Accepted if !row.may_be_applied => return Err(ResolveError::NothingWasSent(job_id)),
             Finding::NotApplied | Finding::Rejected if row.is_accepted_late => {
                 return Err(ResolveError::AcceptedLate(job_id));
+            }
+            Finding::NotApplied if row.reason_code.as_deref() == Some(LAST_UPDATE) => {
+                return Err(ResolveError::LastUpdate(job_id));
             }
             _ => {}
         }

@@ -54,6 +54,8 @@ pub struct SubmissionView {
     pub received_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,
+    /// The signed link that sets it; none where the job's own field does.
+    pub expiring_link: Option<String>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
     pub provider_reference: Option<String>,
@@ -192,7 +194,7 @@ pub(crate) async fn submission(
         select
             job_id, customer_id, document_type, document_number_last4, state, waiting_for,
             reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
-            expires_at, ended_at, provider_reference, evidence, verification_status, failure_reason,
+            expires_at, expiring_link, ended_at, provider_reference, evidence, verification_status, failure_reason,
             correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
         from submission
         where job_id = $1"#,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::retry::RetrySchedule;
-use super::state::{Evidence, State, WaitingFor};
+use super::state::{Evidence, LinkField, State, WaitingFor};
 use super::suspicion::FATE_UNKNOWN;
 use super::verdict::{Acceptance, Misconfiguration, NotSent, Rejection, Verdict};
 
@@ -22,7 +22,7 @@ pub const REFUSED_LIKE_OTHERS: &str =
     "a field was refused in the same words as of the jobs before it, and no update was taken between";
 
 /// The reason code of a job whose resend might take the customer's last update.
-const LAST_UPDATE: &str = "last_update";
+pub const LAST_UPDATE: &str = "last_update";
 
 const LATE_ACCEPTANCE: &str = "the provider accepted the update; its answer came after the claim was lost";
 
@@ -54,7 +54,10 @@ pub enum Outcome {
 pub enum Exhaustion {
     /// As many attempts as are allowed were answered, throttled or not sent.
     Attempts,
-    Expired,
+    Expired {
+        /// The signed link that was about to end; none where the job's own time had come.
+        link: Option<LinkField>,
+    },
 }
 
 /// What a person must decide.
@@ -107,7 +110,7 @@ impl Outcome {
             Self::Exhausted(Exhaustion::Attempts) => Some(LAST_ATTEMPT),
             Self::NeedsReview(Review::RefusedOnlyForThisJob) => Some(REFUSED_ALONE),
             Self::NeedsReview(Review::RefusedLikeOthers) => Some(REFUSED_LIKE_OTHERS),
-            Self::Exhausted(Exhaustion::Expired) | Self::NeedsReview(_) => None,
+            Self::Exhausted(Exhaustion::Expired { .. }) | Self::NeedsReview(_) => None,
             Self::Accepted(_) | Self::Rejected(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
         }
     }
@@ -118,7 +121,7 @@ impl Outcome {
             Self::Accepted(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
             Self::Rejected(rejection) => Some(rejection.code()),
             Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
-            Self::Exhausted(Exhaustion::Expired) => Some("expired"),
+            Self::Exhausted(Exhaustion::Expired { .. }) => Some("expired"),
             Self::NeedsReview(Review::FateUnknown) => Some(FATE_UNKNOWN),
             Self::NeedsReview(Review::LastUpdate) => Some(LAST_UPDATE),
             Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
@@ -148,7 +151,14 @@ impl Outcome {
             Self::Exhausted(Exhaustion::Attempts) => {
                 "the provider could not be reached, or put us off, too often"
             }
-            Self::Exhausted(Exhaustion::Expired) => "the job expired before it could be sent",
+            Self::Exhausted(Exhaustion::Expired { link: None }) => "the job expired before it could be sent",
+            Self::Exhausted(Exhaustion::Expired { link: Some(link) }) => {
+                return format!(
+                    "the link at {link} was to end too soon for the provider to fetch the document, so nothing was sent; \
+                     publish the job anew with links that hold for a day"
+                )
+                .into();
+            }
             Self::NeedsReview(Review::FateUnknown) => {
                 "an attempt may have been applied, and no read of the customer can tell any more; \
                  compare the document at the provider with this job before anything is sent again"

@@ -134,6 +134,13 @@ words! {
     Unknown = "unknown",
 }
 
+words! {
+    /// A link in a job's body, by its pointer.
+    LinkField, "link":
+    Front = "/document_front_image_url",
+    Back = "/document_back_image_url",
+}
+
 impl State {
     /// Whether replicas carry it on by themselves.
     pub const fn is_in_motion(self) -> bool {

@@ -160,7 +160,7 @@ impl Journal {
         for ((slot, candidate), decision) in slots.into_iter().zip(&candidates).zip(decisions) {
             match decision {
                 _ if slot.is_expired => {
-                    let outcome = Outcome::Exhausted(Exhaustion::Expired);
+                    let outcome = Outcome::Exhausted(Exhaustion::Expired { link: slot.expiring_link });
                     candidate.end(tx, &outcome).await?;
                     next.push(NextAttempt::YieldedSlot(slot.job(), Some(outcome)));
                 }

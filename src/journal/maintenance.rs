@@ -9,15 +9,13 @@ use uuid::Uuid;
 
 use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome};
-use crate::domain::state::{State, VerdictKind};
+use crate::domain::state::{LinkField, State, VerdictKind};
 use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Head, Subject};
 use crate::journal::pool::{run, run_tx};
-use crate::journal::statements::move_on::{
-    ClosedAttempt, Destination, LockedRow, Move, Position, Why, move_locked,
-};
+use crate::journal::statements::move_on::{ClosedAttempt, Destination, Move, Position, Why, move_locked};
 use crate::journal::statements::wake::{
     FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest_due_after,
 };
@@ -161,15 +159,15 @@ impl Journal {
 
     /// Ends up to `limit` waiting submissions whose `expires_at` has passed, and wakes the customers'
     /// next. One that had passed before the submission waited is ended by its claim.
-    pub async fn expire(&self, limit: i64) -> Result<Vec<JobRef>, JournalError> {
+    pub async fn expire(&self, limit: i64) -> Result<Vec<(JobRef, Outcome)>, JournalError> {
         let now = self.floors.now();
         let expired = run_tx("expire", &self.pool, async |tx| {
-            let expired = sqlx::query_as!(
-                LockedRow,
+            let expired = sqlx::query!(
                 r#"-- lock_expired
                 select
                     job_id, customer_id as "customer_id!", state as "state: State", claim_token as token,
-                    chain as "chain: [u8; 32]", entries, received_at, traceparent as "trace: TraceContext"
+                    chain as "chain: [u8; 32]", entries, received_at, traceparent as "trace: TraceContext",
+                    expiring_link as "link: LinkField"
                 from submission
                 where state = 'waiting' and expires_at <= now()
                     and expires_at >= coalesce($2::timestamptz, '-infinity')
@@ -181,10 +179,22 @@ impl Journal {
             )
             .fetch_all(&mut *tx)
             .await?;
-            let to = Destination::End(Outcome::Exhausted(Exhaustion::Expired).ended());
-            let moves = expired.iter().map(|row| Move::new(row.position(), &to));
+            let ending = expired.into_iter().map(|row| {
+                let outcome = Outcome::Exhausted(Exhaustion::Expired { link: row.link });
+                let position = Position {
+                    job_id: row.job_id,
+                    customer_id: row.customer_id,
+                    state: row.state,
+                    token: row.token,
+                    head: Head::of_row(row.chain, row.entries),
+                };
+                let job = JobRef { id: row.job_id, received_at: row.received_at, trace: row.trace };
+                (position, Destination::End(outcome.ended()), (job, outcome))
+            });
+            let ending: Vec<_> = ending.collect();
+            let moves = ending.iter().map(|(position, to, _)| Move::new(*position, to));
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
-            Ok(expired.iter().map(LockedRow::job).collect())
+            Ok(ending.into_iter().map(|(.., ended)| ended).collect())
         })
         .await;
         self.floors.expiry.note_due(&expired, limit, now);

@@ -58,6 +58,7 @@ impl Journal {
             requested_at: in_micros(job.requested_at),
             received_at: in_micros(received_at),
             expires_at: job.expires_at,
+            expiring_link: job.expiring_link,
             correlation_id: job.correlation_id.clone(),
             trace: job.trace,
             sealed: self.keyring.seal(job.id, request.to_sealable()),

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::clock::Moment;
-use crate::domain::state::WaitingFor;
+use crate::domain::state::{LinkField, WaitingFor};
 use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::Verdict;
 
@@ -54,6 +54,7 @@ pub(crate) struct NewRow {
     pub requested_at: OffsetDateTime,
     pub received_at: OffsetDateTime,
     pub expires_at: Option<OffsetDateTime>,
+    pub expiring_link: Option<LinkField>,
     pub correlation_id: Option<String>,
     pub trace: Option<TraceContext>,
     pub sealed: Vec<u8>,
@@ -62,6 +63,10 @@ pub(crate) struct NewRow {
 }
 
 impl NewRow {
+    pub fn link(&self) -> Option<&'static str> {
+        self.expiring_link.map(LinkField::name)
+    }
+
     pub fn traceparent(&self) -> Option<String> {
         self.trace.map(|trace| trace.to_string())
     }

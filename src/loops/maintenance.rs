@@ -9,7 +9,6 @@ use tracing::{error, info, warn};
 
 use crate::context::{Context, chain, log_outcome};
 use crate::control::intake::Reason;
-use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::journal::JournalError;
 use crate::loops::PAUSE_MIN;
 
@@ -125,8 +124,8 @@ impl Maintenance {
     /// Ends what waited for too long.
     async fn expire(&self) -> Result<bool, JournalError> {
         let expired = self.context.journal.expire(BATCH).await?;
-        for job in &expired {
-            log_outcome(&Outcome::Exhausted(Exhaustion::Expired), job);
+        for (job, outcome) in &expired {
+            log_outcome(outcome, job);
         }
         Ok((expired.len() as i64) < BATCH)
     }

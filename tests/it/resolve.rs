@@ -136,6 +136,20 @@ fn all_that_wait_for_one_reason_are_settled_by_one_command() {
         let said = world.say(&all).await;
         assert!(said.ends_with("would settle 40. Nothing was done: add --yes\n"), "{said}");
         assert_eq!(world.count("select count(*) from submission where state = 'needs_review'").await, 42);
+        let last_update = [
+            "resolve",
+            "--reason",
+            "last_update",
+            "--as",
+            "not-applied",
+            "--by",
+            "a",
+            "--note",
+            "b",
+            "--yes",
+        ];
+        let said = world.refuse(&last_update).await;
+        assert!(said.contains("customer's last update"), "`replay` would refuse it after that: {said}");
         let said = world.say(&[&all[..], &["--yes"]].concat()).await;
         assert_eq!(said.matches("is rejected now").count(), 40, "{said}");
         assert_eq!(

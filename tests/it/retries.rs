@@ -4,6 +4,7 @@
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, job_body, world};
@@ -93,6 +94,63 @@ fn a_job_that_is_past_its_expiry_is_never_sent() {
             assert_eq!(world.count_updates(job_id).await, 0);
             assert_eq!(usize::try_from(job.attempts), Ok(patches));
         }
+    });
+}
+
+/// The provider fetches a document some time after it has accepted its update: a link that ends before
+/// that costs the customer one of three.
+#[test]
+fn a_job_whose_links_end_too_soon_is_never_sent() {
+    world(async |world| {
+        world.declare_topology().await;
+        let now = OffsetDateTime::now_utc();
+        let basic = format_description!("[year][month][day]T[hour][minute][second]Z");
+        let signed = now.format(&basic).expect("a time");
+        let publish = async |field: &str, query: String| {
+            let job_id = Uuid::new_v4();
+            let mut body = job_body(Uuid::new_v4(), job_id);
+            let link = body[field].as_str().expect("a link").split('?').next().expect("a path").to_owned();
+            body[field] = json!(format!("{link}?{query}"));
+            world.publish(Some(job_id), body.to_string().as_bytes()).await;
+            job_id
+        };
+        let aws = |lasts: i64| format!("X-Amz-Date={signed}&X-Amz-Expires={lasts}&X-Amz-Signature=f");
+        let epoch =
+            |lasts: i64| format!("Expires={}&Signature=f&Key-Pair-Id=K", now.unix_timestamp() + lasts);
+        let (front, back) = ("document_front_image_url", "document_back_image_url");
+        // A quarter of an hour is taken off.
+        let at_once = publish(front, aws(600)).await;
+        let dead = publish(back, epoch(-60)).await;
+        let waiting = publish(back, aws(900 + 3)).await;
+        let alive =
+            [publish(front, aws(86_400)).await, publish(back, "Expires=soon&Signature=f".into()).await];
+        let no = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "4" } });
+        world.break_job(waiting, json!({ "apply": "never", "answer": no })).await;
+        // Its outcome is unknown until it has expired; then it was not applied, and is not sent again.
+        let unknown = publish(front, aws(900 + 5)).await;
+        let crash = json!({ "kind": "respond", "status": 500, "body": {} });
+        world.break_job(unknown, json!({ "apply": "never", "answer": crash })).await;
+        let _worker = world.start_worker();
+        world.wait_for_all_accepted(&alive).await;
+        for (job_id, field, patches) in
+            [(at_once, front, 0), (dead, back, 0), (waiting, back, 1), (unknown, front, 1)]
+        {
+            let job = world.wait_for_state(job_id, &["exhausted"]).await;
+            assert_eq!(job.reason_code.as_deref(), Some("expired"));
+            assert!(
+                job.reason.is_some_and(|reason| reason.contains(&format!("/{field}"))),
+                "it names the link"
+            );
+            assert_eq!(world.count_patches(job_id).await, patches);
+            assert_eq!(world.count_updates(job_id).await, 0);
+        }
+        let said = world.say(&["show", &dead.to_string()]).await;
+        assert!(said.to_string().contains("/document_back_image_url"), "{said}");
+        let report = world.say(&["report"]).await;
+        assert!(report.contains("updates not spent, since a link was to end too soon: 4"), "{report}");
+        let replay = ["replay", &dead.to_string(), "--yes", "--by", "ana", "--note", "again"];
+        let refused = world.refuse(&replay).await;
+        assert!(refused.contains("ends too soon"), "{refused}");
     });
 }
 

@@ -288,7 +288,7 @@ impl Maker<'_> {
         expiring.expires_at = Some(OffsetDateTime::now_utc());
         self.open_as(&expiring, Admission::Wait(WaitingFor::Retry)).await;
         let expired = self.journal.expire(10).await.expect("the database answers");
-        assert_eq!(expired.iter().map(|job| job.id).collect::<Vec<_>>(), [expiring.id]);
+        assert_eq!(expired.iter().map(|(job, _)| job.id).collect::<Vec<_>>(), [expiring.id]);
         let invalid = Uuid::new_v4();
         let message = Message { body: b"{}".into(), ..Message::default() };
         let no_job = Invalid { job_id: Some(invalid), customer_id: Some(Uuid::new_v4()), faults: Vec::new() };

@@ -407,6 +407,11 @@ fn an_overdue_verification_is_told_once_and_given_up_in_the_end() {
             assert!(world.verification(job_id).await.is_overdue);
             assert_eq!(world.oracle("reads").await.len(), reads);
         }
+        let (other, overdue) = (world.publish_job().await, ["list", "--overdue"]);
+        world.wait_for_state(other, &["accepted"]).await;
+        let (listed, _) = world.ask(&overdue).await;
+        assert_eq!(listed.as_array().map(Vec::len), Some(1), "not what is in time: {listed}");
+        assert_eq!(listed[0]["job_id"], json!(job_id));
         world.age(job_id, 7.0 * 24.0 * HOUR).await;
         let given_up = world.wait_for_end_of_verification(job_id).await;
         assert_eq!(given_up.status.as_deref(), Some("PROCESSING"), "the provider's last word stays");
@@ -414,6 +419,7 @@ fn an_overdue_verification_is_told_once_and_given_up_in_the_end() {
         let log = worker.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains(OVERDUE)).collect();
         assert_eq!(told.len(), 1, "{told:?}");
+        assert_eq!(world.ask(&overdue).await.0, json!([]), "it is followed no more");
         assert!(told[0].contains("\"level\":\"ERROR\"") && told[0].contains(&job_id.to_string()), "{told:?}");
     });
 }

@@ -9,13 +9,14 @@ use uuid::Uuid;
 
 use super::rules::Rules;
 use crate::domain::invisible::is_invisible;
+use crate::domain::state::LinkField;
 use dollarpe::canonical_json::{Fault, Json, shown};
 
 /// How far ahead of ours a publisher's clock may be.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(5 * 60);
 
-pub(super) const FRONT_LINK: &str = "/document_front_image_url";
-pub(super) const BACK_LINK: &str = "/document_back_image_url";
+pub(super) const FRONT_LINK: &str = LinkField::Front.name();
+pub(super) const BACK_LINK: &str = LinkField::Back.name();
 pub(super) const DOCUMENT_NUMBER: &str = "/document_details/document_number";
 
 pub(super) type Fields = BTreeMap<String, Json>;

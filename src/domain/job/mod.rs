@@ -8,6 +8,7 @@ mod signed_link;
 mod tests;
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use time::OffsetDateTime;
@@ -16,8 +17,9 @@ use uuid::Uuid;
 use self::check::{BACK_LINK, Check, DOCUMENT_NUMBER, FRONT_LINK, field};
 pub(super) use self::check::{instant, uuid};
 pub use self::rules::Rules;
-use self::signed_link::cut_signature;
+use self::signed_link::{cut_signature, ends_at};
 use crate::domain::message::Message;
+use crate::domain::state::LinkField;
 use crate::domain::trace_context::{TraceContext, TraceId};
 use dollarpe::canonical_json::{Fault, Json, Profile};
 
@@ -46,8 +48,10 @@ pub struct Job {
     pub customer_id: Uuid,
     /// When upstream asked, in UTC. Of two jobs for a customer the later one wins.
     pub requested_at: OffsetDateTime,
-    /// When the request loses its meaning, in UTC; presigned links die.
+    /// When the request loses its meaning, in UTC: by its own field, or before a signed link ends.
     pub expires_at: Option<OffsetDateTime>,
+    /// The link that says so.
+    pub expiring_link: Option<LinkField>,
     pub correlation_id: Option<String>,
     /// The trace that it was published in.
     pub trace: Option<TraceContext>,
@@ -113,7 +117,8 @@ impl Job {
     /// 4. Check the provider's fields, and write those that have several spellings as
     ///    they are sent: UUIDs in lower case, the address trimmed.
     /// 5. Refuse any other field: dropping what upstream thinks it sent is losing data.
-    /// 6. Keep what the provider is to be sent.
+    /// 6. Find out when it expires: by its own field, or before one of its signed links ends.
+    /// 7. Keep what the provider is to be sent.
     ///
     /// A `message_id` that is no UUID is ignored if the body has a `job_id`, since client
     /// libraries set it as they please. A `correlation_id` longer than 255 characters or
@@ -147,12 +152,14 @@ impl Job {
             (Some(id), Some(requested_at)) if check.faults.is_empty() => {
                 let request = UpdateRequest::from_body(&json)
                     .map_err(|fault| Invalid::new(job_id, customer_id, vec![fault]))?;
+                let (expires_at, expiring_link) = earliest_end(&json, expires_at, rules.link_expiry_margin);
                 cut_signatures(&mut json);
                 Ok(Self {
                     id,
                     customer_id: request.customer_id,
                     requested_at,
                     expires_at,
+                    expiring_link,
                     correlation_id: message.correlation_id.as_deref().and_then(label),
                     trace: message.trace(),
                     request,
@@ -231,6 +238,22 @@ impl UpdateRequest {
 
     fn body(&self) -> Json {
         Json::read(&self.canonical).0
+    }
+}
+
+/// When a job expires that says itself when, if it does: no later than `margin` before a signed link ends.
+fn earliest_end(
+    body: &Json,
+    expires_at: Option<OffsetDateTime>,
+    margin: Duration,
+) -> (Option<OffsetDateTime>, Option<LinkField>) {
+    let ends = LinkField::ALL.iter().filter_map(|link| {
+        let ends_at = ends_at(text_at(body, link.name())?)?;
+        Some((ends_at.checked_sub(margin.try_into().ok()?)?, *link))
+    });
+    match ends.min() {
+        Some((ends_at, link)) if expires_at.is_none_or(|own| ends_at < own) => (Some(ends_at), Some(link)),
+        _ => (expires_at, None),
     }
 }
 

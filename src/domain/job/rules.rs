@@ -1,5 +1,7 @@
 //! What a valid job is, where installations differ.
 
+use std::time::Duration;
+
 use url::Url;
 
 use crate::domain::invisible::is_invisible;
@@ -13,6 +15,9 @@ pub struct Rules {
     pub allow_http_links: bool,
     /// Whether the last segment of a link's path may do without `.jpg` and the like.
     pub allow_extensionless_links: bool,
+    /// So long before a signed link ends, its job expires: the provider fetches the document some time
+    /// after it has accepted the update.
+    pub link_expiry_margin: Duration,
 }
 
 impl Default for Rules {
@@ -23,6 +28,7 @@ impl Default for Rules {
             document_types: documented.map(str::to_owned).to_vec(),
             allow_http_links: false,
             allow_extensionless_links: false,
+            link_expiry_margin: Duration::from_secs(15 * 60),
         }
     }
 }

@@ -2,6 +2,14 @@
 //! object stores and networks that sign links document. Only these change when a link to the
 //! same document is signed anew.
 
+use std::time::Duration;
+
+use time::format_description::BorrowedFormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime, PrimitiveDateTime};
+use url::form_urlencoded;
+
 /// These begin the names of parameters that sign: AWS (and MinIO), Google Cloud.
 const SIGNING_PREFIXES: [&str; 2] = ["X-Amz-", "X-Goog-"];
 
@@ -62,12 +70,63 @@ pub(super) fn cut_signature(link: &mut String) {
     *link = kept;
 }
 
+/// These say when a link was signed, and for how many seconds it holds: AWS (and MinIO), Google Cloud,
+/// Alibaba.
+const SIGNED_AND_LASTS: [(&str, &str); 3] =
+    [("X-Amz-Date", "X-Amz-Expires"), ("X-Goog-Date", "X-Goog-Expires"), ("x-oss-date", "x-oss-expires")];
+
+/// As those write times.
+const BASIC: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second]Z");
+
+/// Azure's, beside RFC 3339.
+const TO_THE_MINUTE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]Z");
+const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
+
+/// No link is signed for longer, but for those of a clock or a unit that is not ours: seven days is the
+/// most that AWS, Google and Alibaba allow; whoever sets the end itself may give some years.
+const LASTS_MAX: Duration = Duration::from_secs(7 * 86_400);
+const YEARS: std::ops::RangeInclusive<i32> = 2000..=2199;
+
+/// Until when a link holds, as its query says; the earliest where it says more than one. What cannot be
+/// read, or cannot be meant, says nothing.
+pub(super) fn ends_at(link: &str) -> Option<OffsetDateTime> {
+    let (_, query) = link.split('#').next()?.split_once('?')?;
+    let parameters: Vec<_> = form_urlencoded::parse(query.as_bytes()).collect();
+    let value = |wanted: &str| {
+        parameters.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| &**value)
+    };
+    let signed = SIGNED_AND_LASTS.iter().map(|(signed, lasts)| {
+        let signed_at = PrimitiveDateTime::parse(value(signed)?, BASIC).ok()?.assume_utc();
+        let lasts = Duration::from_secs(value(lasts)?.parse().ok()?);
+        (lasts <= LASTS_MAX).then(|| signed_at.checked_add(lasts.try_into().ok()?))?
+    });
+    let told = [
+        value("Signature").and_then(|_| epoch(value("Expires")?)),
+        value("sig").and_then(|_| azure(value("se")?)),
+        // From and until.
+        value("q-signature").and_then(|_| epoch(value("q-sign-time")?.split_once(';')?.1)),
+    ];
+    signed.chain(told).flatten().filter(|at| YEARS.contains(&at.year())).min()
+}
+
+fn epoch(seconds: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp(seconds.parse().ok()?).ok()
+}
+
+fn azure(text: &str) -> Option<OffsetDateTime> {
+    let instant = OffsetDateTime::parse(text, &Rfc3339).ok();
+    let minute = || Some(PrimitiveDateTime::parse(text, TO_THE_MINUTE).ok()?.assume_utc());
+    instant.or_else(minute).or_else(|| Some(Date::parse(text, DATE).ok()?.midnight().assume_utc()))
+}
+
 fn name(pair: &str) -> &str {
     pair.split_once('=').map_or(pair, |(name, _)| name)
 }
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
 
     #[track_caller]
@@ -95,6 +154,49 @@ mod tests {
         check("?sv=2024-11-04&st=a&se=b&sr=b&sp=r&spr=https&skoid=1&sktid=2&sig=c%3D", "");
         check("?OSSAccessKeyId=A&Expires=1&Signature=b&x-oss-process=style/a", "?x-oss-process=style/a");
         check("?q-sign-algorithm=sha1&q-ak=A&q-sign-time=1;2&q-key-time=1;2&q-signature=f", "");
+    }
+
+    #[test]
+    fn a_signed_link_says_until_when_it_holds() {
+        let check = |query: &str, expected: Option<OffsetDateTime>| {
+            assert_eq!(ends_at(&format!("https://h/a.jpg?{query}")), expected, "{query}");
+        };
+        let noon = Some(datetime!(2026-11-24 12:00 UTC));
+        let quarter_past = Some(datetime!(2026-11-24 12:15 UTC));
+        // Each as its vendor's documentation has it.
+        check("X-Amz-Date=20261124T120000Z&X-Amz-Expires=900&X-Amz-Signature=f", quarter_past);
+        check("x-amz-expires=900&x-amz-date=20261124T120000Z", quarter_past);
+        check("X-Goog-Date=20261124T120000Z&X-Goog-Expires=900", quarter_past);
+        check("x-oss-date=20261124T120000Z&x-oss-expires=900", quarter_past);
+        check("AWSAccessKeyId=A&Signature=b%3D&Expires=1795521600", noon);
+        check("Expires=1795521600&Signature=b&Key-Pair-Id=K", noon);
+        check("sv=2024-11-04&se=2026-11-24T12%3A00%3A00Z&sr=b&sig=c%3D", noon);
+        check("se=2026-11-24T12:00Z&sig=c", noon);
+        check("se=2026-11-24&sig=c", Some(datetime!(2026-11-24 0:00 UTC)));
+        check("q-sign-time=1795000000;1795521600&q-signature=f", noon);
+        check("X-Amz-Date=20261124T120000Z&X-Amz-Expires=900&se=2026-11-24T12:00Z&sig=c", noon);
+        for silent in [
+            "",
+            "Expires=1795521600",
+            "se=2026-11-24T12:00Z",
+            "Expires=tomorrow&Signature=b",
+            "Expires=1795521600000&Signature=b",
+            "Expires=-1&Signature=b",
+            "Expires=12&Signature=b",
+            "Expires=99999999999999999999&Signature=b",
+            "X-Amz-Date=20261124T120000Z",
+            "X-Amz-Expires=900",
+            "X-Amz-Date=20261124T120000Z&X-Amz-Expires=604801",
+            "X-Amz-Date=20261124T120000Z&X-Amz-Expires=-900",
+            "X-Amz-Date=20261324T120000Z&X-Amz-Expires=900",
+            "X-Amz-Date=2026-11-24T12:00:00Z&X-Amz-Expires=900",
+            "X-Amz-Date=99991231T235959Z&X-Amz-Expires=604800",
+            "se=soon&sig=c",
+        ] {
+            check(silent, None);
+        }
+        let in_fragment = "https://h/a.jpg#?Expires=1795521600&Signature=b";
+        assert_eq!(ends_at(in_fragment), None);
     }
 
     #[test]

@@ -254,6 +254,7 @@ fn rules_open_what_an_installation_needs() {
         document_types: vec!["PAN".to_owned()],
         allow_http_links: true,
         allow_extensionless_links: true,
+        ..Rules::default()
     };
     assert_eq!(rules.document_type("PAN"), Ok(()));
     assert_eq!(rules.document_type("PASSPORT"), Err("must be one of PAN".to_owned()));
@@ -410,6 +411,36 @@ fn a_job_expires_after_it_was_requested() {
     check("/expires_at", json!("tomorrow"), form);
     let job = parse_text(&with("/expires_at", json!("2025-07-17T00:00:00+05:30"))).unwrap();
     assert_eq!(job.expires_at, Some(datetime!(2025-07-16 18:30 UTC)));
+}
+
+#[test]
+fn a_job_expires_before_its_links_do() {
+    let parse = |front: &str, back: &str, own: Option<&str>, margin_s| {
+        let mut body = example();
+        body["document_front_image_url"] = json!(format!("https://h/front.jpg?{front}"));
+        body["document_back_image_url"] = json!(format!("https://h/back.png?{back}"));
+        if let Some(own) = own {
+            body["expires_at"] = json!(own);
+        }
+        let rules = Rules { link_expiry_margin: Duration::from_secs(margin_s), ..Rules::default() };
+        let job = Job::parse(&message(&body.to_string()), NOW, &rules).expect("a link's end is no fault");
+        (job.expires_at, job.expiring_link)
+    };
+    let noon = "X-Amz-Date=20250717T110000Z&X-Amz-Expires=3600";
+    let one = "Expires=1752757200&Signature=s";
+    let at = |hour, minute| {
+        Some(datetime!(2025-07-17 0:00 UTC).replace_time(time::Time::from_hms(hour, minute, 0).unwrap()))
+    };
+    assert_eq!(parse(noon, one, None, 900), (at(11, 45), Some(LinkField::Front)));
+    assert_eq!(parse(one, noon, None, 900), (at(11, 45), Some(LinkField::Back)));
+    assert_eq!(parse(noon, noon, None, 900), (at(11, 45), Some(LinkField::Front)));
+    assert_eq!(parse(noon, "", None, 0), (at(12, 0), Some(LinkField::Front)));
+    assert_eq!(parse(noon, one, Some("2025-07-17T11:45:00Z"), 900), (at(11, 45), None));
+    assert_eq!(parse(noon, one, Some("2025-07-17T11:46:00Z"), 900), (at(11, 45), Some(LinkField::Front)));
+    assert_eq!(parse("", "", Some("2025-07-17T11:46:00Z"), 900), (at(11, 46), None));
+    assert_eq!(parse("Expires=never&Signature=s", "", None, 900), (None, None));
+    let long_ago = "X-Amz-Date=20200101T000000Z&X-Amz-Expires=60";
+    assert_eq!(parse(long_ago, "", None, 900).1, Some(LinkField::Front), "it is valid, and has expired");
 }
 
 #[test]

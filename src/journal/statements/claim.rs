@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::domain::job::JobRef;
 use crate::domain::outcome::{History, Outcome, Review};
 use crate::domain::precedence::{Asking, Decision, decide};
-use crate::domain::state::{State, VerdictKind, WaitingFor};
+use crate::domain::state::{LinkField, State, VerdictKind, WaitingFor};
 use crate::domain::suspicion::Customer;
 use crate::domain::trace_context::TraceContext;
 use crate::journal::history::chain::{Head, Subject};
@@ -108,6 +108,7 @@ pub(crate) struct TakenSlot {
     pub refused_before: Option<f64>,
     pub unknown: i64,
     pub is_expired: bool,
+    pub expiring_link: Option<LinkField>,
     pub begun_at: OffsetDateTime,
     pub chain: Option<[u8; 32]>,
     pub entries: i32,
@@ -414,6 +415,7 @@ pub(crate) async fn take_slots(
             s.retries, s.sealed_payload as "sealed!", s.requested_at as "requested_at!", s.received_at,
             s.content_hmac, s.correlation_id, s.traceparent as "trace: TraceContext",
             coalesce(s.expires_at <= now(), false) as "is_expired!",
+            s.expiring_link as "expiring_link: LinkField",
             now() as "begun_at!", s.chain as "chain: [u8; 32]", s.entries,
             (
                 select count(*) from attempt a
@@ -471,7 +473,7 @@ pub(crate) async fn find_begun(
                 select count(*) from attempt a
                 where a.job_id = s.job_id and a.verdict = 'unknown'
             ) as "unknown!",
-            false as "is_expired!"
+            false as "is_expired!", s.expiring_link as "expiring_link: LinkField"
         from submission s
         join attempt a on a.job_id = s.job_id and a.number = s.attempts
         where s.state = 'submitting' and s.claimed_by = $1

@@ -143,22 +143,22 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
         "-- insert_behind
         insert into submission (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
-            requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
+            requested_at, received_at, expires_at, expiring_link, correlation_id, traceparent, sealed_payload,
             state, reason, ended_at, waiting_for, due_at
         )
         select
             new.job_id, new.customer_id, new.document_type, new.document_number_last4, new.content_hmac,
-            new.requested_at, new.received_at, new.expires_at, new.correlation_id,
+            new.requested_at, new.received_at, new.expires_at, new.expiring_link, new.correlation_id,
             new.traceparent, case when new.reason is null then new.sealed_payload end,
             case when new.reason is null then 'waiting' else 'superseded' end, new.reason,
             case when new.reason is not null then greatest(now(), new.received_at) end,
             case when new.reason is null then 'customer' end,
             case
                 when new.reason is not null then null
-                when not new.is_newest then now() + make_interval(secs => $15)
+                when not new.is_newest then now() + make_interval(secs => $16)
                 else coalesce(
                     (
-                        select now() + make_interval(secs => $14)
+                        select now() + make_interval(secs => $15)
                         from submission holder
                         where holder.customer_id = new.customer_id and holder.state in ('submitting', 'unknown')
                     ),
@@ -168,11 +168,11 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
         from unnest(
             $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
             $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[], $11::bytea[],
-            $12::text[], $13::boolean[]
+            $12::text[], $13::boolean[], $14::text[]
         ) as new (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
             requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
-            reason, is_newest
+            reason, is_newest, expiring_link
         )
         order by new.customer_id, new.job_id
         on conflict (job_id) do nothing
@@ -190,6 +190,7 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
         &column(&all, |each| each.row.sealed.as_slice()) as &[&[u8]],
         &reasons as &[Option<String>],
         &column(&all, |each| each.is_newest),
+        &column(&all, |each| each.row.link()) as &[Option<&str>],
         NEAR_WAIT_MIN_SECONDS,
         FAR_WAIT_SECONDS,
     )
@@ -218,13 +219,13 @@ async fn insert_claimed(
                     insert into submission (
                         job_id, customer_id, document_type, document_number_last4, content_hmac,
                         requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
-                        state, attempts, claim_token, claimed_by, claimed_until
+                        expiring_link, state, attempts, claim_token, claimed_by, claimed_until
                     )
-                    select new.*, 'submitting', 1, 1, $12, now() + make_interval(secs => $13)
+                    select new.*, 'submitting', 1, 1, $13, now() + make_interval(secs => $14)
                     from unnest(
                         $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[],
                         $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[],
-                        $11::bytea[]
+                        $11::bytea[], $12::text[]
                     ) as new (job_id, customer_id)
                     order by new.customer_id, new.job_id
                     "#
@@ -241,6 +242,7 @@ async fn insert_claimed(
                 &column(rows, |row| row.correlation_id.as_deref()) as &[Option<&str>],
                 &column(rows, |row| row.traceparent()) as &[Option<String>],
                 &column(rows, |row| row.sealed.as_slice()) as &[&[u8]],
+                &column(rows, |row| row.link()) as &[Option<&str>],
                 worker,
                 limits.claim_lease.as_secs_f64(),
             )
@@ -313,7 +315,7 @@ pub(crate) async fn insert_waiting(
         insert into submission (
             job_id, customer_id, document_type, document_number_last4, content_hmac,
             requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
-            state, waiting_for, due_at
+            state, waiting_for, due_at, expiring_link
         )
         values (
             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12,
@@ -324,7 +326,8 @@ pub(crate) async fn insert_waiting(
                     where holder.customer_id = $2 and holder.state in ('submitting', 'unknown')
                 ),
                 now()
-            )
+            ),
+            $14
         )
         on conflict (job_id) do nothing",
         row.job_id,
@@ -340,6 +343,7 @@ pub(crate) async fn insert_waiting(
         row.sealed,
         waiting_for.name(),
         NEAR_WAIT_MIN_SECONDS,
+        row.link(),
     )
     .execute(tx)
     .await?;

@@ -301,6 +301,7 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
         state: None,
         reason_code: None,
         customer_id: None,
+        is_overdue: false,
         since: Some(OffsetDateTime::now_utc() - time::Duration::days(1)),
         limit: 100,
     };
