@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env. The tests
-# want promtool and prometheus beside them, which it installs in the same way.
+# want promtool, prometheus and tinyproxy beside them, which it installs in the same way.
 #
 #   scripts/services.sh [demo|test]     for the one or the other; both by default
 #
@@ -142,6 +142,13 @@ find_prometheus() {
     install prometheus
 }
 
+# The tests have the worker reach the provider through a proxy.
+find_tinyproxy() {
+    command -v tinyproxy >/dev/null && return
+    is_apt_root || fail "tinyproxy is missing, which the tests use; install it (Debian: apt-get install tinyproxy-bin)"
+    install tinyproxy-bin
+}
+
 # Notes a finding: for people now, for the scripts in target/services.env.
 note() {
     printf 'export %s=%q\n' "$1" "$found" >>target/services.env.new
@@ -162,6 +169,7 @@ main() {
     fi
     if [[ $scope != demo ]]; then
         find_prometheus
+        find_tinyproxy
         find_postgres TEST_DATABASE_URL "$(setting TEST_DATABASE_URL)" && note TEST_DATABASE_URL 5432
         find_rabbitmq TEST_AMQP_URL "$(setting TEST_AMQP_URL)" && note TEST_AMQP_URL 5672
         find_management TEST_RABBITMQ_MANAGEMENT_URL "$(setting TEST_RABBITMQ_MANAGEMENT_URL)"

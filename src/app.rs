@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use url::Url;
 
 use crate::broker::{Broker, Edge, Subscription};
-use crate::config::{Checked, RunSettings};
+use crate::config::{Checked, RunSettings, Secret};
 use crate::context::Context;
 use crate::control::breaker::Breaker;
 use crate::control::intake::Intake;
@@ -264,10 +264,12 @@ pub fn provider_settings(
     settings: &RunSettings,
     base_url: Url,
     authorities: Option<Vec<u8>>,
+    proxy: Option<Secret>,
 ) -> ProviderSettings {
     ProviderSettings {
         base_url,
         authorities,
+        proxy,
         profile: settings.provider.dollarpe_signing_profile,
         request_timeout: settings.provider.request_timeout,
         read_timeout: settings.provider.read_timeout,
@@ -282,7 +284,7 @@ fn build(
     pool: PgPool,
     stopping: CancellationToken,
 ) -> anyhow::Result<Context> {
-    let provider = provider_settings(settings, checked.base_url, checked.provider_ca);
+    let provider = provider_settings(settings, checked.base_url, checked.provider_ca, checked.proxy);
     let traces =
         Traces::start(checked.otlp.as_ref(), &checked.worker_name, &settings.broker, &provider.base_url)?;
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());

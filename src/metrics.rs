@@ -679,7 +679,7 @@ fn every_verdict() -> Vec<Verdict> {
     all
 }
 
-fn every_misconfiguration() -> [Misconfiguration; 11] {
+fn every_misconfiguration() -> [Misconfiguration; 12] {
     [
         Misconfiguration::ApiKey,
         Misconfiguration::Unauthorized,
@@ -690,6 +690,7 @@ fn every_misconfiguration() -> [Misconfiguration; 11] {
         Misconfiguration::Timestamp,
         Misconfiguration::Undocumented,
         Misconfiguration::LikeOthers,
+        Misconfiguration::Proxy,
         Misconfiguration::NotTheProvider,
         Misconfiguration::UnreadableRefusal,
     ]

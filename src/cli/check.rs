@@ -123,7 +123,8 @@ async fn check_provider(settings: &RunSettings) -> Vec<Finding> {
 fn provider(settings: &RunSettings) -> anyhow::Result<Provider> {
     let provider = &settings.provider;
     let signer = Signer::new(provider.api_key()?.expose(), provider.api_secret()?.expose());
-    Provider::new(app::provider_settings(settings, provider.base_url()?, provider.authorities()?), signer)
+    let (base_url, authorities, proxy) = (provider.base_url()?, provider.authorities()?, provider.proxy()?);
+    Provider::new(app::provider_settings(settings, base_url, authorities, proxy), signer)
 }
 
 /// What cannot be looked at for a setting that is told of already.

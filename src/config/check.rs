@@ -17,7 +17,7 @@ use super::settings::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings,
     TraceSettings,
 };
-use super::urls::{check_database_url, parse_amqp_url};
+use super::urls::{check_database_url, check_proxy_url, parse_amqp_url};
 use crate::seal::{Fingerprinter, Keyring};
 use dollarpe::signature::Signer;
 
@@ -40,6 +40,8 @@ pub struct Checked {
     pub base_url: Url,
     /// Certificate authorities to trust there, in PEM.
     pub provider_ca: Option<Vec<u8>>,
+    /// A proxy that leads there.
+    pub proxy: Option<Secret>,
     /// Our name there.
     pub api_key: Secret,
     /// What our signatures are made with.
@@ -82,6 +84,7 @@ impl RunSettings {
             faults.keep(self.broker.url()),
             faults.keep(self.provider.base_url()),
             faults.keep(self.provider.authorities()),
+            faults.keep(self.provider.proxy()),
             faults.keep(self.provider.api_key()),
             faults.keep(self.provider.api_secret()),
             faults.keep(self.keys.keyring()),
@@ -94,6 +97,7 @@ impl RunSettings {
                 Some(amqp_url),
                 Some(base_url),
                 Some(provider_ca),
+                Some(proxy),
                 Some(api_key),
                 Some(api_secret),
                 Some(keyring),
@@ -104,6 +108,7 @@ impl RunSettings {
                 amqp_url,
                 base_url,
                 provider_ca,
+                proxy,
                 api_key,
                 api_secret,
                 keyring,
@@ -421,6 +426,26 @@ impl ProviderArgs {
     pub fn authorities(&self) -> Result<Option<Vec<u8>>, SettingFault> {
         let path = self.dollarpe_ca_file.as_ref();
         path.map(|path| read_pem("DOLLARPE_CA_FILE", path, "CERTIFICATE")).transpose()
+    }
+
+    /// A proxy that leads to the provider, if any.
+    ///
+    /// # Errors
+    /// When it cannot be read, is no proxy's URL, or the provider is spoken to without TLS: a proxy sees
+    /// what it carries then, and may send it twice.
+    pub fn proxy(&self) -> Result<Option<Secret>, SettingFault> {
+        const PROXY: &str = "DOLLARPE_PROXY";
+        let (given, file) = (self.dollarpe_proxy.as_ref(), self.dollarpe_proxy_file.as_ref());
+        if given.is_none() && file.is_none() {
+            return Ok(None);
+        }
+        let proxy = read_secret(PROXY, given, file)?;
+        check_proxy_url(&proxy)?;
+        if self.base_url().is_ok_and(|base_url| base_url.scheme() != "https") {
+            let reason = "leads to an https DOLLARPE_BASE_URL alone: TLS keeps what the proxy carries whole";
+            return Err(SettingFault::new(PROXY, reason));
+        }
+        Ok(Some(proxy))
     }
 
     /// Our name at the provider.

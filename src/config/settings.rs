@@ -142,6 +142,14 @@ pub struct ProviderArgs {
     #[arg(long, env = "DOLLARPE_CA_FILE", value_name = "FILE")]
     pub dollarpe_ca_file: Option<PathBuf>,
 
+    /// A proxy that leads to the API by CONNECT: http://user:password@host:port or https://… (secret)
+    #[arg(long, env = "DOLLARPE_PROXY", value_name = "URL", hide_env_values = true)]
+    pub dollarpe_proxy: Option<Secret>,
+
+    /// A file that holds DOLLARPE_PROXY
+    #[arg(long, env = "DOLLARPE_PROXY_FILE", value_name = "FILE")]
+    pub dollarpe_proxy_file: Option<PathBuf>,
+
     /// The API key of that environment (secret)
     #[arg(long, env = "DOLLARPE_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub dollarpe_api_key: Option<Secret>,

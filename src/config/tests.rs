@@ -268,8 +268,9 @@ fn no_fault_shows_a_secret() {
         "--payload-key=s3cr3t",
         "--fingerprint-key=s3cr3t",
         "--dollarpe-api-secret= ",
+        "--dollarpe-proxy=socks5://u:s3cr3t@h",
     ]);
-    assert_eq!(faults.len(), 5, "{faults:?}");
+    assert_eq!(faults.len(), 6, "{faults:?}");
     assert!(!faults.join(" ").contains("s3cr3t"), "{faults:?}");
     assert_eq!(format!("{:?}", Secret::from("s3cr3t")), "[redacted]");
 }
@@ -353,7 +354,7 @@ const RANGES: [Range; 37] = [
 ];
 
 /// What has no range: names, places, keys, switches.
-const WITHOUT_RANGE: [&str; 35] = [
+const WITHOUT_RANGE: [&str; 37] = [
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_HEADERS_FILE",
     "OTEL_SERVICE_NAME",
@@ -375,6 +376,8 @@ const WITHOUT_RANGE: [&str; 35] = [
     "CUSTOMER_EVENTS_ROUTING_KEY",
     "DOLLARPE_BASE_URL",
     "DOLLARPE_CA_FILE",
+    "DOLLARPE_PROXY",
+    "DOLLARPE_PROXY_FILE",
     "DOLLARPE_API_KEY",
     "DOLLARPE_API_KEY_FILE",
     "DOLLARPE_API_SECRET",

@@ -150,6 +150,19 @@ pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
     Ok(uri)
 }
 
+/// Checks `DOLLARPE_PROXY`.
+pub(super) fn check_proxy_url(url: &Secret) -> Result<(), SettingFault> {
+    let fault = |reason: &str| SettingFault::new("DOLLARPE_PROXY", reason);
+    let parsed = parse(url, &["http", "https"]).map_err(|reason| fault(&reason))?;
+    if !["", "/"].contains(&parsed.path()) || parsed.query().is_some() || parsed.fragment().is_some() {
+        return Err(fault("must have no path; write http://user:password@host:port"));
+    }
+    if parsed.password().is_none() != parsed.username().is_empty() {
+        return Err(fault("has a user or a password alone; write http://user:password@host:port"));
+    }
+    Ok(())
+}
+
 fn parse(url: &Secret, schemes: &[&str]) -> Result<Url, String> {
     let parsed = Url::parse(url.expose()).ok().filter(|url| schemes.contains(&url.scheme()));
     let parsed = parsed.filter(|url| !url.cannot_be_a_base() && has_whole_escapes(url.as_str()));

@@ -147,6 +147,8 @@ pub enum Misconfiguration {
     /// A field is refused in the same words for one customer after the other, and nothing is taken
     /// between: it may be about us.
     LikeOthers,
+    /// 407: a proxy on the way wants credentials, or other ones.
+    Proxy,
     /// A 4xx that is not the provider's envelope: a proxy's page.
     NotTheProvider,
     /// A 4xx whose body was cut, too long, or encoded.
@@ -234,6 +236,7 @@ impl Misconfiguration {
             Self::Timestamp => "timestamp_refused",
             Self::Undocumented => "undocumented_refusal",
             Self::LikeOthers => "refused_like_others",
+            Self::Proxy => "proxy_refused",
             Self::NotTheProvider => "not_the_provider",
             Self::UnreadableRefusal => "unreadable_refusal",
         }
@@ -243,7 +246,9 @@ impl Misconfiguration {
     pub fn setting(self) -> &'static str {
         match self {
             Self::ApiKey | Self::Unauthorized | Self::Forbidden => "DOLLARPE_API_KEY",
-            Self::Endpoint | Self::Redirected | Self::NotTheProvider => "DOLLARPE_BASE_URL",
+            Self::Endpoint | Self::Redirected => "DOLLARPE_BASE_URL",
+            Self::NotTheProvider => "DOLLARPE_BASE_URL, and DOLLARPE_PROXY where that is set",
+            Self::Proxy => "DOLLARPE_PROXY",
             Self::Signature => "DOLLARPE_API_SECRET, DOLLARPE_SIGNING_PROFILE or this machine's clock",
             Self::Timestamp => "this machine's clock",
             Self::Undocumented | Self::LikeOthers => {
@@ -265,6 +270,7 @@ impl Misconfiguration {
             | Self::Redirected
             | Self::Undocumented
             | Self::LikeOthers
+            | Self::Proxy
             | Self::NotTheProvider
             | Self::UnreadableRefusal => false,
         }
@@ -283,6 +289,7 @@ impl fmt::Display for Misconfiguration {
             Self::Timestamp => "the provider refuses the timestamp",
             Self::Undocumented => "the provider refuses with words that its documentation does not have",
             Self::LikeOthers => "the provider refuses a field of one job after the other, in the same words",
+            Self::Proxy => "a proxy on the way does not take our credentials",
             Self::NotTheProvider => "something other than the provider answered",
             Self::UnreadableRefusal => "a refusal cannot be read",
         })
@@ -320,6 +327,7 @@ pub fn classify(
         // "done, see there", nor 300 and 304.
         301 | 302 | 307 | 308 => Verdict::Misconfigured(Misconfiguration::Redirected),
         401 | 403 | 404 => Verdict::Misconfigured(classify_status_of_ours(answer.status, &answer.body)),
+        407 => Verdict::Misconfigured(Misconfiguration::Proxy),
         // Whoever waited for the provider, or for us, gave up: 460 and 499 are load balancers' 408.
         408 | 460 | 499 | 500..=599 => Verdict::Unknown(FailurePoint::ServerError),
         400..=498 => classify_refusal(answer.status, &answer.body),
@@ -792,6 +800,7 @@ mod tests {
                 401 => ("misconfigured", Some("unauthorized")),
                 403 => ("misconfigured", Some("forbidden")),
                 404 => ("misconfigured", Some("endpoint_not_found")),
+                407 => ("misconfigured", Some("proxy_refused")),
                 408 | 460 | 499 | 500..=599 => ("unknown", Some("server_error")),
                 429 => ("throttled", None),
                 400..=498 => ("misconfigured", Some("not_the_provider")),

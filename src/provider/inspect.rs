@@ -4,9 +4,11 @@
 use std::time::SystemTime;
 
 use clap::ValueEnum as _;
+use url::Url;
 use uuid::Uuid;
 
-use super::{Provider, endpoint};
+use super::{Provider, endpoint, tunnel_fault};
+use crate::config::Secret;
 use crate::domain::clock_skew::ClockSkew;
 use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
 use crate::finding::Finding;
@@ -98,6 +100,11 @@ impl Provider {
         if let Some(fault) = certificate_fault(&error, "DOLLARPE_CA_FILE") {
             return Finding::wrong(what, fault);
         }
+        if let Some(proxy) = &self.settings.proxy
+            && let Some(finding) = proxy_finding(&error, proxy)
+        {
+            return finding;
+        }
         let cause = anyhow::Error::new(error);
         let is_plain = self.settings.base_url.scheme() == "http";
         Finding::wrong(
@@ -161,6 +168,26 @@ impl Provider {
             ),
         }
     }
+}
+
+/// What is wrong with the proxy, if it opened no tunnel.
+fn proxy_finding(error: &reqwest::Error, proxy: &Secret) -> Option<Finding> {
+    let at = Url::parse(proxy.expose()).ok()?;
+    let at = format!("{}:{}", at.host_str()?, at.port_or_known_default()?);
+    Some(match tunnel_fault(error)?.as_str() {
+        "proxy authorization required" => Finding::wrong(
+            format!("DOLLARPE_PROXY: the proxy at {at} does not take our credentials (407)"),
+            "write user and password into the URL, special characters as %XX",
+        ),
+        "failed to create underlying connection" => Finding::wrong(
+            format!("DOLLARPE_PROXY: no proxy answers at {at}"),
+            "is its address right, is it running, and does a firewall let us through?",
+        ),
+        fault => Finding::wrong(
+            format!("DOLLARPE_PROXY: the proxy at {at} opens no tunnel to the provider: {fault}"),
+            "it must allow CONNECT to the provider's host and port, and reach it; its log says why it does not",
+        ),
+    })
 }
 
 fn judge(answer: &Answer) -> Verdict {

@@ -17,7 +17,7 @@ use reqwest::header::{
     ACCEPT_ENCODING, AGE, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderName,
     HeaderValue, PRAGMA, RETRY_AFTER,
 };
-use reqwest::{Certificate, Client, Response, Url, redirect, retry};
+use reqwest::{Certificate, Client, Proxy, Response, Url, redirect, retry};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ use uuid::Uuid;
 use self::gate::{Gate, GatedBody};
 use self::lock_step::LockStep;
 use crate::clock::Moment;
+use crate::config::Secret;
 use crate::domain::clock_skew::{ClockSkew, ToldSkews};
 use crate::domain::job::UpdateRequest;
 use crate::domain::read_back::{Asked, Reading, read_customer};
@@ -64,6 +65,8 @@ pub struct ProviderSettings {
     pub base_url: Url,
     /// Certificate authorities to trust beside the platform's, in PEM.
     pub authorities: Option<Vec<u8>>,
+    /// A proxy on the way there, its credentials in its URL.
+    pub proxy: Option<Secret>,
     /// The canonical form that is signed and sent.
     pub profile: Profile,
     /// From an update's start to the last byte of its answer.
@@ -234,7 +237,10 @@ impl Provider {
                 answer.is_out_of_step = is_out_of_step;
                 HttpOutcome::Answered(answer)
             }
-            Ok(Err(error)) if !error.is_timeout() => lost(FailurePoint::ConnectionLost),
+            Ok(Err(error)) if !error.is_timeout() => match lost(FailurePoint::ConnectionLost) {
+                HttpOutcome::NotSent(NotSent::Connect) if is_refused_by_proxy(&error) => refused_by_proxy(),
+                outcome => outcome,
+            },
             Ok(Err(_)) | Err(_) => lost(FailurePoint::TimedOut),
         }
     }
@@ -358,6 +364,7 @@ impl Provider {
     async fn outcome(&self, request: reqwest::RequestBuilder) -> HttpOutcome {
         match self.ask(request).await {
             Ok(answer) => HttpOutcome::Answered(answer),
+            Err(Some(error)) if is_refused_by_proxy(&error) => refused_by_proxy(),
             Err(Some(error)) if error.is_connect() => HttpOutcome::NotSent(NotSent::Connect),
             Err(Some(error)) if !error.is_timeout() => HttpOutcome::Lost(FailurePoint::ConnectionLost),
             Err(_) => HttpOutcome::Lost(FailurePoint::TimedOut),
@@ -400,6 +407,30 @@ impl Provider {
     }
 }
 
+/// What the client's error begins with where a proxy opened no tunnel. It has no type that we may name.
+const TUNNEL: &str = "tunnel error: ";
+
+/// Why a proxy opened no tunnel, if that is what went wrong.
+fn tunnel_fault(error: &reqwest::Error) -> Option<String> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(fault) = error.to_string().strip_prefix(TUNNEL) {
+            return Some(fault.to_owned());
+        }
+        cause = error.source();
+    }
+    None
+}
+
+fn is_refused_by_proxy(error: &reqwest::Error) -> bool {
+    tunnel_fault(error).is_some_and(|fault| fault == "proxy authorization required")
+}
+
+/// What a proxy answers to whom it does not know. Nothing has been sent.
+fn refused_by_proxy() -> HttpOutcome {
+    HttpOutcome::Answered(Answer { status: 407, ..Answer::default() })
+}
+
 fn signed(request: reqwest::RequestBuilder, headers: SignedHeaders) -> reqwest::RequestBuilder {
     request
         .header("x-api-key", headers.api_key)
@@ -416,7 +447,15 @@ fn build_client(settings: &ProviderSettings, idle_max: usize) -> anyhow::Result<
     // What is encoded in a way that nobody asked for cannot be read.
     let headers = HeaderMap::from_iter([(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]);
     #[expect(clippy::disallowed_methods, reason = "this is the one place")]
-    Client::builder()
+    let builder = Client::builder();
+    // The environment's proxies are meant for others: what leads to the provider is a setting of ours.
+    let builder = match &settings.proxy {
+        Some(proxy) => {
+            builder.proxy(Proxy::all(proxy.expose()).context("DOLLARPE_PROXY: is no proxy's URL")?)
+        }
+        None => builder.no_proxy(),
+    };
+    builder
         .user_agent(concat!("kyc-worker/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .http1_only()
@@ -426,7 +465,6 @@ fn build_client(settings: &ProviderSettings, idle_max: usize) -> anyhow::Result<
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .referer(false)
-        .no_proxy()
         .connect_timeout(settings.send_window)
         .pool_idle_timeout(IDLE_MAX)
         .pool_max_idle_per_host(idle_max)

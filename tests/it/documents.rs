@@ -209,7 +209,7 @@ fn every_secret_can_be_a_file() {
         let file = format!("{}_FILE", secret.variable);
         assert!(settings.iter().any(|setting| setting.variable == file), "{file} is missing");
     }
-    assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 7);
+    assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 8);
 }
 
 /// What a command prints where nothing is set.

@@ -52,6 +52,7 @@ mod pausing;
 mod poison;
 mod privacy;
 mod provider_outages;
+mod proxy;
 mod publishing;
 mod read_back;
 mod replay;

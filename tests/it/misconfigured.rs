@@ -143,7 +143,7 @@ fn a_proxys_page_for_everything_waits() {
         world.declare_topology().await;
         let page = json!("<html><h1>Proxy authentication required</h1></html>");
         answer_everything(&world, 407, json!({}), page).await;
-        waits_until_mended(&world, 1, ["DOLLARPE_BASE_URL", "not_the_provider"], async || {
+        waits_until_mended(&world, 1, ["DOLLARPE_PROXY", "proxy_refused"], async || {
             world.clear_rules().await;
         })
         .await;

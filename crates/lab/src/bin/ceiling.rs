@@ -50,7 +50,10 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let broker = Broker::new(&settings.broker, &checked.amqp_url, "ceiling")?;
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
     let ceiling = Arc::new(Ceiling {
-        provider: Provider::new(provider_settings(&settings, checked.base_url, checked.provider_ca), signer)?,
+        provider: Provider::new(
+            provider_settings(&settings, checked.base_url, checked.provider_ca, checked.proxy),
+            signer,
+        )?,
         rules: settings.jobs.rules(),
         stopping: CancellationToken::new(),
     });
