@@ -72,7 +72,7 @@ fn print_customer(story: &CustomerStory) {
     if story.jobs.is_empty() {
         return;
     }
-    let mut jobs = table(["job", "state", "reason", "spent"]);
+    let mut jobs = table(["job", "state", "reason or verification", "spent"]);
     for job in &story.jobs {
         let SubmissionView { state, reason_code, verification_status, .. } = &job.submission;
         jobs.add_row([
@@ -123,16 +123,11 @@ fn print_story(story: &JobStory) {
         println!("  nothing orders it before or after {other}; have its publisher give requested_at");
     }
     println!();
-    if let Some(requested_at) = submission.requested_at {
-        println!("{}  requested", time_text(requested_at));
-    }
-    let times = if submission.deliveries == 1 { "once" } else { "more than once" };
-    println!(
-        "{}  received (delivered {times}: {})",
-        time_text(submission.received_at),
-        submission.deliveries
-    );
     let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
+    events.extend(submission.requested_at.map(|at| (at, "requested".to_owned())));
+    let times = if submission.deliveries == 1 { "once" } else { "more than once" };
+    let received = format!("received (delivered {times}: {})", submission.deliveries);
+    events.push((submission.received_at, received));
     attempts.iter().for_each(|attempt| describe_attempt(attempt, &mut events));
     events.extend(observations.iter().map(|observation| (observation.at, describe_observation(observation))));
     events.extend(

@@ -65,7 +65,7 @@ pub struct Replay {
 pub enum Refusal {
     NotKnown,
     InMotion,
-    EndedForGood,
+    EndedForGood(State),
     FateUnknown,
     AcceptedLate,
     NoPayload,
@@ -82,7 +82,12 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::NotKnown => "no such job is known; is it still in the queue, or dead-lettered?",
             Self::InMotion => "is in motion already",
-            Self::EndedForGood => "has ended for good; publish a new job instead",
+            Self::EndedForGood(State::Accepted) => "was accepted: nothing is left to be sent",
+            Self::EndedForGood(State::Superseded) => {
+                "was superseded: a newer job of its customer took its place, and this one would undo that"
+            }
+            Self::EndedForGood(State::Duplicate) => "asked for what another job asks for; that one is sent",
+            Self::EndedForGood(_) => "was refused for good; publish a corrected job under a new job_id",
             Self::FateUnknown => "may have been applied; `kyc-worker resolve` it first",
             Self::AcceptedLate => "was accepted, as a late answer says; `kyc-worker resolve --as accepted`",
             Self::NoPayload => "its payload is gone (PAYLOAD_RETENTION, or forgotten); publish it anew",
@@ -169,7 +174,7 @@ fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
         return Some(Refusal::InMotion);
     }
     if !row.state.is_replayable() {
-        return Some(Refusal::EndedForGood);
+        return Some(Refusal::EndedForGood(row.state));
     }
     if row.reason_code.as_deref() == Some(FATE_UNKNOWN) {
         return Some(Refusal::FateUnknown);
@@ -190,7 +195,7 @@ fn refusal_of_customer(
     customer: Option<&Customer>,
     rules: ReplayRules,
 ) -> Option<Refusal> {
-    let Some(customer) = customer else { return Some(Refusal::EndedForGood) };
+    let Some(customer) = customer else { return Some(Refusal::EndedForGood(row.state)) };
     if customer.budget(rules.customer_updates).left() == 0 {
         return Some(Refusal::BudgetSpent);
     }

@@ -22,6 +22,9 @@ pub enum JournalError {
     /// than `DATABASE_CONNECTIONS`.
     #[error("the database allows no further connection for {name}")]
     Crowded { name: &'static str, source: sqlx::Error },
+    /// The database can be read, and not written: after a failover, or where somebody set it so.
+    #[error("the database is read-only, says {name}")]
+    ReadOnly { name: &'static str },
     /// The database did not answer.
     #[error("the database did not answer {name} within {ANSWER_TIME_MAX:?}")]
     TimedOut { name: &'static str },
@@ -32,7 +35,7 @@ impl JournalError {
     pub fn cause(&self) -> &(dyn std::error::Error + 'static) {
         match self {
             Self::Database { source, .. } | Self::Crowded { source, .. } => source,
-            Self::Fenced | Self::TimedOut { .. } => self,
+            Self::Fenced | Self::ReadOnly { .. } | Self::TimedOut { .. } => self,
         }
     }
 
@@ -74,7 +77,7 @@ impl JournalError {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Fenced => false,
-            Self::Crowded { .. } | Self::TimedOut { .. } => true,
+            Self::Crowded { .. } | Self::ReadOnly { .. } | Self::TimedOut { .. } => true,
             Self::Database { source, .. } => is_outage(source),
         }
     }

@@ -132,7 +132,8 @@ async fn inspect_over(
         findings.push(Finding::wrong(
             format!("DATABASE_URL: database {} is read-only for {}", server.database, server.role),
             format!(
-                "alter database {} (or role {}) set default_transaction_read_only = off; is the disk full?",
+                "from another database, or after `set default_transaction_read_only = off`: \
+                 alter database {} (or role {}) set default_transaction_read_only = off; is the disk full?",
                 server.database, server.role
             ),
         ));

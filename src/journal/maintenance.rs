@@ -14,7 +14,7 @@ use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Head, Subject};
-use crate::journal::pool::{run, run_tx};
+use crate::journal::pool::{distrust_connections, run, run_tx};
 use crate::journal::statements::move_on::{ClosedAttempt, Destination, Move, Position, Why, move_locked};
 use crate::journal::statements::wake::{
     FAR_WAIT_SECONDS, NEAR_WAIT_MAX_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest_due_after,
@@ -302,12 +302,15 @@ impl Journal {
     }
 
     /// How long until the next submission is due; zero if one is due now.
+    ///
+    /// # Errors
+    /// The database's; [`JournalError::ReadOnly`] where it could be read, and nothing can be written.
     pub async fn next_due(&self) -> Result<Option<Duration>, JournalError> {
         let read = run("next_due", &self.pool, async |connection| {
             sqlx::query!(
                 r#"-- next_due
                 select
-                    now() as "now!",
+                    now() as "now!", current_setting('transaction_read_only')::boolean as "is_read_only!",
                     least(
                         (
                             select min(due_at) from submission
@@ -328,6 +331,10 @@ impl Journal {
             self.floors.due.note_failure();
             return read.map(|_row| None);
         };
+        if row.is_read_only {
+            distrust_connections();
+            return Err(JournalError::ReadOnly { name: "next_due" });
+        }
         self.floors.note_now(row.now);
         self.floors.due.note(row.due_at.map_or(row.now, |due_at| due_at.min(row.now)));
         Ok(row.due_at.map(|due_at| Duration::try_from(due_at - row.now).unwrap_or_default()))

@@ -127,7 +127,7 @@ fn others_are_answered() -> bool {
 
 /// From now on, connections that were made before are closed instead of used. At most once
 /// a second: those made since may be as bad, and are not to be made anew without a pause.
-fn distrust_connections() {
+pub(crate) fn distrust_connections() {
     let mut distrusted_at = DISTRUSTED_AT.lock();
     if distrusted_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
         *distrusted_at = Some(Instant::now());

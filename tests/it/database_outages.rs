@@ -1,8 +1,11 @@
 //! A database that is away, full, read-only, slow or silent costs time and nothing else:
 //! nothing is sent that is not written down first, and no answer is thrown away.
 
+use std::time::Duration;
+
 use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use crate::harness::{JOBS, NARROW, WorkerProcess, World, world, world_on};
@@ -281,6 +284,9 @@ fn a_database_that_was_read_only_for_a_while_is_connected_to_afresh() {
         world.wait_for_logs(&worker, "submission attempted", patches).await;
         world.check_every_patch_has_its_attempt().await;
         assert_eq!(world.oracle("patches").await.len(), patches, "nothing is sent meanwhile");
+        // It can be read all the while, and that is no sign that it can be written.
+        sleep(Duration::from_secs(4)).await;
+        assert!(!worker.log().contains(RESUMED), "{}", worker.log());
         // The connections that the worker has by now are read-only for as long as they last.
         set_read_only(&world, false).await;
         world.wait_for_log(&worker, RESUMED).await;

@@ -60,7 +60,7 @@ fn a_replay_says_what_it_would_do_and_does_it_only_when_told() {
             );
             assert_eq!(
                 refusal(&world, *job_id).await,
-                "has ended for good; publish a new job instead",
+                "was accepted: nothing is left to be sent",
                 "once is enough"
             );
         }
