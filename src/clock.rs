@@ -2,6 +2,7 @@
 //! may still leave, how old what is known is, and the time in a signature.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
@@ -9,6 +10,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::failpoint;
+
+/// How many microseconds a moment may be put ahead so that it is unlike the others.
+const UNIQUE_AHEAD_MAX: u64 = 1_000_000;
 
 /// An instant on every clock of this machine. Each alone can deceive: the monotonic one stands
 /// still while the machine is suspended, the wall clock is set, and a machine that is moved keeps
@@ -35,6 +39,21 @@ impl Moment {
             wall: SystemTime::UNIX_EPOCH + Duration::from_micros(micros) + suspended,
             uptime: Duration::from(uptime) + suspended,
         }
+    }
+
+    /// The same, unlike any that this process has named so: by it the journal knows its own claim again. A
+    /// coarse clock tells one time twice.
+    pub fn unique() -> Self {
+        static LAST_MICROS: AtomicU64 = AtomicU64::new(0);
+        let now = Self::now();
+        let since = now.wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        // One that was set back may go through the same times again, but not through those just named.
+        let is_near = |last: u64| micros <= last && last - micros < UNIQUE_AHEAD_MAX;
+        let next = |last| if is_near(last) { last + 1 } else { micros };
+        let last = LAST_MICROS.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
+        let named = next(last.unwrap_or_default());
+        Self { wall: SystemTime::UNIX_EPOCH + Duration::from_micros(named), ..now }
     }
 
     /// How long ago this was, as the clock says that has gone on the farthest.
@@ -91,6 +110,14 @@ pub(crate) mod tests {
             wall: if wall < 0 { now.wall + by } else { now.wall - by },
             uptime: now.uptime - uptime,
         }
+    }
+
+    #[test]
+    fn moments_are_unlike_each_other_however_coarse_the_clock() {
+        let named: std::collections::BTreeSet<_> = (0..10_000).map(|_| Moment::unique().wall).collect();
+        assert_eq!(named.len(), 10_000);
+        let ahead = named.last().expect("one").duration_since(SystemTime::now()).unwrap_or_default();
+        assert!(ahead < Duration::from_secs(1), "{ahead:?}");
     }
 
     #[test]

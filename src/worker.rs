@@ -20,7 +20,7 @@ use crate::domain::outcome::{History, Next, Outcome, Review, next};
 use crate::domain::read_back::{Conclusion, Evidence, Reading, conclude};
 use crate::domain::state::WaitingFor;
 use crate::domain::verdict::{
-    Acceptance, FailurePoint, HttpOutcome, NotSent, Rejection, Verdict, classify, provider_message,
+    Acceptance, FailurePoint, HttpOutcome, NotSent, Verdict, classify, provider_message,
 };
 use crate::failpoint::{self, Point};
 use crate::journal::{Admission, AttemptResult, Claim, Opened, ReadClaim, Settled};
@@ -124,7 +124,7 @@ async fn receive_job(
     } else if context.intake.is_held() || job.is_expired(received_at) {
         Admission::Wait(WaitingFor::Retry)
     } else {
-        Admission::Claim(Moment::now())
+        Admission::Claim(Moment::unique())
     };
     let opening = SystemTime::now();
     let opened = open(context, &job, received_at, admission).await?;
@@ -265,9 +265,8 @@ async fn attempt(
         HttpOutcome::Answered(answer) => (Some(answer.status), None),
         HttpOutcome::NotSent(_) | HttpOutcome::Lost(_) => (None, None),
     };
-    // A field refusal rejects its job, unless it is one of a long row in the same words.
-    let words = provider_message.as_deref();
-    let verdict = context.refusals.lock().judge(verdict, claim.customer_id, words);
+    // A refusal rejects its job, unless it is one of a long row.
+    let verdict = context.refusals.lock().judge(verdict, claim.customer_id, Instant::now().into_std());
     AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
 }
 
@@ -491,7 +490,6 @@ fn settled_by(conclusion: Conclusion, reading: &Reading) -> Settled {
             let verification_status = reading.customer().map(|customer| customer.status.clone());
             Settled::Ended(Outcome::Accepted(Acceptance { reference: None, verification_status }))
         }
-        Conclusion::Rejected => Settled::Ended(Outcome::Rejected(Rejection::CustomerNotFound)),
         Conclusion::NotApplied => Settled::SendAgain,
         Conclusion::LastUpdate => Settled::Ended(Outcome::NeedsReview(Review::LastUpdate)),
         Conclusion::Unsettled => Settled::Ended(Outcome::NeedsReview(Review::FateUnknown)),

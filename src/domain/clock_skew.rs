@@ -37,16 +37,31 @@ fn seconds_between(from: SystemTime, to: SystemTime) -> i64 {
 
 /// What the last three answers told, the newest first.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ToldSkews([Option<ClockSkew>; 3]);
+pub struct ToldSkews {
+    told: [Option<ClockSkew>; 3],
+    is_providers: bool,
+}
 
 impl ToldSkews {
-    pub fn note(&mut self, skew: ClockSkew) {
-        let [newest, next, _] = self.0;
-        self.0 = [Some(skew), newest, next];
+    /// Notes what an answer told, be it in the provider's own words or a page in their place. Once the
+    /// provider has told, no page counts, and none that did before.
+    pub fn note(&mut self, skew: ClockSkew, is_providers: bool) {
+        match (self.is_providers, is_providers) {
+            (true, false) => return,
+            (false, true) => *self = Self { is_providers, ..Self::default() },
+            (true, true) | (false, false) => {}
+        }
+        let [newest, next, _] = self.told;
+        self.told = [Some(skew), newest, next];
     }
 
     pub fn newest(&self) -> Option<ClockSkew> {
-        self.0[0]
+        self.told[0]
+    }
+
+    /// Whether the provider told it.
+    pub fn is_providers(&self) -> bool {
+        self.is_providers
     }
 
     /// By how many seconds the moment of asking is to be put forward before an answer is taken for a
@@ -54,7 +69,7 @@ impl ToldSkews {
     /// clock makes no stale one fresh.
     pub fn to_be_fresh(&self) -> Option<i64> {
         let newest = self.newest()?.least;
-        let mut told: Vec<i64> = self.0.iter().flatten().map(|skew| skew.least).collect();
+        let mut told: Vec<i64> = self.told.iter().flatten().map(|skew| skew.least).collect();
         told.sort_unstable();
         Some(newest.max(told[told.len() / 2]))
     }
@@ -92,7 +107,7 @@ mod tests {
         let check = |told: &[i64], expected: Option<i64>| {
             let mut skews = ToldSkews::default();
             for least in told {
-                skews.note(ClockSkew { least: *least, most: *least + 1 });
+                skews.note(ClockSkew { least: *least, most: *least + 1 }, true);
             }
             assert_eq!(skews.to_be_fresh(), expected, "{told:?}");
         };
@@ -107,5 +122,17 @@ mod tests {
         // The clock was set.
         check(&[0, -600, -600], Some(-600));
         check(&[9, 9, 9, -1, -1], Some(-1));
+    }
+
+    #[test]
+    fn a_page_counts_until_the_provider_has_told() {
+        let skew = |least| ClockSkew { least, most: least + 1 };
+        let mut skews = ToldSkews::default();
+        skews.note(skew(40), false);
+        assert_eq!((skews.to_be_fresh(), skews.is_providers()), (Some(40), false));
+        skews.note(skew(1), true);
+        assert_eq!((skews.to_be_fresh(), skews.is_providers()), (Some(1), true));
+        skews.note(skew(40), false);
+        assert_eq!(skews.newest(), Some(skew(1)));
     }
 }

@@ -18,8 +18,7 @@ pub const LAST_ATTEMPT: &str = "the last attempt that RETRY_MAX_ATTEMPTS allows"
 pub const REFUSED_ALONE: &str = "refused again while others are not: this job alone";
 
 /// What is written with an attempt whose refusal is like those before it.
-pub const REFUSED_LIKE_OTHERS: &str =
-    "a field was refused in the same words as of the jobs before it, and no update was taken between";
+pub const REFUSED_LIKE_OTHERS: &str = "refused like the jobs before it, with no update taken between";
 
 /// The reason code of a job whose resend might take the customer's last update.
 pub const LAST_UPDATE: &str = "last_update";
@@ -71,7 +70,7 @@ pub enum Review {
     NewerFateUnknown { newer: Uuid },
     /// The provider refuses us, or with words that are not documented, for this job and not for others.
     RefusedOnlyForThisJob,
-    /// The provider refuses a field of this job and of those before it, in the same words: it may mean us.
+    /// The provider refuses this job as it did those before it, and took none between: it may mean us.
     RefusedLikeOthers,
 }
 
@@ -178,8 +177,8 @@ impl Outcome {
                  see the attempts' messages, its content and its customer"
             }
             Self::NeedsReview(Review::RefusedLikeOthers) => {
-                "the provider refuses a field of one job after the other in the same words, and takes none; \
-                 see the attempts' messages: replay it if they are about us, else reject it"
+                "the provider refuses one job after the other and takes none; see the attempts' messages and \
+                 whose DOLLARPE_API_KEY is: replay it if they are about us, else reject it"
             }
         })
     }

@@ -294,8 +294,6 @@ impl Evidence {
 pub enum Conclusion {
     /// The update was applied.
     Applied,
-    /// There is no such customer: the update was refused.
-    Rejected,
     /// The update was not applied and may be sent again.
     NotApplied,
     /// The update was not applied, and sending it again might take the customer's last.
@@ -318,7 +316,6 @@ impl Conclusion {
     pub fn kind(self) -> ConclusionKind {
         match self {
             Self::Applied => ConclusionKind::Applied,
-            Self::Rejected => ConclusionKind::Rejected,
             Self::NotApplied => ConclusionKind::NotApplied,
             Self::LastUpdate => ConclusionKind::LastUpdate,
             Self::Confirming { .. } => ConclusionKind::Confirming,
@@ -335,17 +332,13 @@ impl Conclusion {
 
 /// Decides what a read proves of an attempt whose outcome is unknown.
 pub fn conclude(evidence: &Evidence, timing: &Timing) -> Conclusion {
-    let times = match evidence.times() {
-        // That needs no time.
-        _ if evidence.reading == Reading::NotFound => return Conclusion::Rejected,
-        Some(times) => times,
-        None => return read_again(evidence, timing, timing.window),
-    };
+    let Some(times) = evidence.times() else { return read_again(evidence, timing, timing.window) };
     let status = match &evidence.reading {
-        Reading::NotFound => return Conclusion::Rejected,
         Reading::Customer(customer) if !evidence.is_kept_copy(times, timing) => customer.status.as_str(),
         // Inside the window a read that failed is worth another soon.
+        // To a caller who is not let in, a customer who was updated is one who cannot be found.
         Reading::Customer(_)
+        | Reading::NotFound
         | Reading::Failed
         | Reading::Stale
         | Reading::OtherCustomer
@@ -683,14 +676,10 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_who_is_not_there_was_not_updated() {
-        check(&read_of(Reading::NotFound), Conclusion::Rejected);
-    }
-
-    #[test]
     fn a_read_that_failed_is_repeated_soon_while_that_can_help() {
         for reading in [
             Reading::Failed,
+            Reading::NotFound,
             Reading::Stale,
             Reading::OtherCustomer,
             Reading::Misconfigured(Misconfiguration::ApiKey),

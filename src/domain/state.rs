@@ -115,6 +115,7 @@ words! {
     /// What a read-back concluded of an attempt of unknown outcome.
     ConclusionKind, "conclusion":
     Applied = "applied",
+    /// There is no such customer: no read concludes that any more, and histories that have it stay whole.
     Rejected = "rejected",
     NotApplied = "not_applied",
     LastUpdate = "last_update",

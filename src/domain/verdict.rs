@@ -144,7 +144,7 @@ pub enum Misconfiguration {
     Timestamp,
     /// The provider's envelope with a refusal that says nothing documented of the job.
     Undocumented,
-    /// A field is refused in the same words for one customer after the other, and nothing is taken
+    /// A field or the customer is refused, for one customer after the other and with nothing taken
     /// between: it may be about us.
     LikeOthers,
     /// 407: a proxy on the way wants credentials, or other ones.
@@ -251,7 +251,10 @@ impl Misconfiguration {
             Self::Proxy => "DOLLARPE_PROXY",
             Self::Signature => "DOLLARPE_API_SECRET, DOLLARPE_SIGNING_PROFILE or this machine's clock",
             Self::Timestamp => "this machine's clock",
-            Self::Undocumented | Self::LikeOthers => {
+            Self::LikeOthers => {
+                "DOLLARPE_API_KEY, which may be another organization's, and the attempts' provider_message"
+            }
+            Self::Undocumented => {
                 "the attempts' http_status and provider_message, and ask the provider what they mean"
             }
             Self::UnreadableRefusal => "DOLLARPE_BASE_URL and what stands between here and the provider",
@@ -288,7 +291,7 @@ impl fmt::Display for Misconfiguration {
             Self::Signature => "the provider refuses the signature",
             Self::Timestamp => "the provider refuses the timestamp",
             Self::Undocumented => "the provider refuses with words that its documentation does not have",
-            Self::LikeOthers => "the provider refuses a field of one job after the other, in the same words",
+            Self::LikeOthers => "the provider refuses one job after the other, and takes none",
             Self::Proxy => "a proxy on the way does not take our credentials",
             Self::NotTheProvider => "something other than the provider answered",
             Self::UnreadableRefusal => "a refusal cannot be read",

@@ -55,6 +55,13 @@ impl Read {
     }
 }
 
+/// Rows that were due.
+pub(crate) struct Taken<T> {
+    pub rows: Vec<T>,
+    /// Whether no row is left that was due.
+    pub is_all: bool,
+}
+
 impl Floor {
     /// From when on to read; `None` is from the beginning.
     pub fn bound(&self) -> Option<OffsetDateTime> {
@@ -71,10 +78,10 @@ impl Floor {
         self.0.lock().note_failure(Instant::now());
     }
 
-    /// Notes what came of reading up to `limit` rows that were due at `now`.
-    pub fn note_due<T>(&self, rows: &Result<Vec<T>, JournalError>, limit: i64, now: Option<OffsetDateTime>) {
-        match (rows, now) {
-            (Ok(rows), Some(now)) if (rows.len() as i64) < limit => self.note(now),
+    /// Notes what came of taking rows that were due at `now`. What others hold is left, and is there still.
+    pub fn note_due<T>(&self, taken: &Result<Taken<T>, JournalError>, now: Option<OffsetDateTime>) {
+        match (taken, now) {
+            (Ok(Taken { is_all: true, .. }), Some(now)) => self.note(now),
             (Ok(_), _) => {}
             (Err(_), _) => self.note_failure(),
         }
@@ -131,18 +138,19 @@ mod tests {
     #[test]
     fn an_index_that_may_hold_more_keeps_its_floor() {
         let floor = Floor::default();
-        floor.note_due(&Ok(vec![(); 9]), 10, None);
+        let taken = |is_all| Ok(Taken { rows: vec![()], is_all });
+        floor.note_due(&taken(true), None);
         assert_eq!(floor.bound(), None, "the database's time is not known");
-        floor.note_due(&Ok(vec![(); 10]), 10, Some(NOON));
-        assert_eq!(floor.bound(), None, "a full batch may not have been all");
-        floor.note_due(&Ok(vec![(); 9]), 10, Some(NOON));
+        floor.note_due(&taken(false), Some(NOON));
+        assert_eq!(floor.bound(), None, "something is left");
+        floor.note_due(&taken(true), Some(NOON));
         assert_eq!(floor.bound(), Some(NOON - COMMIT_TIME_MAX));
     }
 
     #[test]
     fn an_index_that_cannot_be_read_whole_is_read_from_an_hour_ago() {
         let floor = Floor::default();
-        floor.note_due::<()>(&Err(JournalError::TimedOut { name: "test" }), 10, Some(NOON));
+        floor.note_due::<()>(&Err(JournalError::TimedOut { name: "test" }), Some(NOON));
         let bound = floor.bound().expect("a bound");
         let ago = OffsetDateTime::now_utc() - bound;
         assert!(ago >= FALLBACK && ago < 2 * FALLBACK, "{ago}");

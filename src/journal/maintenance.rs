@@ -12,6 +12,7 @@ use crate::domain::outcome::{Exhaustion, Outcome};
 use crate::domain::state::{LinkField, State, VerdictKind};
 use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
+use crate::journal::floors::Taken;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Head, Subject};
 use crate::journal::pool::{distrust_connections, run, run_tx};
@@ -125,7 +126,8 @@ impl Journal {
     pub async fn rescue(&self, limit: i64) -> Result<Vec<Rescued>, JournalError> {
         let now = self.floors.now();
         let rescued = run_tx("rescue", &self.pool, async |tx| {
-            let expired = lock_expired_leases(tx, self.floors.leases.bound(), limit).await?;
+            let bound = self.floors.leases.bound();
+            let expired = lock_expired_leases(tx, bound, limit).await?;
             let closings = expired.iter().map(|attempt| {
                 let text = format!("the worker vanished in attempt {}", attempt.number).into();
                 let why = Some(Why { code: VANISHED, text });
@@ -145,22 +147,33 @@ impl Journal {
                 Move { attempt: Some(closed), head, ..Move::new(from, to) }
             });
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+            let is_all = sqlx::query_scalar!(
+                r#"-- no_lease_expired
+                select not exists (
+                    select from submission
+                    where state = 'submitting' and claimed_until < now()
+                        and claimed_until >= coalesce($1::timestamptz, '-infinity')
+                ) as "is_all!""#,
+                bound,
+            )
+            .fetch_one(tx)
+            .await?;
             let rescued = expired.into_iter().map(|attempt| Rescued {
                 job: attempt.job(),
                 claimed_by: attempt.claimed_by,
                 attempt: attempt.number,
             });
-            Ok(rescued.collect())
+            Ok(Taken { rows: rescued.collect(), is_all })
         })
         .await;
-        self.floors.leases.note_due(&rescued, limit, now);
-        rescued
+        self.floors.leases.note_due(&rescued, now);
+        Ok(rescued?.rows)
     }
 
     /// Ends up to `limit` waiting submissions whose `expires_at` has passed, and wakes the customers'
     /// next. One that had passed before the submission waited is ended by its claim.
     pub async fn expire(&self, limit: i64) -> Result<Vec<(JobRef, Outcome)>, JournalError> {
-        let now = self.floors.now();
+        let (now, bound) = (self.floors.now(), self.floors.expiry.bound());
         let expired = run_tx("expire", &self.pool, async |tx| {
             let expired = sqlx::query!(
                 r#"-- lock_expired
@@ -175,7 +188,7 @@ impl Journal {
                 limit $1
                 for update skip locked"#,
                 limit,
-                self.floors.expiry.bound(),
+                bound,
             )
             .fetch_all(&mut *tx)
             .await?;
@@ -194,11 +207,22 @@ impl Journal {
             let ending: Vec<_> = ending.collect();
             let moves = ending.iter().map(|(position, to, _)| Move::new(*position, to));
             move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
-            Ok(ending.into_iter().map(|(.., ended)| ended).collect())
+            let is_all = sqlx::query_scalar!(
+                r#"-- none_expired
+                select not exists (
+                    select from submission
+                    where state = 'waiting' and expires_at <= now()
+                        and expires_at >= coalesce($1::timestamptz, '-infinity')
+                ) as "is_all!""#,
+                bound,
+            )
+            .fetch_one(tx)
+            .await?;
+            Ok(Taken { rows: ending.into_iter().map(|(.., ended)| ended).collect(), is_all })
         })
         .await;
-        self.floors.expiry.note_due(&expired, limit, now);
-        expired
+        self.floors.expiry.note_due(&expired, now);
+        Ok(expired?.rows)
     }
 
     /// Puts off up to `limit` due submissions that another one of their customer is ahead of. Whoever
@@ -273,9 +297,9 @@ impl Journal {
     /// Removes up to `limit` payloads of submissions that ended longer than `retention` ago.
     pub async fn sweep_payloads(&self, retention: Duration, limit: i64) -> Result<u64, JournalError> {
         let retention = clamped(retention);
-        let now = self.floors.now();
+        let (now, bound) = (self.floors.now(), self.floors.payloads.bound());
         let swept = run("sweep_payloads", &self.pool, async |connection| {
-            sqlx::query_scalar!(
+            let rows = sqlx::query_scalar!(
                 "-- sweep_payloads
                 with old as (
                     select job_id
@@ -291,14 +315,28 @@ impl Journal {
                 returning s.job_id",
                 retention.as_secs_f64(),
                 limit,
-                self.floors.payloads.bound(),
+                bound,
             )
-            .fetch_all(connection)
-            .await
+            .fetch_all(&mut *connection)
+            .await?;
+            let is_all = sqlx::query_scalar!(
+                r#"-- no_payload_old
+                select not exists (
+                    select from submission
+                    where state in ('exhausted', 'needs_review') and sealed_payload is not null
+                        and ended_at < now() - make_interval(secs => $1)
+                        and ended_at >= coalesce($2::timestamptz, '-infinity')
+                ) as "is_all!""#,
+                retention.as_secs_f64(),
+                bound,
+            )
+            .fetch_one(connection)
+            .await?;
+            Ok(Taken { rows, is_all })
         })
         .await;
-        self.floors.payloads.note_due(&swept, limit, now.map(|now| now - retention));
-        Ok(swept?.len() as u64)
+        self.floors.payloads.note_due(&swept, now.map(|now| now - retention));
+        Ok(swept?.rows.len() as u64)
     }
 
     /// How long until the next submission is due; zero if one is due now.

@@ -86,10 +86,20 @@ impl Journal {
                     from due
                     where s.job_id = due.job_id
                     returning s.job_id, s.customer_id, s.claim_token, s.attempts, s.received_at, s.traceparent
+                ), known as (
+                    -- One whose row is locked is read all the same: this is for others who would read them.
+                    select customer_id from customer
+                    where customer_id in (select customer_id from claimed)
+                    order by customer_id
+                    for update skip locked
                 ), noted as (
+                    update customer c set last_read_at = now() from known where c.customer_id = known.customer_id
+                ), added as (
                     insert into customer (customer_id, last_read_at)
-                    select customer_id, now() from claimed order by customer_id
-                    on conflict (customer_id) do update set last_read_at = now()
+                    select distinct customer_id, now() from claimed
+                    where not exists (select from customer c where c.customer_id = claimed.customer_id)
+                    order by customer_id
+                    on conflict (customer_id) do nothing
                 )
                 select
                     c.job_id, c.customer_id as "customer_id!", c.claim_token, c.attempts, c.received_at,

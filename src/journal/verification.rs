@@ -154,12 +154,30 @@ impl Journal {
                     order by s.verification_due_at
                     limit $1
                     for update of s skip locked
-                ), readable as (
-                    insert into customer as c (customer_id, last_read_at)
-                    select customer_id, now() from due where not has_newer
-                    on conflict (customer_id) do update set last_read_at = now()
-                        where c.last_read_at is null or c.last_read_at <= now() - make_interval(secs => $2)
+                ), known as (
+                    -- One whose row is locked waits: it holds up no other.
+                    select customer_id from customer
+                    where customer_id in (select customer_id from due where not has_newer)
+                        and (last_read_at is null or last_read_at <= now() - make_interval(secs => $2))
+                    order by customer_id
+                    for update skip locked
+                ), noted as (
+                    update customer c set last_read_at = now()
+                    from known
+                    where c.customer_id = known.customer_id
+                    returning c.customer_id
+                ), added as (
+                    insert into customer (customer_id, last_read_at)
+                    select distinct customer_id, now() from due
+                    where not has_newer
+                        and not exists (select from customer c where c.customer_id = due.customer_id)
+                    order by customer_id
+                    on conflict (customer_id) do nothing
                     returning customer_id
+                ), readable as (
+                    select customer_id from noted
+                    union all
+                    select customer_id from added
                 ), moved as (
                     update submission s
                     set verification_due_at = case

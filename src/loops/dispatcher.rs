@@ -185,7 +185,7 @@ impl Dispatcher {
                 memory.probe_backoff = ProbeBackoff::MIN;
                 slots.extend(std::iter::from_fn(|| self.slots.try_acquire()).take(ATTEMPTS_MAX - 1));
             }
-            let t0 = Moment::now();
+            let t0 = Moment::unique();
             memory.unanswered = Some((t0, probe));
             let next = context.journal.next_attempts(t0, probe, slots.len()).await?;
             memory.unanswered = None;

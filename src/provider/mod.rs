@@ -19,6 +19,7 @@ use reqwest::header::{
 };
 use reqwest::{Certificate, Client, Proxy, Response, Url, redirect, retry};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -267,7 +268,7 @@ impl Provider {
     ///
     /// What is read is what the provider says now: on a connection of its own, past caches, and
     /// not where the answer's date is older or was taken away. Where no update has told yet whether the
-    /// provider dates its answers, and by which clock, an update for nobody is asked in what is left of
+    /// provider dates its answers, and by which clock, or a page alone has told one by which it is older, an update for nobody is asked in what is left of
     /// the read's time; until that is told a read proves nothing.
     pub async fn customer(&self, customer_id: Uuid) -> Reading {
         let at = SystemTime::now();
@@ -279,7 +280,12 @@ impl Provider {
         let skew = self.skews.lock().to_be_fresh();
         let reading = read(skew);
         let may_prove = matches!(reading, Reading::Customer(_) | Reading::NotFound | Reading::Stale);
-        if skew.is_some() || self.dates_nothing() || !may_prove {
+        let is_known = match skew {
+            // By a page's clock, that of a gateway on the way.
+            Some(_) => reading != Reading::Stale || self.skews.lock().is_providers(),
+            None => self.dates_nothing(),
+        };
+        if is_known || !may_prove {
             return reading;
         }
         // It tells its date, if it is answered; else nothing is known as before.
@@ -491,7 +497,11 @@ impl Provider {
         let ages = response.headers().get_all(AGE).into_iter();
         let age_of = |age: &HeaderValue| age.to_str().ok()?.trim().parse().ok();
         let age_s = ages.map(|age| age_of(age).unwrap_or(u64::MAX)).max();
-        let date = text(DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+        // And a gateway may have added its own date to that of an answer that it keeps: the oldest counts.
+        let dates = response.headers().get_all(DATE).into_iter();
+        let date_of = |date: &HeaderValue| httpdate::parse_http_date(date.to_str().ok()?).ok();
+        let dates: Option<Vec<SystemTime>> = dates.map(date_of).collect();
+        let date = dates.and_then(|dates| dates.into_iter().min());
         let skew = date.map(|date| ClockSkew::told_by(date, asked_at, answered_at));
         let is_encoded = text(CONTENT_ENCODING).is_some_and(|name| !name.eq_ignore_ascii_case("identity"));
         let whole = async {
@@ -511,13 +521,14 @@ impl Provider {
         Answer { status, retry_after, age_s, date, skew, is_out_of_step: false, body }
     }
 
+    /// In the provider's own words it tells more than a page of somebody else's, which may have another
+    /// clock.
     fn learn_skew(&self, answer: &Answer) {
+        let is_verdict = |body: Value| body["status"].is_boolean() || body["success"].is_boolean();
+        let is_providers = answer.body.json().is_some_and(is_verdict);
         match answer.skew {
-            Some(skew) => self.skews.lock().note(skew),
-            // One in the provider's own words: a page of somebody else's tells nothing of it.
-            None if answer.body.json().is_some_and(|body| body["status"].is_boolean()) => {
-                self.undated.fetch_add(1, Ordering::Relaxed);
-            }
+            Some(skew) => self.skews.lock().note(skew, is_providers),
+            None if is_providers => _ = self.undated.fetch_add(1, Ordering::Relaxed),
             None => {}
         }
     }

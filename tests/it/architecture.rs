@@ -83,7 +83,6 @@ fn after_a_read() -> States {
     let after = Duration::ZERO;
     let conclusions = [
         Conclusion::Applied,
-        Conclusion::Rejected,
         Conclusion::NotApplied,
         Conclusion::LastUpdate,
         Conclusion::Confirming { after },
@@ -92,7 +91,6 @@ fn after_a_read() -> States {
     ];
     let state = |conclusion| match conclusion {
         Conclusion::Applied => "accepted",
-        Conclusion::Rejected => "rejected",
         Conclusion::NotApplied => "waiting",
         Conclusion::LastUpdate | Conclusion::Unsettled => "needs_review",
         Conclusion::Confirming { .. } | Conclusion::ReadAgain { .. } => "unknown",

@@ -29,6 +29,8 @@ enum Habit {
     Undates,
     /// It dates them anew, and writes an `Age` of its own before that of the cache behind it.
     DatesAnew,
+    /// It writes a date of its own before that of the answer.
+    DatesTwice,
 }
 
 /// How long after an answer the one comes that nobody asked for.
@@ -68,7 +70,9 @@ async fn carry(client: TcpStream, target: SocketAddr, habit: Habit, strays: Arc<
     let mut method = [0; 3];
     client.peek(&mut method).await.expect("a request");
     let habit = match habit {
-        Habit::Undates | Habit::DatesAnew if method != *b"GET" => Habit::EndsIdle(Duration::from_secs(60)),
+        Habit::Undates | Habit::DatesAnew | Habit::DatesTwice if method != *b"GET" => {
+            Habit::EndsIdle(Duration::from_secs(60))
+        }
         habit => habit,
     };
     let (from_client, to_client) = client.into_split();
@@ -95,7 +99,7 @@ async fn answer(mut from: OwnedReadHalf, to: OwnedWriteHalf, habit: Habit, stray
         };
         let Ok(length @ 1..) = read else { return };
         let answer = match habit {
-            Habit::Undates | Habit::DatesAnew => redate(&buffer[..length], habit),
+            Habit::Undates | Habit::DatesAnew | Habit::DatesTwice => redate(&buffer[..length], habit),
             Habit::SecondAnswers | Habit::EndsIdle(_) => buffer[..length].to_vec(),
         };
         if to.lock().await.write_all(&answer).await.is_err() {
@@ -117,10 +121,13 @@ fn redate(answer: &[u8], habit: Habit) -> Vec<u8> {
     let text = String::from_utf8_lossy(answer);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return answer.to_vec() };
     let is_dated = |line: &&str| line.to_ascii_lowercase().starts_with("date:");
-    let mut lines: Vec<String> = head.lines().filter(|line| !is_dated(line)).map(str::to_owned).collect();
-    if let Habit::DatesAnew = habit {
-        let now = httpdate::fmt_http_date(SystemTime::now());
-        lines.splice(1..1, ["age: 0".to_owned(), format!("date: {now}")]);
+    let is_kept = |line: &&str| matches!(habit, Habit::DatesTwice) || !is_dated(line);
+    let mut lines: Vec<String> = head.lines().filter(is_kept).map(str::to_owned).collect();
+    let now = format!("date: {}", httpdate::fmt_http_date(SystemTime::now()));
+    match habit {
+        Habit::DatesAnew => _ = lines.splice(1..1, ["age: 0".to_owned(), now]),
+        Habit::DatesTwice => lines.insert(1, now),
+        _ => {}
     }
     format!("{}\r\n\r\n{body}", lines.join("\r\n")).into_bytes()
 }
@@ -192,7 +199,7 @@ fn a_server_that_ends_idle_connections_after_two_seconds_loses_no_update() {
 /// just started and did not know yet that the provider dates its answers.
 #[test]
 fn a_kept_read_proves_nothing_to_a_replica_that_has_just_started() {
-    for habit in [Habit::Undates, Habit::DatesAnew] {
+    for habit in [Habit::Undates, Habit::DatesAnew, Habit::DatesTwice] {
         world(async |world| {
             world.declare_topology().await;
             let (_gateway, base_url, _) = start_gateway(&world, habit).await;
@@ -222,4 +229,24 @@ fn a_kept_read_proves_nothing_to_a_replica_that_has_just_started() {
             assert_eq!((world.count_patches(job_id).await, world.count_updates(job_id).await), (1, 1));
         });
     }
+}
+
+/// A page in place of the provider's answer, dated by a clock that is not the provider's: reads that are
+/// dated right would look older than they are.
+#[test]
+fn a_gateways_page_tells_nothing_of_the_providers_clock() {
+    world(async |world| {
+        world.declare_topology().await;
+        let job_id = world.publish_job().await;
+        let ahead = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(40));
+        let page = json!({
+            "kind": "respond", "status": 504, "headers": { "date": ahead }, "body": "<html>Gateway timeout</html>",
+        });
+        world.break_job(job_id, json!({ "answer": page })).await;
+        let _worker = world.start_worker();
+        world.wait_for_applied(job_id).await;
+        let seen = world.observations(job_id).await;
+        assert!(seen.iter().all(|seen| seen.error.is_none()), "{seen:?}");
+        assert_eq!(world.count_patches(job_id).await, 1);
+    });
 }

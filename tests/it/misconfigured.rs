@@ -249,16 +249,34 @@ fn an_odd_refusal_of_the_only_job_asks_a_person_and_lets_others_through() {
     }
 }
 
-/// Words that no list of ours has, under a field of the job: whether they are about it or about us,
-/// nobody but a person can tell.
+/// Words that no list of ours has, under a field of the job, or a customer who is not found for the key of
+/// another organization: whether they are about the job or about us, nobody but a person can tell.
 #[test]
-fn field_refusals_in_a_row_reject_ten_jobs_and_ask_a_person_about_the_others() {
+fn refusals_in_a_row_reject_ten_jobs_and_ask_a_person_about_the_others() {
     world(async |world| {
         world.declare_topology().await;
-        let errors = json!({ "document_type": ["Your tier ended with the month of November"] });
-        let body = json!({ "status": false, "message": "Bad Request", "errors": errors, "data": null });
-        answer_everything(&world, 400, json!({}), body).await;
-        let jobs = world.publish_jobs(14).await;
+        let refuse = async |customer_id: Uuid, errors: Value, message: &str| {
+            let body = json!({ "status": false, "message": message, "errors": errors, "data": null });
+            let answer = json!({ "kind": "respond", "status": 400, "body": body });
+            let matched = json!({ "method": "PATCH", "customer_id": customer_id });
+            world
+                .add_rule(json!({ "match": matched, "fault": { "apply": "never", "answer": answer } }))
+                .await;
+        };
+        // They name what the job has, and so differ from job to job.
+        let mut jobs = Vec::new();
+        for number in 0..14 {
+            let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
+            match number % 2 {
+                0 => {
+                    let echo = format!("{} is no part of your tier", "x".repeat(number + 1));
+                    refuse(customer_id, json!({ "document_type": [echo] }), "Bad Request").await;
+                }
+                _ => refuse(customer_id, json!({}), "Customer not found or access denied").await,
+            }
+            world.publish_job_named(customer_id, job_id).await;
+            jobs.push(job_id);
+        }
         let worker = world.start_worker();
         let mut doubted = Vec::new();
         for job_id in &jobs {

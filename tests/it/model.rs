@@ -426,7 +426,7 @@ impl State {
             Conclusion::Applied => APPLIED,
             Conclusion::NotApplied => NOT_APPLIED,
             Conclusion::LastUpdate => LAST_UPDATE,
-            Conclusion::Unsettled | Conclusion::Rejected => UNSETTLED,
+            Conclusion::Unsettled => UNSETTLED,
             Conclusion::Confirming { after } => CONFIRMING + ticks(after),
             Conclusion::ReadAgain { after } => READ_AGAIN + ticks(after),
         }

@@ -302,22 +302,53 @@ fn an_unverified_customer_proves_nothing_unless_the_operator_says_so() {
     }
 }
 
+/// "Customer not found or access denied", in the provider's own words.
+fn customer_not_found() -> Value {
+    let words = "Customer not found or access denied";
+    let body = json!({ "status": false, "message": words, "errors": {}, "data": null });
+    json!({ "kind": "respond", "status": 400, "body": body })
+}
+
+/// The update was applied, and its answer lost. Taken for refused, it would be published again.
 #[test]
-fn a_customer_who_does_not_exist_was_not_updated() {
+fn a_customer_who_cannot_be_found_may_have_been_updated() {
     world(async |world| {
         world.declare_topology().await;
-        let customer_id = Uuid::new_v4();
-        world.set_customer(customer_id, json!({ "exists": false })).await;
-        let (job_id, _) = world.publish_job_for(customer_id).await;
-        world.break_job(job_id, not_applied()).await;
-        let _worker = world.start_worker_with(&[CALM]);
-        let job = world.wait_for_state(job_id, &["rejected", "needs_review", "accepted"]).await;
-        let ended = (job.state.as_str(), job.reason_code.as_deref(), job.has_payload);
-        assert_eq!(ended, ("rejected", Some("customer_not_found"), false));
-        assert_eq!(world.count_patches(job_id).await, 1);
-        let observations = world.observations(job_id).await;
-        assert_eq!(observations[0].error.as_deref(), Some("customer_not_found"));
-        assert_eq!(conclusions(&observations), ["rejected"]);
+        let denied = json!({ "match": { "method": "GET" }, "fault": { "answer": customer_not_found() } });
+        world.add_rule(denied).await;
+        let [applied, asked] = [Uuid::new_v4(), Uuid::new_v4()];
+        for customer_id in [applied, asked] {
+            let (job_id, body) = world.publish_job_for(customer_id).await;
+            world.break_job(job_id, json!({ "answer": crash() })).await;
+            let _worker = world.start_worker_with(&[CALM]);
+            let not_found = async || {
+                let seen = world.observations(job_id).await;
+                let is_so = |seen: &&Observation| seen.error.as_deref() == Some("customer_not_found");
+                (seen.iter().filter(is_so).count() >= 2).then_some(seen)
+            };
+            let seen = world.wait_for("two reads that find nobody", not_found).await;
+            assert!(conclusions(&seen).iter().all(|conclusion| *conclusion == "look_again"), "{seen:?}");
+            if customer_id == applied {
+                // We are let in again.
+                world.clear_rules().await;
+                world.wait_for_applied(job_id).await;
+                world
+                    .add_rule(
+                        json!({ "match": { "method": "GET" }, "fault": { "answer": customer_not_found() } }),
+                    )
+                    .await;
+            } else {
+                wait_for_review(&world, job_id, "fate_unknown").await;
+            }
+            // Another job that asks for the same.
+            let again = Uuid::new_v4();
+            let mut same = body.clone();
+            same["job_id"] = json!(again);
+            world.publish(Some(again), same.to_string().as_bytes()).await;
+            let job = world.wait_for_state(again, &["duplicate", "accepted", "unknown"]).await;
+            assert_eq!(job.state, "duplicate");
+            assert_eq!(world.count_updates(job_id).await, 1);
+        }
     });
 }
 

@@ -254,17 +254,15 @@ impl Maker<'_> {
             self.accept(&self.new_claim().await).await,
             rejected(Rejection::KycAlreadyInUse).await,
             rejected(Rejection::FieldRefused).await,
+            rejected(Rejection::CustomerNotFound).await,
             self.exhausted().await,
         ];
-        let [applied, gone, last] =
-            [self.left_unknown().await, self.left_unknown().await, self.left_unknown().await];
+        let [applied, last] = [self.left_unknown().await, self.left_unknown().await];
         let found = Acceptance { reference: None, verification_status: Some("FAILED".to_owned()) };
         let found = Settled::Ended(Outcome::Accepted(found));
-        let not_found = Settled::Ended(Outcome::Rejected(Rejection::CustomerNotFound));
         let review = Settled::Ended(Outcome::NeedsReview(Review::LastUpdate));
         jobs.extend([
             self.read(applied, Conclusion::Applied, found).await,
-            self.conclude(gone, Reading::NotFound, Conclusion::Rejected, not_found).await,
             self.read(last, Conclusion::LastUpdate, review).await,
             self.unsettled().await,
         ]);
@@ -471,5 +469,26 @@ fn jobs_of_a_worker_whose_clock_is_ahead_end_after_they_came() {
             .await
             .expect_err("no job ends before it was received");
         assert_eq!(refused.as_database_error().and_then(|error| error.code()).as_deref(), Some("23514"));
+    });
+}
+
+/// It was passed over while it was held, and not forgotten.
+#[test]
+fn an_expired_lease_that_somebody_held_is_rescued_once_it_is_let_go() {
+    world(async |world| {
+        let maker = Maker { world: &world, journal: journal(&world, "one"), ahead: time::Duration::ZERO };
+        let held = maker.new_claim().await.job.id;
+        let long_ago = "update submission set claimed_until = now() - interval '5 minutes' where job_id = $1";
+        sqlx::query(long_ago).bind(held).execute(&world.pool).await.expect("it expires");
+        let rescue = async || {
+            maker.journal.next_due().await.expect("the database answers");
+            maker.journal.rescue(10).await.expect("the database answers").len()
+        };
+        let mut lock = world.pool.begin().await.expect("a transaction");
+        let locked = "select from submission where job_id = $1 for update";
+        sqlx::query(locked).bind(held).execute(&mut *lock).await.expect("the lock");
+        assert_eq!([rescue().await, rescue().await], [0, 0]);
+        lock.rollback().await.expect("it ends");
+        assert_eq!(rescue().await, 1);
     });
 }

@@ -424,6 +424,41 @@ fn an_overdue_verification_is_told_once_and_given_up_in_the_end() {
     });
 }
 
+/// Somebody holds one customer's row: their reads may wait, and nobody else's do.
+#[test]
+fn a_customer_whose_row_is_locked_holds_up_no_other() {
+    world_with(world_that_verifies_in(1_000), async |world| {
+        world.declare_topology().await;
+        let customers = [(); 3].map(|()| Uuid::new_v4());
+        sqlx::query("insert into customer (customer_id) values ($1)")
+            .bind(customers[0])
+            .execute(&world.pool)
+            .await
+            .expect("a row");
+        let mut lock = world.pool.begin().await.expect("a transaction");
+        sqlx::query("select from customer for update").execute(&mut *lock).await.expect("the lock");
+        let mut jobs = Vec::new();
+        for customer_id in customers {
+            let job_id = Uuid::new_v4();
+            let crash = json!({ "kind": "respond", "status": 500, "body": {} });
+            world.break_job(job_id, json!({ "answer": crash })).await;
+            world.publish_job_named(customer_id, job_id).await;
+            jobs.push(job_id);
+        }
+        let worker = world.start_worker();
+        // The updates' outcomes are read, this customer's as well; then the others' verifications.
+        world.wait_for_all_accepted(&jobs).await;
+        for job_id in &jobs[1..] {
+            world.age(*job_id, 120.0).await;
+            world.wait_for_end_of_verification(*job_id).await;
+        }
+        assert!(!worker.log().contains("intake paused"), "{}", worker.log());
+        lock.rollback().await.expect("it ends");
+        world.age(jobs[0], 120.0).await;
+        world.wait_for_end_of_verification(jobs[0]).await;
+    });
+}
+
 #[test]
 fn all_replicas_together_keep_to_the_rate() {
     const PER_SECOND: usize = 8;
