@@ -14,10 +14,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
-use url::Url;
 
 use crate::broker::{Broker, Edge, Subscription};
-use crate::config::{Checked, RunSettings, Secret};
+use crate::config::{Checked, ProviderArgs, RunSettings, SettingFault};
 use crate::context::Context;
 use crate::control::breaker::Breaker;
 use crate::control::intake::Intake;
@@ -260,22 +259,22 @@ async fn ended(task: JoinHandle<()>) {
 }
 
 /// How the provider is reached, as the settings say.
+/// # Errors
+/// What is wrong with where the provider is, or how it is reached.
 pub fn provider_settings(
-    settings: &RunSettings,
-    base_url: Url,
-    authorities: Option<Vec<u8>>,
-    proxy: Option<Secret>,
-) -> ProviderSettings {
-    ProviderSettings {
-        base_url,
-        authorities,
-        proxy,
-        profile: settings.provider.dollarpe_signing_profile,
-        request_timeout: settings.provider.request_timeout,
-        read_timeout: settings.provider.read_timeout,
-        send_window: settings.provider.send_window,
-        connections: settings.work.concurrency as usize,
-    }
+    provider: &ProviderArgs,
+    connections: usize,
+) -> Result<ProviderSettings, SettingFault> {
+    Ok(ProviderSettings {
+        base_url: provider.base_url()?,
+        authorities: provider.authorities()?,
+        proxy: provider.proxy()?,
+        profile: provider.dollarpe_signing_profile,
+        request_timeout: provider.request_timeout,
+        read_timeout: provider.read_timeout,
+        send_window: provider.send_window,
+        connections,
+    })
 }
 
 fn build(
@@ -284,7 +283,7 @@ fn build(
     pool: PgPool,
     stopping: CancellationToken,
 ) -> anyhow::Result<Context> {
-    let provider = provider_settings(settings, checked.base_url, checked.provider_ca, checked.proxy);
+    let provider = provider_settings(&settings.provider, settings.work.concurrency as usize)?;
     let traces =
         Traces::start(checked.otlp.as_ref(), &checked.worker_name, &settings.broker, &provider.base_url)?;
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());

@@ -123,8 +123,7 @@ async fn check_provider(settings: &RunSettings) -> Vec<Finding> {
 fn provider(settings: &RunSettings) -> anyhow::Result<Provider> {
     let provider = &settings.provider;
     let signer = Signer::new(provider.api_key()?.expose(), provider.api_secret()?.expose());
-    let (base_url, authorities, proxy) = (provider.base_url()?, provider.authorities()?, provider.proxy()?);
-    Provider::new(app::provider_settings(settings, base_url, authorities, proxy), signer)
+    Provider::new(app::provider_settings(provider, settings.work.concurrency as usize)?, signer)
 }
 
 /// What cannot be looked at for a setting that is told of already.

@@ -46,7 +46,7 @@ enum ExportFormat {
 }
 
 /// A day in UTC, or a moment as RFC 3339 writes it.
-fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
+pub(super) fn parse_time(text: &str) -> Result<OffsetDateTime, String> {
     let day = format_description!("[year]-[month]-[day]");
     Date::parse(text, day)
         .map(|date| date.midnight().assume_utc())

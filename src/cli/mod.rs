@@ -18,6 +18,7 @@ mod health;
 mod list;
 mod migrate;
 mod pause;
+mod reconcile;
 mod replay;
 mod report;
 mod resolve;
@@ -68,6 +69,7 @@ enum Command {
     DeadLetters(dead_letters::DeadLettersCommand),
     Export(export::ExportArgs),
     Audit(audit::AuditArgs),
+    Reconcile(Box<reconcile::ReconcileArgs>),
     Forget(forget::ForgetArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -112,6 +114,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::DeadLetters(command) => dead_letters::run(&command).await,
         Command::Export(args) => export::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
+        Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Forget(args) => forget::run(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,

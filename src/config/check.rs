@@ -36,13 +36,7 @@ pub struct Checked {
     pub database_url: Secret,
     /// Where RabbitMQ is.
     pub amqp_url: Secret,
-    /// Where the provider is.
-    pub base_url: Url,
-    /// Certificate authorities to trust there, in PEM.
-    pub provider_ca: Option<Vec<u8>>,
-    /// A proxy that leads there.
-    pub proxy: Option<Secret>,
-    /// Our name there.
+    /// Our name at the provider.
     pub api_key: Secret,
     /// What our signatures are made with.
     pub api_secret: Secret,
@@ -79,12 +73,12 @@ impl RunSettings {
         self.check_names(&mut faults);
         self.check_rest(&mut faults);
         faults.keep(self.broker.certificates());
+        faults.keep(self.provider.base_url());
+        faults.keep(self.provider.authorities());
+        faults.keep(self.provider.proxy());
         let read = (
             faults.keep(self.database.url()),
             faults.keep(self.broker.url()),
-            faults.keep(self.provider.base_url()),
-            faults.keep(self.provider.authorities()),
-            faults.keep(self.provider.proxy()),
             faults.keep(self.provider.api_key()),
             faults.keep(self.provider.api_secret()),
             faults.keep(self.keys.keyring()),
@@ -95,9 +89,6 @@ impl RunSettings {
             (
                 Some(database_url),
                 Some(amqp_url),
-                Some(base_url),
-                Some(provider_ca),
-                Some(proxy),
                 Some(api_key),
                 Some(api_secret),
                 Some(keyring),
@@ -106,9 +97,6 @@ impl RunSettings {
             ) if faults.0.is_empty() => Ok(Checked {
                 database_url,
                 amqp_url,
-                base_url,
-                provider_ca,
-                proxy,
                 api_key,
                 api_secret,
                 keyring,

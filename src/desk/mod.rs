@@ -7,6 +7,7 @@ pub mod forget;
 pub mod interventions;
 pub mod list;
 mod locked_job;
+pub mod reconcile;
 pub mod replay;
 pub mod report;
 pub mod resolve;

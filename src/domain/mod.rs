@@ -12,6 +12,7 @@ pub mod message;
 pub mod outcome;
 pub mod precedence;
 pub mod read_back;
+pub mod reconciliation;
 pub mod refusal_run;
 pub mod retry;
 pub mod schema;

@@ -107,6 +107,8 @@ words! {
     Baseline = "baseline",
     ReadBack = "read_back",
     Verification = "verification",
+    /// A person compared the books with the provider.
+    Reconciliation = "reconciliation",
     /// It was not made: the provider told us of itself.
     Webhook = "webhook",
 }

@@ -16,11 +16,13 @@ use crate::domain::suspicion::Customer;
 use crate::domain::trace_context::TraceContext;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
-use crate::journal::history::chain::{Entry, Observation, Subject};
+use crate::journal::history::chain::{Entry, Subject};
 use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::claim::Claim;
-use crate::journal::statements::customers::read_customers;
-use crate::journal::statements::history::{Locked, insert_observation, lock_submission, set_head};
+use crate::journal::statements::customers::{claim_read, read_customers};
+use crate::journal::statements::history::{
+    Locked, dated_at, insert_observation, lock_submission, observed, set_head,
+};
 use crate::journal::statements::move_on::{Destination, Move, move_locked};
 
 /// The right to read the customer of a submission of unknown outcome, and what the records said
@@ -210,22 +212,8 @@ impl Journal {
         customer_id: Uuid,
         apart: Duration,
     ) -> Result<Option<OffsetDateTime>, JournalError> {
-        run("claim_baseline", &self.pool, async |connection| {
-            sqlx::query_scalar!(
-                r#"-- claim_baseline
-                insert into customer (customer_id, last_read_at)
-                values ($1, now())
-                on conflict (customer_id) do update set last_read_at = now()
-                    where customer.last_read_at is null
-                        or customer.last_read_at <= now() - make_interval(secs => $2)
-                returning last_read_at as "at!""#,
-                customer_id,
-                apart.as_secs_f64(),
-            )
-            .fetch_optional(connection)
+        run("claim_baseline", &self.pool, async |connection| claim_read(connection, customer_id, apart).await)
             .await
-        })
-        .await
     }
 
     /// Writes down what a read before the first attempt said, and moves the claim's head on.
@@ -255,26 +243,4 @@ impl Journal {
 /// How long ago `at` was when a clock said `now`; `None` if it is yet to come by that clock.
 fn age(at: OffsetDateTime, now: OffsetDateTime) -> Option<Duration> {
     Duration::try_from(now - at).ok()
-}
-
-fn dated_at(reading: &Reading) -> Option<OffsetDateTime> {
-    reading.customer()?.dated_at.map(OffsetDateTime::from)
-}
-
-/// What a read said, as an entry of the history.
-fn observed<'a>(
-    at: OffsetDateTime,
-    purpose: Purpose,
-    reading: &'a Reading,
-    conclusion: Option<&'a str>,
-) -> Observation<'a> {
-    let customer = reading.customer();
-    Observation {
-        at,
-        purpose: purpose.name(),
-        status: customer.map(|customer| customer.status.as_str()),
-        failure_reason: customer.and_then(|customer| customer.failure_reason.as_deref()),
-        error: reading.error_code(),
-        conclusion,
-    }
 }

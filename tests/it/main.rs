@@ -55,6 +55,7 @@ mod provider_outages;
 mod proxy;
 mod publishing;
 mod read_back;
+mod reconcile;
 mod replay;
 mod reports;
 mod resolve;

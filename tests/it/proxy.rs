@@ -33,7 +33,6 @@ impl TinyProxy {
              BasicAuth kyc pa55\nConnectPort {to}\nLogFile \"{log}\"\nLogLevel Connect\n"
         );
         let file = world.write_file(&format!("tinyproxy-{port}.conf"), settings.as_bytes());
-        #[expect(clippy::disallowed_methods, reason = "a server of the test's own")]
         let mut process = Command::new("tinyproxy")
             .args(["-d", "-c", &file])
             .stdout(Stdio::null())

@@ -58,6 +58,7 @@ pub(super) struct Change {
     updates: Option<u32>,
     verifies_as: Option<Verification>,
     verification_ms: Option<u64>,
+    document_type: Option<String>,
 }
 
 impl Customer {
@@ -101,6 +102,7 @@ impl Customer {
         self.updates = change.updates.unwrap_or(self.updates);
         self.verifies_as = change.verifies_as.unwrap_or(self.verifies_as);
         self.verification_ms = change.verification_ms.or(self.verification_ms);
+        self.document_type = change.document_type.or_else(|| self.document_type.take());
         if let Some(status) = change.status {
             self.set_status(status, settings, now);
         }

@@ -1,12 +1,36 @@
 //! What the records say of customers. The domain decides by it.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::state::{ConclusionKind, Evidence, Purpose, State, VerdictKind};
 use crate::domain::suspicion::{Customer, PastJob, PastRead, PastUpdate};
+
+/// Takes the right to read a customer where nothing waits for the answer, unless anybody read them less
+/// than `apart` ago. Returns the database's time.
+pub(crate) async fn claim_read(
+    connection: &mut PgConnection,
+    customer_id: Uuid,
+    apart: Duration,
+) -> sqlx::Result<Option<OffsetDateTime>> {
+    sqlx::query_scalar!(
+        r#"-- claim_read
+        insert into customer (customer_id, last_read_at)
+        values ($1, now())
+        on conflict (customer_id) do update set last_read_at = now()
+            where customer.last_read_at is null
+                or customer.last_read_at <= now() - make_interval(secs => $2)
+        returning last_read_at as "at!""#,
+        customer_id,
+        apart.as_secs_f64(),
+    )
+    .fetch_optional(connection)
+    .await
+}
 
 /// Reads what [`crate::domain::suspicion`] decides by, of each customer once. A customer of whom there
 /// is nothing has no entry.

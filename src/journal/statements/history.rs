@@ -4,7 +4,8 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::state::State;
+use crate::domain::read_back::Reading;
+use crate::domain::state::{Purpose, State};
 use crate::journal::history::chain::{Head, Observation, Subject};
 use crate::journal::statements::claim::Claim;
 use crate::journal::statements::move_on::Position;
@@ -56,6 +57,29 @@ pub(crate) async fn set_head(tx: &mut PgConnection, job_id: Uuid, head: Head) ->
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// When a read's answer was made, by its own date.
+pub(crate) fn dated_at(reading: &Reading) -> Option<OffsetDateTime> {
+    reading.customer()?.dated_at.map(OffsetDateTime::from)
+}
+
+/// What a read said, as an entry of the history.
+pub(crate) fn observed<'a>(
+    at: OffsetDateTime,
+    purpose: Purpose,
+    reading: &'a Reading,
+    conclusion: Option<&'a str>,
+) -> Observation<'a> {
+    let customer = reading.customer();
+    Observation {
+        at,
+        purpose: purpose.name(),
+        status: customer.map(|customer| customer.status.as_str()),
+        failure_reason: customer.and_then(|customer| customer.failure_reason.as_deref()),
+        error: reading.error_code(),
+        conclusion,
+    }
 }
 
 /// Adds what a read said, or why there was none, as the entry of that number. `read_at` is the time by

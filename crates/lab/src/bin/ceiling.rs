@@ -51,7 +51,7 @@ async fn run(settings: RunSettings) -> anyhow::Result<()> {
     let signer = Signer::new(checked.api_key.expose(), checked.api_secret.expose());
     let ceiling = Arc::new(Ceiling {
         provider: Provider::new(
-            provider_settings(&settings, checked.base_url, checked.provider_ca, checked.proxy),
+            provider_settings(&settings.provider, settings.work.concurrency as usize)?,
             signer,
         )?,
         rules: settings.jobs.rules(),

@@ -68,7 +68,10 @@ async fn main() -> anyhow::Result<()> {
     let naive = Arc::new(Naive {
         database,
         http,
-        url: format!("{}/kyc/update-document-info", checked.base_url.as_str().trim_end_matches('/')),
+        url: format!(
+            "{}/kyc/update-document-info",
+            settings.provider.base_url()?.as_str().trim_end_matches('/')
+        ),
         signer: Signer::new(checked.api_key.expose(), checked.api_secret.expose()),
         profile: settings.provider.dollarpe_signing_profile,
         rules: settings.jobs.rules(),
