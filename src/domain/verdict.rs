@@ -333,6 +333,9 @@ pub fn classify(
         407 => Verdict::Misconfigured(Misconfiguration::Proxy),
         // Whoever waited for the provider, or for us, gave up: 460 and 499 are load balancers' 408.
         408 | 460 | 499 | 500..=599 => Verdict::Unknown(FailurePoint::ServerError),
+        400..=498 if is_about_another(&answer.body, customer_id) => {
+            Verdict::Unknown(FailurePoint::OtherCustomer)
+        }
         400..=498 => classify_refusal(answer.status, &answer.body),
         _ => Verdict::Unknown(FailurePoint::AmbiguousStatus),
     }
@@ -362,6 +365,11 @@ fn named(data: &Value) -> impl Iterator<Item = Option<Uuid>> {
 /// Whether `data` says that it is about another customer. That it says nothing is no such word.
 pub(super) fn names_another(data: &Value, customer_id: Uuid) -> bool {
     named(data).any(|id| id != Some(customer_id))
+}
+
+/// Whether an answer's `data` says that it is about another customer: what it says is not of this update.
+fn is_about_another(body: &Body, customer_id: Uuid) -> bool {
+    names_another(&body.json().unwrap_or_default()["data"], customer_id)
 }
 
 /// Whether an answer's `data` says that it is about this customer.
@@ -791,6 +799,19 @@ mod tests {
         }
         let maintenance = refused("Under maintenance", r#"{"full_address":["Odd."]}"#);
         check(maintenance, "misconfigured", Some("undocumented_refusal"));
+    }
+
+    #[test]
+    fn a_refusal_of_another_customers_update_says_nothing_of_this_one() {
+        let refused = |id: Uuid| {
+            let message = "KYC already in use";
+            answer(
+                400,
+                format!(r#"{{"status":false,"message":"{message}","errors":{{}},"data":{{"id":"{id}"}}}}"#),
+            )
+        };
+        check(refused(CUSTOMER), "rejected", Some("kyc_already_in_use"));
+        check(refused(Uuid::from_u128(8)), "unknown", Some("other_customer"));
     }
 
     /// Every status, with a body that helps nothing: which prove that nothing was applied?
