@@ -11,10 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::harness::{World, world};
+use crate::harness::{WorkerProcess, World, world};
 use crate::own_services::free_port;
 
-/// A tinyproxy that lets whoever has these credentials through to one port.
+/// A tinyproxy that lets clients with the right credentials through to one port.
 struct TinyProxy {
     process: Child,
     port: u16,
@@ -99,7 +99,13 @@ async fn checked(world: &World, settings: &[(&str, &str)]) -> String {
 
 /// Checks that nothing of a job was sent while its attempts came to this, and that it is done once a
 /// worker has the right proxy.
-async fn waits_for_the_right_proxy(world: &World, job_id: Uuid, verdict: &str, right: &[(&str, &str)]) {
+async fn waits_for_the_right_proxy(
+    world: &World,
+    mut worker: WorkerProcess,
+    job_id: Uuid,
+    verdict: &str,
+    right: &[(&str, &str)],
+) {
     let told = async || {
         let attempts = world.attempts(job_id).await;
         (attempts.iter().filter(|attempt| attempt.verdict.as_deref() == Some(verdict)).count() >= 2)
@@ -107,6 +113,8 @@ async fn waits_for_the_right_proxy(world: &World, job_id: Uuid, verdict: &str, r
     };
     world.wait_for(&format!("two attempts that were {verdict}"), told).await;
     assert_eq!(world.count_patches(job_id).await, 0);
+    // Or it would go on taking the job's attempts.
+    worker.stop().await;
     let _worker = world.start_worker_with(right);
     world.check_nothing_lost_or_spent_twice(&[job_id]).await;
 }
@@ -148,13 +156,12 @@ fn a_proxy_that_does_not_know_us_is_told_by_its_setting_and_nothing_is_sent() {
         assert!(said.contains("DOLLARPE_PROXY: the proxy at 127.0.0.1") && said.contains("(407)"), "{said}");
         let job_id = world.publish_job().await;
         let settings = [&behind.settings(&wrong)[..], &[("BREAKER_FAILURES", "3")]].concat();
-        let mut worker = world.start_worker_with(&settings);
+        let worker = world.start_worker_with(&settings);
         world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
         assert!(worker.log().contains("check DOLLARPE_PROXY"), "{}", worker.log());
-        worker.kill();
         let attempts = world.attempts(job_id).await;
         assert!(attempts.iter().any(|attempt| attempt.detail.as_deref() == Some("proxy_refused")));
-        waits_for_the_right_proxy(&world, job_id, "misconfigured", &behind.settings(&right)).await;
+        waits_for_the_right_proxy(&world, worker, job_id, "misconfigured", &behind.settings(&right)).await;
     });
 }
 
@@ -173,8 +180,8 @@ fn what_a_proxy_does_not_let_through_or_cannot_reach_was_not_sent() {
             assert!(said.contains("DOLLARPE_PROXY: ") && said.contains(fault), "{said}");
             let job_id = world.publish_job().await;
             let settings = [&behind.settings(&wrong)[..], &[("BREAKER_FAILURES", "1000")]].concat();
-            let _worker = world.start_worker_with(&settings);
-            waits_for_the_right_proxy(&world, job_id, "not_sent", &behind.settings(&right)).await;
+            let worker = world.start_worker_with(&settings);
+            waits_for_the_right_proxy(&world, worker, job_id, "not_sent", &behind.settings(&right)).await;
         }
     });
 }
@@ -190,9 +197,15 @@ fn a_proxy_that_says_nothing_is_not_waited_for_past_the_send_window() {
         let wrong = format!("http://{}", silent.local_addr().expect("an address"));
         let job_id = world.publish_job().await;
         let short = [("SEND_WINDOW", "500ms"), ("REQUEST_TIMEOUT", "2s"), ("BREAKER_FAILURES", "1000")];
-        let _worker = world.start_worker_with(&[&behind.settings(&wrong)[..], &short].concat());
-        waits_for_the_right_proxy(&world, job_id, "not_sent", &behind.settings(&proxy.url(CREDENTIALS)))
-            .await;
+        let worker = world.start_worker_with(&[&behind.settings(&wrong)[..], &short].concat());
+        waits_for_the_right_proxy(
+            &world,
+            worker,
+            job_id,
+            "not_sent",
+            &behind.settings(&proxy.url(CREDENTIALS)),
+        )
+        .await;
     });
 }
 
