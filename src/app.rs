@@ -259,6 +259,7 @@ async fn ended(task: JoinHandle<()>) {
 }
 
 /// How the provider is reached, as the settings say.
+///
 /// # Errors
 /// What is wrong with where the provider is, or how it is reached.
 pub fn provider_settings(

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use futures_util::TryStreamExt as _;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::database::open_database;
+use super::terminal::progress;
 use crate::config::{DatabaseSettings, FingerprintSettings};
 use crate::journal::history::audit::{Audit, Finding, Page};
 use crate::visible::visible;
@@ -54,8 +55,7 @@ pub(super) async fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
 
 async fn audit_all(audit: &mut Audit, report: &mut Report) -> anyhow::Result<()> {
     let count = u64::try_from(audit.count().await?).unwrap_or_default();
-    let progress = ProgressBar::new(count)
-        .with_style(ProgressStyle::with_template("{bar:40} {percent}% {human_pos} jobs, {eta} left")?);
+    let progress = progress(count, "jobs")?;
     while let Some(page) = audit.next_page().await.context("the audit is not whole")? {
         progress.inc(page.submissions);
         progress.suspend(|| report.add(page))?;

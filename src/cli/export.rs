@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 use serde::Serialize as _;
 use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
@@ -14,6 +14,7 @@ use time::macros::format_description;
 use time::{Date, OffsetDateTime};
 
 use super::database::open_database;
+use super::terminal::progress;
 use crate::config::DatabaseSettings;
 use crate::desk::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
 
@@ -60,8 +61,7 @@ pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     lift_time_limit(&mut connection).await?;
     let span = Span { since: args.since, until: args.until.unwrap_or_else(OffsetDateTime::now_utc) };
     let count = count_jobs(&mut connection, span).await?;
-    let progress = ProgressBar::new(u64::try_from(count).unwrap_or_default())
-        .with_style(ProgressStyle::with_template("{bar:40} {percent}% {human_pos} jobs, {eta} left")?);
+    let progress = progress(u64::try_from(count).unwrap_or_default(), "jobs")?;
 
     let mut sink = Sink::new(args.format)?;
     let mut exported = jobs(&mut connection, span);

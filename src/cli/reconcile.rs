@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,10 +10,11 @@ use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::export::parse_time;
-use super::terminal::table;
+use super::terminal::{progress, table};
 use crate::app;
 use crate::config::{FingerprintSettings, ProviderArgs, ReadBackSettings, VerificationSettings};
-use crate::desk::reconcile::{Finding, Pace, Reconciled, Span, customers, reconcile};
+use crate::desk::export::Span;
+use crate::desk::reconcile::{Finding, Pace, Reconciled, customers, reconcile};
 use crate::journal::check_fingerprint_key;
 use crate::provider::Provider;
 use dollarpe::signature::Signer;
@@ -77,8 +77,7 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
         per_second: args.verification.verification_reads_per_second,
         apart: args.read_back.customer_read_interval,
     };
-    let progress = ProgressBar::new(u64::try_from(customers.len()).unwrap_or_default())
-        .with_style(ProgressStyle::with_template("{bar:40} {percent}% {human_pos} customers, {eta} left")?);
+    let progress = progress(u64::try_from(customers.len()).unwrap_or_default(), "customers")?;
     let mut report =
         Report { customers: customers.len(), agree: 0, found: Vec::new(), interrupted_after: None };
     let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];

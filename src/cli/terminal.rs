@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use comfy_table::presets::NOTHING;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
@@ -102,6 +103,12 @@ pub(super) fn age_text(age: time::Duration) -> String {
         3600..86_400 => format!("{} h", seconds / 3600),
         _ => format!("{} d", seconds / 86_400),
     }
+}
+
+/// How far long work has come: `count` is how many of `what` there are.
+pub(super) fn progress(count: u64, what: &str) -> anyhow::Result<ProgressBar> {
+    let template = format!("{{bar:40}} {{percent}}% {{human_pos}} {what}, {{eta}} left");
+    Ok(ProgressBar::new(count).with_style(ProgressStyle::with_template(&template)?))
 }
 
 /// A table that fits a terminal, each cell on one line.

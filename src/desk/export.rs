@@ -35,7 +35,7 @@ pub struct ExportedJob {
     pub interventions: i64,
 }
 
-/// The span of time to export: jobs received from `since` on, and before `until`.
+/// A span of time: from `since` on, and before `until`.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub since: OffsetDateTime,

@@ -9,27 +9,19 @@ use time::OffsetDateTime;
 use tokio::time::sleep;
 use uuid::Uuid;
 
+use crate::desk::export::Span;
 use crate::domain::read_back::Reading;
 use crate::domain::reconciliation::{Booked, Difference, compare};
 use crate::domain::state::{Purpose, State};
-use crate::journal::history::chain::{Entry, Subject};
+use crate::journal::history::chain::Subject;
 use crate::journal::statements::customers::claim_read;
-use crate::journal::statements::history::{
-    dated_at, insert_observation, lock_submission, observed, set_head,
-};
+use crate::journal::statements::history::add_reading;
 use crate::journal::transact;
 use crate::provider::Provider;
 use crate::seal::Fingerprinter;
 
 /// How often a customer is read who reads as nothing: each time after the interval between two reads.
 const READS_MAX: u32 = 3;
-
-/// Updates that ended from `since` on, and before `until`.
-#[derive(Clone, Copy, Debug)]
-pub struct Span {
-    pub since: OffsetDateTime,
-    pub until: OffsetDateTime,
-}
 
 /// How fast customers are read.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +53,7 @@ pub enum Finding {
     },
 }
 
-/// Who has an accepted update of the span, or one that may have been applied, in the order of their ids
+/// Who has an accepted update that ended in the span, or one that may have been applied, in the order of their ids
 /// and from behind `after` on.
 pub async fn customers(pool: &PgPool, span: Span, after: Option<Uuid>) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
@@ -107,7 +99,11 @@ pub async fn reconcile(
         let Some((job_id, booked)) = booked(pool, customer_id).await? else { return Ok(None) };
         let read_at = SystemTime::now();
         let reading = provider.customer(customer_id).await;
-        record(pool, fingerprinter, Subject { job_id, customer_id }, at, read_at, &reading).await?;
+        let (subject, purpose) = (Subject { job_id, customer_id }, Purpose::Reconciliation);
+        transact(pool, async |tx| {
+            add_reading(tx, fingerprinter, subject, (at, read_at), purpose, &reading).await
+        })
+        .await?;
         let finding = match (compare(&booked, &reading), &reading) {
             (Some(difference), _) => Finding::Differs(difference),
             (None, Reading::Customer(_)) => Finding::Agrees,
@@ -184,24 +180,4 @@ async fn booked(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Option<(Uuid, 
         };
         (row.job_id, booked)
     }))
-}
-
-/// Writes down what a read said, as an entry of the job's history.
-async fn record(
-    pool: &PgPool,
-    fingerprinter: &Fingerprinter,
-    subject: Subject,
-    at: OffsetDateTime,
-    read_at: SystemTime,
-    reading: &Reading,
-) -> sqlx::Result<()> {
-    let observation = observed(at, Purpose::Reconciliation, reading, None);
-    transact(pool, async |tx| {
-        let locked = lock_submission(tx, subject.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
-        let head = locked.position.head.after(fingerprinter, subject, &Entry::Observation(observation));
-        insert_observation(tx, subject, &observation, head.entries, Some(read_at.into()), dated_at(reading))
-            .await?;
-        set_head(tx, subject.job_id, head).await
-    })
-    .await
 }

@@ -21,7 +21,7 @@ use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::claim::Claim;
 use crate::journal::statements::customers::{claim_read, read_customers};
 use crate::journal::statements::history::{
-    Locked, dated_at, insert_observation, lock_submission, observed, set_head,
+    Locked, add_reading, dated_at, insert_observation, lock_submission, observed,
 };
 use crate::journal::statements::move_on::{Destination, Move, move_locked};
 
@@ -224,15 +224,9 @@ impl Journal {
         read_at: Moment,
         reading: &Reading,
     ) -> Result<(), JournalError> {
-        let observation = observed(at, Purpose::Baseline, reading, None);
+        let (subject, times) = (claim.subject(), (at, read_at.wall));
         let head = run_tx("record_baseline", &self.pool, async |tx| {
-            let locked = lock_submission(tx, claim.job.id).await?.ok_or(sqlx::Error::RowNotFound)?;
-            let (subject, entry) = (claim.subject(), Entry::Observation(observation));
-            let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
-            let read_at = Some(OffsetDateTime::from(read_at.wall));
-            insert_observation(tx, subject, &observation, head.entries, read_at, dated_at(reading)).await?;
-            set_head(tx, claim.job.id, head).await?;
-            Ok(head)
+            add_reading(tx, &self.fingerprinter, subject, times, Purpose::Baseline, reading).await
         })
         .await?;
         *claim = claim.at(head);

@@ -7,7 +7,7 @@ use clap::ValueEnum as _;
 use url::Url;
 use uuid::Uuid;
 
-use super::{Provider, endpoint, tunnel_fault};
+use super::{CREDENTIALS_WANTED, Provider, endpoint, tunnel_fault};
 use crate::config::Secret;
 use crate::domain::clock_skew::ClockSkew;
 use crate::domain::verdict::{Answer, HttpOutcome, Misconfiguration, Verdict, classify, provider_message};
@@ -175,7 +175,7 @@ fn proxy_finding(error: &reqwest::Error, proxy: &Secret) -> Option<Finding> {
     let at = Url::parse(proxy.expose()).ok()?;
     let at = format!("{}:{}", at.host_str()?, at.port_or_known_default()?);
     Some(match tunnel_fault(error)?.as_str() {
-        "proxy authorization required" => Finding::wrong(
+        CREDENTIALS_WANTED => Finding::wrong(
             format!("DOLLARPE_PROXY: the proxy at {at} does not take our credentials (407)"),
             "write user and password into the URL, special characters as %XX",
         ),

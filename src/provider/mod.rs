@@ -416,6 +416,9 @@ impl Provider {
 /// What the client's error begins with where a proxy opened no tunnel. It has no type that we may name.
 const TUNNEL: &str = "tunnel error: ";
 
+/// What follows where the proxy answered 407.
+const CREDENTIALS_WANTED: &str = "proxy authorization required";
+
 /// Why a proxy opened no tunnel, if that is what went wrong.
 fn tunnel_fault(error: &reqwest::Error) -> Option<String> {
     let mut cause = std::error::Error::source(error);
@@ -429,7 +432,7 @@ fn tunnel_fault(error: &reqwest::Error) -> Option<String> {
 }
 
 fn is_refused_by_proxy(error: &reqwest::Error) -> bool {
-    tunnel_fault(error).is_some_and(|fault| fault == "proxy authorization required")
+    tunnel_fault(error).is_some_and(|fault| fault == CREDENTIALS_WANTED)
 }
 
 /// What a proxy answers to whom it does not know. Nothing has been sent.

@@ -82,9 +82,9 @@ const BASIC: &[BorrowedFormatItem<'_>] = format_description!("[year][month][day]
 const TO_THE_MINUTE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]T[hour]:[minute]Z");
 const DATE: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
 
-/// No link is signed for longer, but for those of a clock or a unit that is not ours: seven days is the
-/// most that AWS, Google and Alibaba allow; whoever sets the end itself may give some years.
+/// AWS, Google and Alibaba allow seven days at most: a longer time is of another unit, and says nothing.
 const LASTS_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Nor does an end outside these years.
 const YEARS: std::ops::RangeInclusive<i32> = 2000..=2199;
 
 /// Until when a link holds, as its query says; the earliest where it says more than one. What cannot be

@@ -1,14 +1,17 @@
 //! A job's history: its row is locked, and entries are added to it.
 
+use std::time::SystemTime;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::read_back::Reading;
 use crate::domain::state::{Purpose, State};
-use crate::journal::history::chain::{Head, Observation, Subject};
+use crate::journal::history::chain::{Entry, Head, Observation, Subject};
 use crate::journal::statements::claim::Claim;
 use crate::journal::statements::move_on::Position;
+use crate::seal::Fingerprinter;
 
 /// A submission's row, locked until the transaction's end.
 pub(crate) struct Locked {
@@ -57,6 +60,25 @@ pub(crate) async fn set_head(tx: &mut PgConnection, job_id: Uuid, head: Head) ->
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Adds what a read for a job said, which nothing follows from, as the next entry of the job's history.
+/// `at` is the time before the read by the database's clock, and by the replica's.
+pub(crate) async fn add_reading(
+    tx: &mut PgConnection,
+    fingerprinter: &Fingerprinter,
+    subject: Subject,
+    (at, read_at): (OffsetDateTime, SystemTime),
+    purpose: Purpose,
+    reading: &Reading,
+) -> sqlx::Result<Head> {
+    let observation = observed(at, purpose, reading, None);
+    let locked = lock_submission(tx, subject.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    let head = locked.position.head.after(fingerprinter, subject, &Entry::Observation(observation));
+    let read_at = Some(OffsetDateTime::from(read_at));
+    insert_observation(tx, subject, &observation, head.entries, read_at, dated_at(reading)).await?;
+    set_head(tx, subject.job_id, head).await?;
+    Ok(head)
 }
 
 /// When a read's answer was made, by its own date.
