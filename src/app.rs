@@ -23,7 +23,7 @@ use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
 use crate::control::slots::JobSlots;
 use crate::domain::job::BODY_BYTES_MAX;
-use crate::journal::{Journal, JournalError, Limits, Pace};
+use crate::journal::{AtEnd, Journal, JournalError, Limits, Pace};
 use crate::listener::{Watched, listen};
 use crate::loops::consumer::consume;
 use crate::loops::customer_events::CustomerEvents;
@@ -33,6 +33,7 @@ use crate::loops::drain::stop_when_drained;
 use crate::loops::fleet;
 use crate::loops::heartbeat::Heartbeat;
 use crate::loops::maintenance::Maintenance;
+use crate::loops::outcome_events::OutcomeEvents;
 use crate::loops::prober::Prober;
 use crate::loops::reconciler::Reconciler;
 use crate::loops::tracker::Tracker;
@@ -90,7 +91,8 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let ending = Arc::clone(&context);
     let mut running = Running::start(&settings, &broker, &context, slots).await?;
     if mode.drain {
-        tokio::spawn(stop_when_drained(broker, Arc::clone(&context), running.jobs.clone()));
+        let (jobs, tells) = (running.jobs.clone(), settings.broker.outcome_events);
+        tokio::spawn(stop_when_drained(broker, Arc::clone(&context), jobs, tells));
     }
     let died = running.until(&stopping).await;
     stopping.cancel();
@@ -165,6 +167,10 @@ impl Running {
         let events = settings.broker.customer_events.then(|| {
             CustomerEvents::new(Arc::clone(context), verification.customer_event_age_max).run(broker.clone())
         });
+        let outcome_events = settings
+            .broker
+            .outcome_events
+            .then(|| OutcomeEvents::new(Arc::clone(context), broker.clone(), work.scheduler_poll).run());
         let prober = Prober::new(Arc::clone(context), settings.provider.clone(), work.breaker_probe_interval);
         Ok(Self {
             jobs,
@@ -174,7 +180,7 @@ impl Running {
             reconciler: tokio::spawn(reconciler.run()),
             maintenance: tokio::spawn(maintenance.run()),
             tracker: tokio::spawn(async move {
-                tokio::join!(tracker.run(), OptionFuture::from(events));
+                tokio::join!(tracker.run(), OptionFuture::from(events), OptionFuture::from(outcome_events));
             }),
             prober: tokio::spawn(prober.run()),
             database: tokio::spawn(database::follow(settings.database.clone(), Arc::clone(context))),
@@ -212,7 +218,8 @@ impl Running {
     /// 2. Jobs finish: requests in flight are answered and recorded, openings whose answer was lost
     ///    are found again and closed. This and the step before it have `grace`, or until `hurry`.
     /// 3. The last acks are sent. A delivery that they do not reach comes again, and is known then.
-    /// 4. Reads that were answered are recorded. One that was only claimed is due again soon.
+    /// 4. Reads that were answered are recorded, and outcome events that the broker has are removed. A read that
+    ///    was only claimed is due again soon; an event that is not removed is published again.
     /// 5. The replica's row is removed.
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
         let claiming = [self.consumer, self.dispatcher, self.reconciler, self.maintenance];
@@ -298,7 +305,10 @@ fn build(
                 read_back_after: settings.read_back.read_back_after,
                 read_back_window: settings.read_back.read_back_window,
                 customer_updates: settings.read_back.customer_update_limit,
-                verification_after: settings.verification.verification_poll_after,
+                at_end: AtEnd {
+                    verification_after: settings.verification.verification_poll_after,
+                    is_told: settings.broker.outcome_events,
+                },
             },
             checked.keyring,
             checked.fingerprinter,

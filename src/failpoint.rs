@@ -41,6 +41,9 @@ points! {
     VerificationClaimed = "verification-claimed",
     VerificationAnswered = "verification-answered",
     RequeueConfirmed = "requeue-confirmed",
+    EventsTaken = "events-taken",
+    EventsConfirmed = "events-confirmed",
+    EventsRemoved = "events-removed",
 }
 
 /// Does what the environment asks for at this point.

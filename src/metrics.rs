@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome, Review};
-use crate::domain::state::{ConclusionKind, State, VerdictKind};
+use crate::domain::state::{ConclusionKind, EventKind, State, VerdictKind};
 use crate::domain::verdict::{
     Acceptance, FailurePoint, HttpOutcome, Misconfiguration, NotSent, Rejection, Verdict,
 };
@@ -168,7 +168,7 @@ const PAUSE_REASONS: [&str; 4] = ["provider", "database", "operator", "heartbeat
 const BREAKER_CAUSES: [&str; 3] = ["failing", "clock_skew", "throttling"];
 /// What the fleet knows, by its name in the table: the label that its parts are, those parts, and its
 /// meaning.
-const FLEET: [(&str, &str, &[&str], &str); 10] = [
+const FLEET: [(&str, &str, &[&str], &str); 12] = [
     ("open_jobs", "state", &OPEN, "Jobs that are not done, by state"),
     ("oldest_open_seconds", "state", &OPEN, "How long ago the oldest of them was received"),
     ("late_jobs", "", &[""], "Jobs that have been due for more than a minute, and nobody has taken up"),
@@ -184,6 +184,8 @@ const FLEET: [(&str, &str, &[&str], &str); 10] = [
         &[State::Invalid.name(), "conflict", "worker_failed"],
         "Deliveries that workers dead-lettered within a day, by reason",
     ),
+    ("events_waiting", "", &[""], "Outcome events that are not published yet"),
+    ("oldest_event_seconds", "", &[""], "How long the one that was written first has waited"),
 ];
 const OPEN: [&str; 6] = [
     State::Submitting.name(),
@@ -230,6 +232,8 @@ pub struct Metrics {
     connections: Gauges<1>,
     connections_max: FloatGauge,
     acquire_timeouts: Counter,
+    events_published: Counters<1>,
+    event_failures: Counter,
     claims_lost: Counters<1>,
     late_verdicts: Counters<1>,
     clock_skew: FloatGauge,
@@ -343,6 +347,16 @@ impl Metrics {
                 "database_acquire_timeouts",
                 "How often a connection was waited for in vain",
             ),
+            events_published: family(
+                kyc,
+                "events_published",
+                "Outcome events that the broker has confirmed, by what they tell",
+            ),
+            event_failures: counter(
+                kyc,
+                "event_failures",
+                "How often outcome events could not be published; they are kept and tried again",
+            ),
             claims_lost: family(kyc, "claims_lost", "Claims that were lost before their result was recorded"),
             late_verdicts: family(
                 kyc,
@@ -418,6 +432,9 @@ impl Metrics {
         for kind in VerdictKind::ALL {
             touch(&self.claims_lost, [("verdict", kind.name())]);
             touch(&self.late_verdicts, [("verdict", kind.name())]);
+        }
+        for kind in EventKind::ALL {
+            touch(&self.events_published, [("kind", kind.name())]);
         }
         for name in LOOPS {
             set(&self.turned, [("loop", name)], unix_seconds(SystemTime::now()));
@@ -530,6 +547,14 @@ impl Metrics {
         if is_recorded {
             self.late_verdicts.get_or_create(&[("verdict", verdict.name())]).inc();
         }
+    }
+
+    pub fn note_event_published(&self, kind: EventKind) {
+        self.events_published.get_or_create(&[("kind", kind.name())]).inc();
+    }
+
+    pub fn note_events_failed(&self) {
+        self.event_failures.inc();
     }
 
     pub fn note_log_event(&self, level: &'static str) {

@@ -58,7 +58,8 @@ impl Broker {
     }
 
     /// Goes by what `AMQP_URL_FILE` says by now: its password may have been rotated.
-    pub(super) fn read_again(self) -> Self {
+    #[must_use]
+    pub fn read_again(self) -> Self {
         if self.settings.amqp_url_file.is_none() {
             return self;
         }

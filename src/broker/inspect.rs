@@ -51,6 +51,9 @@ impl Broker {
             let (queue, _) = edge.queue(settings);
             parts.push((edge.setting(), Part::Queue(queue, work_arguments(settings))));
         }
+        if settings.outcome_events {
+            parts.push(("EVENTS_EXCHANGE", Part::EventsExchange(&settings.events_exchange)));
+        }
         let asking = async {
             for (setting, part) in parts {
                 findings.extend(self.inspect_part(&connection, setting, part).await);
@@ -103,7 +106,12 @@ impl Broker {
                 }
             }
             (Part::Exchange(exchange), _) if *exchange == self.settings.dead_letter_exchange => {
-                findings.extend(inspect_writing(connection, setting, exchange).await);
+                let what = "the worker publishes there what RabbitMQ's own dead-lettering would not survive";
+                findings.extend(inspect_writing(connection, setting, exchange, what).await);
+            }
+            (Part::EventsExchange(exchange), _) => {
+                let what = "the worker publishes there how jobs ended";
+                findings.extend(inspect_writing(connection, setting, exchange, what).await);
             }
             _ => {}
         }
@@ -161,9 +169,14 @@ async fn inspect_reading(asking: &mut Asking<'_>, setting: &str, queue: &str, fo
     Finding::ok(format!("queue {queue}: messages waiting {ready}, workers consuming {consumers}"))
 }
 
-/// Whether we may publish the dead letters that the broker cannot: asked with a message that the
-/// broker must refuse for its `expiration`, after it has checked the permission.
-async fn inspect_writing(connection: &Connection, setting: &str, exchange: &str) -> Option<Finding> {
+/// Whether we may publish to an exchange, which `what` is for: asked with a message that the broker must
+/// refuse for its `expiration`, after it has checked the permission.
+async fn inspect_writing(
+    connection: &Connection,
+    setting: &str,
+    exchange: &str,
+    what: &str,
+) -> Option<Finding> {
     let asked = async {
         let channel = answer(connection.create_channel()).await?;
         answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
@@ -176,7 +189,9 @@ async fn inspect_writing(connection: &Connection, setting: &str, exchange: &str)
     match asked.await.err().map(Refusal::from) {
         Some(Refusal::NotPermitted(said)) => Some(Finding::wrong(
             format!("{setting}: this user may not publish to {exchange}: {said}"),
-            "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; the worker publishes there what RabbitMQ's own dead-lettering would not survive",
+            format!(
+                "give it the right: rabbitmqctl set_permissions, as in docs/deployment.md, \"Least privilege\"; {what}"
+            ),
         )),
         _ => None,
     }

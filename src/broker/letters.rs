@@ -170,8 +170,8 @@ async fn publish_one(
     Ok(())
 }
 
-/// Whether the broker is there and does not take the letter, so that waiting alone mends nothing.
-fn is_refused(error: &anyhow::Error) -> bool {
+/// Whether the broker is there and does not take a message, so that waiting alone mends nothing.
+pub fn is_refused(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(NotTaken::Refused(_)))
         || matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
 }

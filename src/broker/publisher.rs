@@ -12,8 +12,9 @@ use tokio::time::timeout;
 
 use super::answer::{answer, close, refusal};
 use super::connection::Broker;
-use super::topology::Edge;
+use super::topology::{Edge, set_up_events};
 use crate::config::BrokerSettings;
+use crate::domain::outcome_event::{CONTENT_TYPE, OutcomeEvent};
 use crate::domain::trace_context::TraceContext;
 
 /// From a message to its confirmation. Longer than any question takes: a broker with an alarm
@@ -94,6 +95,16 @@ impl Publisher {
         Self::on(broker.connect().await?, broker).await
     }
 
+    /// Connects, for outcome events, and declares or verifies their exchange.
+    ///
+    /// # Errors
+    /// When the broker cannot be reached or has other ideas.
+    pub async fn open_for_events(broker: &Broker) -> anyhow::Result<Self> {
+        let connection = broker.connect().await?;
+        set_up_events(&connection, &broker.settings).await?;
+        Self::on(connection, broker).await
+    }
+
     async fn on(connection: Connection, broker: &Broker) -> anyhow::Result<Self> {
         let channel = open_channel(&connection).await?;
         let user = broker.uri.authority.userinfo.username.clone();
@@ -126,6 +137,35 @@ impl Publisher {
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;
         self.publish_to(exchange, routing_key, properties, body).await
+    }
+
+    /// Publishes one outcome event, persistent as well, and returns what waits for its confirmation. What
+    /// consumers find in the body is in the properties too, for those that look only there.
+    ///
+    /// # Errors
+    /// As those of [`Publisher::publish`].
+    pub async fn publish_event(
+        &self,
+        event: &OutcomeEvent,
+    ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
+        let mut headers = FieldTable::default();
+        if let Some(trace) = event.trace {
+            headers.insert("traceparent".into(), AMQPValue::LongString(trace.to_string().into()));
+        }
+        let mut properties = BasicProperties::default()
+            .with_content_type(CONTENT_TYPE.into())
+            .with_delivery_mode(2)
+            .with_headers(headers)
+            .with_message_id(short("message_id", &event.id())?)
+            .with_type(short("type", &event.type_name())?)
+            .with_app_id("kyc-worker".into())
+            .with_timestamp(u64::try_from(event.at.unix_timestamp()).unwrap_or_default());
+        if let Some(correlation_id) = &event.correlation_id {
+            properties = properties.with_correlation_id(short("correlation_id", correlation_id)?);
+        }
+        let body = event.to_json().to_string();
+        let key = event.kind.name();
+        self.publish_to(&self.settings.events_exchange, key, properties, body.as_bytes()).await
     }
 
     /// The same, to any exchange and with any properties.

@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Connection, ExchangeKind, Queue};
+use lapin::{Channel, Connection, ExchangeKind, Queue};
 
 use super::answer::{answer, refusal};
 use super::asking::{Asking, arguments, text};
@@ -54,6 +54,8 @@ impl Edge {
 #[derive(Clone)]
 pub(super) enum Part<'a> {
     Exchange(&'a str),
+    /// The one that upstream binds its queues to.
+    EventsExchange(&'a str),
     Queue(&'a str, FieldTable),
 }
 
@@ -61,6 +63,7 @@ impl std::fmt::Display for Part<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Exchange(name) => write!(f, "exchange {name}"),
+            Self::EventsExchange(name) => write!(f, "topic exchange {name}"),
             Self::Queue(name, _) => write!(f, "queue {name}"),
         }
     }
@@ -104,15 +107,35 @@ pub(super) async fn set_up_topology(
     Ok(tolerated)
 }
 
+/// Declares or verifies the exchange that outcome events are published to. Its queues are upstream's.
+pub(super) async fn set_up_events(connection: &Connection, settings: &BrokerSettings) -> anyhow::Result<()> {
+    let mut asking = Asking::new(connection).await?;
+    asking.set_up(settings, "EVENTS_EXCHANGE", &Part::EventsExchange(&settings.events_exchange)).await?;
+    asking.done().await;
+    Ok(())
+}
+
+async fn declare_exchange(
+    channel: &Channel,
+    name: &str,
+    kind: ExchangeKind,
+    passive: bool,
+) -> anyhow::Result<()> {
+    let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+    answer(channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await
+}
+
 impl Asking<'_> {
     /// Declares a part, or asks whether it is there.
     pub async fn declare(&mut self, part: &Part<'_>, passive: bool) -> anyhow::Result<Option<Queue>> {
         let channel = self.channel().await?;
         match part {
             Part::Exchange(name) => {
-                let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
-                let (kind, arguments) = (ExchangeKind::Direct, FieldTable::default());
-                answer(channel.exchange_declare((*name).into(), kind, options, arguments)).await?;
+                declare_exchange(channel, name, ExchangeKind::Direct, passive).await?;
+                Ok(None)
+            }
+            Part::EventsExchange(name) => {
+                declare_exchange(channel, name, ExchangeKind::Topic, passive).await?;
                 Ok(None)
             }
             Part::Queue(name, arguments) => {

@@ -12,6 +12,7 @@ mod check;
 mod database;
 mod dead_letters;
 mod enqueue;
+mod events;
 mod export;
 mod forget;
 mod health;
@@ -70,6 +71,8 @@ enum Command {
     Export(export::ExportArgs),
     Audit(audit::AuditArgs),
     Reconcile(Box<reconcile::ReconcileArgs>),
+    #[command(subcommand)]
+    Events(events::EventsCommand),
     Forget(forget::ForgetArgs),
     Pause(pause::PauseArgs),
     Resume(pause::ResumeArgs),
@@ -115,6 +118,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Export(args) => export::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
         Command::Reconcile(args) => reconcile::run(&args).await,
+        Command::Events(command) => events::run(&command).await,
         Command::Forget(args) => forget::run(&args).await,
         Command::Pause(args) => pause::pause(&args).await,
         Command::Resume(args) => pause::resume(&args).await,

@@ -5,12 +5,11 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 use time::{Duration, OffsetDateTime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::export::parse_time;
-use super::terminal::{progress, table};
+use super::terminal::{Signals, progress, table};
 use crate::app;
 use crate::config::{FingerprintSettings, ProviderArgs, ReadBackSettings, VerificationSettings};
 use crate::desk::export::Span;
@@ -80,12 +79,12 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
     let progress = progress(u64::try_from(customers.len()).unwrap_or_default(), "customers")?;
     let mut report =
         Report { customers: customers.len(), agree: 0, found: Vec::new(), interrupted_after: None };
-    let mut signals = [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?];
+    let mut signals = Signals::new()?;
     let mut last = args.after;
     for customer_id in customers {
         let reconciled = tokio::select! {
             reconciled = reconcile(&pool, &provider, &fingerprinter, pace, customer_id) => reconciled?,
-            () = interrupted(&mut signals) => {
+            () = signals.wait() => {
                 report.interrupted_after = Some(last.unwrap_or_default());
                 break;
             }
@@ -107,13 +106,6 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
     args.desk.print(&report, print_report)?;
     let is_clean = report.found.is_empty() && report.interrupted_after.is_none();
     Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-async fn interrupted([interrupt, terminate]: &mut [Signal; 2]) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 fn print_report(report: &Report) {

@@ -181,6 +181,14 @@ fn print_open(report: &Report) {
             verifications.overdue
         );
     }
+    let events = &report.events_waiting;
+    if let Some(since) = events.oldest_since {
+        println!(
+            "outcome events that are not published: {}, the oldest since {}",
+            events.count,
+            time_text(since)
+        );
+    }
     println!("customers at their limit, of those served: {}\n", report.customers_at_limit);
     if report.unordered_pairs > 0 {
         println!(

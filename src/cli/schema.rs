@@ -8,17 +8,22 @@ use serde_json::{Value, json};
 use crate::broker;
 use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::Rules;
-use crate::domain::schema::{example, job_schema};
+use crate::domain::outcome_event::CONTENT_TYPE;
+use crate::domain::schema::{event_schema, example, example_event, job_schema};
+use crate::domain::state::EventKind;
 
-/// Print the message contract: a job's JSON Schema, or an AsyncAPI document of the queues
+/// Print the message contract: the JSON Schema of a job or of an outcome event, or an AsyncAPI document
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker schema > job.schema.json\n  kyc-worker schema --asyncapi > asyncapi.json"
+    after_help = "Example:\n  kyc-worker schema > job.schema.json\n  kyc-worker schema --event > event.schema.json\n  kyc-worker schema --asyncapi > asyncapi.json"
 )]
 pub(super) struct SchemaArgs {
-    /// Print an AsyncAPI document of exchange, queues and messages
-    #[arg(long)]
+    /// Print an AsyncAPI document of exchanges, queues and messages
+    #[arg(long, conflicts_with = "event")]
     asyncapi: bool,
+    /// Print the JSON Schema of the events that tell upstream how jobs ended
+    #[arg(long)]
+    event: bool,
     #[command(flatten)]
     broker: BrokerSettings,
     #[command(flatten)]
@@ -27,9 +32,10 @@ pub(super) struct SchemaArgs {
 
 pub(super) fn run(args: &SchemaArgs) -> anyhow::Result<ExitCode> {
     let rules = args.jobs.rules();
-    let document = match args.asyncapi {
-        true => asyncapi(&args.broker, &rules),
-        false => job_schema(&rules),
+    let document = match (args.asyncapi, args.event) {
+        (true, _) => asyncapi(&args.broker, &rules),
+        (false, true) => event_schema(),
+        (false, false) => job_schema(&rules),
     };
     println!("{}", serde_json::to_string_pretty(&document)?);
     Ok(ExitCode::SUCCESS)
@@ -88,6 +94,24 @@ fn channels(broker: &BrokerSettings) -> Value {
             "messages": { "customerEvent": { "$ref": "#/components/messages/customerEvent" } },
             "bindings": { "amqp": queue_binding(&broker.customer_events_queue) }
         },
+        "outcomeEvents": {
+            "address": "{kind}",
+            "title": "How jobs ended, and what their verifications became",
+            "description": format!(
+                "Optional (OUTCOME_EVENTS=true). Persistent, to topic exchange {}; bind a queue of your own with \"#\". Each event comes at least once, a job's events in their order: deduplicate by id.",
+                broker.events_exchange
+            ),
+            "parameters": { "kind": {
+                "description": "What is told.",
+                "enum": EventKind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>()
+            } },
+            "messages": { "outcomeEvent": { "$ref": "#/components/messages/outcomeEvent" } },
+            "bindings": { "amqp": {
+                "is": "routingKey",
+                "exchange": { "name": broker.events_exchange, "type": "topic", "durable": true, "autoDelete": false },
+                "bindingVersion": "0.3.0"
+            } }
+        },
         "deadLetterQueue": {
             "address": broker.dead_letter_queue,
             "title": "What cannot become a job",
@@ -116,6 +140,12 @@ fn operations() -> Value {
             "summary": "Believed if the provider signed it; a verification's end is then known sooner.",
             "messages": [{ "$ref": "#/channels/customerEventQueue/messages/customerEvent" }]
         },
+        "tellOutcome": {
+            "action": "send",
+            "channel": { "$ref": "#/channels/outcomeEvents" },
+            "summary": "After the commit that it tells of; kept until the broker has confirmed it.",
+            "messages": [{ "$ref": "#/channels/outcomeEvents/messages/outcomeEvent" }]
+        },
         "deadLetter": {
             "action": "send",
             "channel": { "$ref": "#/channels/deadLetterQueue" },
@@ -127,12 +157,14 @@ fn operations() -> Value {
 
 /// What they hold.
 fn messages(rules: &Rules) -> Value {
-    let mut payload = job_schema(rules);
-    // The reader knows the dialect from the message's schemaFormat.
-    if let Value::Object(payload) = &mut payload {
-        payload.remove("$schema");
-        payload.remove("examples");
-    }
+    let [job, event] = [job_schema(rules), event_schema()].map(|mut schema| {
+        // The reader knows the dialect from the message's schemaFormat.
+        if let Value::Object(schema) = &mut schema {
+            schema.remove("$schema");
+            schema.remove("examples");
+        }
+        schema
+    });
     json!({
         "documentUpdate": {
             "name": "documentUpdate",
@@ -144,7 +176,7 @@ fn messages(rules: &Rules) -> Value {
             },
             "payload": {
                 "schemaFormat": "application/schema+json;version=draft-2020-12",
-                "schema": payload
+                "schema": job
             },
             "examples": [{ "name": "documented", "summary": "The provider's own example", "payload": example() }]
         },
@@ -168,6 +200,20 @@ fn messages(rules: &Rules) -> Value {
                     "metadata": { "type": "object" }
                 }
             }
+        },
+        "outcomeEvent": {
+            "name": "outcomeEvent",
+            "title": "An outcome event",
+            "contentType": CONTENT_TYPE,
+            "headers": {
+                "type": "object",
+                "description": "AMQP properties: message_id (the event's id), type (its type), correlation_id (the job's), timestamp (seconds), app_id kyc-worker, delivery_mode 2; header traceparent where the job was published in a trace."
+            },
+            "payload": {
+                "schemaFormat": "application/schema+json;version=draft-2020-12",
+                "schema": event
+            },
+            "examples": [{ "name": "documented", "summary": "An accepted job", "payload": example_event().to_json() }]
         },
         "deadLetter": {
             "name": "deadLetter",

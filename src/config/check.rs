@@ -316,6 +316,7 @@ impl BrokerSettings {
             ("DEAD_LETTER_QUEUE", &self.dead_letter_queue),
             ("CUSTOMER_EVENTS_QUEUE", &self.customer_events_queue),
             ("CUSTOMER_EVENTS_ROUTING_KEY", &self.customer_events_routing_key),
+            ("EVENTS_EXCHANGE", &self.events_exchange),
         ] {
             // RabbitMQ drops line breaks from names without a word.
             let is_name =
@@ -335,6 +336,11 @@ impl BrokerSettings {
             self.exchange != self.dead_letter_exchange,
             "EXCHANGE, DEAD_LETTER_EXCHANGE",
             "must differ, or dead letters could come round as jobs for ever",
+        );
+        faults.require(
+            self.events_exchange != self.exchange && self.events_exchange != self.dead_letter_exchange,
+            "EVENTS_EXCHANGE",
+            "must be another than EXCHANGE and DEAD_LETTER_EXCHANGE, which are direct exchanges",
         );
         faults.require(
             self.queue != self.dead_letter_queue,

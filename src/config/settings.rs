@@ -120,6 +120,21 @@ pub struct BrokerSettings {
     #[arg(long, env = "CUSTOMER_EVENTS_ROUTING_KEY", default_value = "customer-event")]
     pub customer_events_routing_key: String,
 
+    /// Whether upstream is told, by events, how jobs ended and what their verifications became
+    #[arg(
+        long,
+        env = "OUTCOME_EVENTS",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub outcome_events: bool,
+
+    /// The topic exchange that those events are published to
+    #[arg(long, env = "EVENTS_EXCHANGE", default_value = "kyc.events")]
+    pub events_exchange: String,
+
     /// Declare the exchanges and queues, or verify that they exist
     #[arg(long, env = "TOPOLOGY", default_value = "declare", value_name = "declare|verify")]
     pub topology: TopologyMode,

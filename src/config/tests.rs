@@ -177,6 +177,9 @@ fn names_that_would_send_messages_round_are_refused() {
     faults_name(&["--dead-letter-exchange=kyc"], &[exchanges]);
     faults_name(&["--exchange=kyc.dlx"], &[exchanges]);
     faults_name(&["--dead-letter-queue=kyc.document-updates"], &["QUEUE, DEAD_LETTER_QUEUE"]);
+    for exchange in ["kyc", "kyc.dlx"] {
+        faults_name(&[&format!("--events-exchange={exchange}")], &["EVENTS_EXCHANGE"]);
+    }
     for (flag, setting) in [
         ("--exchange=", "EXCHANGE"),
         ("--queue= kyc.document-updates", "QUEUE"),
@@ -354,7 +357,7 @@ const RANGES: [Range; 37] = [
 ];
 
 /// What has no range: names, places, keys, switches.
-const WITHOUT_RANGE: [&str; 37] = [
+const WITHOUT_RANGE: [&str; 39] = [
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_HEADERS_FILE",
     "OTEL_SERVICE_NAME",
@@ -374,6 +377,8 @@ const WITHOUT_RANGE: [&str; 37] = [
     "CUSTOMER_EVENTS",
     "CUSTOMER_EVENTS_QUEUE",
     "CUSTOMER_EVENTS_ROUTING_KEY",
+    "OUTCOME_EVENTS",
+    "EVENTS_EXCHANGE",
     "DOLLARPE_BASE_URL",
     "DOLLARPE_CA_FILE",
     "DOLLARPE_PROXY",

@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod dead_letters;
+pub mod events;
 pub mod export;
 pub mod forget;
 pub mod interventions;

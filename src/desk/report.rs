@@ -34,6 +34,8 @@ pub struct Report {
     pub oldest_needs_review: Option<OpenWork>,
     /// The verifications that are followed.
     pub verifications: Verifications,
+    /// Outcome events that are not published yet.
+    pub events_waiting: EventsWaiting,
     /// How many of the customers whose jobs ended since have spent all their updates, or may have.
     pub customers_at_limit: i64,
     /// How many pairs of jobs of one customer, received since, nothing orders: both were asked
@@ -90,6 +92,15 @@ pub struct Verifications {
     pub oldest_since: Option<OffsetDateTime>,
 }
 
+/// The outcome events that are not published yet.
+#[derive(Debug, Serialize)]
+pub struct EventsWaiting {
+    pub count: i64,
+    /// Since when the first of them waits.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub oldest_since: Option<OffsetDateTime>,
+}
+
 /// How many deliveries were dead-lettered for a reason.
 #[derive(Debug, Serialize)]
 pub struct ReasonCount {
@@ -121,6 +132,7 @@ pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sq
         oldest_unknown: oldest(pool, |state| state == State::Unknown).await?,
         oldest_needs_review: oldest(pool, |state| state == State::NeedsReview).await?,
         verifications: verifications(pool).await?,
+        events_waiting: events_waiting(pool).await?,
         customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
         unordered_pairs: unordered_pairs(pool, since).await?,
         dead_lettered: dead_lettered(pool, since).await?,
@@ -333,5 +345,17 @@ async fn last_errors(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<A
         since,
     )
     .fetch_all(pool)
+    .await
+}
+
+async fn events_waiting(pool: &PgPool) -> sqlx::Result<EventsWaiting> {
+    sqlx::query_as!(
+        EventsWaiting,
+        r#"-- report_events
+        select
+            count(*) as "count!", (select written_at from outcome_event order by id limit 1) as oldest_since
+        from outcome_event"#,
+    )
+    .fetch_one(pool)
     .await
 }

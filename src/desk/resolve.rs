@@ -12,8 +12,9 @@ use crate::domain::outcome::{Ended, LAST_UPDATE};
 use crate::domain::state::{Evidence, State};
 use crate::domain::suspicion::NOT_APPLIED;
 use crate::domain::verdict::Acceptance;
+use crate::journal::statements::events::is_told_lately;
 use crate::journal::statements::move_on::{Destination, Move, move_locked};
-use crate::journal::transact;
+use crate::journal::{AtEnd, transact};
 
 /// What a person has found out of a job.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -134,7 +135,8 @@ pub async fn resolve(
         let from = row.position(job_id).ok_or(ResolveError::NotKnown(job_id))?;
         let to = Destination::End(finding.ended());
         // An acceptance is followed to the end of its verification, as any other is.
-        move_locked(tx, Duration::ZERO, &[Move::new(from, &to)]).await?;
+        let at_end = AtEnd { verification_after: Duration::ZERO, is_told: is_told_lately(tx).await? };
+        move_locked(tx, at_end, &[Move::new(from, &to)]).await?;
         let detail = format!("was {was}, resolved as {}", finding.name());
         let intervention = Intervention {
             action: "resolve",

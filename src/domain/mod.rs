@@ -10,6 +10,7 @@ pub mod invisible;
 pub mod job;
 pub mod message;
 pub mod outcome;
+pub mod outcome_event;
 pub mod precedence;
 pub mod read_back;
 pub mod reconciliation;

@@ -138,6 +138,21 @@ words! {
 }
 
 words! {
+    /// What upstream is told, by the key that it is published with.
+    EventKind, "kind of event":
+    Accepted = "job.accepted",
+    Rejected = "job.rejected",
+    Invalid = "job.invalid",
+    Superseded = "job.superseded",
+    Duplicate = "job.duplicate",
+    Exhausted = "job.exhausted",
+    NeedsReview = "job.needs_review",
+    Verified = "verification.verified",
+    Failed = "verification.failed",
+    Overdue = "verification.overdue",
+}
+
+words! {
     /// A link in a job's body, by its pointer.
     LinkField, "link":
     Front = "/document_front_image_url",

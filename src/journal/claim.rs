@@ -154,6 +154,7 @@ impl Journal {
         probe: Option<Probe>,
         slots: Vec<TakenSlot>,
     ) -> sqlx::Result<Vec<NextAttempt>> {
+        let at_end = self.limits.at_end;
         let candidates: Vec<Candidate> = slots.iter().map(TakenSlot::candidate).collect();
         let decisions = decide_all(&mut *tx, &candidates, &self.limits).await?;
         let (mut next, mut going, mut jobs) = (Vec::with_capacity(slots.len()), Vec::new(), Vec::new());
@@ -161,7 +162,7 @@ impl Journal {
             match decision {
                 _ if slot.is_expired => {
                     let outcome = Outcome::Exhausted(Exhaustion::Expired { link: slot.expiring_link });
-                    candidate.end(tx, &outcome).await?;
+                    candidate.end(tx, at_end, &outcome).await?;
                     next.push(NextAttempt::YieldedSlot(slot.job(), Some(outcome)));
                 }
                 Decision::Go => match self.open_payload(slot.job_id, &slot.sealed) {
@@ -170,7 +171,7 @@ impl Journal {
                         jobs.push((request, slot.correlation_id));
                     }
                     Err(error) => {
-                        candidate.wait_for_key(tx, slot.key_wait()).await?;
+                        candidate.wait_for_key(tx, at_end, slot.key_wait()).await?;
                         next.push(NextAttempt::Unreadable(slot.job(), error));
                     }
                 },
@@ -180,11 +181,11 @@ impl Journal {
                         _ => None,
                     };
                     if let Decision::Superseded { by } = decision {
-                        let older = candidate.supersede_older(tx, by).await?;
+                        let older = candidate.supersede_older(tx, at_end, by).await?;
                         let ended = |job| NextAttempt::YieldedSlot(job, Some(Outcome::Superseded { by }));
                         next.extend(older.into_iter().map(ended));
                     }
-                    let ended = candidate.yield_slot(tx, decision, head).await?;
+                    let ended = candidate.yield_slot(tx, at_end, decision, head).await?;
                     next.push(NextAttempt::YieldedSlot(slot.job(), ended));
                 }
             }

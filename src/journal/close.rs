@@ -136,7 +136,7 @@ impl Journal {
             };
             let to = Destination::End(Outcome::Accepted(acceptance).ended().known_by(Evidence::Late));
             let moved = Move { head: Some(head), ..Move::new(locked.position, &to) };
-            move_locked(tx, self.limits.verification_after, &[moved]).await?;
+            move_locked(tx, self.limits.at_end, &[moved]).await?;
             Ok(true)
         })
         .await

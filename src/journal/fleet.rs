@@ -93,6 +93,14 @@ impl Journal {
                 union all
                 select 'dead_lettered_day', reason_code, count(*) from dead_lettered_delivery
                     where received_at > now() - interval '1 day' group by reason_code
+                union all
+                select 'events_waiting', '', count(*) from outcome_event
+                union all
+                (
+                    select 'oldest_event_seconds', '', extract(epoch from now() - written_at) from outcome_event
+                    order by id
+                    limit 1
+                )
             ), removed as (
                 delete from fleet_figure f
                 where not exists (select from figures n where (n.figure, n.part) = (f.figure, f.part))

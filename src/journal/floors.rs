@@ -88,6 +88,54 @@ impl Floor {
     }
 }
 
+/// From which number on a table is read that is read by its growing numbers, and whose rows are removed
+/// once they are done with. What a number belongs to is committed `COMMIT_TIME_MAX` after it was drawn, or
+/// never: what lay before the lowest one that long ago is gone.
+#[derive(Default)]
+pub(crate) struct NumberFloor(Mutex<Numbers>);
+
+#[derive(Default)]
+struct Numbers {
+    /// Before this there is nothing any more.
+    from: i64,
+    /// The lowest number that was there once, and when.
+    lowest: Option<(i64, Instant)>,
+    whole_at: Option<Instant>,
+}
+
+impl Numbers {
+    fn bound(&self, now: Instant) -> i64 {
+        let is_fresh = |at: Instant| now.saturating_duration_since(at) < WHOLE_READ_INTERVAL;
+        if self.whole_at.is_some_and(is_fresh) { self.from } else { 0 }
+    }
+
+    fn note(&mut self, lowest: i64, now: Instant) {
+        if self.bound(now) == 0 {
+            self.whole_at = Some(now);
+            self.from = self.from.min(lowest);
+        }
+        match self.lowest {
+            Some((_, at)) if now.saturating_duration_since(at) < COMMIT_TIME_MAX => {}
+            last => {
+                self.from = last.map_or(self.from, |(number, _)| number.min(lowest));
+                self.lowest = Some((lowest, now));
+            }
+        }
+    }
+}
+
+impl NumberFloor {
+    /// From which number on to read.
+    pub fn bound(&self) -> i64 {
+        self.0.lock().bound(Instant::now())
+    }
+
+    /// Notes the lowest number that is there.
+    pub fn note(&self, lowest: i64) {
+        self.0.lock().note(lowest, Instant::now());
+    }
+}
+
 /// The indexes that are read again and again.
 #[derive(Default)]
 pub(crate) struct Floors {
@@ -96,6 +144,8 @@ pub(crate) struct Floors {
     pub leases: Floor,
     pub expiry: Floor,
     pub payloads: Floor,
+    /// The events that upstream is to be told.
+    pub events: NumberFloor,
     /// The database's time, and when it told it.
     clock: Mutex<Option<(OffsetDateTime, Instant)>>,
 }
@@ -133,6 +183,24 @@ mod tests {
         read.note(NOON - FALLBACK, later);
         let earlier = Some(NOON - FALLBACK - COMMIT_TIME_MAX);
         assert_eq!(read.bound(later), earlier, "the database's clock went back");
+    }
+
+    #[test]
+    fn a_number_is_passed_over_once_none_before_it_can_come() {
+        let (mut numbers, now) = (Numbers::default(), Instant::now());
+        assert_eq!(numbers.bound(now), 0);
+        numbers.note(10, now);
+        numbers.note(50, now + COMMIT_TIME_MAX / 2);
+        assert_eq!(numbers.bound(now + COMMIT_TIME_MAX / 2), 0, "one before 10 may still be committed");
+        let later = now + COMMIT_TIME_MAX;
+        numbers.note(60, later);
+        assert_eq!(numbers.bound(later), 10);
+        numbers.note(5, later + COMMIT_TIME_MAX);
+        assert_eq!(numbers.bound(later + COMMIT_TIME_MAX), 5, "it is there all the same");
+        let whole = later + WHOLE_READ_INTERVAL;
+        assert_eq!(numbers.bound(whole), 0);
+        numbers.note(3, whole);
+        assert!(numbers.bound(whole) <= 3);
     }
 
     #[test]

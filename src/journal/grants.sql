@@ -12,7 +12,7 @@ begin
         grant select on
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
-            reconciliation, fleet_figure, fleet_reading
+            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing
             to kyc_worker;
         -- What a job is, is written once.
         select string_agg(quote_ident(attname), ', ') into columns
@@ -33,7 +33,8 @@ begin
         grant insert, update on customer to kyc_worker;
         grant insert, delete, update (body_sha256) on dead_lettered_delivery to kyc_worker;
         grant insert, delete, update on worker to kyc_worker;
-        grant update on verification_pace, fleet_reading to kyc_worker;
+        grant update on verification_pace, fleet_reading, event_publishing to kyc_worker;
+        grant insert, delete on outcome_event to kyc_worker;
         grant insert, delete, update on fleet_figure to kyc_worker;
     end if;
 

@@ -146,7 +146,7 @@ impl Journal {
                 let head = Some(attempt.head_after(closed, &self.fingerprinter));
                 Move { attempt: Some(closed), head, ..Move::new(from, to) }
             });
-            move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+            move_locked(tx, self.limits.at_end, &moves.collect::<Vec<_>>()).await?;
             let is_all = sqlx::query_scalar!(
                 r#"-- no_lease_expired
                 select not exists (
@@ -206,7 +206,7 @@ impl Journal {
             });
             let ending: Vec<_> = ending.collect();
             let moves = ending.iter().map(|(position, to, _)| Move::new(*position, to));
-            move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+            move_locked(tx, self.limits.at_end, &moves.collect::<Vec<_>>()).await?;
             let is_all = sqlx::query_scalar!(
                 r#"-- none_expired
                 select not exists (

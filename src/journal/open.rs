@@ -13,6 +13,7 @@ use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::{Admission, NewRow, Slots, in_micros};
+use crate::journal::statements::events::tell_ends;
 use crate::journal::statements::open::{
     Found, Opened, count_delivery, delete_invalid, find, insert_dead_letter, insert_waiting, open_many,
 };
@@ -116,20 +117,24 @@ impl Journal {
         let reason = invalid.to_string();
         run_tx("record_invalid", &self.pool, async |tx| {
             if let Some(job_id) = invalid.job_id {
-                sqlx::query!(
-                    "-- insert_invalid
+                let is_new = sqlx::query_scalar!(
+                    r#"-- insert_invalid
                     insert into submission (job_id, customer_id, state, reason_code, reason, received_at, ended_at)
                     values ($1, $2, 'invalid', 'invalid', $3, $4, greatest(now(), $4))
                     on conflict (job_id) do update
                         set deliveries = submission.deliveries + 1, reason = excluded.reason
-                        where submission.state = 'invalid'",
+                        where submission.state = 'invalid'
+                    returning deliveries = 1 as "is_new!""#,
                     job_id,
                     invalid.customer_id,
                     reason,
                     received_at,
                 )
-                .execute(&mut *tx)
+                .fetch_optional(&mut *tx)
                 .await?;
+                if is_new == Some(true) && self.limits.at_end.is_told {
+                    tell_ends(tx, &[job_id]).await?;
+                }
             }
             let code = State::Invalid.name();
             insert_dead_letter(tx, message, received_at, invalid.job_id, code, &reason).await

@@ -197,7 +197,7 @@ impl Journal {
             insert_observation(tx, subject, &observation, head.entries, Some(read_at), dated_at(reading))
                 .await?;
             let moved = Move { head: Some(head), ..Move::new(from, &to) };
-            move_locked(tx, self.limits.verification_after, &[moved]).await?;
+            move_locked(tx, self.limits.at_end, &[moved]).await?;
             Ok(true)
         })
         .await?;

@@ -21,8 +21,16 @@ pub struct Limits {
     pub read_back_window: Duration,
     /// How many updates the provider allows a customer.
     pub customer_updates: u32,
+    pub at_end: AtEnd,
+}
+
+/// What the end of a job brings with it.
+#[derive(Clone, Copy, Debug)]
+pub struct AtEnd {
     /// From an acceptance to the first read of the verification.
     pub verification_after: Duration,
+    /// Whether upstream is told (`OUTCOME_EVENTS`).
+    pub is_told: bool,
 }
 
 /// How a new job is let in.

@@ -12,7 +12,7 @@ use crate::domain::customer_event::{CustomerEvent, Refusal};
 use crate::domain::job::JobRef;
 use crate::domain::message::Message;
 use crate::domain::read_back::CustomerStatus;
-use crate::domain::state::{Purpose, State};
+use crate::domain::state::{EventKind, Purpose, State};
 use crate::domain::trace_context::TraceContext;
 use crate::domain::verification::{NextRead, is_final};
 use crate::journal::error::JournalError;
@@ -21,6 +21,7 @@ use crate::journal::history::chain::{Entry, Head, Observation, Subject};
 use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::in_micros;
 use crate::journal::statements::customers::read_customers;
+use crate::journal::statements::events::tell_verifications;
 use crate::journal::statements::history::lock_submission;
 use crate::journal::statements::open::insert_dead_letter;
 
@@ -34,6 +35,9 @@ pub struct Pace {
     /// How long a read may take.
     pub read_time_max: Duration,
 }
+
+/// How a verification ends.
+const VERIFICATION_ENDS: [EventKind; 2] = [EventKind::Verified, EventKind::Failed];
 
 #[derive(Debug)]
 pub struct DueVerifications {
@@ -259,7 +263,7 @@ impl Journal {
         let recorded = run_tx("record_verification", &self.pool, async |tx| {
             let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(0) };
             let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
-            sqlx::query_scalar!(
+            let recorded = sqlx::query_scalar!(
                 r#"-- record_verification
                 with recorded as (
                     update submission s
@@ -297,8 +301,15 @@ impl Journal {
                 head.entries,
                 OffsetDateTime::from(claimed_at.wall),
             )
-            .fetch_one(tx)
-            .await
+            .fetch_one(&mut *tx)
+            .await?;
+            if recorded == 1 && self.limits.at_end.is_told {
+                let is_end = seen.is_some_and(|seen| is_final(&seen.status));
+                let overdue = (is_overdue && !claim.was_overdue).then_some(EventKind::Overdue);
+                let kinds: Vec<EventKind> = overdue.into_iter().chain(is_end.then_some(VERIFICATION_ENDS).into_iter().flatten()).collect();
+                tell_verifications(tx, &[claim.job.id], &kinds).await?;
+            }
+            Ok(recorded)
         })
         .await?;
         Ok(recorded == 1)
@@ -390,10 +401,13 @@ impl Journal {
             &head.mac as &[u8],
             is_its_end,
             newest.state == State::Accepted && is_news,
-            self.limits.verification_after.as_secs_f64(),
+            self.limits.at_end.verification_after.as_secs_f64(),
         )
-        .fetch_one(tx)
+        .fetch_one(&mut *tx)
         .await?;
+        if is_new && is_its_end && self.limits.at_end.is_told {
+            tell_verifications(tx, &[newest.job_id], &VERIFICATION_ENDS).await?;
+        }
         Ok(match (is_new, is_its_end) {
             (false, _) => EventNoted::Known,
             (true, true) => EventNoted::Ended(newest.job()),

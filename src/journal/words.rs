@@ -5,7 +5,7 @@ use sqlx::error::BoxDynError;
 use sqlx::postgres::{PgTypeInfo, PgValueRef, Postgres};
 use sqlx::{Decode, Type};
 
-use crate::domain::state::{ConclusionKind, Evidence, LinkField, Purpose, State, VerdictKind};
+use crate::domain::state::{ConclusionKind, EventKind, Evidence, LinkField, Purpose, State, VerdictKind};
 use crate::domain::trace_context::TraceContext;
 
 macro_rules! read_as_text {
@@ -28,4 +28,4 @@ macro_rules! read_as_text {
     )+};
 }
 
-read_as_text!(ConclusionKind, Evidence, LinkField, Purpose, State, TraceContext, VerdictKind);
+read_as_text!(ConclusionKind, EventKind, Evidence, LinkField, Purpose, State, TraceContext, VerdictKind);

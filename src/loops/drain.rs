@@ -13,18 +13,23 @@ use crate::context::Context;
 /// How often it is asked what is left to drain.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
 
-/// Stops the worker once the queue is empty and nothing is in motion, seen twice.
-pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: TaskTracker) {
+/// Stops the worker once the queue is empty, nothing is in motion and no event waits to be published, seen
+/// twice.
+pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: TaskTracker, tells: bool) {
     let mut seen_empty = 0;
     let mut last_logged = None;
     while context.stopping.run_until_cancelled(sleep(DRAIN_POLL)).await.is_some() {
         let ready = broker.count_ready().await;
         let in_motion = context.journal.count_in_motion().await;
-        let (Ok(ready), Ok(in_motion)) = (ready, in_motion) else {
+        let events = match tells {
+            true => context.journal.count_events().await,
+            false => Ok(0),
+        };
+        let (Ok(ready), Ok(in_motion), Ok(events)) = (ready, in_motion, events) else {
             seen_empty = 0;
             continue;
         };
-        if ready == 0 && in_motion == 0 && jobs.is_empty() {
+        if ready == 0 && in_motion == 0 && events == 0 && jobs.is_empty() {
             seen_empty += 1;
             if seen_empty == 2 {
                 info!("drained: the queue is empty, and every job has ended");
@@ -33,11 +38,11 @@ pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: Task
             continue;
         }
         seen_empty = 0;
-        if last_logged != Some((ready, in_motion)) {
+        if last_logged != Some((ready, in_motion, events)) {
             let next_due = context.journal.next_due().await.ok().flatten();
             let next_due_in_ms = next_due.map(|due| u64::try_from(due.as_millis()).unwrap_or(u64::MAX));
-            info!(queued = ready, in_motion, next_due_in_ms, "draining");
-            last_logged = Some((ready, in_motion));
+            info!(queued = ready, in_motion, events, next_due_in_ms, "draining");
+            last_logged = Some((ready, in_motion, events));
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod drain;
 pub mod fleet;
 pub mod heartbeat;
 pub mod maintenance;
+pub mod outcome_events;
 pub mod prober;
 pub mod reconciler;
 pub mod tracker;

@@ -115,6 +115,13 @@ pub const METRICS: Dashboard = Dashboard {
                     queries: &[("max(sum by (instance) (kyc_dead_lettered_day))", "dead letters")],
                 },
                 Panel {
+                    title: "Events not published",
+                    about: "With OUTCOME_EVENTS=true, how many events upstream is still to be told.",
+                    unit: COUNT,
+                    shape: Shape::Number,
+                    queries: &[("max(kyc_events_waiting)", "waiting")],
+                },
+                Panel {
                     title: "Verifications overdue",
                     about: "They take longer than VERIFICATION_DEADLINE. Ask the provider; send nothing.",
                     unit: COUNT,
@@ -184,6 +191,26 @@ pub const METRICS: Dashboard = Dashboard {
                         (quantile!("0.95", "kyc_delivery_age_seconds_bucket"), "95 %"),
                         ("time() - max(kyc_last_delivery_published_timestamp_seconds > 0)", "the newest"),
                     ],
+                },
+                Panel {
+                    title: "Events to upstream",
+                    about: "What the broker has confirmed, and how often events could not be published.",
+                    unit: COUNT,
+                    shape: Shape::Bars,
+                    queries: &[
+                        (
+                            "sum by (kind) (increase(kyc_events_published_total[$__rate_interval]))",
+                            "{{kind}}",
+                        ),
+                        ("sum(increase(kyc_event_failures_total[$__rate_interval]))", "not published"),
+                    ],
+                },
+                Panel {
+                    title: "The oldest event",
+                    about: "How long the event has waited that upstream is to be told next.",
+                    unit: SECONDS,
+                    shape: Shape::Lines,
+                    queries: &[("max(kyc_oldest_event_seconds)", "waits")],
                 },
                 Panel {
                     title: "The provider's clock",

@@ -227,6 +227,7 @@ fn printed(arguments: &[&str]) -> String {
 #[test]
 fn the_published_schemas_are_what_the_worker_prints() {
     hold("docs/job.schema.json", &printed(&["schema"]));
+    hold("docs/event.schema.json", &printed(&["schema", "--event"]));
     hold("docs/asyncapi.json", &printed(&["schema", "--asyncapi"]));
 }
 

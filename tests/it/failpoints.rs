@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::dead_letters::wait_for_letters;
 use crate::harness::{JOBS, Submission, WorkerProcess, World, job_body, world, world_with};
+use crate::outcome_events::TOLD;
 use crate::verification::{SCALED, world_that_verifies_in};
 
 /// The steps up to the last check before the send, of a job whose row is committed.
@@ -114,6 +115,9 @@ fn check_after_a_kill(point: Point) {
         }
         Point::VerificationClaimed | Point::VerificationAnswered => check_tracker_killed_at(point),
         Point::RequeueConfirmed => check_requeue_killed_at(point),
+        Point::EventsTaken | Point::EventsConfirmed | Point::EventsRemoved => {
+            check_publisher_killed_at(point)
+        }
     }
 }
 
@@ -173,6 +177,23 @@ fn check_requeue_killed_at(point: Point) {
         assert_eq!(job.state, "accepted");
         wait_for_letters(&world, 0).await;
         assert_eq!(world.count_patches(job_id).await, 1);
+    });
+}
+
+/// A publisher that is killed leaves its events to the next: what was published already comes twice.
+fn check_publisher_killed_at(point: Point) {
+    world(async |world| {
+        world.declare_topology().await;
+        let upstream = world.listen().await;
+        let failpoint = format!("{}=kill", point.name());
+        let mut dying = world.start_worker_with(&[TOLD, ("KYC_FAILPOINT", &failpoint)]);
+        let job_id = world.publish_job().await;
+        assert_eq!(dying.exit().await.signal(), Some(9), "killed at {}", point.name());
+        let _worker = world.start_worker_with(&[TOLD]);
+        let later = world.publish_job().await;
+        let told = upstream.wait_for_implied(&world, &[job_id, later]).await;
+        let copies = told.iter().filter(|event| event["subject"] == job_id.to_string()).count();
+        assert_eq!(copies, if point == Point::EventsConfirmed { 2 } else { 1 }, "killed at {}", point.name());
     });
 }
 

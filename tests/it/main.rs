@@ -48,6 +48,7 @@ mod monitoring;
 mod odd_machines;
 mod one_customer;
 mod outages;
+mod outcome_events;
 mod pausing;
 mod poison;
 mod privacy;

@@ -10,7 +10,7 @@ use kyc_worker::domain::job::{Job, Rules};
 use kyc_worker::domain::message::Message;
 use kyc_worker::domain::outcome::Outcome;
 use kyc_worker::domain::state::WaitingFor;
-use kyc_worker::journal::{Admission, Journal, JournalError, Limits, NextAttempt, Opened};
+use kyc_worker::journal::{Admission, AtEnd, Journal, JournalError, Limits, NextAttempt, Opened};
 use kyc_worker::seal::{Fingerprinter, Keyring};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -248,7 +248,7 @@ const LIMITS: Limits = Limits {
     read_back_after: Duration::from_secs(15),
     read_back_window: Duration::from_secs(60),
     customer_updates: 3,
-    verification_after: Duration::from_secs(60),
+    at_end: AtEnd { verification_after: Duration::from_secs(60), is_told: true },
 };
 
 pub fn journal(world: &World, worker: &str) -> Journal {

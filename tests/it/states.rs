@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kyc_worker::clock::Moment;
 use kyc_worker::desk::budget::set_budget;
+use kyc_worker::desk::events::{Selection, tell_page};
 use kyc_worker::desk::interventions::Attribution;
 use kyc_worker::desk::replay::{Intent, ReplayRules, replay};
 use kyc_worker::desk::resolve::{Finding, resolve};
@@ -469,6 +470,39 @@ fn jobs_of_a_worker_whose_clock_is_ahead_end_after_they_came() {
             .await
             .expect_err("no job ends before it was received");
         assert_eq!(refused.as_database_error().and_then(|error| error.code()).as_deref(), Some("23514"));
+    });
+}
+
+/// By whichever statement it ends; and what is told again from the books is what was told first. Of the one
+/// that was changed behind the worker's back, the books alone tell.
+#[test]
+fn upstream_is_told_of_every_form_of_end() {
+    world(async |world| {
+        let publishes = "update event_publishing set turn_until = now()";
+        sqlx::query(publishes).execute(&world.pool).await.expect("people's commands tell upstream too");
+        let maker = Maker { world: &world, journal: journal(&world, "one"), ahead: time::Duration::ZERO };
+        maker.make().await;
+        let untold = "select count(*) from submission s
+            where ended_at is not null and reason <> 'restored from a backup' and not exists (
+                select from outcome_event e
+                where e.job_id = s.job_id and e.kind = 'job.' || s.state and e.at = s.ended_at
+                    and not exists (select from outcome_event later where later.job_id = e.job_id and later.id > e.id)
+            )";
+        assert_eq!(world.count(untold).await, 0);
+        let first = world.count("select max(id) from outcome_event").await;
+        let since = OffsetDateTime::now_utc() - time::Duration::DAY;
+        let all = Selection { since, customer_id: None };
+        let page = tell_page(&world.pool, all, None).await.expect("the database answers").expect("a page");
+        let ended = world.count("select count(*) from submission where ended_at is not null").await;
+        assert_eq!((page.jobs, page.events), (ended.unsigned_abs(), ended.unsigned_abs()));
+        let end = tell_page(&world.pool, all, page.cursor).await.expect("the database answers");
+        assert!(end.is_none());
+        let others = sqlx::query_scalar::<_, i64>(
+            "with told as (select id, to_jsonb(e) - 'id' - 'written_at' as said from outcome_event e)
+            select count(*) from told copy
+            where id > $1 and not exists (select from told where id <= $1 and said = copy.said)",
+        );
+        assert_eq!(others.bind(first).fetch_one(&world.pool).await.expect("the database answers"), 1);
     });
 }
 

@@ -356,7 +356,7 @@ fn a_trace_leads_from_the_publishers_of_the_examples_to_the_provider() {
         let collector = Collector::start(Answers::Takes).await;
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url);
         let mut worker = world.start_worker_with(&[endpoint, SHARE_NOTHING]);
-        let programs = programs(true);
+        let programs = programs("docs/publishing.md", true);
         assert_eq!(programs.len(), 2, "pika and amqplib");
         let count = programs.len();
         for (mut program, example) in programs {

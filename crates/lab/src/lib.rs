@@ -7,6 +7,7 @@ pub mod database;
 pub mod process;
 pub mod provider;
 pub mod services;
+pub mod upstream;
 
 use std::path::PathBuf;
 

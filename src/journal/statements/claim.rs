@@ -17,7 +17,7 @@ use crate::domain::state::{LinkField, State, VerdictKind, WaitingFor};
 use crate::domain::suspicion::Customer;
 use crate::domain::trace_context::TraceContext;
 use crate::journal::history::chain::{Head, Subject};
-use crate::journal::rows::{Limits, NewRow, column};
+use crate::journal::rows::{AtEnd, Limits, NewRow, column};
 use crate::journal::statements::customers::read_customers;
 use crate::journal::statements::move_on::{Destination, LockedRow, Move, Position, Why, move_locked};
 use crate::journal::statements::wake::NEAR_WAIT_MAX_SECONDS;
@@ -254,6 +254,7 @@ impl Candidate {
     pub async fn yield_slot(
         &self,
         tx: &mut PgConnection,
+        at_end: AtEnd,
         decision: Decision,
         head: Option<Head>,
     ) -> sqlx::Result<Option<Outcome>> {
@@ -266,39 +267,51 @@ impl Candidate {
                 // Whoever releases or ends the newer one wakes this one; its alarm is for what nobody ends.
                 let due_in = Duration::from_secs_f64(NEAR_WAIT_MAX_SECONDS);
                 let wait = Destination::Wait { waiting_for: WaitingFor::Customer, due_in, why: None };
-                self.give_up_slot(tx, &wait, head).await?;
+                self.give_up_slot(tx, at_end, &wait, head).await?;
                 return Ok(None);
             }
         };
-        self.give_up_slot(tx, &Destination::End(outcome.ended()), head).await?;
+        self.give_up_slot(tx, at_end, &Destination::End(outcome.ended()), head).await?;
         Ok(Some(outcome))
     }
 
     /// Ends the job without an attempt.
-    pub async fn end(&self, tx: &mut PgConnection, outcome: &Outcome) -> sqlx::Result<()> {
-        self.give_up_slot(tx, &Destination::End(outcome.ended()), None).await
+    pub async fn end(&self, tx: &mut PgConnection, at_end: AtEnd, outcome: &Outcome) -> sqlx::Result<()> {
+        self.give_up_slot(tx, at_end, &Destination::End(outcome.ended()), None).await
     }
 
     /// Gives the slot up until a key may be there. Another replica may have the key already.
-    pub async fn wait_for_key(&self, tx: &mut PgConnection, due_in: Duration) -> sqlx::Result<()> {
+    pub async fn wait_for_key(
+        &self,
+        tx: &mut PgConnection,
+        at_end: AtEnd,
+        due_in: Duration,
+    ) -> sqlx::Result<()> {
         let text = "no key opens its payload; add the key that it was sealed with to PAYLOAD_KEY".into();
         let why = Some(Why { code: PAYLOAD_UNREADABLE, text });
-        self.give_up_slot(tx, &Destination::Wait { waiting_for: WaitingFor::Retry, due_in, why }, None).await
+        let wait = Destination::Wait { waiting_for: WaitingFor::Retry, due_in, why };
+        self.give_up_slot(tx, at_end, &wait, None).await
     }
 
     async fn give_up_slot(
         &self,
         tx: &mut PgConnection,
+        at_end: AtEnd,
         to: &Destination,
         head: Option<Head>,
     ) -> sqlx::Result<()> {
         let moved = Move { head, ..Move::new(self.position, to) };
-        move_locked(tx, Duration::ZERO, &[moved]).await
+        move_locked(tx, at_end, &[moved]).await
     }
 
     /// Ends those that wait and are older than this one: a newer one was accepted, which nothing
     /// takes back, so none of them needs the slot for that. Returns which.
-    pub async fn supersede_older(&self, tx: &mut PgConnection, by: Uuid) -> sqlx::Result<Vec<JobRef>> {
+    pub async fn supersede_older(
+        &self,
+        tx: &mut PgConnection,
+        at_end: AtEnd,
+        by: Uuid,
+    ) -> sqlx::Result<Vec<JobRef>> {
         let older = sqlx::query_as!(
             LockedRow,
             r#"-- lock_older
@@ -321,7 +334,7 @@ impl Candidate {
         .await?;
         let to = Destination::End(Outcome::Superseded { by }.ended());
         let moves = older.iter().map(|row| Move::new(row.position(), &to));
-        move_locked(tx, Duration::ZERO, &moves.collect::<Vec<_>>()).await?;
+        move_locked(tx, at_end, &moves.collect::<Vec<_>>()).await?;
         Ok(older.iter().map(LockedRow::job).collect())
     }
 }

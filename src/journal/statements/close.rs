@@ -121,7 +121,7 @@ pub(crate) async fn close_many(
         head: Some(closing.head_after(fingerprinter, worker, now)),
         ..Move::new(closing.claim.position(), &closing.to)
     });
-    let closed = move_on(tx, limits.verification_after, &moves.collect::<Vec<_>>()).await?;
+    let closed = move_on(tx, limits.at_end, &moves.collect::<Vec<_>>()).await?;
     // Few customers are at their limit: a statement of its own, which a batch without any is spared.
     let limited = closings.iter().filter(|c| c.says_limit_is_reached() && closed.contains(&c.key()));
     let limited: Vec<Uuid> = limited.map(|closing| closing.claim.customer_id).collect();

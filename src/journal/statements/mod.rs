@@ -4,6 +4,7 @@
 pub(crate) mod claim;
 pub(crate) mod close;
 pub(crate) mod customers;
+pub(crate) mod events;
 pub(crate) mod history;
 pub(crate) mod move_on;
 pub(crate) mod open;

@@ -15,7 +15,8 @@ use crate::domain::state::{Evidence, State, WaitingFor};
 use crate::domain::trace_context::TraceContext;
 use crate::domain::verdict::Acceptance;
 use crate::journal::history::chain::{Entry, Head};
-use crate::journal::rows::column;
+use crate::journal::rows::{AtEnd, column};
+use crate::journal::statements::events::tell_ends;
 use crate::journal::statements::wake::wake_newest;
 
 /// Where a submission's row stands, as its claim or its lock says. A row that stands elsewhere by now is
@@ -191,10 +192,9 @@ impl Destination {
 
 /// Moves rows on, and returns which. Left out are those that stand elsewhere by now: their claim is gone,
 /// or an entry was added to their history. Each move raises the token, so that a claim moves its row once.
-/// A verification is first read `verification_after` its acceptance.
 pub(crate) async fn move_on(
     tx: &mut PgConnection,
-    verification_after: Duration,
+    at_end: AtEnd,
     moves: &[Move<'_>],
 ) -> sqlx::Result<HashSet<(Uuid, i64)>> {
     if moves.is_empty() {
@@ -286,7 +286,7 @@ pub(crate) async fn move_on(
             as &[Option<&str>],
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.error)) as &[Option<&str>],
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.duration_ms)) as &[Option<i32>],
-        verification_after.as_secs_f64(),
+        at_end.verification_after.as_secs_f64(),
     )
     .fetch_all(&mut *tx)
     .await?;
@@ -296,15 +296,22 @@ pub(crate) async fn move_on(
     let behind = moves.iter().filter(|m| m.to.waiting_for() == Some(WaitingFor::Customer));
     let customers: HashSet<Uuid> = awaited.chain(behind.map(|m| m.from.customer_id)).collect();
     wake_newest(tx, &customers.into_iter().collect::<Vec<_>>()).await?;
-    Ok(moved.into_iter().map(|row| (row.job_id, row.token)).collect())
+    let moved: HashSet<(Uuid, i64)> = moved.into_iter().map(|row| (row.job_id, row.token)).collect();
+    if at_end.is_told {
+        let has_ended =
+            |m: &&Move<'_>| m.to.ended().is_some() && moved.contains(&(m.from.job_id, m.from.token));
+        let ended: Vec<Uuid> = moves.iter().filter(has_ended).map(|m| m.from.job_id).collect();
+        tell_ends(tx, &ended).await?;
+    }
+    Ok(moved)
 }
 
 /// Moves rows on that this transaction has locked: each stands where it was found.
 pub(crate) async fn move_locked(
     tx: &mut PgConnection,
-    verification_after: Duration,
+    at_end: AtEnd,
     moves: &[Move<'_>],
 ) -> sqlx::Result<()> {
-    let moved = move_on(tx, verification_after, moves).await?;
+    let moved = move_on(tx, at_end, moves).await?;
     if moved.len() == moves.len() { Ok(()) } else { Err(sqlx::Error::RowNotFound) }
 }

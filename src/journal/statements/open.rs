@@ -13,6 +13,7 @@ use crate::domain::precedence::Decision;
 use crate::domain::state::WaitingFor;
 use crate::journal::rows::{Limits, NewRow, Slots, column};
 use crate::journal::statements::claim::{Candidate, Claim, begin_attempts, decide_all};
+use crate::journal::statements::events::tell_ends;
 use crate::journal::statements::wake::{FAR_WAIT_SECONDS, NEAR_WAIT_MIN_SECONDS, wake_newest};
 
 /// What became of a valid job.
@@ -84,7 +85,7 @@ pub(crate) async fn open_many(
         match (decision, row.t0) {
             (Decision::Go, Some(t0)) => going.push(row.slot(t0, begun_at)),
             (decision, _) => {
-                let ended = candidate.yield_slot(tx, decision, None).await?;
+                let ended = candidate.yield_slot(tx, limits.at_end, decision, None).await?;
                 opened.insert(row.job_id, ended.map_or(Opened::Waiting, Opened::Ended));
             }
         }
@@ -132,6 +133,11 @@ async fn open_behind(
     let unwatched = |each: &&Behind<'_>| each.is_newest && !inserted.contains(&each.row.job_id);
     let unwatched: Vec<Uuid> = behind.iter().filter(unwatched).map(|each| each.row.customer_id).collect();
     wake_newest(tx, &unwatched).await?;
+    if limits.at_end.is_told {
+        let ended = behind.iter().filter(|each| each.outcome.is_some()).map(|each| each.row.job_id);
+        let ended: Vec<Uuid> = ended.filter(|job_id| inserted.contains(job_id)).collect();
+        tell_ends(tx, &ended).await?;
+    }
     let opened = behind.into_iter().filter(|each| inserted.contains(&each.row.job_id));
     Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Waiting, Opened::Ended))).collect())
 }

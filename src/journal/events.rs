@@ -1,0 +1,149 @@
+//! The events that upstream is to be told, taken to be published and removed once the broker has them.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::outcome_event::OutcomeEvent;
+use crate::domain::state::{EventKind, Evidence, State};
+use crate::domain::trace_context::TraceContext;
+use crate::journal::error::JournalError;
+use crate::journal::handle::Journal;
+use crate::journal::pool::run;
+
+/// How long the turn to publish lasts. A publisher that takes longer for a batch may find another beside it:
+/// events come twice then, and still in their order, as each begins with the first that is not removed.
+const TURN_SECONDS: f64 = 10.0;
+
+/// An event that waits to be published.
+#[derive(Debug)]
+pub struct WaitingEvent {
+    pub id: i64,
+    pub event: OutcomeEvent,
+}
+
+/// A row of `outcome_event`.
+struct Row {
+    id: i64,
+    kind: EventKind,
+    job_id: Uuid,
+    customer_id: Option<Uuid>,
+    at: OffsetDateTime,
+    state: State,
+    reason_code: Option<String>,
+    reason: Option<String>,
+    attempts: i32,
+    evidence: Option<Evidence>,
+    verification_status: Option<String>,
+    failure_reason: Option<String>,
+    requested_at: Option<OffsetDateTime>,
+    ended_at: Option<OffsetDateTime>,
+    correlation_id: Option<String>,
+    trace: Option<TraceContext>,
+}
+
+impl Journal {
+    /// Takes the turn to publish, and reads up to `limit` events that have waited the longest. None where it
+    /// is another's turn.
+    pub async fn take_events(&self, publisher: Uuid, limit: i64) -> Result<Vec<WaitingEvent>, JournalError> {
+        let from = self.floors.events.bound();
+        let rows = run("take_events", &self.pool, async |connection| {
+            sqlx::query_as!(
+                Row,
+                r#"-- take_events
+                with turn as (
+                    update event_publishing
+                    set publisher = $1, turn_until = now() + make_interval(secs => $2)
+                    where publisher = $1 or turn_until < now()
+                        -- One further ahead is of a clock that was ahead, and was put right.
+                        or turn_until > now() + interval '1 minute'
+                    returning one
+                )
+                select
+                    id, kind as "kind: EventKind", job_id, customer_id, at, state as "state: State", reason_code,
+                    reason, attempts, evidence as "evidence: Evidence", verification_status, failure_reason,
+                    requested_at, ended_at, correlation_id, traceparent as "trace: TraceContext"
+                from outcome_event
+                where exists (select from turn) and id >= $3
+                order by id
+                limit $4"#,
+                publisher,
+                TURN_SECONDS,
+                from,
+                limit,
+            )
+            .fetch_all(connection)
+            .await
+        })
+        .await?;
+        if let Some(first) = rows.first() {
+            self.floors.events.note(first.id);
+        }
+        Ok(rows.into_iter().map(Row::into_waiting).collect())
+    }
+
+    /// Removes events that the broker has.
+    pub async fn remove_events(&self, ids: &[i64]) -> Result<(), JournalError> {
+        run("remove_events", &self.pool, async |connection| {
+            sqlx::query!(
+                "-- remove_events
+                delete from outcome_event where id = any($1)",
+                ids,
+            )
+            .execute(connection)
+            .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Leaves the turn to publish to whoever comes next.
+    pub async fn leave_turn(&self, publisher: Uuid) -> Result<(), JournalError> {
+        run("leave_turn", &self.pool, async |connection| {
+            sqlx::query!(
+                "-- leave_turn
+                update event_publishing set turn_until = now() where publisher = $1 and turn_until > now()",
+                publisher,
+            )
+            .execute(connection)
+            .await
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// How many events wait to be published.
+    pub async fn count_events(&self) -> Result<u64, JournalError> {
+        let count = run("count_events", &self.pool, async |connection| {
+            sqlx::query_scalar!(
+                r#"-- count_events
+                select count(*) as "count!" from outcome_event"#,
+            )
+            .fetch_one(connection)
+            .await
+        });
+        Ok(count.await?.unsigned_abs())
+    }
+}
+
+impl Row {
+    fn into_waiting(self) -> WaitingEvent {
+        let event = OutcomeEvent {
+            kind: self.kind,
+            job_id: self.job_id,
+            customer_id: self.customer_id,
+            at: self.at,
+            state: self.state,
+            reason_code: self.reason_code,
+            reason: self.reason,
+            attempts: self.attempts,
+            evidence: self.evidence,
+            verification_status: self.verification_status,
+            failure_reason: self.failure_reason,
+            requested_at: self.requested_at,
+            ended_at: self.ended_at,
+            correlation_id: self.correlation_id,
+            trace: self.trace,
+        };
+        WaitingEvent { id: self.id, event }
+    }
+}
