@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use anyhow::Context as _;
 use kyc_worker::domain::outcome_event::id;
 use kyc_worker::domain::state::EventKind;
-use lapin::options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
+use lapin::options::{
+    BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, ExchangeKind};
 use serde_json::Value;
 use sqlx::PgPool;
@@ -33,18 +35,25 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Declares a durable queue that is bound to every event of the exchange, which is declared as the worker
-    /// does it.
+    /// Makes a queue anew that is bound to every event of the exchange, which is declared as the worker does it.
     pub async fn listen(amqp_url: &str, exchange: &str, queue: &str) -> anyhow::Result<Self> {
-        let broker = Broker::connect(amqp_url).await?;
+        let upstream = Self::connect(amqp_url, exchange, queue).await?;
+        let broker = &upstream.broker;
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
         let (kind, none) = (ExchangeKind::Topic, FieldTable::default());
         broker.channel.exchange_declare(exchange.into(), kind, options, none).await?;
-        let options = QueueDeclareOptions::durable();
-        broker.channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
-        let upstream = Self { broker, exchange: exchange.to_owned(), queue: queue.to_owned() };
+        broker.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        broker.channel.queue_declare(queue.into(), QueueDeclareOptions::durable(), arguments).await?;
         upstream.bind().await?;
         Ok(upstream)
+    }
+
+    /// Connects to a queue that was made before.
+    pub async fn connect(amqp_url: &str, exchange: &str, queue: &str) -> anyhow::Result<Self> {
+        let broker = Broker::connect(amqp_url).await?;
+        Ok(Self { broker, exchange: exchange.to_owned(), queue: queue.to_owned() })
     }
 
     pub async fn bind(&self) -> anyhow::Result<()> {

@@ -35,6 +35,7 @@ use kyc_lab::books::AtBroker;
 use kyc_lab::broker::Broker;
 use kyc_lab::process::{self, Process};
 use kyc_lab::provider::Provider;
+use kyc_lab::upstream::Upstream;
 use kyc_lab::{database, program};
 
 /// Sends jobs through replicas that are killed all the time, and reconciles every record
@@ -113,6 +114,9 @@ const TIMES: [(&str, &str); 13] = [
 ];
 const FINGERPRINT_KEY: &str = "c3Rvcm0gZmluZ2VycHJpbnQga2V5LCAzMiBieXRlcyE=";
 const CLAIM_LEASE: Duration = Duration::from_millis(3500);
+/// Where upstream is told, and its queue.
+const EVENTS_EXCHANGE: &str = "kyc-storm.events";
+const UPSTREAM: &str = "kyc-storm.upstream";
 const CUSTOMER_READ_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Longer than `READ_BACK_WINDOW`, which the worker relies on.
@@ -177,6 +181,8 @@ async fn storm(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     let mut stage = Stage::set(arguments).await?;
     let admin_url = stage.sandbox.admin_url();
     let pool = stage.make_database().await?;
+    let (exchange, queue) = (EVENTS_EXCHANGE, UPSTREAM);
+    drop(Upstream::listen(&stage.amqp_url, exchange, queue).await?);
     let mut replicas = stage.replicas(arguments, seed)?;
     let load = Mutex::new(Load::new(seed));
     let mut publisher = Publisher::new(stage.amqp_url.clone());
@@ -213,7 +219,8 @@ async fn storm(arguments: &Arguments, seed: u64) -> anyhow::Result<bool> {
     let published = load.into_inner().into_published();
     let review_percent_max = arguments.review_percent_max;
     let deeds = Deeds { replicas, outages, weather, is_calm, review_percent_max };
-    let verdict = verdict::reach(&pool, &admin_url, published, at_broker, deeds).await?;
+    let told = Upstream::connect(&stage.amqp_url, exchange, queue).await?.take().await?;
+    let verdict = verdict::reach(&pool, &admin_url, published, at_broker, &told, deeds).await?;
     println!("{verdict}");
     if verdict.is_good() {
         println!("Every promise was kept. Logs are in {}.", arguments.directory.display());
@@ -317,6 +324,8 @@ impl Stage {
             ("CONCURRENCY", "16"),
             ("PREFETCH", "48"),
             ("DATABASE_CONNECTIONS", "8"),
+            ("OUTCOME_EVENTS", "true"),
+            ("EVENTS_EXCHANGE", EVENTS_EXCHANGE),
             ("LOG_FORMAT", "text"),
             ("NO_COLOR", "1"),
         ];
@@ -432,7 +441,7 @@ impl<'a> Watch<'a> {
         Ok(())
     }
 
-    /// Until nothing is queued, nothing in motion and nothing in verification, twice in a
+    /// Until nothing is queued, nothing in motion, nothing in verification and no event waits, twice in a
     /// row. False if that takes too long.
     async fn until_calm(&self, publisher: &mut Publisher) -> anyhow::Result<bool> {
         let deadline = Instant::now() + CALM_TIMEOUT;
@@ -446,8 +455,12 @@ impl<'a> Watch<'a> {
             let queued = publisher.count_queued().await;
             let followed = "select count(*) from submission where verification_due_at is not null";
             let followed: Option<i64> = sqlx::query_scalar(followed).fetch_one(self.pool).await.ok();
-            let is_calm =
-                in_motion == Some(0) && followed == Some(0) && queued.is_ok_and(|queued| queued == 0);
+            let untold = "select count(*) from outcome_event";
+            let untold: Option<i64> = sqlx::query_scalar(untold).fetch_one(self.pool).await.ok();
+            let is_calm = in_motion == Some(0)
+                && followed == Some(0)
+                && untold == Some(0)
+                && queued.is_ok_and(|queued| queued == 0);
             seen_calm = if is_calm { seen_calm + 1 } else { 0 };
         }
         Ok(true)

@@ -9,6 +9,7 @@ use crate::replicas::Replicas;
 use crate::weather::Weather;
 use crate::{CUSTOMER_READ_INTERVAL, FINGERPRINT_KEY};
 use kyc_lab::books::{self, AtBroker, Check, Published};
+use kyc_lab::upstream::{self, Taken};
 
 /// How many differing cases of one check are shown.
 const DISAGREEING_SHOWN: usize = 20;
@@ -44,10 +45,12 @@ pub async fn reach(
     admin_url: &str,
     published: Published,
     at_broker: AtBroker,
+    told: &[Taken],
     deeds: Deeds,
 ) -> anyhow::Result<Verdict> {
     let evidence = books::gather(pool, admin_url, published, at_broker).await?;
     let histories = books::audit(pool, FINGERPRINT_KEY).await?;
+    let events = upstream::compare(told, &upstream::implied(pool).await?);
     let ends = sqlx::query_as(
         "select state, coalesce(case when state = 'accepted' then evidence else reason_code end, ''), count(*)
         from submission where state <> 'invalid' group by 1, 2 order by 3 desc",
@@ -76,8 +79,12 @@ pub async fn reach(
     }
     let (patches, updates) = evidence.seen();
     Ok(Verdict {
-        checks: [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL), vec![histories]]
-            .concat(),
+        checks: [
+            evidence.checks(),
+            evidence.verification_checks(CUSTOMER_READ_INTERVAL),
+            vec![histories, events],
+        ]
+        .concat(),
         jobs: ends.iter().map(|(_, _, count)| count).sum(),
         ends,
         faults,
@@ -89,6 +96,7 @@ pub async fn reach(
             ("reads of customers", reads),
             ("attempts after one of unknown outcome", resent),
             ("answers that came after their claim was lost", late),
+            ("events that upstream was told, copies included", told.len() as i64),
         ],
         deeds,
     })
