@@ -1,6 +1,10 @@
 -- What upstream is told (OUTCOME_EVENTS): each event is committed with the change that it tells of, and
 -- removed once the broker has it.
 
+alter table submission add column verification_ended_at timestamptz;
+
+comment on column submission.verification_ended_at is 'As of when the verification''s end is known that verification_status tells; a read that finds the same again leaves it';
+
 create table outcome_event (
     id bigint generated always as identity,
     kind text not null,

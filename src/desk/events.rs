@@ -55,7 +55,7 @@ pub async fn count(pool: &PgPool, selection: Selection) -> sqlx::Result<u64> {
         select count(*) as "count!"
         from submission
         where ended_at >= $1 and ($3::uuid is null or customer_id = $3)
-            and (ended_at >= $2 or verification_seen_at >= $2 or verification_overdue_at >= $2)"#,
+            and (ended_at >= $2 or coalesce(verification_ended_at, verification_seen_at) >= $2 or verification_overdue_at >= $2)"#,
         selection.from(),
         selection.since,
         selection.customer_id,
@@ -76,7 +76,7 @@ pub async fn tell_page(pool: &PgPool, selection: Selection, cursor: Cursor) -> s
             select job_id, ended_at as "ended_at!"
             from submission
             where (ended_at, job_id) > ($1, $2) and ended_at >= $1 and ($4::uuid is null or customer_id = $4)
-                and (ended_at >= $3 or verification_seen_at >= $3 or verification_overdue_at >= $3)
+                and (ended_at >= $3 or coalesce(verification_ended_at, verification_seen_at) >= $3 or verification_overdue_at >= $3)
             order by ended_at, job_id
             limit $5
             for no key update"#,

@@ -260,16 +260,22 @@ impl Journal {
             error: None,
             conclusion: None,
         });
-        let recorded = run_tx("record_verification", &self.pool, async |tx| {
-            let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(0) };
+        run_tx("record_verification", &self.pool, async |tx| {
+            let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(false) };
             let head = locked.position.head.after(&self.fingerprinter, subject, &entry);
-            let recorded = sqlx::query_scalar!(
+            let is_end = sqlx::query_scalar!(
                 r#"-- record_verification
                 with recorded as (
                     update submission s
                     set verification_status = coalesce($3, s.verification_status),
                         failure_reason = case when $3::text is null then s.failure_reason else $4 end,
                         verification_seen_at = case when $3::text is null then s.verification_seen_at else $2 end,
+                        verification_ended_at = case
+                            when $3::text is null then s.verification_ended_at
+                            when not $11 then null
+                            when (s.verification_status, s.failure_reason) is distinct from ($3, $4) then $2
+                            else coalesce(s.verification_ended_at, $2)
+                        end,
                         verification_due_at = now() + make_interval(secs => $5::float8),
                         verification_overdue_at = case
                             when $6 then coalesce(s.verification_overdue_at, now())
@@ -279,7 +285,7 @@ impl Journal {
                         entries = case when $7 then $9 else s.entries end
                     where s.job_id = $1 and s.verification_due_at is not null
                         and (s.verification_seen_at is null or s.verification_seen_at < $2)
-                    returning s.job_id, s.customer_id
+                    returning s.job_id, s.customer_id, s.verification_ended_at = $2 as is_end
                 ), observed as (
                     insert into observation (job_id, customer_id, at, purpose, status, failure_reason, entry, read_at)
                     select job_id, customer_id, $2, 'verification', $3, $4, $9, $10 from recorded where $7
@@ -289,7 +295,7 @@ impl Journal {
                     from recorded
                     where c.customer_id = recorded.customer_id
                 )
-                select count(*) as "recorded!" from recorded"#,
+                select coalesce(is_end, false) as "is_end!" from recorded"#,
                 claim.job.id,
                 claim.at,
                 seen.map(|seen| seen.status.as_str()),
@@ -300,19 +306,23 @@ impl Journal {
                 &head.mac as &[u8],
                 head.entries,
                 OffsetDateTime::from(claimed_at.wall),
+                seen.is_some_and(|seen| is_final(&seen.status)),
             )
-            .fetch_one(&mut *tx)
+            .fetch_optional(&mut *tx)
             .await?;
-            if recorded == 1 && self.limits.at_end.is_told {
-                let is_end = seen.is_some_and(|seen| is_final(&seen.status));
-                let overdue = (is_overdue && !claim.was_overdue).then_some(EventKind::Overdue);
-                let kinds: Vec<EventKind> = overdue.into_iter().chain(is_end.then_some(VERIFICATION_ENDS).into_iter().flatten()).collect();
-                tell_verifications(tx, &[claim.job.id], &kinds).await?;
+            if let Some(is_end) = is_end
+                && self.limits.at_end.is_told
+            {
+                let kinds: &[EventKind] = match is_end {
+                    true => &VERIFICATION_ENDS,
+                    false if is_overdue && !claim.was_overdue => &[EventKind::Overdue],
+                    false => &[],
+                };
+                tell_verifications(tx, &[claim.job.id], kinds).await?;
             }
-            Ok(recorded)
+            Ok(is_end.is_some())
         })
-        .await?;
-        Ok(recorded == 1)
+        .await
     }
 
     /// Writes down what an event said of a customer, with their newest accepted job, and has
@@ -381,6 +391,7 @@ impl Journal {
                     verification_status = case when $8 then $4 else s.verification_status end,
                     failure_reason = case when $8 then $5 else s.failure_reason end,
                     verification_seen_at = case when $8 then least($3, now()) else s.verification_seen_at end,
+                    verification_ended_at = case when $8 then least($3, now()) else s.verification_ended_at end,
                     verification_due_at = case
                         when $9 then least(
                             s.verification_due_at,

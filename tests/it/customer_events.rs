@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, world, world_with};
+use crate::outcome_events::TOLD;
 use crate::verification::{scaled_with, world_that_verifies_in};
 
 const ROUTING_KEY: &str = "customer-event";
@@ -71,7 +72,7 @@ fn body(customer_id: Uuid, event: &str, at: OffsetDateTime) -> Value {
 
 impl World {
     fn start_worker_with_events(&self) -> WorkerProcess {
-        self.start_worker_with(&scaled_with(&[("CUSTOMER_EVENTS", "true")]))
+        self.start_worker_with(&scaled_with(&[("CUSTOMER_EVENTS", "true"), TOLD]))
     }
 
     async fn publish_webhook(&self, webhook: &Webhook) {
@@ -133,6 +134,7 @@ fn pairs(words: &[(String, String)]) -> Vec<(&str, &str)> {
 fn an_event_ends_a_verification_and_a_read_confirms_it() {
     world_with(world_that_verifies_in(FOR_EVER), async |world| {
         world.declare_topology().await;
+        let upstream = world.listen().await;
         let customer_id = Uuid::new_v4();
         world.blind(customer_id).await;
         let (worker, job_id) = world.start_with_one_that_may_have_ended(customer_id).await;
@@ -154,6 +156,8 @@ fn an_event_ends_a_verification_and_a_read_confirms_it() {
             [("webhook", "FAILED"), ("verification", "FAILED")],
             "the end is a read's word as well"
         );
+        let told = upstream.wait_for_implied(&world, &[job_id]).await;
+        assert_eq!(told.len(), 2, "the end is told once: {told:?}");
     });
 }
 

@@ -11,7 +11,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{World, job_body, sized, world, world_with};
+use crate::harness::{NARROW, World, job_body, sized, world, world_with};
 use crate::verification::{SCALED, scaled_with, world_that_verifies_in};
 
 /// Workers tell upstream.
@@ -248,10 +248,10 @@ fn a_broker_that_is_away_for_events_loses_none() {
 /// Whoever is killed, and wherever; upstream's queue is unbound now and then.
 #[test]
 fn a_consumer_that_deduplicates_has_what_the_tables_imply() {
-    world_with(world_that_verifies_in(3000), async |world| {
+    world(async |world| {
         world.declare_topology().await;
         let upstream = world.listen().await;
-        let settings = scaled_with(&[TOLD, PROMPT[1], ("CONCURRENCY", "4"), ("PREFETCH", "8")]);
+        let settings = [&NARROW[..], &PROMPT].concat();
         let count = sized(400, 10_000);
         let jobs = world.enqueue_jobs(count, &[]).await;
         let mut workers: Vec<_> = (0..2).map(|_| world.start_worker_with(&settings)).collect();
@@ -264,10 +264,6 @@ fn a_consumer_that_deduplicates_has_what_the_tables_imply() {
             }
             workers.push(world.start_worker_with(&settings));
             upstream.bind().await.expect("the broker does it");
-        }
-        world.wait_for_ended(count).await;
-        for job_id in &jobs {
-            world.wait_for_end_of_verification(*job_id).await;
         }
         upstream.wait_for_implied(&world, &jobs).await;
     });
@@ -341,5 +337,63 @@ fn without_the_setting_nothing_is_written_down() {
         let drawn =
             "select coalesce(pg_sequence_last_value(pg_get_serial_sequence('outcome_event', 'id')), 0)";
         assert_eq!(world.count(drawn).await, 0, "not even for a moment");
+    });
+}
+
+/// Those that docs/deployment.md gives it.
+#[test]
+fn a_worker_with_the_least_rights_tells_upstream() {
+    world(async |world| {
+        world.declare_topology().await;
+        let check = async |settings: &[(&str, &str)]| {
+            let said = world.run(&["check"], &[&[TOLD][..], settings].concat()).await;
+            (said.status.success(), String::from_utf8_lossy(&said.stdout).into_owned())
+        };
+        let (is_right, said) = check(&[]).await;
+        assert!(is_right && said.contains("there is no topic exchange kyc.events yet"), "{said}");
+        let (is_right, said) = check(&[("TOPOLOGY", "verify")]).await;
+        assert!(
+            !is_right && said.contains("EVENTS_EXCHANGE: there is no topic exchange kyc.events"),
+            "{said}"
+        );
+        let upstream = world.listen().await;
+        let (is_right, said) = check(&[]).await;
+        assert!(is_right && said.contains("topic exchange kyc.events is declared as it should be"), "{said}");
+
+        let rights =
+            |write: &str| json!({ "configure": "^$", "write": write, "read": "^kyc\\.document-updates$" });
+        let amqp_url = world.allow_user_to(rights("^kyc\\.dlx$")).await;
+        let settings = [TOLD, ("TOPOLOGY", "verify"), ("AMQP_URL", amqp_url.as_str())];
+        let (is_right, said) = check(&settings[1..]).await;
+        let blamed = "EVENTS_EXCHANGE: this user may not publish to kyc.events";
+        assert!(!is_right && said.contains(blamed), "{said}");
+        let worker = world.start_worker_with(&settings);
+        let job_id = world.publish_job().await;
+        world.wait_for_all_accepted(&[job_id]).await;
+        world.wait_for_log(&worker, "outcome events are not published until a person has fixed this").await;
+        assert!(worker.log().contains("ACCESS_REFUSED"), "{}", worker.log());
+        world.allow_user_to(rights("^kyc\\.(dlx|events)$")).await;
+        upstream.wait_for_implied(&world, &[job_id]).await;
+        assert_eq!(check(&settings[1..]).await.0, true);
+    });
+}
+
+#[test]
+fn a_job_that_is_sent_again_is_told_of_again() {
+    world(async |world| {
+        world.declare_topology().await;
+        let upstream = world.listen().await;
+        let once = [("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
+        let _worker = world.start_worker_with(&[&PROMPT[..], &once].concat());
+        let job_id = Uuid::new_v4();
+        let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
+        world.break_job_once(job_id, json!({ "apply": "never", "answer": answer })).await;
+        world.publish_job_named(Uuid::new_v4(), job_id).await;
+        upstream.wait_for(&world, job_id, "job.exhausted").await;
+        let id = job_id.to_string();
+        world.say(&["replay", &id, "--yes", "--by", "ana", "--note", "again"]).await;
+        upstream.wait_for(&world, job_id, "job.accepted").await;
+        let told = upstream.wait_for_implied(&world, &[job_id]).await;
+        assert_eq!(told.len(), 2);
     });
 }

@@ -5,6 +5,7 @@ use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
 use crate::harness::{World, world, world_on};
+use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
 use crate::{dashboards, deployment};
 
@@ -65,7 +66,9 @@ fn each_role_may_do_its_work_and_nothing_else() {
 /// Works a day as the worker's role, commands included.
 async fn check_worker_role(world: &World) {
     let app = url_of(world, "app");
-    let as_app = [("DATABASE_URL", app.as_str()), ("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
+    let as_app =
+        [("DATABASE_URL", app.as_str()), ("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000"), TOLD];
+    let upstream = world.listen().await;
     world.declare_topology().await;
     let unsettled_of = Uuid::new_v4();
     let crash = json!({ "answer": { "kind": "respond", "status": 500, "body": "oops" } });
@@ -110,6 +113,7 @@ async fn check_worker_role(world: &World) {
         ],
         &["export", "--since", "2026-01-01"],
         &["audit"],
+        &["events", "replay", "--since", "2026-01-01"],
         &["dead-letters", "list"],
         &["dead-letters", "requeue", "--all", signed[0], signed[1], signed[2], signed[3]],
     ] {
@@ -124,6 +128,7 @@ async fn check_worker_role(world: &World) {
     assert!(!worker.log().contains("permission denied"), "{}", worker.log());
     let figures = "select count(*) from fleet_figure where figure = 'replicas_working'";
     world.wait_for("the fleet's figures", async || (world.count(figures).await == 1).then_some(())).await;
+    upstream.wait_for_implied(world, &[accepted, exhausted, unsettled]).await;
     worker.stop().await;
     assert_eq!(world.count("select count(*) from worker").await, 0);
 
@@ -138,6 +143,7 @@ async fn check_worker_role(world: &World) {
         "delete from intervention",
         "update submission set customer_id = gen_random_uuid()",
         "update submission set requested_at = now()",
+        "update outcome_event set kind = 'job.accepted'",
         "create table mine (x int)",
         "drop table attempt",
         "alter table attempt disable trigger all",

@@ -103,7 +103,8 @@ type Ids = BTreeMap<Uuid, Vec<String>>;
 pub async fn implied(pool: &PgPool) -> anyhow::Result<Ids> {
     type Row = (Uuid, String, OffsetDateTime, Option<String>, Option<OffsetDateTime>, Option<OffsetDateTime>);
     let rows: Vec<Row> = sqlx::query_as(
-        "select job_id, state, ended_at, verification_status, verification_seen_at, verification_overdue_at
+        "select job_id, state, ended_at, verification_status,
+            coalesce(verification_ended_at, verification_seen_at), verification_overdue_at
         from submission where ended_at is not null",
     )
     .fetch_all(pool)

@@ -57,7 +57,7 @@ pub(crate) async fn tell_verifications(
         cross join lateral (
             values
                 ('verification.overdue', s.verification_overdue_at, null),
-                ('verification.' || lower(s.verification_status), s.verification_seen_at, s.verification_status)
+                ('verification.' || lower(s.verification_status), coalesce(s.verification_ended_at, s.verification_seen_at), s.verification_status)
         ) as told (kind, at, status)
         where s.job_id = any($1) and told.at is not null and told.kind = any($2)
         order by s.job_id, told.at",
