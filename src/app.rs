@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::broker::{Broker, Edge, Subscription};
 use crate::config::{Checked, ProviderArgs, RunSettings, SettingFault};
-use crate::context::Context;
+use crate::context::{Checks, Context};
 use crate::control::breaker::Breaker;
 use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
@@ -312,6 +312,7 @@ fn build(
         schedule: settings.work.retry_schedule(),
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
+        checks: checks(settings),
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
         refusals: Mutex::default(),
         clock_asked: Semaphore::new(1),
@@ -322,6 +323,13 @@ fn build(
         reads_due: Notify::new(),
         stopping,
     })
+}
+
+/// What is checked before an update is spent, if anything is: within four fifths of the send window.
+fn checks(settings: &RunSettings) -> Option<Checks> {
+    let document_types = settings.jobs.asks_provider_for_types();
+    let within = settings.provider.send_window * 4 / 5;
+    document_types.then_some(Checks { document_types, within })
 }
 
 struct Signals {

@@ -10,6 +10,7 @@
 //! decides whether and how much is done; [`loops`] run beside the flow; [`app`] puts it together;
 //! [`desk`] is what people ask and do; [`config`], [`telemetry`] and [`cli`] face the operator.
 
+pub mod checks;
 pub mod context;
 pub mod worker;
 

@@ -661,7 +661,13 @@ fn unix_seconds(at: SystemTime) -> f64 {
 
 fn every_verdict() -> Vec<Verdict> {
     let rejected = every_rejection().map(Verdict::Rejected);
-    let not_sent = [NotSent::Connect, NotSent::WindowClosed, NotSent::HeldBack, NotSent::Shutdown];
+    let not_sent = [
+        NotSent::Connect,
+        NotSent::WindowClosed,
+        NotSent::HeldBack,
+        NotSent::Shutdown,
+        NotSent::ConfigurationUnread,
+    ];
     let unknown = [
         FailurePoint::TimedOut,
         FailurePoint::ConnectionLost,
@@ -696,12 +702,13 @@ fn every_misconfiguration() -> [Misconfiguration; 12] {
     ]
 }
 
-fn every_rejection() -> [Rejection; 4] {
+fn every_rejection() -> [Rejection; 5] {
     [
         Rejection::CustomerNotFound,
         Rejection::KycAlreadyInUse,
         Rejection::UpdateLimitExceeded,
         Rejection::FieldRefused,
+        Rejection::DocumentTypeUnsupported { supported: Vec::new() },
     ]
 }
 
@@ -785,6 +792,13 @@ mod tests {
         let reviews = every_outcome().into_iter().filter(|outcome| outcome.state() == State::NeedsReview);
         let codes: Vec<_> = reviews.filter_map(|outcome| outcome.reason_code()).collect();
         assert_eq!(codes, REVIEWS);
+    }
+
+    #[test]
+    fn the_codes_of_checks_are_those_of_the_rejections_by_one() {
+        let by_checks = every_rejection().into_iter().filter(Rejection::is_by_check);
+        let codes: Vec<_> = by_checks.map(|rejection| rejection.code()).collect();
+        assert_eq!(codes, Rejection::CODES_OF_CHECKS);
     }
 
     #[test]

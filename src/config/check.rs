@@ -252,6 +252,11 @@ impl RunSettings {
     /// What is neither a duration nor a name.
     fn check_rest(&self, faults: &mut Faults) {
         faults.require(
+            !self.jobs.asks_provider_for_types() || self.jobs.document_types.len() == 1,
+            "DOCUMENT_TYPES",
+            "provider stands alone: the provider's list is each customer's own; name types, or the provider",
+        );
+        faults.require(
             u32::from(self.work.prefetch) >= self.work.concurrency,
             "PREFETCH, CONCURRENCY",
             "PREFETCH must be at least CONCURRENCY, or replicas would idle",

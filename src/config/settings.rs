@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use super::secret::Secret;
-use crate::domain::job::Rules;
+use crate::domain::job::{DocumentTypes, Rules};
 use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verification::Tracking;
@@ -300,7 +300,8 @@ pub struct VerificationSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Jobs")]
 pub struct JobSettings {
-    /// Document types that a job may name, comma separated
+    /// Document types that a job may name, comma separated; or provider: those that it lists for the customer,
+    /// asked before a job's first attempt and remembered for an hour
     #[arg(
         long,
         env = "DOCUMENT_TYPES",
@@ -521,11 +522,22 @@ pub enum TopologyMode {
     Verify,
 }
 
+/// In place of document types: those that the provider lists for the customer.
+pub(super) const OF_PROVIDER: &str = "provider";
+
 impl JobSettings {
+    /// Whether the provider is asked which document types a customer may use.
+    pub fn asks_provider_for_types(&self) -> bool {
+        self.document_types.iter().any(|name| name == OF_PROVIDER)
+    }
+
     /// The rules that jobs are parsed by.
     pub fn rules(&self) -> Rules {
         Rules {
-            document_types: self.document_types.clone(),
+            document_types: match self.asks_provider_for_types() {
+                true => DocumentTypes::OfProvider,
+                false => DocumentTypes::Listed(self.document_types.clone()),
+            },
             allow_http_links: self.allow_http_links,
             allow_extensionless_links: self.allow_extensionless_links,
             link_expiry_margin: self.link_expiry_margin,
@@ -593,11 +605,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 /// One of a list of document types, as the provider writes them. Blanks around it are none of it.
 fn parse_document_type(text: &str) -> Result<String, String> {
     let name = text.trim();
-    let is_type =
-        !name.is_empty() && name.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_');
+    let is_type = name == OF_PROVIDER
+        || !name.is_empty()
+            && name.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_');
     match is_type {
         true => Ok(name.to_owned()),
-        false => Err("write types in capitals, digits and _, with commas between them".to_owned()),
+        false => {
+            Err("write types in capitals, digits and _, with commas between them, or provider".to_owned())
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod budget;
 pub mod clock_skew;
+pub mod configuration;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::job::{PROVIDER_FIELDS, Rules};
+use super::job::{DOCUMENT_TYPE_BYTES_MAX, DOCUMENT_TYPE_PATTERN, DocumentTypes, PROVIDER_FIELDS, Rules};
 
 /// The schema of a message's body (JSON Schema, draft 2020-12), under these rules.
 pub fn job_schema(rules: &Rules) -> Value {
@@ -34,11 +34,7 @@ pub fn job_schema(rules: &Rules) -> Value {
                 "type": "string",
                 "pattern": r"\S",
             },
-            "document_type": {
-                "description": "The kind of document, one that the provider supports for the customer.",
-                "type": "string",
-                "enum": rules.document_types,
-            },
+            "document_type": document_type(&rules.document_types),
             "document_front_image_url": link("front"),
             "document_back_image_url": link("back"),
             "document_details": {
@@ -78,6 +74,21 @@ pub fn job_schema(rules: &Rules) -> Value {
         },
         "examples": [example()],
     })
+}
+
+fn document_type(types: &DocumentTypes) -> Value {
+    let mut schema = json!({
+        "description": "The kind of document, one that the provider supports for the customer.",
+        "type": "string",
+    });
+    match types {
+        DocumentTypes::Listed(known) => schema["enum"] = json!(known),
+        DocumentTypes::OfProvider => {
+            schema["maxLength"] = json!(DOCUMENT_TYPE_BYTES_MAX);
+            schema["pattern"] = json!(DOCUMENT_TYPE_PATTERN);
+        }
+    }
+    schema
 }
 
 /// What a link looks like, in the syntax that every dialect of regular expressions shares: scheme
@@ -172,6 +183,31 @@ mod tests {
             if parse(&body, &rules).is_ok() {
                 assert!(validator.is_valid(&body), "{time}");
             }
+        }
+    }
+
+    #[test]
+    fn types_that_the_provider_may_list_are_judged_alike() {
+        let rules = Rules { document_types: DocumentTypes::OfProvider, ..Rules::default() };
+        let validator = validator(&rules);
+        for (document_type, is_valid) in [
+            ("PASSPORT", true),
+            ("VOTER_ID", true),
+            ("FORM_60_V2", true),
+            ("A", true),
+            (&"A".repeat(64), true),
+            (&"A".repeat(65), false),
+            ("", false),
+            ("_A", false),
+            ("60", false),
+            ("passport", false),
+            ("PASS PORT", false),
+            ("PASSPORT\n", false),
+            ("ABCDE1234F", false),
+        ] {
+            let body = with("/document_type", json!(document_type));
+            assert_eq!(parse(&body, &rules).is_ok(), is_valid, "{document_type:?}");
+            assert_eq!(validator.is_valid(&body), is_valid, "{document_type:?}");
         }
     }
 

@@ -63,6 +63,8 @@ pub enum NotSent {
     /// the intake paused.
     HeldBack,
     Shutdown,
+    /// The provider did not tell which document types the customer may use.
+    ConfigurationUnread,
 }
 
 /// How far a request came before its outcome was lost.
@@ -113,8 +115,8 @@ pub struct Acceptance {
     pub verification_status: Option<String>,
 }
 
-/// Why the provider refused a job.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a job was refused: by the provider, or by a check before anything was sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Rejection {
     /// No such customer, or another organization's.
     CustomerNotFound,
@@ -124,6 +126,11 @@ pub enum Rejection {
     UpdateLimitExceeded,
     /// A field of the request's body was refused.
     FieldRefused,
+    /// The provider does not list the job's document type for the customer. Nothing was sent.
+    DocumentTypeUnsupported {
+        /// Those that it lists.
+        supported: Vec<String>,
+    },
 }
 
 /// Why the provider refused us.
@@ -192,6 +199,7 @@ impl NotSent {
             Self::WindowClosed => "send_window_closed",
             Self::HeldBack => "held_back",
             Self::Shutdown => "shutdown",
+            Self::ConfigurationUnread => "configuration_unread",
         }
     }
 }
@@ -211,14 +219,32 @@ impl FailurePoint {
     }
 }
 
+const DOCUMENT_TYPE_UNSUPPORTED: &str = "document_type_unsupported";
+
 impl Rejection {
+    /// The codes of what [a check](Self::is_by_check) found.
+    pub const CODES_OF_CHECKS: [&'static str; 1] = [DOCUMENT_TYPE_UNSUPPORTED];
+
     /// The reason code of a submission that ended so.
-    pub fn code(self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::CustomerNotFound => "customer_not_found",
             Self::KycAlreadyInUse => "kyc_already_in_use",
             Self::UpdateLimitExceeded => "update_limit_exceeded",
             Self::FieldRefused => "field_refused",
+            Self::DocumentTypeUnsupported { .. } => DOCUMENT_TYPE_UNSUPPORTED,
+        }
+    }
+
+    /// Whether a check of ours found it before anything was sent. Then it says nothing of whether the
+    /// provider takes updates.
+    pub fn is_by_check(&self) -> bool {
+        match self {
+            Self::DocumentTypeUnsupported { .. } => true,
+            Self::CustomerNotFound
+            | Self::KycAlreadyInUse
+            | Self::UpdateLimitExceeded
+            | Self::FieldRefused => false,
         }
     }
 }

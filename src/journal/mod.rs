@@ -4,6 +4,7 @@
 mod batch;
 mod claim;
 mod close;
+mod configuration;
 mod error;
 mod fingerprint_key;
 pub mod fleet;

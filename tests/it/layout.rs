@@ -17,7 +17,7 @@ const FLOORS: [&[&str]; 13] = [
     &["broker", "journal", "provider"],
     &["control", "desk"],
     &["context"],
-    &["listener"],
+    &["checks", "listener"],
     &["worker"],
     &["loops"],
     &["app"],

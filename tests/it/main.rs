@@ -15,7 +15,6 @@ mod broker_outages;
 mod budget;
 mod check;
 mod clocks;
-
 mod commands;
 mod crashes;
 mod customer_events;
@@ -24,6 +23,7 @@ mod database_outages;
 mod database_sessions;
 mod dead_letters;
 mod deployment;
+mod document_types;
 mod documents;
 mod duplicates;
 mod export;

@@ -246,8 +246,8 @@ impl Maker<'_> {
     }
 
     async fn ended_alone(&self) -> Vec<Uuid> {
-        let rejected = async |rejection| {
-            let outcome = Outcome::Rejected(rejection);
+        let rejected = async |rejection: Rejection| {
+            let outcome = Outcome::Rejected(rejection.clone());
             self.settle(&self.new_claim().await, Verdict::Rejected(rejection), outcome).await
         };
         let mut jobs = vec![
@@ -255,6 +255,7 @@ impl Maker<'_> {
             rejected(Rejection::KycAlreadyInUse).await,
             rejected(Rejection::FieldRefused).await,
             rejected(Rejection::CustomerNotFound).await,
+            rejected(Rejection::DocumentTypeUnsupported { supported: vec!["AADHAAR".to_owned()] }).await,
             self.exhausted().await,
         ];
         let [applied, last] = [self.left_unknown().await, self.left_unknown().await];
@@ -410,7 +411,7 @@ fn no_row_is_rewritten_to_another_state_unnoticed() {
         }
         let mut models: HashMap<Form, Uuid> = HashMap::new();
         forms.iter().for_each(|(job_id, form)| _ = models.insert(form.clone(), *job_id));
-        assert_eq!(models.len(), 28, "{:#?}", models.keys());
+        assert_eq!(models.len(), 29, "{:#?}", models.keys());
 
         world.is_tampered_with();
         let copied = "create table original as select * from submission";

@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use self::check::{BACK_LINK, Check, DOCUMENT_NUMBER, FRONT_LINK, field};
 pub(super) use self::check::{instant, uuid};
-pub use self::rules::Rules;
+pub use self::rules::{
+    DOCUMENT_TYPE_BYTES_MAX, DOCUMENT_TYPE_PATTERN, DocumentTypes, Rules, is_document_type,
+};
 use self::signed_link::{cut_signature, ends_at};
 use crate::domain::message::Message;
 use crate::domain::state::LinkField;
