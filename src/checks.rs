@@ -3,6 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -10,8 +11,10 @@ use crate::clock::Moment;
 use crate::context::{Checks, Context, chain};
 use crate::domain::configuration::read_configuration;
 use crate::domain::job::UpdateRequest;
+use crate::domain::link_check::{LinkFault, judge};
 use crate::domain::verdict::{HttpOutcome, NotSent, Verdict, provider_message};
 use crate::journal::{AttemptResult, Claim};
+use crate::links::LinkClient;
 use crate::traces::Work;
 
 /// All checks of an attempt together take no longer.
@@ -30,19 +33,40 @@ pub async fn check(
 ) -> Result<(), AttemptResult> {
     let begun = Instant::now();
     let deadline = (begun + TIME_MAX).min(claim.t0.monotonic + checks.within);
-    let failed = |stop: Stop| AttemptResult {
+    let ended = |stop: Stop| AttemptResult {
         http_status: stop.http_status,
         provider_message: stop.provider_message,
         verdict: stop.verdict,
-        error: None,
+        error: stop.error,
         duration: begun.elapsed(),
     };
-    check_type(context, claim, request, deadline, work).await.map_err(failed)
+    // It waited long for its request slot. That is nobody's failure, and its next claim has a new window.
+    if deadline.saturating_duration_since(begun) < checks.within / 2 {
+        return Err(ended(Verdict::NotSent(NotSent::HeldBack).into()));
+    }
+    let links = async {
+        match &checks.links {
+            Some(client) => check_links(context, client, request, deadline).await,
+            None => Ok(()),
+        }
+    };
+    let types = async {
+        match checks.document_types {
+            true => check_type(context, claim, request, deadline, work).await,
+            false => Ok(()),
+        }
+    };
+    let begun_at = SystemTime::now();
+    let (types, links) = tokio::join!(types, links);
+    work.step("check", begun_at);
+    worst([types, links]).map_err(ended)
 }
 
 /// Why an attempt ends before its send.
 struct Stop {
     verdict: Verdict,
+    /// What could not be checked, and why.
+    error: Option<&'static str>,
     /// Where the provider was asked and refused us: its answer.
     http_status: Option<u16>,
     provider_message: Option<String>,
@@ -50,7 +74,7 @@ struct Stop {
 
 impl From<Verdict> for Stop {
     fn from(verdict: Verdict) -> Self {
-        Self { verdict, http_status: None, provider_message: None }
+        Self { verdict, error: None, http_status: None, provider_message: None }
     }
 }
 
@@ -73,6 +97,10 @@ async fn check_type(
             None
         }
     };
+    // The database was slow, and not the provider.
+    if Instant::now() >= deadline {
+        return Err(Verdict::NotSent(NotSent::WindowClosed).into());
+    }
     let (asked_at, read_at) = (SystemTime::now(), Moment::now());
     let asking = context.provider.configuration(claim.customer_id, deadline);
     let Some(outcome) = context.stopping.run_until_cancelled(asking).await else {
@@ -92,10 +120,39 @@ async fn check_type(
             HttpOutcome::Answered(answer),
         ) => {
             let (http_status, provider_message) = (Some(answer.status), provider_message(&answer));
-            Stop { verdict, http_status, provider_message }
+            Stop { verdict, error: None, http_status, provider_message }
         }
         (verdict, _) => verdict.into(),
     })
+}
+
+/// Whether both links hold a document, as far as their first bytes tell. Nothing that was read is kept.
+async fn check_links(
+    context: &Context,
+    client: &LinkClient,
+    request: &UpdateRequest,
+    deadline: Instant,
+) -> Result<(), Stop> {
+    let fetching = request.links().into_iter().map(async |(field, link)| {
+        let fetched = client.fetch(&link, deadline).await;
+        judge(field, &link, &fetched).map_err(|fault| match fault {
+            LinkFault::Rejected(rejection) => Verdict::Rejected(rejection).into(),
+            LinkFault::Unchecked(why) => {
+                let verdict = Verdict::NotSent(NotSent::LinkUnchecked);
+                Stop { error: Some(why.told(field)), ..verdict.into() }
+            }
+        })
+    });
+    let Some(checked) = context.stopping.run_until_cancelled(join_all(fetching)).await else {
+        return Err(Verdict::NotSent(NotSent::Shutdown).into());
+    };
+    worst(checked)
+}
+
+/// The first rejection, which ends the job whatever else could not be checked; else the first of the others.
+fn worst(checked: impl IntoIterator<Item = Result<(), Stop>>) -> Result<(), Stop> {
+    let is_passing = |stop: &Stop| !matches!(stop.verdict, Verdict::Rejected(_));
+    checked.into_iter().filter_map(Result::err).min_by_key(is_passing).map_or(Ok(()), Err)
 }
 
 fn warn_forgotten(error: &dyn std::error::Error) {

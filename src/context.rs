@@ -22,6 +22,7 @@ use crate::domain::read_back::Timing;
 use crate::domain::refusal_run::RefusalRun;
 use crate::domain::retry::RetrySchedule;
 use crate::journal::{Journal, JournalError};
+use crate::links::LinkClient;
 use crate::metrics::METRICS;
 use crate::provider::Provider;
 use crate::traces::Traces;
@@ -76,6 +77,8 @@ pub struct Context {
 pub struct Checks {
     /// Whether the provider is asked which document types a customer may use.
     pub document_types: bool,
+    /// Whether links are fetched, and how.
+    pub links: Option<LinkClient>,
     /// From an attempt's claim to the end of its checks: the rest of the send window is the update's.
     pub within: Duration,
 }

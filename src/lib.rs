@@ -32,6 +32,7 @@ pub mod config;
 pub mod failpoint;
 pub mod finding;
 pub mod instance;
+pub mod links;
 pub mod listener;
 pub mod metrics;
 pub mod seal;

@@ -24,9 +24,9 @@ use uuid::Uuid;
 
 use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome, Review};
-use crate::domain::state::{ConclusionKind, State, VerdictKind};
+use crate::domain::state::{ConclusionKind, LinkField, State, VerdictKind};
 use crate::domain::verdict::{
-    Acceptance, FailurePoint, HttpOutcome, Misconfiguration, NotSent, Rejection, Verdict,
+    Acceptance, FailurePoint, HttpOutcome, LinkRefusal, Misconfiguration, NotSent, Rejection, Verdict,
 };
 
 /// What this process counts and measures.
@@ -667,6 +667,7 @@ fn every_verdict() -> Vec<Verdict> {
         NotSent::HeldBack,
         NotSent::Shutdown,
         NotSent::ConfigurationUnread,
+        NotSent::LinkUnchecked,
     ];
     let unknown = [
         FailurePoint::TimedOut,
@@ -702,13 +703,16 @@ fn every_misconfiguration() -> [Misconfiguration; 12] {
     ]
 }
 
-fn every_rejection() -> [Rejection; 5] {
+fn every_rejection() -> [Rejection; 8] {
     [
         Rejection::CustomerNotFound,
         Rejection::KycAlreadyInUse,
         Rejection::UpdateLimitExceeded,
         Rejection::FieldRefused,
         Rejection::DocumentTypeUnsupported { supported: Vec::new() },
+        Rejection::LinkRefused(LinkField::Front, LinkRefusal::ByHost),
+        Rejection::LinkNotFound(LinkField::Front),
+        Rejection::NotADocument(LinkField::Front),
     ]
 }
 

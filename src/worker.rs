@@ -250,9 +250,12 @@ async fn attempt(
     if let Some(apart) = context.baseline.filter(|_| claim.attempt == 1) {
         Box::pin(read_baseline(context, claim, apart)).await;
     }
+    let held = Instant::now();
     // A resend is no first update any more: what became of the one before is what counts.
     if let Some(checks) = context.checks.as_ref().filter(|_| claim.history.unknown == 0) {
-        if let Err(result) = Box::pin(check(context, checks, claim, request, work)).await {
+        let checked = Box::pin(check(context, checks, claim, request, work)).await;
+        slot.note_answer(held.elapsed());
+        if let Err(result) = checked {
             return result;
         }
         if let Err(cause) = acquire_request_slot(context, claim, slot).await {
@@ -264,7 +267,7 @@ async fn attempt(
     failpoint::reach(Point::Signed);
     let outcome = context.provider.update(claim.customer_id, update, claim.t0, &context.stopping).await;
     let took = begun.elapsed();
-    slot.note_answer(took);
+    slot.note_answer(held.elapsed());
     METRICS.note_exchange(Call::Update, &outcome, took, Some(&claim.job));
     let verdict = classify(&outcome, claim.customer_id, &context.not_applied_statuses, SystemTime::now());
     work.update(begun_at, &outcome, error_type(&verdict));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -338,6 +339,33 @@ pub struct JobSettings {
     /// fetches the document some time after it has accepted the update; 0s: when the link ends
     #[arg(long, env = "LINK_EXPIRY_MARGIN", default_value = "15m", value_parser = parse_duration)]
     pub link_expiry_margin: Duration,
+
+    /// Whether the first bytes of both links are fetched before a job's first attempt, so that a link without a
+    /// document costs no update; it needs a way out to where documents lie, through DOLLARPE_PROXY where that
+    /// is set
+    #[arg(
+        long,
+        env = "LINK_CHECK",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub link_check: bool,
+
+    /// Networks that links may lead to though they are not public, comma separated, such as 10.20.0.0/16
+    #[arg(
+        long,
+        env = "LINK_CHECK_ALLOW",
+        value_delimiter = ',',
+        value_parser = parse_network,
+        value_name = "CIDR,…"
+    )]
+    pub link_check_allow: Vec<IpNet>,
+
+    /// A PEM file of certificate authorities to trust for links, beside the platform's
+    #[arg(long, env = "LINK_CHECK_CA_FILE", value_name = "FILE")]
+    pub link_check_ca_file: Option<PathBuf>,
 }
 
 /// Keys for what is stored.
@@ -614,6 +642,15 @@ fn parse_document_type(text: &str) -> Result<String, String> {
             Err("write types in capitals, digits and _, with commas between them, or provider".to_owned())
         }
     }
+}
+
+/// One of a list of networks. One that holds every address would be no rule any more.
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let network = text.trim().parse().ok().filter(|network: &IpNet| network.prefix_len() > 0);
+    network.ok_or_else(|| {
+        "write networks with commas between them, such as 10.20.0.0/16,fd12::/32, and none of all addresses"
+            .to_owned()
+    })
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {

@@ -202,9 +202,9 @@ fn judge(verdict: &Verdict) -> Judgement {
         Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),
         // That it is throttled is an event of its own.
         Verdict::Throttled { .. }
-        | Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => {
-            Judgement::Nothing
-        }
+        | Verdict::NotSent(
+            NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown | NotSent::LinkUnchecked,
+        ) => Judgement::Nothing,
     }
 }
 
@@ -482,5 +482,10 @@ mod tests {
         let once = State::Closed { failures: 1 };
         assert_eq!(after(once, &Verdict::NotSent(NotSent::Shutdown), false), once);
         assert_eq!(after(once, &Verdict::NotSent(NotSent::WindowClosed), false), once);
+        assert_eq!(
+            after(once, &Verdict::NotSent(NotSent::LinkUnchecked), false),
+            once,
+            "a link's host failed"
+        );
     }
 }

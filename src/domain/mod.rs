@@ -1,6 +1,7 @@
 //! The rules, pure: no clock, no network, no database, no logging. What they need to
 //! know of the world comes in as arguments.
 
+pub mod address_rule;
 pub mod budget;
 pub mod clock_skew;
 pub mod configuration;
@@ -9,6 +10,7 @@ pub mod foreign_text;
 pub mod history;
 pub mod invisible;
 pub mod job;
+pub mod link_check;
 pub mod message;
 pub mod outcome;
 pub mod precedence;

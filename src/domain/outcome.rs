@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::retry::RetrySchedule;
 use super::state::{Evidence, LinkField, State, WaitingFor};
 use super::suspicion::FATE_UNKNOWN;
-use super::verdict::{Acceptance, Misconfiguration, NotSent, Rejection, Verdict};
+use super::verdict::{Acceptance, LinkRefusal, Misconfiguration, NotSent, Rejection, Verdict};
 
 /// What is written with an attempt that ended its job, though it was answered like others: the history
 /// says that it was the last one.
@@ -148,6 +148,34 @@ impl Outcome {
                 return format!(
                     "the provider does not list the document's type for this customer, so nothing was sent; it lists {}",
                     supported.join(", ")
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkRefused(link, LinkRefusal::ByHost)) => {
+                return format!(
+                    "the host of the link at {link} does not give the document, so nothing was sent; publish the job \
+                     anew with links that the provider can fetch"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkRefused(link, LinkRefusal::Forbidden)) => {
+                return format!(
+                    "the link at {link} leads to an address that is not public, not by https, or on more than three \
+                     times, so nothing was sent; publish the job anew with links that the provider can fetch"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkNotFound(link)) => {
+                return format!(
+                    "there is nothing at the link at {link}, so nothing was sent; publish the job anew once the \
+                     document is there"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::NotADocument(link)) => {
+                return format!(
+                    "what the link at {link} leads to is no JPEG, PNG or PDF, or another one than its extension says, \
+                     so nothing was sent; publish the job anew with the document"
                 )
                 .into();
             }
@@ -293,6 +321,10 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
         Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed | NotSent::ConfigurationUnread) => {
             wait(WaitingFor::Retry, schedule.delay(retries, jitter), !history.is_probe)
         }
+        // Of the link's host, and so a probe's too: else one whose host is gone would never end.
+        Verdict::NotSent(NotSent::LinkUnchecked) => {
+            wait(WaitingFor::Retry, schedule.delay(retries, jitter), true)
+        }
         Verdict::Throttled { retry_after } => {
             // A probe's too: one that were put off for ever would never end.
             wait(WaitingFor::Provider, schedule.throttled_delay(*retry_after, retries, jitter), true)
@@ -358,6 +390,7 @@ mod tests {
         check(Verdict::NotSent(NotSent::ConfigurationUnread), first, wait(WaitingFor::Retry, 500, true));
         check(Verdict::NotSent(NotSent::Shutdown), first, wait(WaitingFor::Retry, 0, false));
         check(Verdict::NotSent(NotSent::HeldBack), first, wait(WaitingFor::Provider, 0, false));
+        check(Verdict::NotSent(NotSent::LinkUnchecked), first, wait(WaitingFor::Retry, 500, true));
         let retry_after = Some(Duration::from_secs(7));
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
@@ -378,6 +411,9 @@ mod tests {
     fn a_probe_costs_no_attempt() {
         let probe = History { retries: 2, is_probe: true, ..History::default() };
         check(Verdict::NotSent(NotSent::Connect), probe, wait(WaitingFor::Retry, 2000, false));
+        check(Verdict::NotSent(NotSent::ConfigurationUnread), probe, wait(WaitingFor::Retry, 2000, false));
+        let exhausted = Next::End(Outcome::Exhausted(Exhaustion::Attempts));
+        check(Verdict::NotSent(NotSent::LinkUnchecked), probe, exhausted);
     }
 
     #[test]

@@ -48,7 +48,10 @@ impl RefusalRun {
             Verdict::Rejected(
                 Rejection::KycAlreadyInUse
                 | Rejection::UpdateLimitExceeded
-                | Rejection::DocumentTypeUnsupported { .. },
+                | Rejection::DocumentTypeUnsupported { .. }
+                | Rejection::LinkRefused(..)
+                | Rejection::LinkNotFound(_)
+                | Rejection::NotADocument(_),
             ) => {}
             Verdict::NotSent(_)
             | Verdict::Throttled { .. }

@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 13] = [
     &["clock", "telemetry"],
     &["config"],
     &["instance", "traces"],
-    &["broker", "journal", "provider"],
+    &["broker", "journal", "links", "provider"],
     &["control", "desk"],
     &["context"],
     &["checks", "listener"],

@@ -36,6 +36,7 @@ mod health;
 mod keys;
 mod late_updates;
 mod layout;
+mod link_check;
 mod log_catalogue;
 mod lost_answers;
 mod malformed;

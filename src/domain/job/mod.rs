@@ -238,6 +238,13 @@ impl UpdateRequest {
         &self.canonical
     }
 
+    /// The links to the document, each with its field. They hold secrets: none is logged or kept.
+    pub fn links(&self) -> Vec<(LinkField, String)> {
+        let body = self.body();
+        let link = |field: &LinkField| Some((*field, text_at(&body, field.name())?.to_owned()));
+        LinkField::ALL.iter().filter_map(link).collect()
+    }
+
     fn body(&self) -> Json {
         Json::read(&self.canonical).0
     }
