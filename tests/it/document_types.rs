@@ -4,9 +4,12 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Submission, World, job_body, world};
+use crate::harness::{PATIENT, Submission, World, job_body, world};
 
-const PROVIDER: (&str, &str) = ("DOCUMENT_TYPES", "provider");
+/// Settings that have the provider asked.
+fn asking(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    [&[("DOCUMENT_TYPES", "provider")], &PATIENT[..], more].concat()
+}
 
 /// The provider's answer to a configuration that lists these types.
 fn lists(types: &[&str]) -> Value {
@@ -50,7 +53,7 @@ fn a_type_that_the_provider_does_not_list_spends_nothing() {
         // Asked again, it would not answer.
         configure(&world, customer_id, Some(1), lists(&["AADHAAR", "VOTER_ID"])).await;
         configure(&world, customer_id, None, refuses(500)).await;
-        let _workers = [world.start_worker_with(&[PROVIDER]), world.start_worker_with(&[PROVIDER])];
+        let _workers = [world.start_worker_with(&asking(&[])), world.start_worker_with(&asking(&[]))];
         let unsupported = publish_typed(&world, customer_id, "PASSPORT").await;
         let job = ended(&world, unsupported).await;
         assert!(is_unsupported(&job), "{job:?}");
@@ -82,7 +85,7 @@ fn a_type_that_the_provider_does_not_list_spends_nothing() {
 fn what_is_no_type_at_all_is_no_job() {
     world(async |world| {
         world.declare_topology().await;
-        let _worker = world.start_worker_with(&[PROVIDER]);
+        let _worker = world.start_worker_with(&asking(&[]));
         let number = publish_typed(&world, Uuid::new_v4(), "ABCDE1234F").await;
         world.wait_for_state(number, &["invalid"]).await;
         let new_one = publish_typed(&world, Uuid::new_v4(), "PAN_CARD").await;
@@ -96,7 +99,7 @@ fn a_list_is_remembered_for_an_hour() {
         world.is_tampered_with();
         world.declare_topology().await;
         let before = world.publish_job().await;
-        let _worker = world.start_worker_with(&[PROVIDER]);
+        let _worker = world.start_worker_with(&asking(&[]));
         world.wait_for_all_accepted(&[before]).await;
         for (minutes, is_remembered) in [(59, true), (61, false)] {
             let customer_id = Uuid::new_v4();
@@ -117,7 +120,7 @@ fn a_configuration_that_cannot_be_read_is_asked_for_again() {
         let customer_id = Uuid::new_v4();
         configure(&world, customer_id, Some(1), refuses(500)).await;
         configure(&world, customer_id, Some(1), json!({ "answer": { "kind": "garbage" } })).await;
-        let _worker = world.start_worker_with(&[PROVIDER]);
+        let _worker = world.start_worker_with(&asking(&[]));
         let (job_id, _) = world.publish_job_for(customer_id).await;
         world.check_nothing_lost_or_spent_twice(&[job_id]).await;
         let attempts = world.attempts(job_id).await;
@@ -137,7 +140,7 @@ fn a_provider_that_tells_no_configuration_pauses_the_intake() {
         world.declare_topology().await;
         let matched = json!({ "path_contains": "/kyc/configuration/" });
         world.add_rule(json!({ "match": matched, "fault": { "answer": { "kind": "close" } } })).await;
-        let few = [PROVIDER, ("BREAKER_FAILURES", "3"), ("RETRY_MAX_ATTEMPTS", "3")];
+        let few = asking(&[("BREAKER_FAILURES", "3"), ("RETRY_MAX_ATTEMPTS", "3")]);
         let jobs = world.publish_jobs(6).await;
         let worker = world.start_worker_with(&few);
         world.wait_for_log(&worker, "intake paused").await;
@@ -154,7 +157,7 @@ fn a_refused_key_is_a_persons_to_mend_and_no_job_ends() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         configure(&world, customer_id, Some(1), refuses(401)).await;
-        let worker = world.start_worker_with(&[PROVIDER]);
+        let worker = world.start_worker_with(&asking(&[]));
         let (job_id, _) = world.publish_job_for(customer_id).await;
         world.wait_for_log(&worker, "intake paused until a person has fixed this").await;
         world.check_nothing_lost_or_spent_twice(&[job_id]).await;
@@ -171,7 +174,7 @@ fn a_customer_whom_the_provider_does_not_know_is_refused_by_the_update() {
         world.declare_topology().await;
         let customer_id = Uuid::new_v4();
         world.set_customer(customer_id, json!({ "exists": false })).await;
-        let _worker = world.start_worker_with(&[PROVIDER]);
+        let _worker = world.start_worker_with(&asking(&[]));
         let (job_id, _) = world.publish_job_for(customer_id).await;
         let job = ended(&world, job_id).await;
         let told = (job.state.as_str(), job.reason_code.as_deref());
