@@ -17,13 +17,14 @@ use tracing::{info, warn};
 
 use crate::broker::{Broker, Edge, Subscription};
 use crate::config::{Checked, ProviderArgs, RunSettings, SettingFault};
-use crate::context::Context;
+use crate::context::{Checks, Context};
 use crate::control::breaker::Breaker;
 use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
 use crate::control::slots::JobSlots;
 use crate::domain::job::BODY_BYTES_MAX;
 use crate::journal::{AtEnd, Journal, JournalError, Limits, Pace};
+use crate::links::{LinkClient, LinkSettings};
 use crate::listener::{Watched, listen};
 use crate::loops::consumer::consume;
 use crate::loops::customer_events::CustomerEvents;
@@ -322,6 +323,7 @@ fn build(
         schedule: settings.work.retry_schedule(),
         timing: settings.timing(),
         baseline: settings.read_back.baseline_read.then_some(settings.read_back.customer_read_interval),
+        checks: checks(settings)?,
         not_applied_statuses: settings.provider.not_applied_statuses.clone(),
         refusals: Mutex::default(),
         clock_asked: Semaphore::new(1),
@@ -332,6 +334,21 @@ fn build(
         reads_due: Notify::new(),
         stopping,
     })
+}
+
+/// What is checked before an update is spent, if anything is: within four fifths of the send window.
+fn checks(RunSettings { jobs, provider, .. }: &RunSettings) -> anyhow::Result<Option<Checks>> {
+    let document_types = jobs.asks_provider_for_types();
+    let links = jobs.link_check.then(|| {
+        LinkClient::new(&LinkSettings {
+            allowed: jobs.link_check_allow.clone(),
+            authorities: jobs.link_authorities()?,
+            proxy: provider.proxy()?,
+        })
+    });
+    let links = links.transpose()?;
+    let within = provider.send_window * 4 / 5;
+    Ok((document_types || links.is_some()).then_some(Checks { document_types, links, within }))
 }
 
 struct Signals {

@@ -22,6 +22,7 @@ use crate::domain::read_back::Timing;
 use crate::domain::refusal_run::RefusalRun;
 use crate::domain::retry::RetrySchedule;
 use crate::journal::{Journal, JournalError};
+use crate::links::LinkClient;
 use crate::metrics::METRICS;
 use crate::provider::Provider;
 use crate::traces::Traces;
@@ -51,6 +52,8 @@ pub struct Context {
     pub timing: Timing,
     /// Whether customers are read before their first attempt, and how far apart.
     pub baseline: Option<Duration>,
+    /// What is checked before a job's update may be spent; none where nothing is.
+    pub checks: Option<Checks>,
     /// Statuses that surely applied nothing.
     pub not_applied_statuses: Vec<u16>,
     pub refusals: Mutex<RefusalRun>,
@@ -68,6 +71,16 @@ pub struct Context {
     pub mending: Semaphore,
     /// Cancelled when the worker stops: from then on nothing is sent any more.
     pub stopping: CancellationToken,
+}
+
+/// What is checked before a job's update may be spent.
+pub struct Checks {
+    /// Whether the provider is asked which document types a customer may use.
+    pub document_types: bool,
+    /// Whether links are fetched, and how.
+    pub links: Option<LinkClient>,
+    /// From an attempt's claim to the end of its checks: the rest of the send window is the update's.
+    pub within: Duration,
 }
 
 impl Context {

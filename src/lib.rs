@@ -10,6 +10,7 @@
 //! decides whether and how much is done; [`loops`] run beside the flow; [`app`] puts it together;
 //! [`desk`] is what people ask and do; [`config`], [`telemetry`] and [`cli`] face the operator.
 
+pub mod checks;
 pub mod context;
 pub mod worker;
 
@@ -31,6 +32,7 @@ pub mod config;
 pub mod failpoint;
 pub mod finding;
 pub mod instance;
+pub mod links;
 pub mod listener;
 pub mod metrics;
 pub mod seal;

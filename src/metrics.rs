@@ -24,9 +24,9 @@ use uuid::Uuid;
 
 use crate::domain::job::JobRef;
 use crate::domain::outcome::{Exhaustion, Outcome, Review};
-use crate::domain::state::{ConclusionKind, EventKind, State, VerdictKind};
+use crate::domain::state::{ConclusionKind, EventKind, LinkField, State, VerdictKind};
 use crate::domain::verdict::{
-    Acceptance, FailurePoint, HttpOutcome, Misconfiguration, NotSent, Rejection, Verdict,
+    Acceptance, FailurePoint, HttpOutcome, LinkRefusal, Misconfiguration, NotSent, Rejection, Verdict,
 };
 
 /// What this process counts and measures.
@@ -686,7 +686,14 @@ fn unix_seconds(at: SystemTime) -> f64 {
 
 fn every_verdict() -> Vec<Verdict> {
     let rejected = every_rejection().map(Verdict::Rejected);
-    let not_sent = [NotSent::Connect, NotSent::WindowClosed, NotSent::HeldBack, NotSent::Shutdown];
+    let not_sent = [
+        NotSent::Connect,
+        NotSent::WindowClosed,
+        NotSent::HeldBack,
+        NotSent::Shutdown,
+        NotSent::ConfigurationUnread,
+        NotSent::LinkUnchecked,
+    ];
     let unknown = [
         FailurePoint::TimedOut,
         FailurePoint::ConnectionLost,
@@ -721,12 +728,16 @@ fn every_misconfiguration() -> [Misconfiguration; 12] {
     ]
 }
 
-fn every_rejection() -> [Rejection; 4] {
+fn every_rejection() -> [Rejection; 8] {
     [
         Rejection::CustomerNotFound,
         Rejection::KycAlreadyInUse,
         Rejection::UpdateLimitExceeded,
         Rejection::FieldRefused,
+        Rejection::DocumentTypeUnsupported { supported: Vec::new() },
+        Rejection::LinkRefused(LinkField::Front, LinkRefusal::ByHost),
+        Rejection::LinkNotFound(LinkField::Front),
+        Rejection::NotADocument(LinkField::Front),
     ]
 }
 
@@ -810,6 +821,13 @@ mod tests {
         let reviews = every_outcome().into_iter().filter(|outcome| outcome.state() == State::NeedsReview);
         let codes: Vec<_> = reviews.filter_map(|outcome| outcome.reason_code()).collect();
         assert_eq!(codes, REVIEWS);
+    }
+
+    #[test]
+    fn the_codes_of_checks_are_those_of_the_rejections_by_one() {
+        let by_checks = every_rejection().into_iter().filter(Rejection::is_by_check);
+        let codes: Vec<_> = by_checks.map(|rejection| rejection.code()).collect();
+        assert_eq!(codes, Rejection::CODES_OF_CHECKS);
     }
 
     #[test]

@@ -364,6 +364,13 @@ impl Work {
         self.exchange("GET /customer/{id}", "GET", "/customer/{id}", begun, status, error);
     }
 
+    /// A customer's configuration that was asked for at `begun` is read, or not.
+    pub fn configuration(&mut self, begun: SystemTime, error: Option<&'static str>) {
+        let (name, template) = ("GET /kyc/configuration/{id}", "/kyc/configuration/{id}");
+        let status = error.is_none().then_some(200);
+        self.exchange(name, "GET", template, begun, status, error);
+    }
+
     fn exchange(
         &mut self,
         name: &'static str,

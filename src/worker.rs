@@ -10,6 +10,7 @@ use tracing::field::display;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use crate::broker::Delivery;
+use crate::checks::check;
 use crate::clock::Moment;
 use crate::context::{Context, Panicked, chain, count_end, log_outcome, millis, unless_it_panics};
 use crate::control::breaker::Event;
@@ -191,10 +192,11 @@ async fn open(
 /// one that waited both go this way.
 ///
 /// 1. Wait for a request slot: the job may have been prefetched.
-/// 2. Sign, afresh: the provider refuses a stale timestamp.
-/// 3. Send, once, through the gate.
-/// 4. Classify the answer, note it with the breaker, and decide what follows.
-/// 5. Commit the result with that decision.
+/// 2. Where none of the job's updates may have been applied yet, check it: `checks.rs`.
+/// 3. Sign, afresh: the provider refuses a stale timestamp.
+/// 4. Send, once, through the gate.
+/// 5. Classify the answer, note it with the breaker, and decide what follows.
+/// 6. Commit the result with that decision.
 ///
 /// `slot` is released once the provider has answered, and its clock agrees with ours: the next request
 /// is sent while this result is written. Only as many results may wait to be written as there are
@@ -248,12 +250,24 @@ async fn attempt(
     if let Some(apart) = context.baseline.filter(|_| claim.attempt == 1) {
         Box::pin(read_baseline(context, claim, apart)).await;
     }
+    let held = Instant::now();
+    // A resend is no first update any more: what became of the one before is what counts.
+    if let Some(checks) = context.checks.as_ref().filter(|_| claim.history.unknown == 0) {
+        let checked = Box::pin(check(context, checks, claim, request, work)).await;
+        slot.note_answer(held.elapsed());
+        if let Err(result) = checked {
+            return result;
+        }
+        if let Err(cause) = acquire_request_slot(context, claim, slot).await {
+            return AttemptResult::of(Verdict::NotSent(cause), Duration::ZERO);
+        }
+    }
     let (begun, begun_at) = (Instant::now(), SystemTime::now());
     let update = context.provider.sign(request, claim.t0);
     failpoint::reach(Point::Signed);
     let outcome = context.provider.update(claim.customer_id, update, claim.t0, &context.stopping).await;
     let took = begun.elapsed();
-    slot.note_answer(took);
+    slot.note_answer(held.elapsed());
     METRICS.note_exchange(Call::Update, &outcome, took, Some(&claim.job));
     let verdict = classify(&outcome, claim.customer_id, &context.not_applied_statuses, SystemTime::now());
     work.update(begun_at, &outcome, error_type(&verdict));

@@ -88,7 +88,15 @@ fn check_settings(settings: &RunSettings, mut faults: Vec<SettingFault>) -> Vec<
         let links = format!(
             "LINK_EXPIRY_MARGIN: a job expires {margin} before the first of its signed links ends; let publishers sign them for a day"
         );
-        return vec![Finding::ok("every setting is sound, and they fit together"), Finding::ok(links)];
+        let mut findings =
+            vec![Finding::ok("every setting is sound, and they fit together"), Finding::ok(links)];
+        findings.extend((settings.jobs.link_check && settings.provider.has_proxy()).then(|| {
+            Finding::note(
+                "LINK_CHECK: links are fetched through DOLLARPE_PROXY, which resolves their hosts' names",
+                "have the proxy let through to where documents lie, and to no address of your own network",
+            )
+        }));
+        return findings;
     }
     let remedy = "`kyc-worker run --help` explains it; .env.example has an example";
     faults.iter().map(|fault| Finding::wrong(fault.to_string(), remedy)).collect()

@@ -83,7 +83,10 @@ fn print_answer(Answer { report, jobs_queued, dead_letters_queued }: &Answer) {
         report.flow.ended
     );
     if report.flow.spared > 0 {
-        println!("updates not spent, since a link was to end too soon: {}", report.flow.spared);
+        println!(
+            "updates not spent, since a link was to end too soon or a check refused the job: {}",
+            report.flow.spared
+        );
     }
     print_latency(&report.flow);
 

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::broker;
 use crate::config::{BrokerSettings, JobSettings};
 use crate::domain::job::Rules;
-use crate::domain::outcome_event::CONTENT_TYPE;
-use crate::domain::schema::{event_schema, example, example_event, job_schema};
+use crate::domain::outcome_event::{CONTENT_TYPE, event_schema, example_event};
+use crate::domain::schema::{example, job_schema};
 use crate::domain::state::EventKind;
 
 /// Print the message contract: the JSON Schema of a job or of an outcome event, or an AsyncAPI document

@@ -11,6 +11,9 @@ use super::terminal::{table, time_text};
 use crate::desk::budget::{CustomerStory, customer_story};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
+use crate::domain::outcome::EXPIRED;
+use crate::domain::state::Purpose;
+use crate::domain::verdict::Rejection;
 use crate::visible::visible;
 
 /// Show what happened to one job, or where a customer's updates went
@@ -104,6 +107,7 @@ fn print_story(story: &JobStory) {
         ("correlation", submission.correlation_id.clone()),
         ("trace", submission.trace_id.clone()),
         ("reason code", submission.reason_code.clone()),
+        ("saved", saved(submission).map(str::to_owned)),
         ("waiting for", submission.waiting_for.clone()),
         ("due", submission.due_at.map(time_text)),
         ("expires", expiry),
@@ -148,6 +152,14 @@ fn print_story(story: &JobStory) {
     }
 }
 
+/// What a job that ended before a send did not cost its customer.
+fn saved(submission: &SubmissionView) -> Option<&'static str> {
+    let code = submission.reason_code.as_deref()?;
+    let is_by_check = Rejection::CODES_OF_CHECKS.contains(&code);
+    let is_by_link = code == EXPIRED && submission.expiring_link.is_some();
+    (is_by_check || is_by_link).then_some("one update: nothing was sent")
+}
+
 fn describe_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)>) {
     events.push((attempt.begun_at, format!("attempt {} begun by {}", attempt.number, attempt.worker)));
     let (Some(ended_at), Some(verdict)) = (attempt.ended_at, &attempt.verdict) else { return };
@@ -169,6 +181,15 @@ fn describe_intervention(InterventionView { action, by, note, detail, .. }: &Int
 }
 
 fn describe_observation(observation: &ObservationView) -> String {
+    if observation.purpose == Purpose::Configuration.name() {
+        return match (&observation.document_types, &observation.error) {
+            (Some(types), _) => format!("the provider lists {} for the customer", types.replace(',', ", ")),
+            (None, error) => {
+                let error = error.clone().unwrap_or_default();
+                format!("the provider did not tell which document types the customer may use: {error}")
+            }
+        };
+    }
     let said = match (&observation.status, &observation.failure_reason, &observation.error) {
         (Some(status), Some(reason), _) => format!("the customer read {status} ({reason})"),
         (Some(status), None, _) => format!("the customer read {status}"),

@@ -14,8 +14,8 @@ use url::{Host, Url};
 use super::fault::SettingFault;
 use super::secret::{Secret, read_pem, read_secret};
 use super::settings::{
-    BrokerSettings, DatabaseSettings, FingerprintSettings, KeySettings, ProviderArgs, RunSettings,
-    TraceSettings,
+    BrokerSettings, DatabaseSettings, FingerprintSettings, JobSettings, KeySettings, ProviderArgs,
+    RunSettings, TraceSettings,
 };
 use super::urls::{check_database_url, check_proxy_url, parse_amqp_url};
 use crate::seal::{Fingerprinter, Keyring};
@@ -76,6 +76,7 @@ impl RunSettings {
         faults.keep(self.provider.base_url());
         faults.keep(self.provider.authorities());
         faults.keep(self.provider.proxy());
+        faults.keep(self.jobs.link_authorities());
         let read = (
             faults.keep(self.database.url()),
             faults.keep(self.broker.url()),
@@ -252,6 +253,17 @@ impl RunSettings {
     /// What is neither a duration nor a name.
     fn check_rest(&self, faults: &mut Faults) {
         faults.require(
+            !(self.jobs.link_check && self.jobs.allow_http_links),
+            "LINK_CHECK, ALLOW_HTTP_LINKS",
+            "LINK_CHECK fetches by https alone, and would refuse each http link that ALLOW_HTTP_LINKS lets in; \
+             set one of them",
+        );
+        faults.require(
+            !self.jobs.asks_provider_for_types() || self.jobs.document_types.len() == 1,
+            "DOCUMENT_TYPES",
+            "provider stands alone: the provider's list is each customer's own; name types, or the provider",
+        );
+        faults.require(
             u32::from(self.work.prefetch) >= self.work.concurrency,
             "PREFETCH, CONCURRENCY",
             "PREFETCH must be at least CONCURRENCY, or replicas would idle",
@@ -422,6 +434,11 @@ impl ProviderArgs {
         path.map(|path| read_pem("DOLLARPE_CA_FILE", path, "CERTIFICATE")).transpose()
     }
 
+    /// Whether a proxy leads to the provider.
+    pub fn has_proxy(&self) -> bool {
+        self.dollarpe_proxy.is_some() || self.dollarpe_proxy_file.is_some()
+    }
+
     /// A proxy that leads to the provider, if any.
     ///
     /// # Errors
@@ -430,7 +447,7 @@ impl ProviderArgs {
     pub fn proxy(&self) -> Result<Option<Secret>, SettingFault> {
         const PROXY: &str = "DOLLARPE_PROXY";
         let (given, file) = (self.dollarpe_proxy.as_ref(), self.dollarpe_proxy_file.as_ref());
-        if given.is_none() && file.is_none() {
+        if !self.has_proxy() {
             return Ok(None);
         }
         let proxy = read_secret(PROXY, given, file)?;
@@ -499,6 +516,17 @@ impl ProviderArgs {
             return Err(fault("must have no user, password, query or fragment"));
         }
         Ok(url)
+    }
+}
+
+impl JobSettings {
+    /// Certificate authorities to trust for links, in PEM.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn link_authorities(&self) -> Result<Option<Vec<u8>>, SettingFault> {
+        let path = self.link_check_ca_file.as_ref();
+        path.map(|path| read_pem("LINK_CHECK_CA_FILE", path, "CERTIFICATE")).transpose()
     }
 }
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use super::secret::Secret;
-use crate::domain::job::Rules;
+use crate::domain::job::{DocumentTypes, Rules};
 use crate::domain::read_back::{Timing, UnverifiedMeans};
 use crate::domain::retry::RetrySchedule;
 use crate::domain::verification::Tracking;
@@ -315,7 +316,8 @@ pub struct VerificationSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Jobs")]
 pub struct JobSettings {
-    /// Document types that a job may name, comma separated
+    /// Document types that a job may name, comma separated; or provider: those that it lists for the customer,
+    /// asked before a job's first attempt and remembered for an hour
     #[arg(
         long,
         env = "DOCUMENT_TYPES",
@@ -352,6 +354,33 @@ pub struct JobSettings {
     /// fetches the document some time after it has accepted the update; 0s: when the link ends
     #[arg(long, env = "LINK_EXPIRY_MARGIN", default_value = "15m", value_parser = parse_duration)]
     pub link_expiry_margin: Duration,
+
+    /// Whether the first bytes of both links are fetched before a job's first attempt, so that a link without a
+    /// document costs no update; it needs a way out to where documents lie, through DOLLARPE_PROXY where that
+    /// is set
+    #[arg(
+        long,
+        env = "LINK_CHECK",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub link_check: bool,
+
+    /// Networks that links may lead to though they are not public, comma separated, such as 10.20.0.0/16
+    #[arg(
+        long,
+        env = "LINK_CHECK_ALLOW",
+        value_delimiter = ',',
+        value_parser = parse_network,
+        value_name = "CIDR,…"
+    )]
+    pub link_check_allow: Vec<IpNet>,
+
+    /// A PEM file of certificate authorities to trust for links, beside the platform's
+    #[arg(long, env = "LINK_CHECK_CA_FILE", value_name = "FILE")]
+    pub link_check_ca_file: Option<PathBuf>,
 }
 
 /// Keys for what is stored.
@@ -536,11 +565,22 @@ pub enum TopologyMode {
     Verify,
 }
 
+/// In place of document types: those that the provider lists for the customer.
+pub(super) const OF_PROVIDER: &str = "provider";
+
 impl JobSettings {
+    /// Whether the provider is asked which document types a customer may use.
+    pub fn asks_provider_for_types(&self) -> bool {
+        self.document_types.iter().any(|name| name == OF_PROVIDER)
+    }
+
     /// The rules that jobs are parsed by.
     pub fn rules(&self) -> Rules {
         Rules {
-            document_types: self.document_types.clone(),
+            document_types: match self.asks_provider_for_types() {
+                true => DocumentTypes::OfProvider,
+                false => DocumentTypes::Listed(self.document_types.clone()),
+            },
             allow_http_links: self.allow_http_links,
             allow_extensionless_links: self.allow_extensionless_links,
             link_expiry_margin: self.link_expiry_margin,
@@ -608,12 +648,24 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 /// One of a list of document types, as the provider writes them. Blanks around it are none of it.
 fn parse_document_type(text: &str) -> Result<String, String> {
     let name = text.trim();
-    let is_type =
-        !name.is_empty() && name.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_');
+    let is_type = name == OF_PROVIDER
+        || !name.is_empty()
+            && name.bytes().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_');
     match is_type {
         true => Ok(name.to_owned()),
-        false => Err("write types in capitals, digits and _, with commas between them".to_owned()),
+        false => {
+            Err("write types in capitals, digits and _, with commas between them, or provider".to_owned())
+        }
     }
+}
+
+/// One of a list of networks. One that holds every address would be no rule any more.
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let network = text.trim().parse().ok().filter(|network: &IpNet| network.prefix_len() > 0);
+    network.ok_or_else(|| {
+        "write networks with commas between them, such as 10.20.0.0/16,fd12::/32, and none of all addresses"
+            .to_owned()
+    })
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {

@@ -50,6 +50,11 @@ fn odd_texts_and_lists_are_read_as_meant_or_refused() {
         ("--document-types=AADHAAR,,PASSPORT", Some("DOCUMENT_TYPES")),
         ("--document-types=", Some("DOCUMENT_TYPES")),
         ("--document-types=aadhaar", Some("DOCUMENT_TYPES")),
+        ("--document-types= provider", None),
+        ("--document-types=provider,PASSPORT", Some("DOCUMENT_TYPES")),
+        ("--document-types=Provider", Some("DOCUMENT_TYPES")),
+        ("--link-check=yes", Some("LINK_CHECK")),
+        ("--link-check-ca-file=/etc/hosts", Some("LINK_CHECK_CA_FILE")),
         ("--document-types=\"AADHAAR\"", Some("DOCUMENT_TYPES")),
         ("--not-applied-statuses=503, 504", None),
         ("--not-applied-statuses=503;504", Some("NOT_APPLIED_STATUSES")),
@@ -140,6 +145,7 @@ fn times_that_do_not_fit_together_are_refused() {
     faults_name(&["--claim-lease=30s"], &[read_back]);
     faults_name(&["--retry-delay-min=2h"], &["RETRY_DELAY_MIN, RETRY_DELAY_MAX"]);
     faults_name(&["--prefetch=10"], &["PREFETCH, CONCURRENCY"]);
+    faults_name(&["--link-check", "--allow-http-links"], &["LINK_CHECK, ALLOW_HTTP_LINKS"]);
     let interval = "CUSTOMER_READ_INTERVAL, VERIFICATION_POLL_AFTER";
     faults_name(&["--customer-read-interval=61s"], &[interval]);
     let (window, poll_max) =
@@ -296,7 +302,7 @@ const fn range(
 }
 
 /// The lowest and the highest values, and those just outside.
-const RANGES: [Range; 37] = [
+const RANGES: [Range; 38] = [
     range("METRICS_LISTEN", &["127.0.0.1:0", "[::1]:9464"], &["9464", "localhost", "0.0.0.0:65536"], &[]),
     range("DATABASE_CONNECTIONS", &["3", "1000"], &["2", "1001"], &[]),
     range("DEAD_LETTER_TTL", &["1h", "90d"], &["0s", "59m 59s", "90d 1ms", "3651d", "10000y"], &[]),
@@ -310,6 +316,19 @@ const RANGES: [Range; 37] = [
         &[],
     ),
     range("LINK_EXPIRY_MARGIN", &["0s", "1d"], &["1d 1ms", "-1s"], &[]),
+    range(
+        "LINK_CHECK_ALLOW",
+        &["10.20.0.0/16", "10.20.30.40/32, fd12::/32", "0.0.0.0/1"],
+        &[
+            "10.20.30.40",
+            "0.0.0.0/0",
+            "::/0",
+            "10.0.0.0/33",
+            "10.20.0.0/16;10.30.0.0/16",
+            "files.example.com",
+        ],
+        &[],
+    ),
     range("READ_BACK_AFTER", &["1s", "19s"], &["0s", "999ms", "19001ms"], &[]),
     range("APPLIED_WITHIN", &["1ms", "59s"], &["0s", "59001ms"], &[]),
     range(
@@ -357,7 +376,7 @@ const RANGES: [Range; 37] = [
 ];
 
 /// What has no range: names, places, keys, switches.
-const WITHOUT_RANGE: [&str; 39] = [
+const WITHOUT_RANGE: [&str; 41] = [
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_HEADERS_FILE",
     "OTEL_SERVICE_NAME",
@@ -392,6 +411,8 @@ const WITHOUT_RANGE: [&str; 39] = [
     "DOCUMENT_TYPES",
     "ALLOW_HTTP_LINKS",
     "ALLOW_EXTENSIONLESS_LINKS",
+    "LINK_CHECK",
+    "LINK_CHECK_CA_FILE",
     "PAYLOAD_KEY",
     "PAYLOAD_KEY_FILE",
     "FINGERPRINT_KEY",

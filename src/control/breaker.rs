@@ -169,6 +169,15 @@ impl Cause {
     }
 }
 
+/// Whether the provider took the update: accepted it, or rejected its job.
+fn is_taken(verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Accepted(_) => true,
+        Verdict::Rejected(rejection) => !rejection.is_by_check(),
+        _ => false,
+    }
+}
+
 /// What a verdict says of the provider.
 enum Judgement {
     Good,
@@ -181,17 +190,21 @@ enum Judgement {
 
 fn judge(verdict: &Verdict) -> Judgement {
     match verdict {
+        // A check of ours found it, and the provider was not asked for the update.
+        Verdict::Rejected(rejection) if rejection.is_by_check() => Judgement::Nothing,
         Verdict::Accepted(_)
         | Verdict::Rejected(_)
         | Verdict::Misconfigured(Misconfiguration::LikeOthers) => Judgement::Good,
-        Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect) => Judgement::Failure,
+        Verdict::Unknown(_) | Verdict::NotSent(NotSent::Connect | NotSent::ConfigurationUnread) => {
+            Judgement::Failure
+        }
         Verdict::Misconfigured(cause) if cause.is_everybodys() => Judgement::Refusal(*cause),
         Verdict::Misconfigured(cause) => Judgement::OddRefusal(*cause),
         // That it is throttled is an event of its own.
         Verdict::Throttled { .. }
-        | Verdict::NotSent(NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown) => {
-            Judgement::Nothing
-        }
+        | Verdict::NotSent(
+            NotSent::WindowClosed | NotSent::HeldBack | NotSent::Shutdown | NotSent::LinkUnchecked,
+        ) => Judgement::Nothing,
     }
 }
 
@@ -246,7 +259,9 @@ impl Breaker {
 
     /// Notes an event, and pauses or resumes the intake where it opens or closes the breaker.
     pub fn note(&self, event: &Event<'_>) {
-        if let Event::Attempted { verdict: Verdict::Accepted(_) | Verdict::Rejected(_), begun, .. } = event {
+        if let Event::Attempted { verdict, begun, .. } = event
+            && is_taken(verdict)
+        {
             let mut taken = self.taken.lock();
             *taken = (*taken).max(Some(*begun));
         }
@@ -287,7 +302,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::verdict::{Acceptance, FailurePoint};
+    use crate::domain::verdict::{Acceptance, FailurePoint, Rejection};
 
     const CLOSED: State = State::Closed { failures: 0 };
     const FAILED: Verdict = Verdict::Unknown(FailurePoint::TimedOut);
@@ -382,6 +397,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_check_of_ours_found_is_no_answer_of_the_provider() {
+        let rejected = Verdict::Rejected(Rejection::DocumentTypeUnsupported { supported: Vec::new() });
+        let once = State::Closed { failures: 1 };
+        assert_eq!(after(once, &rejected, false), once);
+        let probing = State::Probing(Cause::Failing);
+        assert_eq!(
+            after(probing, &rejected, true),
+            State::HalfOpen(Cause::Failing),
+            "another job is the probe"
+        );
+        let breaker = Breaker::new(5, Arc::default());
+        let (refused, begun) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        breaker.note(&Event::Attempted { verdict: &rejected, is_probe: false, begun });
+        assert!(!breaker.has_taken_since(refused));
+    }
+
+    /// Else an outage would be met by one job after the other, each with its retries.
+    #[test]
+    fn a_run_of_unread_configurations_opens_it() {
+        let unread = Verdict::NotSent(NotSent::ConfigurationUnread);
+        let twice = after(after(CLOSED, &unread, false), &unread, false);
+        assert_eq!(after(twice, &unread, false), State::Open(Cause::Failing));
+        assert_eq!(after(State::Probing(BY_KEY), &unread, true), State::Open(Cause::Failing));
+    }
+
+    #[test]
     fn no_due_job_does_not_close_it_but_lets_deliveries_in() {
         let at = Instant::now();
         let idle = State::HalfOpen(Cause::Failing).after(&Event::NoJobDue { at }, 3);
@@ -441,5 +482,10 @@ mod tests {
         let once = State::Closed { failures: 1 };
         assert_eq!(after(once, &Verdict::NotSent(NotSent::Shutdown), false), once);
         assert_eq!(after(once, &Verdict::NotSent(NotSent::WindowClosed), false), once);
+        assert_eq!(
+            after(once, &Verdict::NotSent(NotSent::LinkUnchecked), false),
+            once,
+            "a link's host failed"
+        );
     }
 }

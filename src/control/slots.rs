@@ -96,7 +96,7 @@ impl JobSlot {
         self.request.is_some()
     }
 
-    /// Notes how long the provider took to answer the request.
+    /// Notes how long the request took, with the checks before it, until the provider answered.
     pub fn note_answer(&self, took: Duration) {
         self.slots.is_slow.store(took > self.slots.wait_max / SLOW_PART, Ordering::Relaxed);
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::desk::story::AttemptView;
 use crate::domain::state::State;
+use crate::domain::verdict::Rejection;
 use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::{WorkerView, workers};
 
@@ -53,7 +54,8 @@ pub struct Report {
 pub struct Flow {
     pub received: i64,
     pub ended: i64,
-    /// Of those, how many spent no update because a signed link was to end.
+    /// Of those, how many spent no update because a signed link was to end, or a check found before the send
+    /// that the update would be spent in vain.
     pub spared: i64,
     pub p50_ms: Option<f64>,
     pub p90_ms: Option<f64>,
@@ -154,11 +156,14 @@ async fn flow(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Flow> {
             count(*) filter (where received_at >= $1)
                 + (select count(*) from open_work where not needs_person and received_at >= $1) as "received!",
             count(*) as "ended!",
-            count(expiring_link) filter (where reason_code = 'expired') as "spared!",
+            count(*) filter (
+                where reason_code = 'expired' and expiring_link is not null or reason_code = any($2)
+            ) as "spared!",
             percentile_cont(array[0.5, 0.9, 0.95, 0.99, 1]) within group (order by took)
                 filter (where state in ('accepted', 'rejected')) as percentiles
         from ended"#,
         since,
+        &Rejection::CODES_OF_CHECKS.map(str::to_owned),
     )
     .fetch_one(pool)
     .await?;

@@ -114,6 +114,8 @@ pub struct ObservationView {
     pub failure_reason: Option<String>,
     pub error: Option<String>,
     pub conclusion: Option<String>,
+    /// Of a configuration: the types that the customer may use.
+    pub document_types: Option<String>,
 }
 
 /// The story of one job; `None` if it is not known.
@@ -136,7 +138,7 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
     let observations = sqlx::query_as!(
         ObservationView,
         "-- show_observations
-        select at, purpose, status, failure_reason, error, conclusion
+        select at, purpose, status, failure_reason, error, conclusion, document_types
         from observation
         where job_id = $1
         order by id",

@@ -82,6 +82,8 @@ pub struct Observation {
     pub failure_reason: Option<String>,
     pub error: Option<String>,
     pub conclusion: Option<String>,
+    /// Of a configuration.
+    pub document_types: Option<String>,
     pub entry: Option<i32>,
 }
 

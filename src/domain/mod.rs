@@ -1,13 +1,16 @@
 //! The rules, pure: no clock, no network, no database, no logging. What they need to
 //! know of the world comes in as arguments.
 
+pub mod address_rule;
 pub mod budget;
 pub mod clock_skew;
+pub mod configuration;
 pub mod customer_event;
 pub mod foreign_text;
 pub mod history;
 pub mod invisible;
 pub mod job;
+pub mod link_check;
 pub mod message;
 pub mod outcome;
 pub mod outcome_event;

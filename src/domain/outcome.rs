@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::retry::RetrySchedule;
 use super::state::{Evidence, LinkField, State, WaitingFor};
 use super::suspicion::FATE_UNKNOWN;
-use super::verdict::{Acceptance, Misconfiguration, NotSent, Rejection, Verdict};
+use super::verdict::{Acceptance, LinkRefusal, Misconfiguration, NotSent, Rejection, Verdict};
 
 /// What is written with an attempt that ended its job, though it was answered like others: the history
 /// says that it was the last one.
@@ -23,6 +23,9 @@ pub const REFUSED_LIKE_OTHERS: &str = "refused like the jobs before it, with no 
 /// The reason code of a job whose resend might take the customer's last update.
 pub const LAST_UPDATE: &str = "last_update";
 
+/// The reason code of a job whose time, or that of a signed link, had come.
+pub const EXPIRED: &str = "expired";
+
 const LATE_ACCEPTANCE: &str = "the provider accepted the update; its answer came after the claim was lost";
 
 /// The job that an outcome's reason names, where it names one.
@@ -34,7 +37,7 @@ pub fn named_job(reason: &str) -> Option<Uuid> {
 pub enum Outcome {
     /// The provider applied the update.
     Accepted(Acceptance),
-    /// The provider refused the job.
+    /// The provider refused the job, or a check did before it was sent.
     Rejected(Rejection),
     /// A newer job of the customer was accepted.
     Superseded {
@@ -120,7 +123,7 @@ impl Outcome {
             Self::Accepted(_) | Self::Superseded { .. } | Self::Duplicate { .. } => None,
             Self::Rejected(rejection) => Some(rejection.code()),
             Self::Exhausted(Exhaustion::Attempts) => Some("attempts"),
-            Self::Exhausted(Exhaustion::Expired { .. }) => Some("expired"),
+            Self::Exhausted(Exhaustion::Expired { .. }) => Some(EXPIRED),
             Self::NeedsReview(Review::FateUnknown) => Some(FATE_UNKNOWN),
             Self::NeedsReview(Review::LastUpdate) => Some(LAST_UPDATE),
             Self::NeedsReview(Review::NewerFateUnknown { .. }) => Some("newer_fate_unknown"),
@@ -140,6 +143,41 @@ impl Outcome {
             Self::Rejected(Rejection::UpdateLimitExceeded) => "the customer's updates are used up",
             Self::Rejected(Rejection::FieldRefused) => {
                 "the provider refused a field; see the attempt's message"
+            }
+            Self::Rejected(Rejection::DocumentTypeUnsupported { supported }) => {
+                return format!(
+                    "the provider does not list the document's type for this customer, so nothing was sent; it lists {}",
+                    supported.join(", ")
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkRefused(link, LinkRefusal::ByHost)) => {
+                return format!(
+                    "the host of the link at {link} does not give the document, so nothing was sent; publish the job \
+                     anew with links that the provider can fetch"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkRefused(link, LinkRefusal::Forbidden)) => {
+                return format!(
+                    "the link at {link} leads to an address that is not public, not by https, or on more than three \
+                     times, so nothing was sent; publish the job anew with links that the provider can fetch"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::LinkNotFound(link)) => {
+                return format!(
+                    "there is nothing at the link at {link}, so nothing was sent; publish the job anew once the \
+                     document is there"
+                )
+                .into();
+            }
+            Self::Rejected(Rejection::NotADocument(link)) => {
+                return format!(
+                    "what the link at {link} leads to is no JPEG, PNG or PDF, or another one than its extension says, \
+                     so nothing was sent; publish the job anew with the document"
+                )
+                .into();
             }
             Self::Superseded { by } => {
                 return format!("the customer's newer job {by} was accepted").into();
@@ -276,12 +314,16 @@ pub fn next(verdict: &Verdict, history: History, schedule: &RetrySchedule, jitte
     };
     match verdict {
         Verdict::Accepted(acceptance) => Next::End(Outcome::Accepted(acceptance.clone())),
-        Verdict::Rejected(rejection) => Next::End(Outcome::Rejected(*rejection)),
+        Verdict::Rejected(rejection) => Next::End(Outcome::Rejected(rejection.clone())),
         Verdict::NotSent(NotSent::Shutdown) => {
             Next::Wait(Wait { waiting_for: WaitingFor::Retry, delay: Duration::ZERO, counts: false })
         }
-        Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed) => {
+        Verdict::NotSent(NotSent::Connect | NotSent::WindowClosed | NotSent::ConfigurationUnread) => {
             wait(WaitingFor::Retry, schedule.delay(retries, jitter), !history.is_probe)
+        }
+        // Of the link's host, and so a probe's too: else one whose host is gone would never end.
+        Verdict::NotSent(NotSent::LinkUnchecked) => {
+            wait(WaitingFor::Retry, schedule.delay(retries, jitter), true)
         }
         Verdict::Throttled { retry_after } => {
             // A probe's too: one that were put off for ever would never end.
@@ -342,11 +384,13 @@ mod tests {
         let accepted = Acceptance::default();
         check(Verdict::Accepted(accepted.clone()), first, Next::End(Outcome::Accepted(accepted)));
         let rejection = Rejection::KycAlreadyInUse;
-        check(Verdict::Rejected(rejection), first, Next::End(Outcome::Rejected(rejection)));
+        check(Verdict::Rejected(rejection.clone()), first, Next::End(Outcome::Rejected(rejection)));
         check(Verdict::NotSent(NotSent::Connect), first, wait(WaitingFor::Retry, 500, true));
         check(Verdict::NotSent(NotSent::WindowClosed), first, wait(WaitingFor::Retry, 500, true));
+        check(Verdict::NotSent(NotSent::ConfigurationUnread), first, wait(WaitingFor::Retry, 500, true));
         check(Verdict::NotSent(NotSent::Shutdown), first, wait(WaitingFor::Retry, 0, false));
         check(Verdict::NotSent(NotSent::HeldBack), first, wait(WaitingFor::Provider, 0, false));
+        check(Verdict::NotSent(NotSent::LinkUnchecked), first, wait(WaitingFor::Retry, 500, true));
         let retry_after = Some(Duration::from_secs(7));
         check(Verdict::Throttled { retry_after }, first, wait(WaitingFor::Provider, 7000, true));
         let refused = Verdict::Misconfigured(Misconfiguration::ApiKey);
@@ -367,6 +411,9 @@ mod tests {
     fn a_probe_costs_no_attempt() {
         let probe = History { retries: 2, is_probe: true, ..History::default() };
         check(Verdict::NotSent(NotSent::Connect), probe, wait(WaitingFor::Retry, 2000, false));
+        check(Verdict::NotSent(NotSent::ConfigurationUnread), probe, wait(WaitingFor::Retry, 2000, false));
+        let exhausted = Next::End(Outcome::Exhausted(Exhaustion::Attempts));
+        check(Verdict::NotSent(NotSent::LinkUnchecked), probe, exhausted);
     }
 
     #[test]

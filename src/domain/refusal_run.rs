@@ -43,8 +43,16 @@ impl RefusalRun {
                     return Verdict::Misconfigured(Misconfiguration::LikeOthers);
                 }
             }
-            // The document is another customer's, or this one's updates are used up: nobody else's matter.
-            Verdict::Rejected(Rejection::KycAlreadyInUse | Rejection::UpdateLimitExceeded) => {}
+            // The document is another customer's, this one's updates are used up, or a check of ours found
+            // it: nobody else's matter.
+            Verdict::Rejected(
+                Rejection::KycAlreadyInUse
+                | Rejection::UpdateLimitExceeded
+                | Rejection::DocumentTypeUnsupported { .. }
+                | Rejection::LinkRefused(..)
+                | Rejection::LinkNotFound(_)
+                | Rejection::NotADocument(_),
+            ) => {}
             Verdict::NotSent(_)
             | Verdict::Throttled { .. }
             | Verdict::Misconfigured(_)
@@ -110,6 +118,7 @@ mod tests {
         for verdict in [
             Verdict::Rejected(Rejection::KycAlreadyInUse),
             Verdict::Rejected(Rejection::UpdateLimitExceeded),
+            Verdict::Rejected(Rejection::DocumentTypeUnsupported { supported: Vec::new() }),
             Verdict::Throttled { retry_after: None },
         ] {
             assert_eq!(run.judge(verdict.clone(), Uuid::from_u128(99), Instant::now()), verdict);

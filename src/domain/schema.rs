@@ -3,13 +3,8 @@
 //! schema cannot say, its descriptions do.
 
 use serde_json::{Value, json};
-use time::macros::datetime;
-use uuid::uuid;
 
-use super::job::{PROVIDER_FIELDS, Rules};
-use super::outcome_event::{OutcomeEvent, SOURCE, type_name};
-use super::state::{EventKind, Evidence, State};
-use super::verification::{FAILED, VERIFIED};
+use super::job::{DOCUMENT_TYPE_BYTES_MAX, DOCUMENT_TYPE_PATTERN, DocumentTypes, PROVIDER_FIELDS, Rules};
 
 /// The schema of a message's body (JSON Schema, draft 2020-12), under these rules.
 pub fn job_schema(rules: &Rules) -> Value {
@@ -39,11 +34,7 @@ pub fn job_schema(rules: &Rules) -> Value {
                 "type": "string",
                 "pattern": r"\S",
             },
-            "document_type": {
-                "description": "The kind of document, one that the provider supports for the customer.",
-                "type": "string",
-                "enum": rules.document_types,
-            },
+            "document_type": document_type(&rules.document_types),
             "document_front_image_url": link("front"),
             "document_back_image_url": link("back"),
             "document_details": {
@@ -85,87 +76,19 @@ pub fn job_schema(rules: &Rules) -> Value {
     })
 }
 
-/// The schema of an outcome event (JSON Schema, draft 2020-12). What consumers must not rely on, as which
-/// reason codes there are, it leaves open.
-pub fn event_schema() -> Value {
-    let text = |description: &str| json!({ "description": description, "type": ["string", "null"] });
-    let time = |description: &str| json!({ "description": description, "type": ["string", "null"], "format": "date-time" });
-    let ended = State::ALL.iter().filter(|state| state.has_ended()).map(|state| state.name());
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "OutcomeEvent",
-        "description": "How a job ended, or what its verification became: a CloudEvent 1.0 in structured mode. It holds nothing that a customer entered. Other fields may be added to it within a version of its type.",
-        "type": "object",
-        "required": ["specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"],
-        "properties": {
-            "specversion": { "const": "1.0" },
-            "id": {
-                "description": "The same for every copy of an event: deduplicate by it.",
-                "type": "string",
-                "maxLength": 255,
-            },
-            "source": { "const": SOURCE },
-            "type": { "enum": EventKind::ALL.iter().map(|kind| type_name(*kind)).collect::<Vec<_>>() },
-            "subject": { "description": "The job_id.", "type": "string", "format": "uuid" },
-            "time": { "description": "When it happened. Of two events of a job the later one counts.", "type": "string", "format": "date-time" },
-            "datacontenttype": { "const": "application/json" },
-            "traceparent": { "description": "The trace that the job was published in, where it names one.", "type": "string" },
-            "data": {
-                "type": "object",
-                "required": [
-                    "job_id", "customer_id", "state", "reason_code", "reason", "attempts", "evidence",
-                    "verification_status", "failure_reason", "requested_at", "ended_at", "correlation_id"
-                ],
-                "properties": {
-                    "job_id": { "type": "string", "format": "uuid" },
-                    "customer_id": {
-                        "description": "The provider's customer; null where an invalid job named none.",
-                        "type": ["string", "null"],
-                        "format": "uuid",
-                    },
-                    "state": { "description": "How the job ended.", "enum": ended.collect::<Vec<_>>() },
-                    "reason_code": text("Why, for programs. There may be new ones."),
-                    "reason": text("Why, for people."),
-                    "attempts": { "description": "How many attempts were begun.", "type": "integer", "minimum": 0 },
-                    "evidence": {
-                        "description": "How an acceptance is known.",
-                        "enum": Evidence::ALL.iter().map(|evidence| json!(evidence.name())).chain([Value::Null]).collect::<Vec<_>>(),
-                    },
-                    "verification_status": {
-                        "description": "Of verification.verified and verification.failed, the provider's word; null in every other event.",
-                        "enum": [VERIFIED, FAILED, null],
-                    },
-                    "failure_reason": text("Of verification.failed: why, in the provider's words as far as they are known."),
-                    "requested_at": time("When the customer or upstream asked for the update."),
-                    "ended_at": time("When the job ended."),
-                    "correlation_id": text("The job's AMQP correlation_id."),
-                },
-            },
-        },
-        "examples": [example_event().to_json()],
-    })
-}
-
-/// An accepted job's event.
-pub fn example_event() -> OutcomeEvent {
-    let at = datetime!(2026-11-30 10:00:00.123456 UTC);
-    OutcomeEvent {
-        kind: EventKind::Accepted,
-        job_id: uuid!("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11"),
-        customer_id: Some(uuid!("4e6f1b20-a73c-11ec-b909-0242ac120002")),
-        at,
-        state: State::Accepted,
-        reason_code: None,
-        reason: Some("the provider accepted the update".to_owned()),
-        attempts: 1,
-        evidence: Some(Evidence::Response),
-        verification_status: None,
-        failure_reason: None,
-        requested_at: Some(datetime!(2026-11-30 09:59:58 UTC)),
-        ended_at: Some(at),
-        correlation_id: Some("order-17".to_owned()),
-        trace: None,
+fn document_type(types: &DocumentTypes) -> Value {
+    let mut schema = json!({
+        "description": "The kind of document, one that the provider supports for the customer.",
+        "type": "string",
+    });
+    match types {
+        DocumentTypes::Listed(known) => schema["enum"] = json!(known),
+        DocumentTypes::OfProvider => {
+            schema["maxLength"] = json!(DOCUMENT_TYPE_BYTES_MAX);
+            schema["pattern"] = json!(DOCUMENT_TYPE_PATTERN);
+        }
     }
+    schema
 }
 
 /// What a link looks like, in the syntax that every dialect of regular expressions shares: scheme
@@ -197,6 +120,8 @@ pub fn example() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use time::macros::datetime;
+
     use super::*;
     use crate::domain::job::Job;
     use crate::domain::message::Message;
@@ -258,6 +183,31 @@ mod tests {
             if parse(&body, &rules).is_ok() {
                 assert!(validator.is_valid(&body), "{time}");
             }
+        }
+    }
+
+    #[test]
+    fn types_that_the_provider_may_list_are_judged_alike() {
+        let rules = Rules { document_types: DocumentTypes::OfProvider, ..Rules::default() };
+        let validator = validator(&rules);
+        for (document_type, is_valid) in [
+            ("PASSPORT", true),
+            ("VOTER_ID", true),
+            ("FORM_60_V2", true),
+            ("A", true),
+            (&"A".repeat(64), true),
+            (&"A".repeat(65), false),
+            ("", false),
+            ("_A", false),
+            ("60", false),
+            ("passport", false),
+            ("PASS PORT", false),
+            ("PASSPORT\n", false),
+            ("ABCDE1234F", false),
+        ] {
+            let body = with("/document_type", json!(document_type));
+            assert_eq!(parse(&body, &rules).is_ok(), is_valid, "{document_type:?}");
+            assert_eq!(validator.is_valid(&body), is_valid, "{document_type:?}");
         }
     }
 

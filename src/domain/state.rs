@@ -102,9 +102,11 @@ words! {
 }
 
 words! {
-    /// What a read of a customer was made for.
+    /// What a read of a customer, or of their configuration, was made for.
     Purpose, "purpose":
     Baseline = "baseline",
+    /// Which document types the customer may use. It tells nothing of their status.
+    Configuration = "configuration",
     ReadBack = "read_back",
     Verification = "verification",
     /// A person compared the books with the provider.

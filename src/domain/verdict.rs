@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::clock_skew::ClockSkew;
 use super::foreign_text::{known_id, known_words};
 use super::job::PROVIDER_FIELDS;
-use super::state::VerdictKind;
+use super::state::{LinkField, VerdictKind};
 
 /// What came back from one attempt at the provider.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +63,10 @@ pub enum NotSent {
     /// the intake paused.
     HeldBack,
     Shutdown,
+    /// The provider did not tell which document types the customer may use.
+    ConfigurationUnread,
+    /// The host of a link did not tell whether it holds a document.
+    LinkUnchecked,
 }
 
 /// How far a request came before its outcome was lost.
@@ -113,8 +117,8 @@ pub struct Acceptance {
     pub verification_status: Option<String>,
 }
 
-/// Why the provider refused a job.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// Why a job was refused: by the provider, or by a check before anything was sent.
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Rejection {
     /// No such customer, or another organization's.
     CustomerNotFound,
@@ -124,6 +128,27 @@ pub enum Rejection {
     UpdateLimitExceeded,
     /// A field of the request's body was refused.
     FieldRefused,
+    /// The provider does not list the job's document type for the customer. Nothing was sent.
+    DocumentTypeUnsupported {
+        /// Those that it lists.
+        supported: Vec<String>,
+    },
+    /// A link's host does not give the document, or it must not be fetched. Nothing was sent.
+    LinkRefused(LinkField, LinkRefusal),
+    /// A link leads to nothing. Nothing was sent.
+    LinkNotFound(LinkField),
+    /// What a link leads to is no JPEG, PNG or PDF, or another one than its extension says. Nothing was
+    /// sent.
+    NotADocument(LinkField),
+}
+
+/// Who refuses a link.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkRefusal {
+    /// Its host.
+    ByHost,
+    /// We do: it leads to an address that is not public, or not by https, or on too often.
+    Forbidden,
 }
 
 /// Why the provider refused us.
@@ -192,6 +217,8 @@ impl NotSent {
             Self::WindowClosed => "send_window_closed",
             Self::HeldBack => "held_back",
             Self::Shutdown => "shutdown",
+            Self::ConfigurationUnread => "configuration_unread",
+            Self::LinkUnchecked => "link_unchecked",
         }
     }
 }
@@ -211,14 +238,42 @@ impl FailurePoint {
     }
 }
 
+const DOCUMENT_TYPE_UNSUPPORTED: &str = "document_type_unsupported";
+const LINK_REFUSED: &str = "link_refused";
+const LINK_NOT_FOUND: &str = "link_not_found";
+const NOT_A_DOCUMENT: &str = "not_a_document";
+
 impl Rejection {
+    /// The codes of what [a check](Self::is_by_check) found.
+    pub const CODES_OF_CHECKS: [&'static str; 4] =
+        [DOCUMENT_TYPE_UNSUPPORTED, LINK_REFUSED, LINK_NOT_FOUND, NOT_A_DOCUMENT];
+
     /// The reason code of a submission that ended so.
-    pub fn code(self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             Self::CustomerNotFound => "customer_not_found",
             Self::KycAlreadyInUse => "kyc_already_in_use",
             Self::UpdateLimitExceeded => "update_limit_exceeded",
             Self::FieldRefused => "field_refused",
+            Self::DocumentTypeUnsupported { .. } => DOCUMENT_TYPE_UNSUPPORTED,
+            Self::LinkRefused(..) => LINK_REFUSED,
+            Self::LinkNotFound(_) => LINK_NOT_FOUND,
+            Self::NotADocument(_) => NOT_A_DOCUMENT,
+        }
+    }
+
+    /// Whether a check of ours found it before anything was sent. Then it says nothing of whether the
+    /// provider takes updates.
+    pub fn is_by_check(&self) -> bool {
+        match self {
+            Self::DocumentTypeUnsupported { .. }
+            | Self::LinkRefused(..)
+            | Self::LinkNotFound(_)
+            | Self::NotADocument(_) => true,
+            Self::CustomerNotFound
+            | Self::KycAlreadyInUse
+            | Self::UpdateLimitExceeded
+            | Self::FieldRefused => false,
         }
     }
 }

@@ -208,6 +208,7 @@ impl Journal {
             failure_reason: None,
             error: Some(NOT_READ),
             conclusion: Some(Conclusion::LastUpdate.name()),
+            document_types: None,
         };
         let subject = Subject { job_id: slot.job_id, customer_id: slot.customer_id };
         let head = slot.head().after(&self.fingerprinter, subject, &Entry::Observation(observation));

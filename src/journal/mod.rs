@@ -4,6 +4,7 @@
 mod batch;
 mod claim;
 mod close;
+mod configuration;
 mod error;
 mod events;
 mod fingerprint_key;

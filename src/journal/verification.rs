@@ -259,6 +259,7 @@ impl Journal {
             failure_reason: seen.and_then(|seen| seen.failure_reason.as_deref()),
             error: None,
             conclusion: None,
+            document_types: None,
         });
         run_tx("record_verification", &self.pool, async |tx| {
             let Some(locked) = lock_submission(tx, claim.job.id).await? else { return Ok(false) };
@@ -344,6 +345,7 @@ impl Journal {
                 failure_reason: event.failure_reason.as_deref(),
                 error: None,
                 conclusion: None,
+                document_types: None,
             });
             let head = Head::of_row(newest.chain, newest.entries).after(&self.fingerprinter, subject, &entry);
             let is_its_end = self.is_end(tx, event, &newest).await?;

@@ -18,7 +18,6 @@ use reqwest::header::{
     HeaderValue, PRAGMA, RETRY_AFTER,
 };
 use reqwest::{Certificate, Client, Proxy, Response, Url, redirect, retry};
-use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -305,27 +304,16 @@ impl Provider {
         self.undated.load(Ordering::Relaxed) >= UNDATED_MIN
     }
 
-    /// `GET /kyc/configuration/{id}`: the document types that the customer may use.
-    ///
-    /// # Errors
-    /// When the provider does not answer with a configuration.
-    pub async fn configuration(&self, customer_id: Uuid) -> anyhow::Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Configured {
-            data: Configuration,
-        }
-        #[derive(Deserialize)]
-        struct Configuration {
-            supported_document_types: Vec<String>,
-        }
+    /// `GET /kyc/configuration/{id}`, for the document types that the customer may use. It is not waited
+    /// for past `deadline`.
+    pub async fn configuration(&self, customer_id: Uuid, deadline: Instant) -> HttpOutcome {
         let id = customer_id.to_string();
-        let outcome = self.get(endpoint(&self.settings.base_url, &["kyc", "configuration", &id])).await;
-        let HttpOutcome::Answered(Answer { status, body: Body::Whole(bytes), .. }) = outcome else {
-            anyhow::bail!("the provider gave no readable answer");
-        };
-        let configured: Configured = serde_json::from_slice(&bytes)
-            .with_context(|| format!("the provider answered {status} without a configuration"))?;
-        Ok(configured.data.supported_document_types)
+        let url = endpoint(&self.settings.base_url, &["kyc", "configuration", &id]);
+        let asked_at = Instant::now();
+        let answered = timeout_at(deadline, self.get(url)).await;
+        let outcome = answered.unwrap_or(HttpOutcome::Lost(FailurePoint::TimedOut));
+        METRICS.note_exchange(Call::Read, &outcome, asked_at.elapsed(), None);
+        outcome
     }
 
     /// Whether the provider takes our updates: a PATCH for a customer who does not exist,

@@ -45,6 +45,8 @@ fn after_an_attempt() -> States {
         Verdict::NotSent(NotSent::Connect),
         Verdict::NotSent(NotSent::HeldBack),
         Verdict::NotSent(NotSent::Shutdown),
+        Verdict::NotSent(NotSent::ConfigurationUnread),
+        Verdict::NotSent(NotSent::LinkUnchecked),
         Verdict::Throttled { retry_after: None },
         Verdict::Misconfigured(Misconfiguration::ApiKey),
         Verdict::Misconfigured(Misconfiguration::Undocumented),

@@ -85,6 +85,28 @@ fn a_read_loads_the_attempts_of_its_customer_alone() {
 }
 
 #[test]
+fn a_configuration_is_remembered_by_its_customers_observations_alone() {
+    world(async |world| {
+        make_history(&world, 1).await;
+        world.tamper("alter table observation set (autovacuum_enabled = false)").await;
+        world
+            .tamper(
+                "insert into observation (job_id, customer_id, at, purpose, document_types)
+                select job_id, ('00000000-0000-0000-0000-' || lpad(nth::text, 12, '0'))::uuid, now(),
+                    'configuration', 'PASSPORT'
+                from submission cross join generate_series(1, 60000) nth",
+            )
+            .await;
+        let journal = worker_journal(&world).await;
+        let remembered = journal.remembered_configuration(Uuid::from_u128(7)).await;
+        assert!(remembered.expect("the database answers").1.is_some(), "it was told just now");
+        drop(journal);
+        let read = rows_read(&world, "observation").await;
+        assert!(read < 100, "{read} observations were read for one customer");
+    });
+}
+
+#[test]
 fn a_batch_of_results_reads_its_own_jobs_alone() {
     world(async |world| {
         make_history(&world, 2_000).await;

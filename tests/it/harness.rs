@@ -28,7 +28,7 @@ use uuid::Uuid;
 pub use self::broker::JOBS;
 pub use self::jobs::{Observation, Submission, job_body, job_of_link};
 pub use self::raw::{RawBroker, RawProperties, long_string, short_string};
-pub use self::worker::{FINGERPRINT_KEY, NARROW, WorkerProcess};
+pub use self::worker::{FINGERPRINT_KEY, NARROW, PATIENT, WorkerProcess};
 use crate::relay::Relay;
 
 /// Of what a test with a backlog does, the one amount or the other: `TEST_SIZE=full` is the size

@@ -11,10 +11,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, world};
+use crate::harness::{PATIENT, WorkerProcess, World, world};
+use crate::link_check::{Answer, Host, JPEG, ended, publish_linked};
 use crate::own_services::free_port;
 
-/// A tinyproxy that lets clients with the right credentials through to one port.
+/// A tinyproxy that lets clients with the right credentials through to some ports.
 struct TinyProxy {
     process: Child,
     port: u16,
@@ -25,12 +26,13 @@ struct TinyProxy {
 const CREDENTIALS: &str = "kyc:p%6155";
 
 impl TinyProxy {
-    async fn start(world: &World, to: u16) -> Self {
+    async fn start(world: &World, to: &[u16]) -> Self {
         let port = free_port().expect("a port");
         let log = world.write_file(&format!("tinyproxy-{port}.log"), b"");
+        let ports: String = to.iter().map(|port| format!("ConnectPort {port}\n")).collect();
         let settings = format!(
             "Port {port}\nListen 127.0.0.1\nTimeout 600\nAllow 127.0.0.1\nMaxClients 20\n\
-             BasicAuth kyc pa55\nConnectPort {to}\nLogFile \"{log}\"\nLogLevel Connect\n"
+             BasicAuth kyc pa55\n{ports}LogFile \"{log}\"\nLogLevel Connect\n"
         );
         let file = world.write_file(&format!("tinyproxy-{port}.conf"), settings.as_bytes());
         let mut process = Command::new("tinyproxy")
@@ -125,7 +127,7 @@ fn a_proxy_leads_to_the_provider_over_plain_tcp_and_over_tls() {
         world.declare_topology().await;
         let authority = authority();
         let behind = Behind::new(&world, &authority).await;
-        let proxy = TinyProxy::start(&world, behind.port).await;
+        let proxy = TinyProxy::start(&world, &[behind.port]).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let issued = authority.issue("127.0.0.1").expect("a certificate");
         let target = ([127, 0, 0, 1], proxy.port).into();
@@ -150,7 +152,7 @@ fn a_proxy_that_does_not_know_us_is_told_by_its_setting_and_nothing_is_sent() {
     world(async |world| {
         world.declare_topology().await;
         let behind = Behind::new(&world, &authority()).await;
-        let proxy = TinyProxy::start(&world, behind.port).await;
+        let proxy = TinyProxy::start(&world, &[behind.port]).await;
         let (wrong, right) = (format!("http://127.0.0.1:{}", proxy.port), proxy.url(CREDENTIALS));
         let said = checked(&world, &behind.settings(&wrong)).await;
         assert!(said.contains("DOLLARPE_PROXY: the proxy at 127.0.0.1") && said.contains("(407)"), "{said}");
@@ -170,10 +172,10 @@ fn what_a_proxy_does_not_let_through_or_cannot_reach_was_not_sent() {
     world(async |world| {
         world.declare_topology().await;
         let behind = Behind::new(&world, &authority()).await;
-        let proxy = TinyProxy::start(&world, behind.port).await;
+        let proxy = TinyProxy::start(&world, &[behind.port]).await;
         let right = proxy.url(CREDENTIALS);
         // It allows another port; it is not there.
-        let strict = TinyProxy::start(&world, free_port().expect("a port")).await;
+        let strict = TinyProxy::start(&world, &[free_port().expect("a port")]).await;
         let gone = format!("http://127.0.0.1:{}", free_port().expect("a port"));
         for (wrong, fault) in [(strict.url(CREDENTIALS), "opens no tunnel"), (gone, "no proxy answers at")] {
             let said = checked(&world, &behind.settings(&wrong)).await;
@@ -192,7 +194,7 @@ fn a_proxy_that_says_nothing_is_not_waited_for_past_the_send_window() {
     world(async |world| {
         world.declare_topology().await;
         let behind = Behind::new(&world, &authority()).await;
-        let proxy = TinyProxy::start(&world, behind.port).await;
+        let proxy = TinyProxy::start(&world, &[behind.port]).await;
         let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let wrong = format!("http://{}", silent.local_addr().expect("an address"));
         let job_id = world.publish_job().await;
@@ -206,6 +208,37 @@ fn a_proxy_that_says_nothing_is_not_waited_for_past_the_send_window() {
             &behind.settings(&proxy.url(CREDENTIALS)),
         )
         .await;
+    });
+}
+
+/// The proxy resolves names then, so what they lead to is its to judge; a literal address is still refused.
+#[test]
+fn links_are_fetched_through_the_proxy_too() {
+    world(async |world| {
+        world.declare_topology().await;
+        let authority = authority();
+        let behind = Behind::new(&world, &authority).await;
+        let (named, literal) =
+            (Host::start(&authority, "localhost").await, Host::start(&authority, "127.0.0.1").await);
+        let proxy = TinyProxy::start(&world, &[behind.port, named.port, literal.port]).await;
+        let url = format!("http://{CREDENTIALS}@localhost:{}", proxy.port);
+        let checked = [("LINK_CHECK", "true"), ("LINK_CHECK_CA_FILE", &behind.ca)];
+        let worker = world.start_worker_with(&[&behind.settings(&url)[..], &checked, &PATIENT].concat());
+        let mut jobs = Vec::new();
+        for host in [&named, &literal] {
+            let job_id = Uuid::new_v4();
+            let [front, back] = ["front.jpg", "back.jpg"]
+                .map(|file| host.answer(&format!("{job_id}/{file}"), &[Answer::Give(JPEG)]));
+            jobs.push(publish_linked(&world, job_id, &front, &back).await);
+        }
+        world.check_nothing_lost_or_spent_twice(&jobs[..1]).await;
+        assert_eq!(named.count_asked(&format!("{}/front.jpg", jobs[0])), 1);
+        let refused = ended(&world, jobs[1]).await;
+        assert_eq!(refused.reason_code.as_deref(), Some("link_refused"), "{refused:?}");
+        let log = fs::read_to_string(&proxy.log).expect("a log");
+        assert!(log.contains(&format!("CONNECT localhost:{}", named.port)), "{log}");
+        assert!(!log.contains(&format!(":{}", literal.port)), "{log}");
+        assert!(!worker.log().contains("pa55"), "{}", worker.log());
     });
 }
 

@@ -147,7 +147,12 @@ fn a_job_whose_links_end_too_soon_is_never_sent() {
         let said = world.say(&["show", &dead.to_string()]).await;
         assert!(said.to_string().contains("/document_back_image_url"), "{said}");
         let report = world.say(&["report"]).await;
-        assert!(report.contains("updates not spent, since a link was to end too soon: 4"), "{report}");
+        assert!(
+            report.contains(
+                "updates not spent, since a link was to end too soon or a check refused the job: 4"
+            ),
+            "{report}"
+        );
         let replay = ["replay", &dead.to_string(), "--yes", "--by", "ana", "--note", "again"];
         let refused = world.refuse(&replay).await;
         assert!(refused.contains("ends too soon"), "{refused}");

@@ -14,8 +14,10 @@ use kyc_worker::domain::job::{Invalid, Job};
 use kyc_worker::domain::message::Message;
 use kyc_worker::domain::outcome::{Exhaustion, Outcome, Review, Wait};
 use kyc_worker::domain::read_back::{Conclusion, CustomerStatus, Reading};
-use kyc_worker::domain::state::WaitingFor;
-use kyc_worker::domain::verdict::{Acceptance, FailurePoint, Misconfiguration, NotSent, Rejection, Verdict};
+use kyc_worker::domain::state::{LinkField, WaitingFor};
+use kyc_worker::domain::verdict::{
+    Acceptance, FailurePoint, LinkRefusal, Misconfiguration, NotSent, Rejection, Verdict,
+};
 use kyc_worker::journal::history::audit::Audit;
 use kyc_worker::journal::{Admission, AttemptResult, Claim, Journal, NextAttempt, Opened, Settled};
 use kyc_worker::seal::Fingerprinter;
@@ -247,8 +249,8 @@ impl Maker<'_> {
     }
 
     async fn ended_alone(&self) -> Vec<Uuid> {
-        let rejected = async |rejection| {
-            let outcome = Outcome::Rejected(rejection);
+        let rejected = async |rejection: Rejection| {
+            let outcome = Outcome::Rejected(rejection.clone());
             self.settle(&self.new_claim().await, Verdict::Rejected(rejection), outcome).await
         };
         let mut jobs = vec![
@@ -256,6 +258,10 @@ impl Maker<'_> {
             rejected(Rejection::KycAlreadyInUse).await,
             rejected(Rejection::FieldRefused).await,
             rejected(Rejection::CustomerNotFound).await,
+            rejected(Rejection::DocumentTypeUnsupported { supported: vec!["AADHAAR".to_owned()] }).await,
+            rejected(Rejection::LinkRefused(LinkField::Front, LinkRefusal::ByHost)).await,
+            rejected(Rejection::LinkNotFound(LinkField::Back)).await,
+            rejected(Rejection::NotADocument(LinkField::Back)).await,
             self.exhausted().await,
         ];
         let [applied, last] = [self.left_unknown().await, self.left_unknown().await];
@@ -411,7 +417,7 @@ fn no_row_is_rewritten_to_another_state_unnoticed() {
         }
         let mut models: HashMap<Form, Uuid> = HashMap::new();
         forms.iter().for_each(|(job_id, form)| _ = models.insert(form.clone(), *job_id));
-        assert_eq!(models.len(), 28, "{:#?}", models.keys());
+        assert_eq!(models.len(), 32, "{:#?}", models.keys());
 
         world.is_tampered_with();
         let copied = "create table original as select * from submission";

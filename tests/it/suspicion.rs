@@ -120,7 +120,12 @@ impl Maker {
         let job_ids: Vec<Uuid> = jobs.iter().map(|job| job.job_id).collect();
         let purpose = self.pick(Purpose::ALL);
         let is_read_back = purpose == Purpose::ReadBack;
-        let told = !is_read_back || self.rng.random_ratio(3, 4);
+        let told = match purpose {
+            Purpose::ReadBack => self.rng.random_ratio(3, 4),
+            // It says nothing of the customer's status.
+            Purpose::Configuration => false,
+            _ => true,
+        };
         let status = self.pick(&["PROCESSING", "UNVERIFIED", "FAILED", "FAILED", "VERIFIED", "ON_HOLD"]);
         let read_at = self.by_another_clock(at);
         PastRead {

@@ -310,6 +310,9 @@ impl Attempt {
     }
 }
 
+/// Why the worker itself rejects a job, before anything is sent.
+const BY_CHECK: [&str; 4] = ["document_type_unsupported", "link_refused", "link_not_found", "not_a_document"];
+
 /// The states in which nothing can have been applied.
 const NEVER_APPLIED: [&str; 6] = ["rejected", "invalid", "superseded", "duplicate", "exhausted", "waiting"];
 const IN_MOTION: [&str; 3] = ["submitting", "waiting", "unknown"];
@@ -679,6 +682,9 @@ fn ends_are_what_the_provider_said(jobs: &BTreeMap<Uuid, Job<'_>>) -> Check {
     count("jobs that met no fault, ended as the provider said", untouched, |(id, job)| {
         let is_right = match (job.applied, job.state()) {
             (1, "accepted") => true,
+            (0, "rejected") if job.reason_code().is_some_and(|code| BY_CHECK.contains(&code)) => {
+                job.patches.is_empty()
+            }
             (0, "rejected") => job.patches.iter().any(|patch| patch.status == Some(400)),
             (0, "superseded" | "duplicate" | "exhausted" | "invalid") => true,
             (0, "needs_review") => {

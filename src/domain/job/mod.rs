@@ -16,7 +16,9 @@ use uuid::Uuid;
 
 use self::check::{BACK_LINK, Check, DOCUMENT_NUMBER, FRONT_LINK, field};
 pub(super) use self::check::{instant, uuid};
-pub use self::rules::Rules;
+pub use self::rules::{
+    DOCUMENT_TYPE_BYTES_MAX, DOCUMENT_TYPE_PATTERN, DocumentTypes, Rules, is_document_type,
+};
 use self::signed_link::{cut_signature, ends_at};
 use crate::domain::message::Message;
 use crate::domain::state::LinkField;
@@ -234,6 +236,13 @@ impl UpdateRequest {
     /// What is sealed and stored, and read back by [`from_sealed`](Self::from_sealed).
     pub fn to_sealable(&self) -> &[u8] {
         &self.canonical
+    }
+
+    /// The links to the document, each with its field. They hold secrets: none is logged or kept.
+    pub fn links(&self) -> Vec<(LinkField, String)> {
+        let body = self.body();
+        let link = |field: &LinkField| Some((*field, text_at(&body, field.name())?.to_owned()));
+        LinkField::ALL.iter().filter_map(link).collect()
     }
 
     fn body(&self) -> Json {

@@ -9,8 +9,8 @@ use crate::domain::invisible::is_invisible;
 /// What differs between installations in what a valid job is.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The document types that the provider supports here.
-    pub document_types: Vec<String>,
+    /// The document types that a job may name.
+    pub document_types: DocumentTypes,
     /// Whether a link may be plain `http`.
     pub allow_http_links: bool,
     /// Whether the last segment of a link's path may do without `.jpg` and the like.
@@ -20,12 +20,40 @@ pub struct Rules {
     pub link_expiry_margin: Duration,
 }
 
+/// Which document types a job may name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum DocumentTypes {
+    /// These.
+    Listed(Vec<String>),
+    /// Any that is written as the provider writes them. Which of them the customer may use, the provider
+    /// is asked before the first attempt.
+    OfProvider,
+}
+
+/// No name of a type is longer.
+pub const DOCUMENT_TYPE_BYTES_MAX: usize = 64;
+
+/// A type has fewer digits than any document's number, which must not stand in clear.
+const DOCUMENT_TYPE_DIGITS_MAX: usize = 3;
+
+/// What [`is_document_type`] takes, but for its length, as a pattern.
+pub const DOCUMENT_TYPE_PATTERN: &str = "^[A-Z][A-Z_]*([0-9][A-Z_]*){0,3}$";
+
+/// Whether a text is written as the provider writes document types.
+pub fn is_document_type(text: &str) -> bool {
+    let is_of_one = |c: u8| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_';
+    (1..=DOCUMENT_TYPE_BYTES_MAX).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_uppercase())
+        && text.bytes().all(is_of_one)
+        && text.bytes().filter(u8::is_ascii_digit).count() <= DOCUMENT_TYPE_DIGITS_MAX
+}
+
 impl Default for Rules {
     /// The provider's documented types, `https` links with an extension.
     fn default() -> Self {
         let documented = ["AADHAAR", "PASSPORT", "VOTER_ID", "DRIVING_LICENSE"];
         Self {
-            document_types: documented.map(str::to_owned).to_vec(),
+            document_types: DocumentTypes::Listed(documented.map(str::to_owned).to_vec()),
             allow_http_links: false,
             allow_extensionless_links: false,
             link_expiry_margin: Duration::from_secs(15 * 60),
@@ -35,10 +63,14 @@ impl Default for Rules {
 
 impl Rules {
     pub(super) fn document_type(&self, text: &str) -> Result<(), String> {
-        if self.document_types.iter().any(|known| known == text) {
-            Ok(())
-        } else {
-            Err(format!("must be one of {}", self.document_types.join(", ")))
+        match &self.document_types {
+            DocumentTypes::Listed(known) if known.iter().any(|known| known == text) => Ok(()),
+            DocumentTypes::Listed(known) => Err(format!("must be one of {}", known.join(", "))),
+            DocumentTypes::OfProvider if is_document_type(text) => Ok(()),
+            DocumentTypes::OfProvider => Err(format!(
+                "must be capitals and underscores, with up to three digits after the first: \
+                 {DOCUMENT_TYPE_BYTES_MAX} characters at most"
+            )),
         }
     }
 

@@ -251,7 +251,7 @@ fn a_link_is_an_absolute_https_url_of_an_image_or_pdf() {
 #[test]
 fn rules_open_what_an_installation_needs() {
     let rules = Rules {
-        document_types: vec!["PAN".to_owned()],
+        document_types: DocumentTypes::Listed(vec!["PAN".to_owned()]),
         allow_http_links: true,
         allow_extensionless_links: true,
         ..Rules::default()

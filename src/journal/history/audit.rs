@@ -145,7 +145,9 @@ impl Audit {
         let observations = sqlx::query_as!(
             Observation,
             "-- audit_observations
-            select id, job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry
+            select
+                id, job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, document_types,
+                entry
             from observation
             where job_id = any($1)
             order by job_id, id",

@@ -67,6 +67,8 @@ pub(crate) struct Observation<'a> {
     pub failure_reason: Option<&'a str>,
     pub error: Option<&'a str>,
     pub conclusion: Option<&'a str>,
+    /// Of a configuration.
+    pub document_types: Option<&'a str>,
 }
 
 /// A value of an entry. Its encoding says what it is and where it ends.
@@ -128,7 +130,15 @@ impl Entry<'_> {
                 ],
             ),
             Self::LateVerdict { number, verdict } => feed(mac, b'l', [number.into(), verdict.into()]),
-            Self::Observation(Observation { at, purpose, status, failure_reason, error, conclusion }) => {
+            Self::Observation(Observation {
+                at,
+                purpose,
+                status,
+                failure_reason,
+                error,
+                conclusion,
+                document_types,
+            }) => {
                 feed(
                     mac,
                     b'o',
@@ -140,7 +150,11 @@ impl Entry<'_> {
                         error.into(),
                         conclusion.into(),
                     ],
-                )
+                );
+                // Behind the others, where there is any: what was chained before there were any stays so.
+                if let Some(types) = document_types {
+                    feed(mac, b't', [types.into()]);
+                }
             }
         }
     }
@@ -247,6 +261,7 @@ mod tests {
                     failure_reason: Some(""),
                     error: None,
                     conclusion: Some("confirming"),
+                    document_types: None,
                 }),
                 "ca5534c5f9b1f338add29c369a2f1ce87bfc6df1392efddbc7128ff125e5ed5e",
             ),
@@ -286,12 +301,12 @@ mod tests {
         kind: u8,
         numbers: [Option<i32>; 3],
         times: [i64; 3],
-        texts: [Option<String>; 5],
+        texts: [Option<String>; 6],
     }
 
     impl Owned {
         fn entry(&self) -> Entry<'_> {
-            let [a, b, c, d, e] = self.texts.each_ref().map(Option::as_deref);
+            let [a, b, c, d, e, f] = self.texts.each_ref().map(Option::as_deref);
             match self.kind {
                 0 => Entry::Attempt {
                     number: self.numbers[0].unwrap_or_default(),
@@ -317,6 +332,7 @@ mod tests {
                     failure_reason: c,
                     error: d,
                     conclusion: e,
+                    document_types: f,
                 }),
             }
         }
@@ -331,7 +347,7 @@ mod tests {
             0..3_u8,
             [number.clone(), number.clone(), number],
             [time.clone(), time.clone(), time],
-            [text.clone(), text.clone(), text.clone(), text.clone(), text],
+            [text.clone(), text.clone(), text.clone(), text.clone(), text.clone(), text],
         )
             .prop_map(|(kind, numbers, times, texts)| Owned { kind, numbers, times, texts })
     }
@@ -351,7 +367,7 @@ mod tests {
     proptest! {
         #[test]
         fn entries_that_differ_in_anything_have_different_macs(
-            entry in owned(), other in owned(), part in 0..12_usize,
+            entry in owned(), other in owned(), part in 0..13_usize,
         ) {
             let fingerprinter = fingerprinter(1);
             let mac = |entry: &Owned| Head::default().after(&fingerprinter, SUBJECT, &entry.entry()).mac;

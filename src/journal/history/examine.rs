@@ -198,5 +198,6 @@ fn observed(observation: &Observation) -> Entry<'_> {
         failure_reason: observation.failure_reason.as_deref(),
         error: observation.error.as_deref(),
         conclusion: observation.conclusion.as_deref(),
+        document_types: observation.document_types.as_deref(),
     })
 }

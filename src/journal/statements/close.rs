@@ -28,7 +28,7 @@ pub(crate) struct Closing {
 impl Closing {
     /// The job has ended.
     pub fn ended(claim: &Claim, result: &AttemptResult, outcome: &Outcome) -> Self {
-        let error = result.error.or(outcome.note());
+        let error = outcome.note().or(result.error);
         let attempt = ClosedAttempt { error, ..closed(claim, result) };
         Self { claim: *claim, attempt, to: Destination::End(outcome.ended()), is_retry: false }
     }

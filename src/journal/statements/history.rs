@@ -73,10 +73,22 @@ pub(crate) async fn add_reading(
     reading: &Reading,
 ) -> sqlx::Result<Head> {
     let observation = observed(at, purpose, reading, None);
+    add_observation(tx, fingerprinter, subject, &observation, read_at, dated_at(reading)).await
+}
+
+/// The same, of what is an entry already.
+pub(crate) async fn add_observation(
+    tx: &mut PgConnection,
+    fingerprinter: &Fingerprinter,
+    subject: Subject,
+    observation: &Observation<'_>,
+    read_at: SystemTime,
+    dated_at: Option<OffsetDateTime>,
+) -> sqlx::Result<Head> {
     let locked = lock_submission(tx, subject.job_id).await?.ok_or(sqlx::Error::RowNotFound)?;
-    let head = locked.position.head.after(fingerprinter, subject, &Entry::Observation(observation));
+    let head = locked.position.head.after(fingerprinter, subject, &Entry::Observation(*observation));
     let read_at = Some(OffsetDateTime::from(read_at));
-    insert_observation(tx, subject, &observation, head.entries, read_at, dated_at(reading)).await?;
+    insert_observation(tx, subject, observation, head.entries, read_at, dated_at).await?;
     set_head(tx, subject.job_id, head).await?;
     Ok(head)
 }
@@ -101,6 +113,7 @@ pub(crate) fn observed<'a>(
         failure_reason: customer.and_then(|customer| customer.failure_reason.as_deref()),
         error: reading.error_code(),
         conclusion,
+        document_types: None,
     }
 }
 
@@ -118,9 +131,9 @@ pub(crate) async fn insert_observation(
         "-- insert_observation
         insert into observation (
             job_id, customer_id, at, purpose, status, failure_reason, error, conclusion, entry, read_at,
-            dated_at
+            dated_at, document_types
         )
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         subject.job_id,
         subject.customer_id,
         observation.at,
@@ -132,6 +145,7 @@ pub(crate) async fn insert_observation(
         entry,
         read_at,
         dated_at,
+        observation.document_types,
     )
     .execute(tx)
     .await?;

@@ -34,6 +34,7 @@ pub struct Observation {
     pub status: Option<String>,
     pub error: Option<String>,
     pub conclusion: Option<String>,
+    pub document_types: Option<String>,
 }
 
 #[derive(Debug)]
@@ -187,7 +188,8 @@ impl World {
     /// What was read of a job's customer for it, in order.
     pub async fn observations(&self, job_id: Uuid) -> Vec<Observation> {
         let rows = sqlx::query(
-            "select purpose, status, error, conclusion from observation where job_id = $1 order by id",
+            "select purpose, status, error, conclusion, document_types from observation
+            where job_id = $1 order by id",
         )
         .bind(job_id)
         .fetch_all(&self.pool)
@@ -199,6 +201,7 @@ impl World {
                 status: row.get("status"),
                 error: row.get("error"),
                 conclusion: row.get("conclusion"),
+                document_types: row.get("document_types"),
             })
             .collect()
     }

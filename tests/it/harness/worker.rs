@@ -21,6 +21,10 @@ pub const FINGERPRINT_KEY: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
 pub const NARROW: [(&str, &str); 4] =
     [("CONCURRENCY", "4"), ("PREFETCH", "8"), ("READ_BACK_WINDOW", "25s"), ("READ_BACK_DEADLINE", "2m")];
 
+/// For a worker that checks before it sends: a busy machine holds no check up for as long as it may last.
+pub const PATIENT: [(&str, &str); 3] =
+    [("SEND_WINDOW", "8s"), ("CLAIM_LEASE", "11s"), ("READ_BACK_WINDOW", "16s")];
+
 /// The worker's times, about a fifth of what they are. A busy machine may hold a worker up for two
 /// seconds at any step, and still no send, read or confirmation comes too late.
 const SCALED_DOWN: [(&str, &str); 13] = [
