@@ -20,7 +20,7 @@ use crate::traces::Work;
 /// All checks of an attempt together take no longer.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Checks a job of which no update may have been applied yet.
+/// Checks a job before an attempt; a resend as well: a replica may have died in the checks of the first one.
 ///
 /// # Errors
 /// What its attempt comes to instead of a send: a rejection, or a check that could not be made.

@@ -192,7 +192,7 @@ async fn open(
 /// one that waited both go this way.
 ///
 /// 1. Wait for a request slot: the job may have been prefetched.
-/// 2. Where none of the job's updates may have been applied yet, check it: `checks.rs`.
+/// 2. Where the settings say so, check what the provider would refuse after it has spent an update: `checks.rs`.
 /// 3. Sign, afresh: the provider refuses a stale timestamp.
 /// 4. Send, once, through the gate.
 /// 5. Classify the answer, note it with the breaker, and decide what follows.
@@ -251,8 +251,7 @@ async fn attempt(
         Box::pin(read_baseline(context, claim, apart)).await;
     }
     let held = Instant::now();
-    // A resend is no first update any more: what became of the one before is what counts.
-    if let Some(checks) = context.checks.as_ref().filter(|_| claim.history.unknown == 0) {
+    if let Some(checks) = &context.checks {
         let checked = Box::pin(check(context, checks, claim, request, work)).await;
         slot.note_answer(held.elapsed());
         if let Err(result) = checked {

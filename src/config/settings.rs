@@ -317,7 +317,7 @@ pub struct VerificationSettings {
 #[command(next_help_heading = "Jobs")]
 pub struct JobSettings {
     /// Document types that a job may name, comma separated; or provider: those that it lists for the customer,
-    /// asked before a job's first attempt and remembered for an hour
+    /// asked before each attempt and remembered for an hour
     #[arg(
         long,
         env = "DOCUMENT_TYPES",
@@ -355,7 +355,7 @@ pub struct JobSettings {
     #[arg(long, env = "LINK_EXPIRY_MARGIN", default_value = "15m", value_parser = parse_duration)]
     pub link_expiry_margin: Duration,
 
-    /// Whether the first bytes of both links are fetched before a job's first attempt, so that a link without a
+    /// Whether the first bytes of both links are fetched before each attempt, so that a link without a
     /// document costs no update; it needs a way out to where documents lie, through DOLLARPE_PROXY where that
     /// is set
     #[arg(

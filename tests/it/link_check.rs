@@ -16,7 +16,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::harness::{PATIENT, Submission, World, job_body, world};
+use crate::harness::{PATIENT, Submission, World, job_body, sized, world};
+use crate::outcome_events::TOLD;
 
 pub const JPEG: &[u8] = b"\xff\xd8\xff\xe0\x00\x10JFIF canarydocument";
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n canarydocument";
@@ -346,7 +347,7 @@ fn a_worker_that_stops_during_a_check_leaves_the_job_to_another() {
 
 /// Whether the links still hold then is no matter of ours: the update may be spent.
 #[test]
-fn a_resend_is_not_checked_and_neither_is_a_job_without_the_setting() {
+fn a_resend_is_checked_again_and_a_job_without_the_setting_is_not() {
     world(async |world| {
         world.declare_topology().await;
         let authority = authority();
@@ -360,9 +361,10 @@ fn a_resend_is_not_checked_and_neither_is_a_job_without_the_setting() {
             ["front.jpg", "back.jpg"].map(|file| host.answer(&format!("{job_id}/{file}"), &gone));
         let mut worker = world.start_worker_with(&inside.settings(&[]));
         publish_linked_for(&world, customer_id, job_id, &front, &back).await;
-        world.check_nothing_lost_or_spent_twice(&[job_id]).await;
-        assert_eq!(world.count_patches(job_id).await, 2);
-        assert_eq!(host.count_asked(&format!("{job_id}/front.jpg")), 1);
+        let job = ended(&world, job_id).await;
+        assert_eq!(job.reason_code.as_deref(), Some("link_not_found"), "{job:?}");
+        assert_eq!((world.count_patches(job_id).await, world.count_updates(job_id).await), (1, 0));
+        assert_eq!(host.count_asked(&format!("{job_id}/front.jpg")), 2);
         worker.stop().await;
 
         let _worker = world.start_worker();
@@ -370,7 +372,7 @@ fn a_resend_is_not_checked_and_neither_is_a_job_without_the_setting() {
         let [front, back] = ["front.jpg", "back.jpg"].map(|file| host.link(&format!("{unchecked}/{file}")));
         publish_linked(&world, unchecked, &front, &back).await;
         world.check_nothing_lost_or_spent_twice(&[unchecked]).await;
-        assert_eq!(host.count_all(), 2);
+        assert_eq!(host.count_all(), 4);
     });
 }
 
@@ -402,5 +404,60 @@ fn both_checks_go_side_by_side_and_a_rejection_wins() {
             assert_eq!(host.count_asked(&format!("{job_id}/front.jpg")), 1);
             assert_eq!(world.observations(job_id).await.len(), 1);
         }
+    });
+}
+
+/// A third of a day's jobs are bound to fail, each in one of four ways; two workers, of which one is killed.
+#[test]
+fn a_day_of_mixed_jobs_spends_nothing_on_those_that_are_bound_to_fail() {
+    world(async |world| {
+        world.declare_topology().await;
+        let upstream = world.listen().await;
+        let authority = authority();
+        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let settings = inside.settings(&[("DOCUMENT_TYPES", "provider"), TOLD]);
+        let mut workers = [(); 2].map(|()| world.start_worker_with(&settings));
+        let mut jobs = Vec::new();
+        for n in 0..sized(90, 3_000_usize) {
+            let job_id = Uuid::new_v4();
+            let (front, code) = match n % 12 {
+                0 => (host.link(&format!("{job_id}/front.jpg")), Some("link_not_found")),
+                3 => (
+                    host.answer(&format!("{job_id}/front.jpg"), &[Answer::Give(HTML)]),
+                    Some("not_a_document"),
+                ),
+                6 => {
+                    let link = host.answer(&format!("{job_id}/front.jpg"), &[Answer::Give(JPEG)]);
+                    let signed = format!("{link}&X-Amz-Date=20260101T000000Z&X-Amz-Expires=900");
+                    (signed, Some("expired"))
+                }
+                other => {
+                    let front = host.answer(&format!("{job_id}/front.jpg"), &[Answer::Give(JPEG)]);
+                    (front, (other == 9).then_some("document_type_unsupported"))
+                }
+            };
+            let mut body = job_body(Uuid::new_v4(), job_id);
+            body["document_front_image_url"] = json!(front);
+            body["document_back_image_url"] =
+                json!(host.answer(&format!("{job_id}/back.png"), &[Answer::Give(PNG)]));
+            if n % 12 == 9 {
+                body["document_type"] = json!("LIBRARY_CARD");
+            }
+            world.publish(Some(job_id), body.to_string().as_bytes()).await;
+            jobs.push((job_id, code));
+        }
+        world.wait_for_accepted(10).await;
+        workers[0].kill();
+        let ids: Vec<Uuid> = jobs.iter().map(|(job_id, _)| *job_id).collect();
+        upstream.wait_for_implied(&world, &ids).await;
+        for (job_id, code) in jobs {
+            let job = ended(&world, job_id).await;
+            let applied = world.count_updates(job_id).await;
+            match code {
+                None => assert_eq!((job.state.as_str(), applied), ("accepted", 1), "{job:?}"),
+                Some(code) => assert_eq!((job.reason_code.as_deref(), applied), (Some(code), 0), "{job:?}"),
+            }
+        }
+        check_nothing_is_told(&world).await;
     });
 }
