@@ -20,6 +20,9 @@ use crate::traces::Work;
 /// All checks of an attempt together take no longer.
 const TIME_MAX: Duration = Duration::from_secs(5);
 
+/// What is written with an attempt that the provider's answer to another question has ended.
+const ASKED_ONLY: &str = "the customer's configuration was asked for, and no update sent";
+
 /// Checks a job before an attempt; a resend as well: a replica may have died in the checks of the first one.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ pub async fn check(
     let begun = Instant::now();
     let deadline = (begun + TIME_MAX).min(claim.t0.monotonic + checks.within);
     let ended = |stop: Stop| AttemptResult {
-        http_status: stop.http_status,
+        http_status: None,
         provider_message: stop.provider_message,
         verdict: stop.verdict,
         error: stop.error,
@@ -67,14 +70,13 @@ struct Stop {
     verdict: Verdict,
     /// What could not be checked, and why.
     error: Option<&'static str>,
-    /// Where the provider was asked and refused us: its answer.
-    http_status: Option<u16>,
+    /// Where the provider was asked and refused us: its words.
     provider_message: Option<String>,
 }
 
 impl From<Verdict> for Stop {
     fn from(verdict: Verdict) -> Self {
-        Self { verdict, error: None, http_status: None, provider_message: None }
+        Self { verdict, error: None, provider_message: None }
     }
 }
 
@@ -118,10 +120,7 @@ async fn check_type(
         (
             verdict @ (Verdict::Throttled { .. } | Verdict::Misconfigured(_)),
             HttpOutcome::Answered(answer),
-        ) => {
-            let (http_status, provider_message) = (Some(answer.status), provider_message(&answer));
-            Stop { verdict, error: None, http_status, provider_message }
-        }
+        ) => Stop { verdict, error: Some(ASKED_ONLY), provider_message: provider_message(&answer) },
         (verdict, _) => verdict.into(),
     })
 }

@@ -31,6 +31,7 @@ points! {
     Opened = "opened",
     Received = "received",
     Claimed = "claimed",
+    Checked = "checked",
     Signed = "signed",
     Gate = "gate",
     Answered = "answered",

@@ -254,6 +254,7 @@ async fn attempt(
     if let Some(checks) = &context.checks {
         let checked = Box::pin(check(context, checks, claim, request, work)).await;
         slot.note_answer(held.elapsed());
+        failpoint::reach(Point::Checked);
         if let Err(result) = checked {
             return result;
         }

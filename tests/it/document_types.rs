@@ -164,7 +164,11 @@ fn a_refused_key_is_a_persons_to_mend_and_no_job_ends() {
         let attempts = world.attempts(job_id).await;
         let told: Vec<_> = attempts.iter().map(|attempt| attempt.detail.as_deref()).collect();
         assert_eq!(told, [Some("api_key_refused"), None]);
-        assert_eq!(attempts[0].http_status, Some(401));
+        // It is the answer to another question.
+        assert_eq!(attempts[0].http_status, None);
+        let told = "select count(*) from attempt where error = \
+                    'the customer''s configuration was asked for, and no update sent'";
+        assert_eq!(world.count(told).await, 1);
     });
 }
 

@@ -18,6 +18,9 @@ use crate::verification::{SCALED, world_that_verifies_in};
 const BEFORE_THE_SEND: [Point; 5] =
     [Point::Opened, Point::Received, Point::Claimed, Point::Signed, Point::Gate];
 
+/// Jobs are checked before their attempts.
+const CHECKED: (&str, &str) = ("DOCUMENT_TYPES", "provider");
+
 /// How a job ends whose worker crashed.
 struct Ending {
     deliveries: i32,
@@ -47,7 +50,7 @@ fn check_killed_at(point: Point, fault: Option<Value>, ending: &Ending) {
         world.declare_topology().await;
         let (relay, amqp_url) = world.relay_to_broker().await;
         let failpoint = format!("{}=kill", point.name());
-        let settings = [("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint)];
+        let settings = [("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint), CHECKED];
         let mut dying = world.start_worker_with(&settings);
         world.wait_for_consumers(1).await;
         relay.stall_to_target();
@@ -103,7 +106,7 @@ const SENT_AGAIN: Ending =
 fn check_after_a_kill(point: Point) {
     match point {
         Point::Parsed => check_killed_at(point, None, &AS_IF_NEW),
-        Point::Opened | Point::Received | Point::Claimed | Point::Signed | Point::Gate => {
+        Point::Opened | Point::Received | Point::Claimed | Point::Checked | Point::Signed | Point::Gate => {
             check_killed_at(point, None, &SENT_BY_THE_NEXT);
         }
         Point::Answered => check_killed_at(point, None, &READ_BACK),

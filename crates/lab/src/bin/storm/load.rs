@@ -37,6 +37,7 @@ const POISON_DEPTH: u16 = 100;
 const ACCEPTED: &[&str] = &["accepted", "needs_review"];
 /// One customer's jobs: a newer one may replace an older, and the updates may run out.
 const ONE_OF_SEVERAL: &[&str] = &["accepted", "superseded", "rejected", "needs_review"];
+const UNSUPPORTED: &[&str] = &["rejected", "needs_review"];
 const ONE_OF_TWINS: &[&str] = &["accepted", "superseded", "duplicate", "rejected", "needs_review"];
 
 /// A message to publish.
@@ -150,6 +151,7 @@ impl Load {
             20..22 => self.malformed(),
             22 => self.poisoned(),
             23..35 => self.repeated(),
+            35..39 => self.unsupported(),
             _ => {
                 let (job_id, body) = self.job("plain", Uuid::new_v4(), ACCEPTED);
                 self.push(job_id, &body, None);
@@ -251,9 +253,16 @@ impl Load {
         }
     }
 
+    /// A job of a type that the provider does not list for the customer: it costs nothing.
+    fn unsupported(&mut self) {
+        let (job_id, mut body) = self.job("unsupported", Uuid::new_v4(), UNSUPPORTED);
+        body["document_type"] = json!("LIBRARY_CARD");
+        self.push(job_id, &body, None);
+    }
+
     fn malformed(&mut self) {
         let mut body = self.no_job("malformed");
-        body["document_type"] = json!("LIBRARY_CARD");
+        body["document_type"] = json!("library card");
         self.push_letter(&body, 0);
     }
 

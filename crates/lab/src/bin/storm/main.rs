@@ -324,6 +324,7 @@ impl Stage {
             ("CONCURRENCY", "16"),
             ("PREFETCH", "48"),
             ("DATABASE_CONNECTIONS", "8"),
+            ("DOCUMENT_TYPES", "provider"),
             ("OUTCOME_EVENTS", "true"),
             ("EVENTS_EXCHANGE", EVENTS_EXCHANGE),
             ("LOG_FORMAT", "text"),
