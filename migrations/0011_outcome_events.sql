@@ -11,6 +11,7 @@ create table outcome_event (
     job_id uuid not null,
     customer_id uuid,
     at timestamptz not null,
+    token bigint not null,
     state text not null,
     reason_code text,
     reason text,
@@ -32,7 +33,8 @@ comment on column outcome_event.id is 'The row''s number: a job''s events are pu
 comment on column outcome_event.kind is 'The routing key: job.accepted, job.rejected, job.invalid, job.superseded, job.duplicate, job.exhausted, job.needs_review, verification.verified, verification.failed, verification.overdue';
 comment on column outcome_event.job_id is 'The job';
 comment on column outcome_event.customer_id is 'The provider''s customer; null only where an invalid job named none';
-comment on column outcome_event.at is 'When it happened; with kind and job_id it names the event';
+comment on column outcome_event.at is 'When it happened; with kind and job_id it names an event about a verification';
+comment on column outcome_event.token is 'The job''s claim_token then, and of an invalid job its deliveries; with kind and job_id it names an event about the job''s end';
 comment on column outcome_event.state is 'The job''s state then';
 comment on column outcome_event.reason_code is 'Why, for programs';
 comment on column outcome_event.reason is 'Why, for people; no personal data';

@@ -33,6 +33,9 @@ const GATHER_TIME: Duration = Duration::from_millis(2);
 /// How long the last lines may take when the process ends.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Whose lines hold messages whole. What they say, whoever published the message says too.
+const PRINTS_BODIES: &str = "lapin::returned_messages";
+
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum LogFormat {
@@ -58,7 +61,8 @@ pub fn start(format: Option<LogFormat>, filter: Targets) -> anyhow::Result<LastL
         .chain(filter.default_level())
         .any(|level| level >= LevelFilter::WARN);
     let capped = filter_fn(move |metadata| {
-        is_ours(metadata) || hears_libraries && *metadata.level() <= LevelFilter::WARN
+        is_ours(metadata)
+            || hears_libraries && *metadata.level() <= LevelFilter::WARN && metadata.target() != PRINTS_BODIES
     });
     let by_default = if std::io::stdout().is_terminal() { LogFormat::Text } else { LogFormat::Json };
     let format = format.unwrap_or(by_default);

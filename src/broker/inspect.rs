@@ -94,6 +94,13 @@ impl Broker {
                 Ok(_) => vec![Finding::ok(format!("{name} is declared as it should be"))],
                 // An operator who declares it for us need not let us compare it.
                 Err(Refusal::NotPermitted(_)) if !declares => vec![Finding::ok(format!("{name} is there"))],
+                // Nothing that is bound to it as docs/consuming.md says would be handed anything.
+                Err(Refusal::DeclaredOtherwise(said)) if matches!(part, Part::EventsExchange(_)) => {
+                    vec![Finding::wrong(
+                        format!("{setting}: {name} is declared otherwise: {said}"),
+                        "delete it, and declare it as a durable topic exchange; upstream binds its queues anew then",
+                    )]
+                }
                 Err(refusal) => vec![refusal.finding(setting, &name, declares)],
             },
         };

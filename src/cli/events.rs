@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use sqlx::PgPool;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Duration, Instant, sleep};
@@ -12,7 +13,7 @@ use uuid::Uuid;
 use super::database::DeskArgs;
 use super::export::parse_time;
 use super::terminal::{Signals, progress};
-use crate::desk::events::{Selection, count, tell_page, waiting};
+use crate::desk::events::{Cursor, Page, Selection, count, tell_page, waiting};
 use crate::visible::visible;
 
 /// How often it is asked whether the replicas have published what was written.
@@ -30,7 +31,7 @@ pub(super) enum EventsCommand {
 /// Tell upstream again how jobs ended and what their verifications became, from the books
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker events replay --since 2026-11-01T12:00:00Z\n  kyc-worker events replay --since 2026-01-01 --customer a1ca120d-9fef-46b8-affb-818f91848b2e\n\nFor consumers that lost their queue. The replicas publish what is told again, between the events of\njobs that end meanwhile: one of them must run with OUTCOME_EVENTS=true. An event has the same id as\nwhen it was told first, so a consumer that deduplicates is told nothing twice. A job's last end is\ntold, and not one that a person has undone since; nothing is told of a job in motion.\n\nExit codes: 0 the broker has all of it, 1 not all; the message says where to go on."
+    after_help = "Example:\n  kyc-worker events replay --since 2026-11-01T12:00:00Z\n  kyc-worker events replay --since 2026-01-01 --customer a1ca120d-9fef-46b8-affb-818f91848b2e\n\nFor consumers that lost their queue. The replicas publish what is told again, between the events of\njobs that end meanwhile: one of them must run with OUTCOME_EVENTS=true. An event has the same id as\nwhen it was told first, so a consumer that deduplicates is told nothing twice. A job's last end is\ntold, and not one that a person has undone since; nothing is told of a job in motion, nor of what ends\nafter the command began.\n\nExit codes: 0 the broker has all of it, 1 not all; the message says where to go on."
 )]
 pub(super) struct ReplayArgs {
     /// Jobs that ended from then on, or whose verification did, such as 2026-11-01 or 2026-11-01T12:00:00Z
@@ -55,29 +56,32 @@ struct Told {
 pub(super) async fn run(command: &EventsCommand) -> anyhow::Result<ExitCode> {
     let EventsCommand::Replay(args) = command;
     let pool = args.desk.open().await?;
+    let standing = waiting(&pool).await?;
     anyhow::ensure!(
-        waiting(&pool).await?.is_published,
+        standing.is_published,
         "no replica publishes events; start one with OUTCOME_EVENTS=true, and run this command again then"
     );
-    let selection = Selection { since: args.since, customer_id: args.customer };
+    let selection = Selection { since: args.since, until: standing.now, customer_id: args.customer };
     let progress = progress(count(&pool, selection).await?, "jobs")?;
     let mut signals = Signals::new()?;
     let mut told = Told { jobs: 0, events: 0, go_on_since: None };
     let mut cursor = None;
-    while let Some(page) = tell_page(&pool, selection, cursor).await? {
-        // A page at a time, so that events of jobs that end meanwhile wait for no more than that.
-        let failure = tokio::select! {
-            published = wait_until_published(&pool, page.last_id) => published.err(),
-            () = signals.wait() => Some(anyhow::anyhow!("interrupted")),
+    loop {
+        let page = tokio::select! {
+            page = publish_page(&pool, selection, cursor) => page,
+            () = signals.wait() => Err(anyhow::anyhow!("interrupted")),
         };
-        if let Some(failure) = failure {
-            // Jobs are told of in the order in which they ended: what is left ended no sooner.
-            let since = cursor.map_or(args.since, |(ended_at, _)| ended_at);
-            progress.finish_and_clear();
-            eprintln!("kyc-worker: {}", visible(&format!("{failure:#}")));
-            told.go_on_since = Some(since);
-            break;
-        }
+        let page = match page {
+            Ok(Some(page)) => page,
+            Ok(None) => break,
+            Err(failure) => {
+                // Jobs are told of in the order in which they ended: what is left ended no sooner.
+                told.go_on_since = Some(cursor.map_or(args.since, |(ended_at, _)| ended_at));
+                progress.finish_and_clear();
+                eprintln!("kyc-worker: {}", visible(&format!("{failure:#}")));
+                break;
+            }
+        };
         told.jobs += page.jobs;
         told.events += page.events;
         cursor = page.cursor;
@@ -95,8 +99,18 @@ fn print_told(Told { jobs, events, go_on_since }: &Told) {
     }
 }
 
+/// Writes the events of the next jobs down, and waits until they are published: so events of jobs that end
+/// meanwhile wait for no more than that.
+async fn publish_page(pool: &PgPool, selection: Selection, cursor: Cursor) -> anyhow::Result<Option<Page>> {
+    let page = tell_page(pool, selection, cursor).await?;
+    if let Some(page) = &page {
+        wait_until_published(pool, page.last_id).await?;
+    }
+    Ok(page)
+}
+
 /// Waits until no event up to this number is left.
-async fn wait_until_published(pool: &sqlx::PgPool, last_id: i64) -> anyhow::Result<()> {
+async fn wait_until_published(pool: &PgPool, last_id: i64) -> anyhow::Result<()> {
     let (mut seen, mut seen_at) = (None, Instant::now());
     loop {
         let first_id = waiting(pool).await?.first_id;

@@ -20,6 +20,8 @@ pub const VERIFICATION_TIME_MAX: Duration = Duration::days(90);
 pub struct Selection {
     /// Those that ended from then on, or whose verification did.
     pub since: OffsetDateTime,
+    /// Those that ended before then: of what ends later, the replicas tell as it comes.
+    pub until: OffsetDateTime,
     /// Only this customer's.
     pub customer_id: Option<Uuid>,
 }
@@ -46,6 +48,8 @@ pub struct Waiting {
     pub first_id: Option<i64>,
     /// Whether a replica publishes events now.
     pub is_published: bool,
+    /// The database's time.
+    pub now: OffsetDateTime,
 }
 
 /// How many jobs a selection means.
@@ -54,11 +58,12 @@ pub async fn count(pool: &PgPool, selection: Selection) -> sqlx::Result<u64> {
         r#"-- count_told
         select count(*) as "count!"
         from submission
-        where ended_at >= $1 and ($3::uuid is null or customer_id = $3)
+        where ended_at >= $1 and ended_at < $4 and ($3::uuid is null or customer_id = $3)
             and (ended_at >= $2 or coalesce(verification_ended_at, verification_seen_at) >= $2 or verification_overdue_at >= $2)"#,
         selection.from(),
         selection.since,
         selection.customer_id,
+        selection.until,
     )
     .fetch_one(pool)
     .await?;
@@ -75,7 +80,7 @@ pub async fn tell_page(pool: &PgPool, selection: Selection, cursor: Cursor) -> s
             r#"-- lock_told
             select job_id, ended_at as "ended_at!"
             from submission
-            where (ended_at, job_id) > ($1, $2) and ended_at >= $1 and ($4::uuid is null or customer_id = $4)
+            where (ended_at, job_id) > ($1, $2) and ended_at >= $1 and ended_at < $6 and ($4::uuid is null or customer_id = $4)
                 and (ended_at >= $3 or coalesce(verification_ended_at, verification_seen_at) >= $3 or verification_overdue_at >= $3)
             order by ended_at, job_id
             limit $5
@@ -85,6 +90,7 @@ pub async fn tell_page(pool: &PgPool, selection: Selection, cursor: Cursor) -> s
             selection.since,
             selection.customer_id,
             PAGE,
+            selection.until,
         )
         .fetch_all(&mut *tx)
         .await?;
@@ -113,7 +119,8 @@ pub async fn waiting(pool: &PgPool) -> sqlx::Result<Waiting> {
         Waiting,
         r#"-- events_waiting
         select
-            (select min(id) from outcome_event) as first_id, turn_until > now() as "is_published!"
+            (select min(id) from outcome_event) as first_id, turn_until > now() as "is_published!",
+            now() as "now!"
         from event_publishing"#,
     )
     .fetch_one(pool)

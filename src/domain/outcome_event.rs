@@ -3,9 +3,8 @@
 //! customer entered.
 
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-use time::macros::datetime;
+use time::macros::{datetime, format_description};
+use time::{OffsetDateTime, UtcOffset};
 use uuid::{Uuid, uuid};
 
 use super::state::{EventKind, Evidence, State};
@@ -27,6 +26,8 @@ pub struct OutcomeEvent {
     pub customer_id: Option<Uuid>,
     /// When it happened.
     pub at: OffsetDateTime,
+    /// Which of the job's ends it is, or belongs to: it grows with each.
+    pub token: i64,
     /// The job's state then.
     pub state: State,
     pub reason_code: Option<String>,
@@ -43,7 +44,7 @@ pub struct OutcomeEvent {
 
 impl OutcomeEvent {
     pub fn id(&self) -> String {
-        id(self.job_id, self.kind, self.at)
+        id(self.job_id, self.kind, self.token, self.at)
     }
 
     /// `type`, with the version of what `data` holds.
@@ -106,7 +107,7 @@ pub fn event_schema() -> Value {
             "source": { "const": SOURCE },
             "type": { "enum": EventKind::ALL.iter().map(|kind| type_name(*kind)).collect::<Vec<_>>() },
             "subject": { "description": "The job_id.", "type": "string", "format": "uuid" },
-            "time": { "description": "When it happened. Of two events of a job the later one counts.", "type": "string", "format": "date-time" },
+            "time": { "description": "When it happened, by the clocks of database and replicas.", "type": "string", "format": "date-time" },
             "datacontenttype": { "const": "application/json" },
             "traceparent": { "description": "The trace that the job was published in, where it names one.", "type": "string" },
             "data": {
@@ -153,6 +154,7 @@ pub fn example_event() -> OutcomeEvent {
         job_id: uuid!("3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11"),
         customer_id: Some(uuid!("4e6f1b20-a73c-11ec-b909-0242ac120002")),
         at,
+        token: 2,
         state: State::Accepted,
         reason_code: None,
         reason: Some("the provider accepted the update".to_owned()),
@@ -167,9 +169,21 @@ pub fn example_event() -> OutcomeEvent {
     }
 }
 
-/// An event's name: the same for every copy of it, those that are told again included.
-pub fn id(job_id: Uuid, kind: EventKind, at: OffsetDateTime) -> String {
-    format!("{job_id}/{kind}/{}", rfc3339(at))
+/// An event's name: the same for every copy of it, those that are told again included. A job's ends are told
+/// apart by their tokens, since a clock may tell of two the same; what was seen of a verification, by when.
+pub fn id(job_id: Uuid, kind: EventKind, token: i64, at: OffsetDateTime) -> String {
+    match kind {
+        EventKind::Verified | EventKind::Failed | EventKind::Overdue => {
+            format!("{job_id}/{kind}/{}", rfc3339(at))
+        }
+        EventKind::Accepted
+        | EventKind::Rejected
+        | EventKind::Invalid
+        | EventKind::Superseded
+        | EventKind::Duplicate
+        | EventKind::Exhausted
+        | EventKind::NeedsReview => format!("{job_id}/{kind}/{token}"),
+    }
 }
 
 /// `type` of an event of that kind.
@@ -179,5 +193,6 @@ pub fn type_name(kind: EventKind) -> String {
 
 fn rfc3339(at: OffsetDateTime) -> String {
     // Postgres' times have years that RFC 3339 can write.
-    at.format(&Rfc3339).unwrap_or_default()
+    let digits = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+    at.to_offset(UtcOffset::UTC).format(digits).unwrap_or_default()
 }

@@ -1,5 +1,7 @@
 //! The events that upstream is to be told, taken to be published and removed once the broker has them.
 
+use std::time::Duration;
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -10,9 +12,9 @@ use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::pool::run;
 
-/// How long the turn to publish lasts. A publisher that takes longer for a batch may find another beside it:
+/// How long the turn to publish lasts at least. A publisher that takes longer for a batch may find another beside it:
 /// events come twice then, and still in their order, as each begins with the first that is not removed.
-const TURN_SECONDS: f64 = 10.0;
+pub const TURN: Duration = Duration::from_secs(10);
 
 /// An event that waits to be published.
 #[derive(Debug)]
@@ -28,6 +30,7 @@ struct Row {
     job_id: Uuid,
     customer_id: Option<Uuid>,
     at: OffsetDateTime,
+    token: i64,
     state: State,
     reason_code: Option<String>,
     reason: Option<String>,
@@ -42,9 +45,14 @@ struct Row {
 }
 
 impl Journal {
-    /// Takes the turn to publish, and reads up to `limit` events that have waited the longest. None where it
-    /// is another's turn.
-    pub async fn take_events(&self, publisher: Uuid, limit: i64) -> Result<Vec<WaitingEvent>, JournalError> {
+    /// Takes the turn to publish, which lasts for `turn`, and reads up to `limit` events that have waited the
+    /// longest. None where it is another's turn.
+    pub async fn take_events(
+        &self,
+        publisher: Uuid,
+        turn: Duration,
+        limit: i64,
+    ) -> Result<Vec<WaitingEvent>, JournalError> {
         let from = self.floors.events.bound();
         let rows = run("take_events", &self.pool, async |connection| {
             sqlx::query_as!(
@@ -55,11 +63,11 @@ impl Journal {
                     set publisher = $1, turn_until = now() + make_interval(secs => $2)
                     where publisher = $1 or turn_until < now()
                         -- One further ahead is of a clock that was ahead, and was put right.
-                        or turn_until > now() + interval '1 minute'
+                        or turn_until > now() + make_interval(secs => $2) + interval '1 minute'
                     returning one
                 )
                 select
-                    id, kind as "kind: EventKind", job_id, customer_id, at, state as "state: State", reason_code,
+                    id, kind as "kind: EventKind", job_id, customer_id, at, token, state as "state: State", reason_code,
                     reason, attempts, evidence as "evidence: Evidence", verification_status, failure_reason,
                     requested_at, ended_at, correlation_id, traceparent as "trace: TraceContext"
                 from outcome_event
@@ -67,7 +75,7 @@ impl Journal {
                 order by id
                 limit $4"#,
                 publisher,
-                TURN_SECONDS,
+                turn.as_secs_f64(),
                 from,
                 limit,
             )
@@ -132,6 +140,7 @@ impl Row {
             job_id: self.job_id,
             customer_id: self.customer_id,
             at: self.at,
+            token: self.token,
             state: self.state,
             reason_code: self.reason_code,
             reason: self.reason,

@@ -24,14 +24,16 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const RECENT_DAYS: i32 = 7;
 
 /// What a worker does with our tables. Columns may be enough: a job's identity never changes.
-const NEEDED_RIGHTS: [(&str, &[&str]); 10] = [
+const NEEDED_RIGHTS: [(&str, &[&str]); 12] = [
     ("_sqlx_migrations", &["select"]),
     ("attempt", &["select", "insert", "update"]),
     ("customer", &["select", "insert", "update"]),
     ("dead_lettered_delivery", &["select", "insert"]),
+    ("event_publishing", &["select", "update"]),
     ("fingerprint_key", &["select", "insert"]),
     ("intervention", &["select", "insert"]),
     ("observation", &["select", "insert"]),
+    ("outcome_event", &["select", "insert", "delete"]),
     // A valid body takes an invalid one's place.
     ("submission", &["select", "insert", "update", "delete"]),
     ("verification_pace", &["select", "update"]),

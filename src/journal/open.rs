@@ -117,22 +117,21 @@ impl Journal {
         let reason = invalid.to_string();
         run_tx("record_invalid", &self.pool, async |tx| {
             if let Some(job_id) = invalid.job_id {
-                let is_new = sqlx::query_scalar!(
-                    r#"-- insert_invalid
+                let written = sqlx::query!(
+                    "-- insert_invalid
                     insert into submission (job_id, customer_id, state, reason_code, reason, received_at, ended_at)
                     values ($1, $2, 'invalid', 'invalid', $3, $4, greatest(now(), $4))
                     on conflict (job_id) do update
                         set deliveries = submission.deliveries + 1, reason = excluded.reason
-                        where submission.state = 'invalid'
-                    returning deliveries = 1 as "is_new!""#,
+                        where submission.state = 'invalid'",
                     job_id,
                     invalid.customer_id,
                     reason,
                     received_at,
                 )
-                .fetch_optional(&mut *tx)
+                .execute(&mut *tx)
                 .await?;
-                if is_new == Some(true) && self.limits.at_end.is_told {
+                if written.rows_affected() == 1 && self.limits.at_end.is_told {
                     tell_ends(tx, &[job_id]).await?;
                 }
             }

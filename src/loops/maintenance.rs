@@ -10,16 +10,13 @@ use tracing::{error, info, warn};
 use crate::context::{Context, chain, log_outcome};
 use crate::control::intake::Reason;
 use crate::journal::JournalError;
-use crate::loops::PAUSE_MIN;
+use crate::loops::{OUTAGE_TOLD_AFTER, PAUSE_MIN};
 
 /// How many rows one statement touches at most.
 const BATCH: i64 = 250;
 
 /// How often old payloads, dead letters and the rows of dead replicas are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long the database may be away for one task before that is told.
-const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(60);
 
 /// The maintenance of one worker.
 pub struct Maintenance {

@@ -15,5 +15,8 @@ pub mod tracker;
 
 use std::time::Duration;
 
+/// How long the database may be away for one task before that is told.
+const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(60);
+
 /// The shortest pause between two rounds, where rows stay due that others hold.
 const PAUSE_MIN: Duration = Duration::from_millis(20);

@@ -1,27 +1,30 @@
 //! Publishes what upstream is told. One replica at a time does, and each event stays in the database until
 //! the broker has confirmed it: a crash gives a second copy with the same id, and never a lost one.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
 use crate::broker::{Broker, NotTaken, Publisher, is_refused};
 use crate::context::{Context, chain};
+use crate::control::intake::Reason;
 use crate::failpoint::{self, Point};
-use crate::journal::{JournalError, WaitingEvent};
+use crate::journal::{JournalError, TURN, WaitingEvent};
+use crate::loops::OUTAGE_TOLD_AFTER;
 use crate::metrics::METRICS;
 
 /// How many events are published before the broker has confirmed the first of them.
 const BATCH: i64 = 512;
 
-/// From a failure to the next try: at least the one and at most the other, doubling.
+/// From a failure to the next try: at least the one and at most the other, doubling. The turn is kept
+/// meanwhile, or each replica would try.
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(8);
 
 /// The publisher of one replica.
 pub struct OutcomeEvents {
@@ -30,9 +33,17 @@ pub struct OutcomeEvents {
     poll: Duration,
     /// By which the database knows whose turn it is.
     name: Uuid,
+    /// Whether the exchange was there once: upstream may bind its queues before the first event.
+    is_declared: bool,
     publisher: Option<Publisher>,
-    /// Whether a person must act on what has kept events from being published since it last worked.
-    failing: Option<bool>,
+    failing: Option<Failing>,
+}
+
+/// What has kept events from being published since it last worked.
+struct Failing {
+    since: Instant,
+    /// Each cause is logged once.
+    logged: BTreeSet<String>,
 }
 
 /// Why events were not published.
@@ -44,7 +55,8 @@ enum Failure {
 impl OutcomeEvents {
     /// A publisher that looks for events every `poll`.
     pub fn new(context: Arc<Context>, broker: Broker, poll: Duration) -> Self {
-        Self { context, broker, poll, name: Uuid::new_v4(), publisher: None, failing: None }
+        let name = Uuid::new_v4();
+        Self { context, broker, poll, name, is_declared: false, publisher: None, failing: None }
     }
 
     /// Runs until the worker stops. A batch that is under way then is brought to its end.
@@ -55,13 +67,16 @@ impl OutcomeEvents {
             let pause = match self.publish_some().await {
                 Ok(is_all) => {
                     delay = RETRY_DELAY_MIN;
+                    if self.failing.take().is_some_and(|failing| !failing.logged.is_empty()) {
+                        info!("outcome events are published again");
+                    }
                     if is_all { self.poll } else { Duration::ZERO }
                 }
                 Err(failure) => {
                     self.note(failure);
-                    let pause = delay;
+                    let pause = delay.mul_f64(rand::random_range(0.5..1.0));
                     delay = (delay * 2).min(RETRY_DELAY_MAX);
-                    pause.mul_f64(rand::random_range(0.5..1.0))
+                    pause
                 }
             };
             if !pause.is_zero() && stopping.run_until_cancelled(sleep(pause)).await.is_none() {
@@ -79,23 +94,32 @@ impl OutcomeEvents {
     /// Publishes a batch of what has waited the longest, and removes what the broker has confirmed. Returns
     /// whether that was all.
     ///
-    /// Of a job there is one event in a batch: the next one waits until this one is confirmed, or the two
-    /// might come in another order after one of them was refused.
+    /// - Of a job there is one event in a batch: the next one waits until this one is confirmed, or the two
+    ///   might come in another order after one of them was refused.
+    /// - After a failure the first event goes alone: one queue may have taken what another has refused, and
+    ///   gets a copy with each try.
     async fn publish_some(&mut self) -> Result<bool, Failure> {
+        let turn = TURN.max(self.poll * 3);
+        let limit = if self.failing.is_some() { 1 } else { BATCH };
         let journal = &self.context.journal;
-        let taken = journal.take_events(self.name, BATCH).await.map_err(Failure::Database)?;
-        if taken.is_empty() {
+        let taken = journal.take_events(self.name, turn, limit).await.map_err(Failure::Database)?;
+        if taken.is_empty() && self.is_declared {
             return Ok(true);
         }
-        failpoint::reach(Point::EventsTaken);
-        let is_all = (taken.len() as i64) < BATCH;
-        let mut jobs = HashSet::new();
-        let (batch, later): (Vec<WaitingEvent>, Vec<WaitingEvent>) =
-            taken.into_iter().partition(|waiting| jobs.insert(waiting.event.job_id));
         let publisher = match self.publisher.take() {
             Some(publisher) => publisher,
             None => Publisher::open_for_events(&self.broker).await.map_err(Failure::Broker)?,
         };
+        self.is_declared = true;
+        if taken.is_empty() {
+            publisher.close().await;
+            return Ok(true);
+        }
+        failpoint::reach(Point::EventsTaken);
+        let is_all = (taken.len() as i64) < limit;
+        let mut jobs = HashSet::new();
+        let (batch, later): (Vec<WaitingEvent>, Vec<WaitingEvent>) =
+            taken.into_iter().partition(|waiting| jobs.insert(waiting.event.job_id));
         let (confirmed, failed) = publish(&publisher, &batch).await;
         failpoint::reach(Point::EventsConfirmed);
         if !confirmed.is_empty() {
@@ -109,21 +133,24 @@ impl OutcomeEvents {
             }
             None => {
                 self.publisher = Some(publisher);
-                if self.failing.take().is_some() {
-                    info!("outcome events are published again");
-                }
                 Ok(is_all && later.is_empty())
             }
         }
     }
 
-    /// Logs why nothing is published: once while it lasts, and once more where it turns out to be a person's
-    /// to mend.
+    /// Logs why nothing is published: each cause once, until it works again.
     fn note(&mut self, failure: Failure) {
         METRICS.note_events_failed();
+        let failing = || Failing { since: Instant::now(), logged: BTreeSet::new() };
+        let failing = self.failing.get_or_insert_with(failing);
         let (text, needs_person) = match failure {
-            // An outage is everybody's, and the pause of the intake tells of it.
-            Failure::Database(error) if error.is_outage() => {
+            // The pause of the intake tells of what is everybody's; what turns out to be these tables' alone
+            // is told once it lasts.
+            Failure::Database(error)
+                if error.is_outage()
+                    && (failing.since.elapsed() < OUTAGE_TOLD_AFTER
+                        || self.context.intake.is_paused_for(Reason::Database)) =>
+            {
                 return debug!(error = chain(&error), "outcome events wait for the database");
             }
             Failure::Database(error) => (chain(&error), true),
@@ -132,7 +159,7 @@ impl OutcomeEvents {
                 (format!("{error:#}"), is_refused(&error))
             }
         };
-        if self.failing >= Some(needs_person) {
+        if !failing.logged.insert(text.clone()) {
             debug!(error = text, "outcome events are still not published");
         } else if needs_person {
             error!(
@@ -142,18 +169,18 @@ impl OutcomeEvents {
         } else {
             warn!(error = text, "outcome events are not published yet; they are kept, and jobs go on");
         }
-        self.failing = self.failing.max(Some(needs_person));
     }
 }
 
-/// Publishes events, and returns which of them the broker has confirmed, and the first failure.
+/// Publishes events, and returns which of them the broker has confirmed, and why others are not: by its own
+/// word, where it has said one.
 async fn publish(publisher: &Publisher, batch: &[WaitingEvent]) -> (Vec<i64>, Option<NotTaken>) {
-    let (mut confirming, mut failed) = (Vec::with_capacity(batch.len()), None);
+    let (mut confirming, mut failures) = (Vec::with_capacity(batch.len()), Vec::new());
     for WaitingEvent { id, event } in batch {
         match publisher.publish_event(event).await {
             Ok(confirm) => confirming.push(async move { (*id, event.kind, confirm.await) }),
             Err(error) => {
-                failed = Some(error);
+                failures.push(error);
                 break;
             }
         }
@@ -165,8 +192,9 @@ async fn publish(publisher: &Publisher, batch: &[WaitingEvent]) -> (Vec<i64>, Op
                 METRICS.note_event_published(kind);
                 confirmed.push(id);
             }
-            Err(error) => drop(failed.get_or_insert(error)),
+            Err(error) => failures.push(error),
         }
     }
-    (confirmed, failed)
+    let is_other = |failure: &NotTaken| !matches!(failure, NotTaken::Refused(_));
+    (confirmed, failures.into_iter().min_by_key(is_other))
 }

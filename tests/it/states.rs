@@ -497,7 +497,8 @@ fn upstream_is_told_of_every_form_of_end() {
         assert_eq!(world.count(untold).await, 0);
         let first = world.count("select max(id) from outcome_event").await;
         let since = OffsetDateTime::now_utc() - time::Duration::DAY;
-        let all = Selection { since, customer_id: None };
+        let until = OffsetDateTime::now_utc() + time::Duration::DAY;
+        let all = Selection { since, until, customer_id: None };
         let page = tell_page(&world.pool, all, None).await.expect("the database answers").expect("a page");
         let ended = world.count("select count(*) from submission where ended_at is not null").await;
         assert_eq!((page.jobs, page.events), (ended.unsigned_abs(), ended.unsigned_abs()));

@@ -50,6 +50,15 @@ impl Upstream {
         Ok(upstream)
     }
 
+    /// Binds a queue to an exchange that is there.
+    pub async fn bind_to(amqp_url: &str, exchange: &str, queue: &str) -> anyhow::Result<Self> {
+        let upstream = Self::connect(amqp_url, exchange, queue).await?;
+        let options = QueueDeclareOptions::durable();
+        upstream.broker.channel.queue_declare(queue.into(), options, FieldTable::default()).await?;
+        upstream.bind().await?;
+        Ok(upstream)
+    }
+
     /// Connects to a queue that was made before.
     pub async fn connect(amqp_url: &str, exchange: &str, queue: &str) -> anyhow::Result<Self> {
         let broker = Broker::connect(amqp_url).await?;
@@ -101,20 +110,21 @@ type Ids = BTreeMap<Uuid, Vec<String>>;
 
 /// The ids that the tables imply: each job's end and what its verification became.
 pub async fn implied(pool: &PgPool) -> anyhow::Result<Ids> {
-    type Row = (Uuid, String, OffsetDateTime, Option<String>, Option<OffsetDateTime>, Option<OffsetDateTime>);
+    type Row =
+        (Uuid, String, i64, OffsetDateTime, Option<String>, Option<OffsetDateTime>, Option<OffsetDateTime>);
     let rows: Vec<Row> = sqlx::query_as(
-        "select job_id, state, ended_at, verification_status,
+        "select job_id, state, case state when 'invalid' then deliveries else claim_token end, ended_at, verification_status,
             coalesce(verification_ended_at, verification_seen_at), verification_overdue_at
         from submission where ended_at is not null",
     )
     .fetch_all(pool)
     .await?;
     let mut implied = Ids::new();
-    for (job_id, state, ended_at, status, seen_at, overdue_at) in rows {
+    for (job_id, state, token, ended_at, status, seen_at, overdue_at) in rows {
         let ids = implied.entry(job_id).or_default();
-        ids.push(id(job_id, format!("job.{state}").parse()?, ended_at));
+        ids.push(id(job_id, format!("job.{state}").parse()?, token, ended_at));
         if let Some(at) = overdue_at {
-            ids.push(id(job_id, EventKind::Overdue, at));
+            ids.push(id(job_id, EventKind::Overdue, token, at));
         }
         let kind = match status.as_deref() {
             Some("VERIFIED") => Some(EventKind::Verified),
@@ -122,7 +132,7 @@ pub async fn implied(pool: &PgPool) -> anyhow::Result<Ids> {
             _ => None,
         };
         if let (Some(kind), Some(at)) = (kind, seen_at) {
-            ids.push(id(job_id, kind, at));
+            ids.push(id(job_id, kind, token, at));
         }
     }
     Ok(implied)

@@ -16,12 +16,13 @@ pub(crate) async fn tell_ends(tx: &mut PgConnection, jobs: &[Uuid]) -> sqlx::Res
     let told = sqlx::query!(
         "-- tell_ends
         insert into outcome_event (
-            kind, job_id, customer_id, at, state, reason_code, reason, attempts, evidence, requested_at, ended_at,
-            correlation_id, traceparent
+            kind, job_id, customer_id, at, token, state, reason_code, reason, attempts, evidence, requested_at,
+            ended_at, correlation_id, traceparent
         )
         select
-            'job.' || s.state, s.job_id, s.customer_id, s.ended_at, s.state, s.reason_code, s.reason, s.attempts,
-            s.evidence, s.requested_at, s.ended_at, s.correlation_id, s.traceparent
+            'job.' || s.state, s.job_id, s.customer_id, s.ended_at,
+            case s.state when 'invalid' then s.deliveries else s.claim_token end, s.state, s.reason_code, s.reason,
+            s.attempts, s.evidence, s.requested_at, s.ended_at, s.correlation_id, s.traceparent
         from unnest($1::uuid[]) with ordinality as told (job_id, place)
         join submission s on s.job_id = told.job_id and s.ended_at is not null
         order by told.place",
@@ -46,11 +47,11 @@ pub(crate) async fn tell_verifications(
     let told = sqlx::query!(
         "-- tell_verifications
         insert into outcome_event (
-            kind, job_id, customer_id, at, state, reason_code, reason, attempts, evidence, verification_status,
-            failure_reason, requested_at, ended_at, correlation_id, traceparent
+            kind, job_id, customer_id, at, token, state, reason_code, reason, attempts, evidence,
+            verification_status, failure_reason, requested_at, ended_at, correlation_id, traceparent
         )
         select
-            told.kind, s.job_id, s.customer_id, told.at, s.state, s.reason_code, s.reason, s.attempts, s.evidence,
+            told.kind, s.job_id, s.customer_id, told.at, s.claim_token, s.state, s.reason_code, s.reason, s.attempts, s.evidence,
             told.status, case when told.status is not null then s.failure_reason end, s.requested_at, s.ended_at,
             s.correlation_id, s.traceparent
         from submission s
