@@ -21,10 +21,10 @@ bench-quick: ## Its throughput alone, in under a minute; ends with its ratio
 	@scripts/bench.sh --only throughput --runs 3
 
 bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; half an hour, 20 GB of disk
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows,events
 
 bench-docs: ## The same, and write the figures into docs/
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows --write-docs
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows,events --write-docs
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh

@@ -35,6 +35,8 @@ type Column = (&'static str, fn(&Line, &Table) -> String);
 
 const WHO: Column = ("", |line, _| line.contender.name().to_owned());
 const REPLICAS: Column = ("replicas", |line, _| line.replicas.to_string());
+const TELLS: Column =
+    ("upstream", |line, _| if line.tells_upstream { "is told" } else { "is not told" }.to_owned());
 const FAILING: Column = ("failing", |line, _| format!("{} %", line.failing_percent));
 const RATE: Column = ("jobs/s", |line, _| whole(line.rate()));
 const RANGE: Column = ("from – to", |line, _| {
@@ -62,6 +64,8 @@ const LATENCY: [Column; 10] =
     [WHO, RATE, POSSIBLE, OF_CEILING, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, MEMORY, P50, P99];
 const WORKERS: [Column; 8] = [REPLICAS, RATE, OF_FIRST, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, MEMORY, P99];
 const RETRIES: [Column; 8] = [FAILING, RATE, OF_FIRST, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, P50, SETTLED];
+const EVENTS: [Column; 9] =
+    [TELLS, RATE, RANGE, OF_FIRST, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, MEMORY, P99];
 const PEERS: [Column; 9] =
     [WHO, RATE, RANGE, OF_CEILING, PROGRAM_CPU, BROKER_CPU, POSTGRES_CPU, PROVIDER_CPU, MEMORY];
 
@@ -78,6 +82,7 @@ pub fn part(report: &Report, part: Part, form: Form) -> String {
         }),
         Part::Replicas => report.replicas.as_ref().map(|table| grid(table, &WORKERS, form)),
         Part::Retries => report.retries.as_ref().map(|table| grid(table, &RETRIES, form)),
+        Part::Events => report.events.as_ref().map(|table| grid(table, &EVENTS, form)),
         Part::Peers => report.peers.as_ref().map(|table| grid(table, &PEERS, form)),
         Part::Idle => report.idle.map(|idle| {
             format!(
@@ -400,6 +405,7 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Option<String>)
         ("docs/performance.md", "peers", of_part(Part::Peers)),
         ("docs/performance.md", "rows", of_part(Part::Rows)),
         ("docs/performance.md", "memory", of_part(Part::Memory)),
+        ("docs/performance.md", "events", of_part(Part::Events)),
         ("docs/performance.md", "scale", scale([1.0, 10.0, 100.0, 1_000.0, 10_000.0])),
         ("docs/scaling.md", "arithmetic", scale([100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0])),
         ("docs/scaling.md", "walls", walls(report)),

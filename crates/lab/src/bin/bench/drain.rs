@@ -174,7 +174,8 @@ async fn wait_for_outcomes(pool: &PgPool, contender: Contender) -> anyhow::Resul
                 + (
                     select count(*) from submission
                     where state in ('waiting', 'unknown') and due_at < now() + interval '1 hour'
-                )"
+                )
+                + (select count(*) from outcome_event)"
         }
         Contender::Node | Contender::Naive => {
             "select (select count(*) from peer.intent) - (select count(*) from peer.outcome)"

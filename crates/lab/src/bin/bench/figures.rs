@@ -21,6 +21,8 @@ pub struct Report {
     pub peers: Option<Table>,
     pub rows: Option<Rows>,
     pub memory: Option<Memory>,
+    #[serde(default)]
+    pub events: Option<Table>,
 }
 
 /// Lines that were measured in turn, in one window of time: they compare.
@@ -42,6 +44,9 @@ pub struct Line {
     pub job_ids: JobIds,
     /// The share of updates that were answered with a 500 and not applied.
     pub failing_percent: f64,
+    /// Whether upstream is told of each end.
+    #[serde(default)]
+    pub tells_upstream: bool,
     pub runs: Vec<Run>,
 }
 
@@ -168,6 +173,7 @@ impl Report {
             peers: None,
             rows: None,
             memory: None,
+            events: None,
         }
     }
 
@@ -213,7 +219,14 @@ impl Table {
 
 impl Line {
     pub fn new(contender: Contender) -> Self {
-        Self { contender, replicas: 1, job_ids: JobIds::Random, failing_percent: 0.0, runs: Vec::new() }
+        Self {
+            contender,
+            replicas: 1,
+            job_ids: JobIds::Random,
+            failing_percent: 0.0,
+            tells_upstream: false,
+            runs: Vec::new(),
+        }
     }
 
     /// CPU time a job that the reader pays for, in µs.

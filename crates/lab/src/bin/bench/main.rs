@@ -145,6 +145,7 @@ async fn measure(bench: &Bench<'_>, report: &mut Report, file: Option<&Path>) ->
             Part::Peers => report.peers = Some(bench.peers().await?),
             Part::Rows => report.rows = Some(bench.rows().await?),
             Part::Memory => report.memory = Some(bench.memory().await?),
+            Part::Events => report.events = Some(bench.events().await?),
         }
         println!("\n{}", document::part(report, *part, document::Form::Terminal));
         if let Some(file) = file {

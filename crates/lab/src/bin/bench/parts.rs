@@ -11,7 +11,7 @@ use crate::Arguments;
 use crate::drain::{Course, drain, drain_long};
 use crate::figures::{Idle, Line, Memory, Table, tenths};
 use crate::meter::{Cpu, memory_mb};
-use crate::stage::{Contender, JobIds, Provider, Stage};
+use crate::stage::{Contender, EVENTS_EXCHANGE, JobIds, Provider, Stage};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Part {
@@ -31,6 +31,8 @@ pub enum Part {
     Rows,
     /// A run of a million jobs
     Memory,
+    /// Workers that tell upstream how each job ended, and others
+    Events,
 }
 
 /// How often each is run, where that is not said: what is read as a ratio, and the rest.
@@ -55,6 +57,9 @@ pub const SCALED: [(&str, &str); 9] = [
     ("CUSTOMER_READ_INTERVAL", "12s"),
     ("BREAKER_FAILURES", "50"),
 ];
+
+/// Upstream is told.
+const TELLING: [(&str, &str); 2] = [("OUTCOME_EVENTS", "true"), ("EVENTS_EXCHANGE", EVENTS_EXCHANGE)];
 
 /// What the parts share.
 pub struct Bench<'a> {
@@ -99,6 +104,13 @@ impl Bench<'_> {
         self.measure(&pool, Duration::ZERO, RUNS, lines.into()).await
     }
 
+    pub async fn events(&self) -> anyhow::Result<Table> {
+        let pool = self.stage.recreate_database().await?;
+        let lines =
+            [false, true].map(|tells_upstream| Line { tells_upstream, ..Line::new(Contender::Worker) });
+        self.measure(&pool, Duration::ZERO, RUNS, lines.into()).await
+    }
+
     pub async fn idle(&self) -> anyhow::Result<Idle> {
         let pool = self.stage.recreate_database().await?;
         self.watch_idle(&pool).await
@@ -130,8 +142,15 @@ impl Bench<'_> {
                     job_ids: line.job_ids,
                     jobs: self.arguments.jobs,
                     failing_percent: line.failing_percent,
-                    settings: if line.failing_percent > 0.0 { &SCALED } else { &[] },
+                    settings: match (line.failing_percent > 0.0, line.tells_upstream) {
+                        (true, _) => &SCALED,
+                        (false, true) => &TELLING,
+                        (false, false) => &[],
+                    },
                 };
+                if line.tells_upstream {
+                    self.stage.make_upstream().await?;
+                }
                 if line.failing_percent > 0.0 {
                     provider.fail(line.failing_percent).await?;
                 }
@@ -141,7 +160,11 @@ impl Bench<'_> {
                     "run {run} of {runs}: {} x {}{}{}{}: {:.0} jobs/s",
                     line.contender.name(),
                     line.replicas,
-                    if line.job_ids == JobIds::Growing { ", job ids that grow" } else { "" },
+                    match (line.job_ids, line.tells_upstream) {
+                        (JobIds::Growing, _) => ", job ids that grow",
+                        (JobIds::Random, true) => ", telling upstream",
+                        (JobIds::Random, false) => "",
+                    },
                     if latency.is_zero() { String::new() } else { format!(", provider {latency:?}") },
                     if line.failing_percent > 0.0 {
                         format!(", {} % fail", line.failing_percent)

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use kyc_worker::broker::{Broker, Publisher};
 use kyc_worker::config::{BrokerSettings, Secret};
+use lapin::options::QueueDeleteOptions;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -20,6 +21,7 @@ use url::Url;
 use uuid::Uuid;
 
 use kyc_lab::broker::Queues;
+use kyc_lab::upstream::Upstream;
 use kyc_lab::{database, program};
 
 const DATABASE: &str = "kyc_bench";
@@ -30,6 +32,10 @@ const QUEUES: Queues = Queues {
     dead_letter_queue: "kyc-bench.dead-letters",
 };
 const DEAD_LETTER_TTL: &str = "1h";
+
+/// Where upstream is told, and its queue.
+pub const EVENTS_EXCHANGE: &str = "kyc-bench.events";
+const UPSTREAM: &str = "kyc-bench.upstream";
 
 /// How long a program may take to say its first word.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
@@ -229,7 +235,14 @@ impl Stage {
     }
 
     async fn delete_queues(&self) -> anyhow::Result<()> {
-        kyc_lab::broker::Broker::connect(&self.amqp_url).await?.delete_queues(QUEUES).await
+        let broker = kyc_lab::broker::Broker::connect(&self.amqp_url).await?;
+        broker.channel.queue_delete(UPSTREAM.into(), QueueDeleteOptions::default()).await?;
+        broker.delete_queues(QUEUES).await
+    }
+
+    /// Makes the queue anew that upstream is told in.
+    pub async fn make_upstream(&self) -> anyhow::Result<()> {
+        Upstream::listen(&self.amqp_url, EVENTS_EXCHANGE, UPSTREAM).await.map(drop)
     }
 
     /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
