@@ -221,6 +221,8 @@ impl Stage {
     /// Leaves nothing behind.
     pub async fn clear(&self) -> anyhow::Result<()> {
         database::drop_if_there(&self.database_url, DATABASE).await?.close().await;
+        let broker = kyc_lab::broker::Broker::connect(&self.amqp_url).await?;
+        broker.channel.queue_delete(UPSTREAM.into(), QueueDeleteOptions::default()).await?;
         self.delete_queues().await
     }
 
@@ -235,9 +237,7 @@ impl Stage {
     }
 
     async fn delete_queues(&self) -> anyhow::Result<()> {
-        let broker = kyc_lab::broker::Broker::connect(&self.amqp_url).await?;
-        broker.channel.queue_delete(UPSTREAM.into(), QueueDeleteOptions::default()).await?;
-        broker.delete_queues(QUEUES).await
+        kyc_lab::broker::Broker::connect(&self.amqp_url).await?.delete_queues(QUEUES).await
     }
 
     /// Makes the queue anew that upstream is told in.
