@@ -42,6 +42,7 @@ pub async fn check(
         verdict: stop.verdict,
         error: stop.error,
         duration: begun.elapsed(),
+        checked: None,
     };
     // It waited long for its request slot. That is nobody's failure, and its next claim has a new window.
     if deadline.saturating_duration_since(begun) < checks.within / 2 {

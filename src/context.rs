@@ -83,6 +83,18 @@ pub struct Checks {
     pub within: Duration,
 }
 
+impl Checks {
+    /// What is checked, as an attempt's row has it.
+    pub fn names(&self) -> Option<&'static str> {
+        match (self.document_types, self.links.is_some()) {
+            (true, true) => Some("document_type,links"),
+            (true, false) => Some("document_type"),
+            (false, true) => Some("links"),
+            (false, false) => None,
+        }
+    }
+}
+
 impl Context {
     /// Writes until the database does it. `None` when the worker stops first.
     pub(crate) fn persist<T, F>(&self, write: impl Fn() -> F) -> impl Future<Output = Option<T>>

@@ -251,6 +251,7 @@ async fn attempt(
         Box::pin(read_baseline(context, claim, apart)).await;
     }
     let held = Instant::now();
+    let mut passed = None;
     if let Some(checks) = &context.checks {
         let checked = Box::pin(check(context, checks, claim, request, work)).await;
         slot.note_answer(held.elapsed());
@@ -258,6 +259,7 @@ async fn attempt(
         if let Err(result) = checked {
             return result;
         }
+        passed = checks.names();
         if let Err(cause) = acquire_request_slot(context, claim, slot).await {
             return AttemptResult::of(Verdict::NotSent(cause), Duration::ZERO);
         }
@@ -281,7 +283,12 @@ async fn attempt(
     };
     // A refusal rejects its job, unless it is one of a long row.
     let verdict = context.refusals.lock().judge(verdict, claim.customer_id, Instant::now().into_std());
-    AttemptResult { http_status, provider_message, ..AttemptResult::of(verdict, begun.elapsed()) }
+    AttemptResult {
+        http_status,
+        provider_message,
+        checked: passed,
+        ..AttemptResult::of(verdict, begun.elapsed())
+    }
 }
 
 /// What went wrong with an update, by its verdict.
@@ -493,7 +500,7 @@ async fn read(context: &Context, claim: ReadClaim) {
 
 impl AttemptResult {
     fn of(verdict: Verdict, duration: Duration) -> Self {
-        Self { verdict, http_status: None, provider_message: None, error: None, duration }
+        Self { verdict, http_status: None, provider_message: None, error: None, duration, checked: None }
     }
 }
 

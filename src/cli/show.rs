@@ -169,6 +169,7 @@ fn describe_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, Str
         attempt.duration_ms.map(|ms| format!("{ms} ms")),
         attempt.provider_message.as_ref().map(|message| format!("the provider said: {message}")),
         attempt.error.clone(),
+        attempt.checked.as_ref().map(|checked| format!("checked before: {}", checked.replace(',', ", "))),
         attempt.late_verdict.as_ref().map(|late| format!("known later: {late}")),
     ];
     let details: Vec<String> = details.into_iter().flatten().collect();

@@ -342,7 +342,7 @@ async fn last_errors(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<A
         "-- report_last_errors
         select
             job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
-            provider_message, error, duration_ms
+            provider_message, error, duration_ms, checked
         from attempt
         where verdict in ('not_sent', 'misconfigured', 'unknown') and begun_at >= $1
         order by begun_at desc

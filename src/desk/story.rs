@@ -85,6 +85,8 @@ pub struct AttemptView {
     pub provider_message: Option<String>,
     pub error: Option<String>,
     pub duration_ms: Option<i32>,
+    /// What was checked before its send, and passed.
+    pub checked: Option<String>,
 }
 
 /// The story of one job.
@@ -127,7 +129,7 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
         "-- show_attempts
         select
             job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
-            provider_message, error, duration_ms
+            provider_message, error, duration_ms, checked
         from attempt
         where job_id = $1
         order by number",

@@ -76,6 +76,7 @@ impl ExpiredLease {
             provider_message: None,
             error: Some(VANISHED_ERROR),
             duration_ms: None,
+            checked: None,
         }
     }
 

@@ -101,6 +101,8 @@ pub struct AttemptResult {
     /// What went wrong on our side.
     pub error: Option<&'static str>,
     pub duration: Duration,
+    /// What was checked before its send, and passed.
+    pub checked: Option<&'static str>,
 }
 
 /// One column of a batch, as Postgres' `unnest` takes it.

@@ -43,6 +43,7 @@ fn result(verdict: Verdict) -> AttemptResult {
         provider_message: Some("öops".to_owned()),
         error: None,
         duration: Duration::from_millis(7),
+        checked: None,
     }
 }
 

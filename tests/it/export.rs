@@ -75,6 +75,7 @@ fn a_job_is_in_one_span_alone_whichever_clock_is_ahead() {
                 provider_message: None,
                 error: None,
                 duration: Duration::ZERO,
+                checked: None,
             };
             journal.settle(&claim, &result, &Outcome::Accepted(accepted)).await.expect("it is ours");
             jobs.push(job.id.to_string());

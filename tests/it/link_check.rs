@@ -213,6 +213,8 @@ fn a_link_without_a_document_spends_nothing() {
             assert_eq!(job.attempts, 1, "{job:?}");
             let Some(_) = code else {
                 assert_eq!(world.count_patches(job_id).await, 1);
+                let shown = world.say(&["show", &job_id.to_string()]).await;
+                assert!(shown.contains("checked before: links"), "{shown}");
                 continue;
             };
             refused += 1;

@@ -40,6 +40,7 @@ pub async fn settle(journal: &Journal, claim: &Claim, said: Option<&str>) -> Res
         provider_message: said.map(str::to_owned),
         error: None,
         duration: Duration::from_millis(1),
+        checked: None,
     };
     journal.settle(claim, &result, &Outcome::Accepted(acceptance)).await
 }
@@ -178,6 +179,7 @@ fn a_lost_claim_in_the_batch_of_the_newer_is_told() {
             provider_message: None,
             error: None,
             duration: Duration::from_millis(1),
+            checked: None,
         };
         let wait = Wait { waiting_for: WaitingFor::Provider, delay: Duration::ZERO, counts: true };
         for claim in &lost {

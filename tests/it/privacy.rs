@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, job_body, world_on};
+use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
 
 const ADDRESS: &str = "Canarystrasse 77b, Élysée-Süd";
@@ -236,7 +237,11 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
             ("PAYLOAD_KEY", PAYLOAD_KEY),
             ("FINGERPRINT_KEY", FINGERPRINT_KEY),
             ("RUST_LOG", "trace"),
+            TOLD,
         ];
+        // A key without a queue: what the broker returns is in no log.
+        let upstream = world.listen().await;
+        upstream.unbind().await.expect("the broker does it");
         let mut dying = world.start_worker_with(&settings);
         let jobs = every_ending(&world).await;
         let held = publish(&world, Some(json!({ "answer": { "kind": "hang" } }))).await;
@@ -248,7 +253,12 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
         let text = [("LOG_FORMAT", "text"), ("RUST_BACKTRACE", "1")];
         let mut next = world.start_worker_with(&[&settings[..], &text].concat());
         world.wait_for_state(held, &["accepted"]).await;
+        world.wait_for_log(&next, "outcome events are not published").await;
+        upstream.bind().await.expect("the broker does it");
         lose_every_service(&world, &relay, &settings, &next).await;
+        for event in upstream.wait_for_implied(&world, &[held]).await {
+            check_clean("an event", &event.to_string());
+        }
         next.stop().await;
 
         for (path, text) in world.logs() {

@@ -49,7 +49,7 @@ struct Maker<'a> {
 
 fn result(verdict: Verdict) -> AttemptResult {
     let duration = Duration::from_millis(7);
-    AttemptResult { verdict, http_status: None, provider_message: None, error: None, duration }
+    AttemptResult { verdict, http_status: None, provider_message: None, error: None, duration, checked: None }
 }
 
 fn accepted() -> Acceptance {

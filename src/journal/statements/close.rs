@@ -94,6 +94,7 @@ fn closed(claim: &Claim, result: &AttemptResult) -> ClosedAttempt {
         provider_message: result.provider_message.clone(),
         error: result.error,
         duration_ms: Some(i32::try_from(result.duration.as_millis()).unwrap_or(i32::MAX)),
+        checked: result.checked,
     }
 }
 

@@ -92,6 +92,8 @@ pub(crate) struct ClosedAttempt {
     pub provider_message: Option<String>,
     pub error: Option<&'static str>,
     pub duration_ms: Option<i32>,
+    /// What was checked before its send. It is no part of the history's entry.
+    pub checked: Option<&'static str>,
 }
 
 impl ClosedAttempt {
@@ -211,14 +213,15 @@ pub(crate) async fn move_on(
                 $10::text[], $11::text[], $12::boolean[],
                 $13::text[], $14::text[], $15::text[],
                 $16::integer[], $17::bytea[],
-                $18::integer[], $19::text[], $20::text[], $21::integer[], $22::text[], $23::text[], $24::integer[]
+                $18::integer[], $19::text[], $20::text[], $21::integer[], $22::text[], $23::text[], $24::integer[],
+                $26::text[]
             ) as w (
                 job_id, state_before, token, entries_before,
                 state, waiting_for, due_in, gives_up_attempt, is_retry,
                 reason_code, reason, keeps_payload,
                 evidence, provider_reference, verification_status,
                 entry, chain,
-                number, verdict, detail, http_status, provider_message, error, duration_ms
+                number, verdict, detail, http_status, provider_message, error, duration_ms, checked
             )
         ), moved as (
             update submission s
@@ -239,12 +242,12 @@ pub(crate) async fn move_on(
                 and s.entries = w.entries_before
             returning
                 s.job_id, s.customer_id, w.token, w.state, w.entry, w.number, w.verdict, w.detail, w.http_status,
-                w.provider_message, w.error, w.duration_ms
+                w.provider_message, w.error, w.duration_ms, w.checked
         ), closed as (
             update attempt a
             set ended_at = now(), entry = m.entry, verdict = m.verdict, detail = m.detail,
                 http_status = m.http_status, provider_message = m.provider_message, error = m.error,
-                duration_ms = m.duration_ms
+                duration_ms = m.duration_ms, checked = m.checked
             from moved m
             where a.job_id = m.job_id and a.number = m.number and a.ended_at is null
         )
@@ -287,6 +290,7 @@ pub(crate) async fn move_on(
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.error)) as &[Option<&str>],
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.duration_ms)) as &[Option<i32>],
         at_end.verification_after.as_secs_f64(),
+        &column(&all, |m| m.attempt.and_then(|attempt| attempt.checked)) as &[Option<&str>],
     )
     .fetch_all(&mut *tx)
     .await?;
