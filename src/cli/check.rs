@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::terminal::say_in_colours;
 use crate::app;
 use crate::broker::Broker;
-use crate::config::{LogSettings, RunSettings, SettingFault, SettingSource};
+use crate::config::{DatabaseSettings, LogSettings, RunSettings, SettingFault, SettingSource};
 use crate::finding::{Finding, Grade};
 use crate::journal;
 use crate::provider::Provider;
@@ -115,7 +115,8 @@ async fn check_database(settings: &RunSettings) -> Vec<Finding> {
         Ok(url) => {
             // A fault of the key is told of among the settings.
             let fingerprinter = settings.keys.fingerprint.fingerprinter().ok();
-            journal::inspect(&url, settings.database.database_connections, fingerprinter.as_ref()).await
+            let DatabaseSettings { database_connections, allow_unsafe_database, .. } = settings.database;
+            journal::inspect(&url, database_connections, allow_unsafe_database, fingerprinter.as_ref()).await
         }
         Err(fault) => vec![unchecked(&fault.into())],
     }

@@ -52,6 +52,18 @@ pub struct DatabaseSettings {
         value_parser = clap::value_parser!(u32).range(3..=1000)
     )]
     pub database_connections: u32,
+
+    /// Work with a server that may lose what it has committed (fsync or full_page_writes off), as for tests:
+    /// after a crash of it a job may be sent twice
+    #[arg(
+        long,
+        env = "ALLOW_UNSAFE_DATABASE",
+        default_value_t = false,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub allow_unsafe_database: bool,
 }
 
 /// RabbitMQ: where it is, and the names of its exchanges and queues.

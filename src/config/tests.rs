@@ -376,7 +376,7 @@ const RANGES: [Range; 38] = [
 ];
 
 /// What has no range: names, places, keys, switches.
-const WITHOUT_RANGE: [&str; 41] = [
+const WITHOUT_RANGE: [&str; 42] = [
     "OTEL_EXPORTER_OTLP_HEADERS",
     "OTEL_EXPORTER_OTLP_HEADERS_FILE",
     "OTEL_SERVICE_NAME",
@@ -397,6 +397,7 @@ const WITHOUT_RANGE: [&str; 41] = [
     "CUSTOMER_EVENTS_QUEUE",
     "CUSTOMER_EVENTS_ROUTING_KEY",
     "OUTCOME_EVENTS",
+    "ALLOW_UNSAFE_DATABASE",
     "EVENTS_EXCHANGE",
     "DOLLARPE_BASE_URL",
     "DOLLARPE_CA_FILE",

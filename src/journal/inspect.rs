@@ -12,8 +12,8 @@ use crate::journal::error::advice;
 use crate::journal::fingerprint_key::{KeyMatch, match_key};
 use crate::journal::schema::{needed_version, schema_version};
 use crate::journal::session::{
-    POOLED, RECODE, Session, UNPOOL, connect_options, encoding, is_pooled_by_transaction, reach,
-    silent_addresses, wrong_encoding,
+    MAKE_SAFE, POOLED, RECODE, Session, UNPOOL, UNSAFE, connect_options, encoding, is_durable,
+    is_pooled_by_transaction, reach, silent_addresses, wrong_encoding,
 };
 use crate::seal::Fingerprinter;
 
@@ -50,9 +50,15 @@ const SET_BY_US: [(&str, &[&str]); 6] = [
     ("idle_session_timeout", &["0"]),
 ];
 
-/// Inspects everything that a worker needs of the database, over `connections`. Without the key of
+/// Inspects everything that a worker needs of the database, over `connections`. A server that may lose what it
+/// has committed is wrong unless `allow_unsafe`. Without the key of
 /// fingerprints, that alone is not inspected.
-pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fingerprinter>) -> Vec<Finding> {
+pub async fn inspect(
+    url: &Secret,
+    connections: u32,
+    allow_unsafe: bool,
+    fingerprinter: Option<&Fingerprinter>,
+) -> Vec<Finding> {
     let (options, place) = match connect_options(url) {
         Ok(options) => options,
         Err(error) => {
@@ -80,7 +86,7 @@ pub async fn inspect(url: &Secret, connections: u32, fingerprinter: Option<&Fing
             findings.push(Finding::wrong(POOLED, UNPOOL));
             return Ok(findings);
         }
-        let defaults = inspect_defaults(&mut connection).await?;
+        let defaults = inspect_defaults(&mut connection, allow_unsafe).await?;
         Session::Command.set_up(&mut connection).await?;
         let inspected = inspect_over(&mut connection, &place, fingerprinter, &mut findings).await;
         findings.extend(defaults);
@@ -145,7 +151,7 @@ async fn inspect_over(
 
 /// What the server, the role and the database have for defaults. Those that our sessions set
 /// otherwise are worth knowing; what they cannot set is wrong.
-async fn inspect_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Finding>> {
+async fn inspect_defaults(connection: &mut PgConnection, allow_unsafe: bool) -> sqlx::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let names = SET_BY_US.map(|(name, _)| name);
     let found = sqlx::query!(
@@ -165,26 +171,22 @@ async fn inspect_defaults(connection: &mut PgConnection) -> sqlx::Result<Vec<Fin
             ));
         }
     }
-    let server = sqlx::query!(
-        r#"-- durability
-        select current_setting('fsync')::boolean as "has_fsync!",
-            current_setting('full_page_writes')::boolean as "has_full_pages!",
-            current_setting('session_replication_role') as "replication_role!""#
+    if !is_durable(&mut *connection).await? {
+        findings.push(match allow_unsafe {
+            true => Finding::note(UNSAFE, MAKE_SAFE),
+            false => Finding::wrong(UNSAFE, MAKE_SAFE),
+        });
+    }
+    let replication_role = sqlx::query_scalar!(
+        r#"-- replication_role
+        select current_setting('session_replication_role') as "replication_role!""#
     )
     .fetch_one(&mut *connection)
     .await?;
-    if !server.has_fsync || !server.has_full_pages {
-        findings.push(Finding::note(
-            "DATABASE_URL: the server has fsync or full_page_writes off: a crash may lose what was committed, \
-             and a job be sent twice",
-            "set both on in postgresql.conf, but for tests",
-        ));
-    }
-    if server.replication_role != "origin" {
+    if replication_role != "origin" {
         findings.push(Finding::wrong(
             format!(
-                "DATABASE_URL: session_replication_role is {}: no trigger keeps the history",
-                server.replication_role
+                "DATABASE_URL: session_replication_role is {replication_role}: no trigger keeps the history"
             ),
             "reset it for this role and database: alter role … reset session_replication_role",
         ));

@@ -13,8 +13,8 @@ use tracing::info;
 use crate::config::{DatabaseSettings, Secret};
 use crate::journal::error::{ANSWER_TIME_MAX, JournalError, READ_ONLY, advice, code_of};
 use crate::journal::session::{
-    CONNECT_PAUSE, CONNECT_TIME_MAX, POOLED, RECODE, Session, UNPOOL, addresses, connect_options, encoding,
-    is_pooled_by_transaction, reach, wrong_encoding,
+    CONNECT_PAUSE, CONNECT_TIME_MAX, MAKE_SAFE, POOLED, RECODE, Session, UNPOOL, UNSAFE, addresses,
+    connect_options, encoding, is_durable, is_pooled_by_transaction, reach, wrong_encoding,
 };
 
 /// A connection that does not answer for so long is given up. The network may have forgotten
@@ -252,12 +252,12 @@ pub(crate) fn pool_options(connections: u32, options: &PgConnectOptions, session
         })
 }
 
-/// Checks that the session is one that the promises can rest on: our own, and with an encoding that
-/// holds every text.
+/// Checks that the session is one that the promises can rest on: our own, with an encoding that holds every
+/// text and, unless `allow_unsafe`, of a server that keeps what it has committed.
 ///
 /// # Errors
 /// When it is not, and a person must change that.
-pub async fn check_session(pool: &PgPool) -> anyhow::Result<()> {
+pub async fn check_session(pool: &PgPool, allow_unsafe: bool) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?;
     if is_pooled_by_transaction(&mut connection, &pool.connect_options()).await? {
         // Another's statements may be prepared on it.
@@ -266,6 +266,7 @@ pub async fn check_session(pool: &PgPool) -> anyhow::Result<()> {
     }
     let encoding = encoding(&mut connection).await?;
     anyhow::ensure!(encoding == "UTF8", "{}; {}", wrong_encoding(&encoding), RECODE);
+    anyhow::ensure!(allow_unsafe || is_durable(&mut connection).await?, "{UNSAFE}; {MAKE_SAFE}");
     Ok(())
 }
 

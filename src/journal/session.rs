@@ -72,6 +72,12 @@ pub(crate) fn wrong_encoding(encoding: &str) -> String {
 }
 pub(crate) const RECODE: &str = "make another: createdb --encoding=UTF8 --template=template0";
 
+/// The server may lose what it has committed.
+pub(crate) const UNSAFE: &str = "DATABASE_URL: the server has fsync or full_page_writes off: a crash may lose what \
+    was committed, and a job be sent twice";
+pub(crate) const MAKE_SAFE: &str =
+    "set both on in postgresql.conf; for tests, set ALLOW_UNSAFE_DATABASE=true";
+
 /// What a session is for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Session {
@@ -216,6 +222,16 @@ pub(crate) async fn is_pooled_by_transaction(
 /// The server's process. Asked without a prepared statement, which such a pooler breaks.
 async fn session_id(connection: &mut PgConnection) -> sqlx::Result<i32> {
     connection.fetch_one("select pg_backend_pid()").await?.try_get(0)
+}
+
+/// Whether what the server has committed outlives its crash, as far as it says so.
+pub(crate) async fn is_durable(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"-- is_durable
+        select current_setting('fsync')::boolean and current_setting('full_page_writes')::boolean as "is_durable!""#
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// The database's encoding, as Postgres names it.

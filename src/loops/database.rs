@@ -59,7 +59,7 @@ async fn try_to_open(
     migrate: bool,
 ) -> anyhow::Result<PgPool> {
     let pool = journal::connect_to_work(settings, &settings.url()?).await?;
-    journal::check_session(&pool).await?;
+    journal::check_session(&pool, settings.allow_unsafe_database).await?;
     if migrate {
         journal::migrate(&pool).await?;
     }

@@ -435,3 +435,20 @@ fn a_broker_that_answers_too_slowly_is_told_of_once() {
         );
     });
 }
+
+/// What was committed must outlive a crash of the server: nothing else says that an update was sent.
+#[test]
+fn a_server_that_may_lose_commits_is_refused_unless_that_is_allowed() {
+    let cluster = own_postgres(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
+        let careful = [("ALLOW_UNSAFE_DATABASE", "false")];
+        blames(&world, &careful, &["fsync or full_page_writes off"], &["ALLOW_UNSAFE_DATABASE=true"]).await;
+        assert_eq!(check(&world, &[]).await, Vec::<Value>::new(), "a test's own allows it");
+        let refused = world.run(&["run"], &careful).await;
+        let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && complaint.contains("fsync or full_page_writes off"),
+            "{complaint}"
+        );
+    });
+}

@@ -37,7 +37,12 @@ async fn make_history(world: &World, jobs: i32) {
 
 /// A journal over connections like a worker's.
 pub async fn worker_journal(world: &World) -> Journal {
-    let settings = DatabaseSettings { database_url: None, database_url_file: None, database_connections: 4 };
+    let settings = DatabaseSettings {
+        database_url: None,
+        database_url_file: None,
+        database_connections: 4,
+        allow_unsafe_database: true,
+    };
     let pool = connect_to_work(&settings, &Secret::from(world.database_url())).await;
     journal_with(pool.expect("the database is there"), "one")
 }

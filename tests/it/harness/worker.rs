@@ -141,6 +141,8 @@ impl World {
             ("CONCURRENCY", "16"),
             ("PREFETCH", "48"),
             ("DATABASE_CONNECTIONS", "5"),
+            // Of a cluster of a test's own; no test pulls a plug.
+            ("ALLOW_UNSAFE_DATABASE", "true"),
             ("RUST_LOG", sized("debug", "info")),
         ]);
         command.envs(sized(&SCALED_DOWN[..], &[]).iter().copied());
