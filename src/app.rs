@@ -219,8 +219,8 @@ impl Running {
     /// 2. Jobs finish: requests in flight are answered and recorded, openings whose answer was lost
     ///    are found again and closed. This and the step before it have `grace`, or until `hurry`.
     /// 3. The last acks are sent. A delivery that they do not reach comes again, and is known then.
-    /// 4. Reads that were answered are recorded, and outcome events that the broker has are removed. A read that
-    ///    was only claimed is due again soon; an event that is not removed is published again.
+    /// 4. Reads that were answered are recorded, and outcome events that the broker has are removed. A read
+    ///    that was only claimed is due again soon; an event that is not removed is published again.
     /// 5. The replica's row is removed.
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
         let claiming = [self.consumer, self.dispatcher, self.reconciler, self.maintenance];
@@ -351,26 +351,32 @@ fn checks(RunSettings { jobs, provider, .. }: &RunSettings) -> anyhow::Result<Op
     Ok((document_types || links.is_some()).then_some(Checks { document_types, links, within }))
 }
 
-struct Signals {
+/// What tells a process to stop.
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> anyhow::Result<Self> {
+    pub fn new() -> anyhow::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?,
         })
     }
 
+    /// Waits for the next one, and names it.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
     /// The first signal stops the worker, a second ends the waiting.
     async fn watch(mut self, stopping: CancellationToken, hurry: CancellationToken) {
         for token in [stopping, hurry] {
-            let signal = tokio::select! {
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
-            };
+            let signal = self.next().await;
             info!(signal, "signal received");
             token.cancel();
         }

@@ -33,7 +33,8 @@ const GATHER_TIME: Duration = Duration::from_millis(2);
 /// How long the last lines may take when the process ends.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whose lines hold messages whole. What they say, whoever published the message says too.
+/// The target whose lines hold returned messages whole. The publisher of a message logs itself that it came
+/// back.
 const PRINTS_BODIES: &str = "lapin::returned_messages";
 
 /// How a log line is written.

@@ -8,7 +8,6 @@ use std::mem;
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::protocol::AMQPErrorKind;
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -16,10 +15,9 @@ use tokio::time::{Duration, sleep};
 use tracing::{debug, error, warn};
 
 use super::acks::Disposition;
-use super::answer::refusal;
 use super::connection::Broker;
 use super::filter::{Alteration, Alterations};
-use super::publisher::{NotTaken, Publisher};
+use super::publisher::{Publisher, is_refused};
 use super::x_death::with_reject;
 use crate::domain::message::Whole;
 
@@ -170,12 +168,6 @@ async fn publish_one(
     Ok(())
 }
 
-/// Whether the broker is there and does not take a message, so that waiting alone mends nothing.
-pub fn is_refused(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(NotTaken::Refused(_)))
-        || matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
-}
-
 async fn close(publisher: &mut Option<Publisher>) {
     if let Some(publisher) = publisher.take() {
         publisher.close().await;
@@ -184,6 +176,9 @@ async fn close(publisher: &mut Option<Publisher>) {
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::AMQPErrorKind;
+
+    use super::super::publisher::NotTaken;
     use super::*;
 
     const BODY_BYTES: usize = 10;

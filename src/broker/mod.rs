@@ -21,7 +21,6 @@ mod x_death;
 
 pub use self::connection::Broker;
 pub use self::delivery::Delivery;
-pub use self::letters::is_refused;
-pub use self::publisher::{NotTaken, Publisher, Wait};
+pub use self::publisher::{NotTaken, Publisher, Wait, is_refused};
 pub use self::session::{SessionLiveness, Subscription};
 pub use self::topology::{Edge, describe_job_arguments};

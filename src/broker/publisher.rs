@@ -125,14 +125,10 @@ impl Publisher {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         // A trace of its own, which we keep no part of. One in 2^64 ids is none.
         let trace = TraceContext::new(rand::random(), rand::random(), false);
-        let mut headers = FieldTable::default();
-        if let Some(trace) = trace {
-            headers.insert("traceparent".into(), AMQPValue::LongString(trace.to_string().into()));
-        }
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
-            .with_headers(headers)
+            .with_headers(headers(trace))
             .with_message_id(short("message_id", message_id)?)
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;
@@ -148,14 +144,10 @@ impl Publisher {
         &self,
         event: &OutcomeEvent,
     ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
-        let mut headers = FieldTable::default();
-        if let Some(trace) = event.trace {
-            headers.insert("traceparent".into(), AMQPValue::LongString(trace.to_string().into()));
-        }
         let mut properties = BasicProperties::default()
             .with_content_type(CONTENT_TYPE.into())
             .with_delivery_mode(2)
-            .with_headers(headers)
+            .with_headers(headers(event.trace))
             .with_message_id(short("message_id", &event.id())?)
             .with_type(short("type", &event.type_name())?)
             .with_app_id("kyc-worker".into())
@@ -224,6 +216,21 @@ impl Publisher {
     pub async fn close(self) {
         close(&self.connection).await;
     }
+}
+
+/// Whether the broker is there and does not take a message, so that waiting alone mends nothing.
+pub fn is_refused(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(NotTaken::Refused(_)))
+        || matches!(refusal(error), Some(AMQPErrorKind::Soft(_)))
+}
+
+/// The headers of a message that belongs to a trace, if it does.
+fn headers(trace: Option<TraceContext>) -> FieldTable {
+    let mut headers = FieldTable::default();
+    if let Some(trace) = trace {
+        headers.insert("traceparent".into(), AMQPValue::LongString(trace.to_string().into()));
+    }
+    headers
 }
 
 /// A text that others chose, as AMQP takes it: `into` would panic at the 256th byte.

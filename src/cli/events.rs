@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::export::parse_time;
-use super::terminal::{Signals, progress};
+use super::terminal::progress;
+use crate::app::Signals;
 use crate::desk::events::{Cursor, Page, Selection, count, tell_page, waiting};
 use crate::visible::visible;
 
@@ -69,7 +70,7 @@ pub(super) async fn run(command: &EventsCommand) -> anyhow::Result<ExitCode> {
     loop {
         let page = tokio::select! {
             page = publish_page(&pool, selection, cursor) => page,
-            () = signals.wait() => Err(anyhow::anyhow!("interrupted")),
+            _ = signals.next() => Err(anyhow::anyhow!("interrupted")),
         };
         let page = match page {
             Ok(Some(page)) => page,

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::export::parse_time;
-use super::terminal::{Signals, progress, table};
-use crate::app;
+use super::terminal::{progress, table};
+use crate::app::{self, Signals};
 use crate::config::{FingerprintSettings, ProviderArgs, ReadBackSettings, VerificationSettings};
 use crate::desk::export::Span;
 use crate::desk::reconcile::{Finding, Pace, Reconciled, customers, reconcile};
@@ -84,7 +84,7 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
     for customer_id in customers {
         let reconciled = tokio::select! {
             reconciled = reconcile(&pool, &provider, &fingerprinter, pace, customer_id) => reconciled?,
-            () = signals.wait() => {
+            _ = signals.next() => {
                 report.interrupted_after = Some(last.unwrap_or_default());
                 break;
             }

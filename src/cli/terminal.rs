@@ -11,7 +11,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Duration, timeout};
 
 use crate::broker::Wait;
@@ -110,24 +109,6 @@ pub(super) fn age_text(age: time::Duration) -> String {
 pub(super) fn progress(count: u64, what: &str) -> anyhow::Result<ProgressBar> {
     let template = format!("{{bar:40}} {{percent}}% {{human_pos}} {what}, {{eta}} left");
     Ok(ProgressBar::new(count).with_style(ProgressStyle::with_template(&template)?))
-}
-
-/// What interrupts long work, so that it can say where to go on.
-pub(super) struct Signals([Signal; 2]);
-
-impl Signals {
-    pub fn new() -> io::Result<Self> {
-        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
-    }
-
-    /// Waits for SIGINT or SIGTERM.
-    pub async fn wait(&mut self) {
-        let Self([interrupt, terminate]) = self;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    }
 }
 
 /// A table that fits a terminal, each cell on one line.

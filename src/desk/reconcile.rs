@@ -53,8 +53,8 @@ pub enum Finding {
     },
 }
 
-/// Who has an accepted update that ended in the span, or one that may have been applied, in the order of their ids
-/// and from behind `after` on.
+/// Who has an accepted update that ended in the span, or one that may have been applied, in the order of
+/// their ids and from behind `after` on.
 pub async fn customers(pool: &PgPool, span: Span, after: Option<Uuid>) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
         r#"-- reconcilable

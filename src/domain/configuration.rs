@@ -1,5 +1,5 @@
 //! What the provider says of the document types that a customer may use, and what follows for a job
-//! before its first attempt.
+//! before its update is sent.
 
 use std::time::{Duration, SystemTime};
 

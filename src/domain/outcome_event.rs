@@ -14,7 +14,7 @@ use super::verification::{FAILED, VERIFIED};
 /// `source` of every event: with it, an event's `id` is unique.
 pub const SOURCE: &str = "/kyc-worker";
 
-/// `datacontenttype` of the data, and the content type of the whole.
+/// The content type of an event.
 pub const CONTENT_TYPE: &str = "application/cloudevents+json";
 
 /// One event.

@@ -120,13 +120,13 @@ pub fn example() -> Value {
 
 #[cfg(test)]
 mod tests {
+    use jsonschema::Validator;
+    use proptest::prelude::*;
     use time::macros::datetime;
 
     use super::*;
     use crate::domain::job::Job;
     use crate::domain::message::Message;
-    use jsonschema::Validator;
-    use proptest::prelude::*;
 
     fn validator(rules: &Rules) -> Validator {
         let options = jsonschema::options().should_validate_formats(true);

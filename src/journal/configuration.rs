@@ -42,7 +42,7 @@ impl Journal {
         Ok((row.now, row.document_types.as_deref().map(Configuration::of_listed)))
     }
 
-    /// Writes down what the provider said of the customer's configuration before a first attempt, and moves
+    /// Writes down what the provider said of the customer's configuration before an attempt, and moves
     /// the claim's head on. `at` and `read_at` are the times before it was asked, by the database's clock
     /// and by this replica's.
     pub async fn record_configuration(

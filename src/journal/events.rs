@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::outcome_event::OutcomeEvent;
@@ -12,8 +11,9 @@ use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::pool::run;
 
-/// How long the turn to publish lasts at least. A publisher that takes longer for a batch may find another beside it:
-/// events come twice then, and still in their order, as each begins with the first that is not removed.
+/// How long the turn to publish lasts at least. A publisher that takes longer for a batch may find another
+/// beside it: events come twice then, and still in their order, as each begins with the first that is not
+/// removed.
 pub const TURN: Duration = Duration::from_secs(10);
 
 /// An event that waits to be published.
@@ -21,27 +21,6 @@ pub const TURN: Duration = Duration::from_secs(10);
 pub struct WaitingEvent {
     pub id: i64,
     pub event: OutcomeEvent,
-}
-
-/// A row of `outcome_event`.
-struct Row {
-    id: i64,
-    kind: EventKind,
-    job_id: Uuid,
-    customer_id: Option<Uuid>,
-    at: OffsetDateTime,
-    token: i64,
-    state: State,
-    reason_code: Option<String>,
-    reason: Option<String>,
-    attempts: i32,
-    evidence: Option<Evidence>,
-    verification_status: Option<String>,
-    failure_reason: Option<String>,
-    requested_at: Option<OffsetDateTime>,
-    ended_at: Option<OffsetDateTime>,
-    correlation_id: Option<String>,
-    trace: Option<TraceContext>,
 }
 
 impl Journal {
@@ -55,8 +34,7 @@ impl Journal {
     ) -> Result<Vec<WaitingEvent>, JournalError> {
         let from = self.floors.events.bound();
         let rows = run("take_events", &self.pool, async |connection| {
-            sqlx::query_as!(
-                Row,
+            sqlx::query!(
                 r#"-- take_events
                 with turn as (
                     update event_publishing
@@ -86,7 +64,28 @@ impl Journal {
         if let Some(first) = rows.first() {
             self.floors.events.note(first.id);
         }
-        Ok(rows.into_iter().map(Row::into_waiting).collect())
+        let events = rows.into_iter().map(|row| WaitingEvent {
+            id: row.id,
+            event: OutcomeEvent {
+                kind: row.kind,
+                job_id: row.job_id,
+                customer_id: row.customer_id,
+                at: row.at,
+                token: row.token,
+                state: row.state,
+                reason_code: row.reason_code,
+                reason: row.reason,
+                attempts: row.attempts,
+                evidence: row.evidence,
+                verification_status: row.verification_status,
+                failure_reason: row.failure_reason,
+                requested_at: row.requested_at,
+                ended_at: row.ended_at,
+                correlation_id: row.correlation_id,
+                trace: row.trace,
+            },
+        });
+        Ok(events.collect())
     }
 
     /// Removes events that the broker has.
@@ -104,7 +103,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Leaves the turn to publish to whoever comes next.
+    /// Gives the turn to publish up.
     pub async fn leave_turn(&self, publisher: Uuid) -> Result<(), JournalError> {
         run("leave_turn", &self.pool, async |connection| {
             sqlx::query!(
@@ -130,29 +129,5 @@ impl Journal {
             .await
         });
         Ok(count.await?.unsigned_abs())
-    }
-}
-
-impl Row {
-    fn into_waiting(self) -> WaitingEvent {
-        let event = OutcomeEvent {
-            kind: self.kind,
-            job_id: self.job_id,
-            customer_id: self.customer_id,
-            at: self.at,
-            token: self.token,
-            state: self.state,
-            reason_code: self.reason_code,
-            reason: self.reason,
-            attempts: self.attempts,
-            evidence: self.evidence,
-            verification_status: self.verification_status,
-            failure_reason: self.failure_reason,
-            requested_at: self.requested_at,
-            ended_at: self.ended_at,
-            correlation_id: self.correlation_id,
-            trace: self.trace,
-        };
-        WaitingEvent { id: self.id, event }
     }
 }

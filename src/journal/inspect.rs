@@ -50,9 +50,9 @@ const SET_BY_US: [(&str, &[&str]); 6] = [
     ("idle_session_timeout", &["0"]),
 ];
 
-/// Inspects everything that a worker needs of the database, over `connections`. A server that may lose what it
-/// has committed is wrong unless `allow_unsafe`. Without the key of
-/// fingerprints, that alone is not inspected.
+/// Inspects everything that a worker needs of the database, over `connections`. A server that may lose what
+/// it has committed is wrong unless `allow_unsafe`. Without the key of fingerprints, that alone is not
+/// inspected.
 pub async fn inspect(
     url: &Secret,
     connections: u32,

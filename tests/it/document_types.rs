@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{PATIENT, Submission, World, job_body, world};
+use crate::link_check::ended;
 
 /// Settings that have the provider asked.
 fn asking(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
@@ -35,10 +36,6 @@ async fn publish_typed(world: &World, customer_id: Uuid, document_type: &str) ->
     body["document_type"] = json!(document_type);
     world.publish(Some(job_id), body.to_string().as_bytes()).await;
     job_id
-}
-
-async fn ended(world: &World, job_id: Uuid) -> Submission {
-    world.wait_for_state(job_id, &["accepted", "rejected", "exhausted", "needs_review"]).await
 }
 
 fn is_unsupported(job: &Submission) -> bool {

@@ -140,6 +140,12 @@ fn authority() -> Authority {
     Authority::new().expect("an authority")
 }
 
+/// A host at 127.0.0.1, and the settings by which links may lead to it.
+async fn host_inside(world: &World) -> (Host, Inside) {
+    let authority = authority();
+    (Host::start(&authority, "127.0.0.1").await, Inside::new(world, &authority))
+}
+
 /// Publishes a job with these links, whose paths begin with its id.
 pub async fn publish_linked(world: &World, job_id: Uuid, front: &str, back: &str) -> Uuid {
     publish_linked_for(world, Uuid::new_v4(), job_id, front, back).await
@@ -176,8 +182,7 @@ async fn check_nothing_is_told(world: &World) {
 fn a_link_without_a_document_spends_nothing() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let elsewhere = host.answer("elsewhere", &[Answer::Give(PDF)]);
         let mut jobs = Vec::new();
         for (file, answer, code) in [
@@ -232,8 +237,7 @@ fn a_link_without_a_document_spends_nothing() {
 fn the_back_link_is_checked_beside_the_front_one() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let _worker = world.start_worker_with(&inside.settings(&[]));
         // The front one is not known yet; the back one decides.
         let job_id = Uuid::new_v4();
@@ -251,8 +255,7 @@ fn the_back_link_is_checked_beside_the_front_one() {
 fn a_link_that_cannot_be_checked_is_checked_again_and_pauses_nothing() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let worker = world.start_worker_with(&inside.settings(&[("BREAKER_FAILURES", "1")]));
         let job_id = Uuid::new_v4();
         let later = [Answer::Refuse(503), Answer::Refuse(429), Answer::Hang, Answer::Give(JPEG)];
@@ -282,8 +285,7 @@ fn a_link_that_cannot_be_checked_is_checked_again_and_pauses_nothing() {
 fn a_job_whose_links_host_is_gone_is_exhausted() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let job_id = Uuid::new_v4();
         let [front, back] = ["front.jpg", "back.png"].map(|file| host.link(&format!("{job_id}/{file}")));
         drop(host);
@@ -327,8 +329,7 @@ fn a_link_to_a_neighbour_is_refused_and_the_neighbour_never_asked() {
 fn a_worker_that_stops_during_a_check_leaves_the_job_to_another() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let job_id = Uuid::new_v4();
         let path = format!("{job_id}/front.jpg");
         let front = host.answer(&path, &[Answer::Hang, Answer::Give(JPEG)]);
@@ -352,8 +353,7 @@ fn a_worker_that_stops_during_a_check_leaves_the_job_to_another() {
 fn a_resend_is_checked_again_and_a_job_without_the_setting_is_not() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let (customer_id, job_id) = (Uuid::new_v4(), Uuid::new_v4());
         world.set_customer(customer_id, json!({ "status": "FAILED" })).await;
         let lost = json!({ "apply": "never", "answer": { "kind": "respond", "status": 504 } });
@@ -383,8 +383,7 @@ fn a_resend_is_checked_again_and_a_job_without_the_setting_is_not() {
 fn both_checks_go_side_by_side_and_a_rejection_wins() {
     world(async |world| {
         world.declare_topology().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let _worker = world.start_worker_with(&inside.settings(&[("DOCUMENT_TYPES", "provider")]));
         let lists = |types: Value| {
             let body = json!({ "status": true, "data": { "supported_document_types": types } });
@@ -415,8 +414,7 @@ fn a_day_of_mixed_jobs_spends_nothing_on_those_that_are_bound_to_fail() {
     world(async |world| {
         world.declare_topology().await;
         let upstream = world.listen().await;
-        let authority = authority();
-        let (host, inside) = (Host::start(&authority, "127.0.0.1").await, Inside::new(&world, &authority));
+        let (host, inside) = host_inside(&world).await;
         let settings = inside.settings(&[("DOCUMENT_TYPES", "provider"), TOLD]);
         let mut workers = [(); 2].map(|()| world.start_worker_with(&settings));
         let mut jobs = Vec::new();

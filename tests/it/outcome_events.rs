@@ -256,7 +256,7 @@ fn a_broker_that_is_away_for_events_loses_none() {
     });
 }
 
-/// Whoever is killed, and wherever; upstream's queue is unbound now and then.
+/// Workers are killed at any step, and upstream's queue is unbound now and then.
 #[test]
 fn a_backlog_with_kills_is_told_as_the_tables_imply_it() {
     world(async |world| {

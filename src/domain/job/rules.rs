@@ -26,7 +26,7 @@ pub enum DocumentTypes {
     /// These.
     Listed(Vec<String>),
     /// Any that is written as the provider writes them. Which of them the customer may use, the provider
-    /// is asked before the first attempt.
+    /// is asked before each attempt.
     OfProvider,
 }
 
