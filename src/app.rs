@@ -23,6 +23,7 @@ use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
 use crate::control::slots::JobSlots;
 use crate::domain::job::BODY_BYTES_MAX;
+use crate::instance::instance;
 use crate::journal::{AtEnd, Journal, JournalError, Limits, Pace};
 use crate::links::{LinkClient, LinkSettings};
 use crate::listener::{Watched, listen};
@@ -77,6 +78,9 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     }
     let opening = database::open(&settings.database, &checked, mode.migrate, &stopping);
     let Some(pool) = opening.await? else { return Ok(()) };
+    if !database::await_others(&pool, &stopping).await? {
+        return Ok(());
+    }
     let name = checked.worker_name.clone();
     let broker = Broker::new(&settings.broker, &checked.amqp_url, &format!("kyc-worker {name}"))?;
     let context = Arc::new(build(&settings, checked, pool, stopping.clone())?);
@@ -132,8 +136,9 @@ impl Running {
         let RunSettings { work, verification, .. } = settings;
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.
-        let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone())
-            .context("the system does not say which process this is")?;
+        let instance =
+            instance(std::process::id()).context("the system does not say which process this is")?;
+        let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone(), instance.clone());
         heartbeat.beat().await;
         let leaving = CancellationToken::new();
         let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
@@ -184,7 +189,11 @@ impl Running {
                 tokio::join!(tracker.run(), OptionFuture::from(events), OptionFuture::from(outcome_events));
             }),
             prober: tokio::spawn(prober.run()),
-            database: tokio::spawn(database::follow(settings.database.clone(), Arc::clone(context))),
+            database: tokio::spawn(database::follow(
+                settings.database.clone(),
+                Arc::clone(context),
+                instance,
+            )),
             fleet: tokio::spawn(fleet::follow(Arc::clone(context))),
             heartbeat,
             leaving,

@@ -160,6 +160,9 @@ pub struct Standing {
     pub turned_at: Vec<(&'static str, f64)>,
 }
 
+/// What became of commits that a failover lost.
+const LOST_COMMITS: [&str; 2] = ["restored", "missing"];
+
 /// The breaker's states, the loops and the intake's reasons, by their names.
 const BREAKER_STATES: [&str; 6] = ["closed", "open", "half_open", "half_open_idle", "probing", "throttled"];
 pub const LOOPS: [&str; 4] = ["broker session", "dispatcher", "reconciler", "tracker"];
@@ -236,6 +239,7 @@ pub struct Metrics {
     event_failures: Counter,
     claims_lost: Counters<1>,
     late_verdicts: Counters<1>,
+    lost_commits: Counters<1>,
     clock_skew: FloatGauge,
     turned: Gauges<1>,
     log_events: Counters<1>,
@@ -363,6 +367,11 @@ impl Metrics {
                 "late_verdicts",
                 "Verdicts that were recorded after their claim was lost",
             ),
+            lost_commits: family(
+                kyc,
+                "lost_commits",
+                "Jobs of which a failover lost commits that this replica remembers: written again, or missing",
+            ),
             clock_skew: gauge(
                 kyc,
                 "provider_clock_skew_seconds",
@@ -432,6 +441,9 @@ impl Metrics {
         for kind in VerdictKind::ALL {
             touch(&self.claims_lost, [("verdict", kind.name())]);
             touch(&self.late_verdicts, [("verdict", kind.name())]);
+        }
+        for result in LOST_COMMITS {
+            touch(&self.lost_commits, [("result", result)]);
         }
         for kind in EventKind::ALL {
             touch(&self.events_published, [("kind", kind.name())]);
@@ -547,6 +559,13 @@ impl Metrics {
         if is_recorded {
             self.late_verdicts.get_or_create(&[("verdict", verdict.name())]).inc();
         }
+    }
+
+    /// A failover lost commits of so many jobs.
+    pub fn note_lost_commits(&self, are_restored: bool, jobs: usize) {
+        let [restored, missing] = LOST_COMMITS;
+        let result = if are_restored { restored } else { missing };
+        self.lost_commits.get_or_create(&[("result", result)]).inc_by(jobs as u64);
     }
 
     pub fn note_event_published(&self, kind: EventKind) {
@@ -794,6 +813,9 @@ mod tests {
         for verdict in every_verdict() {
             metrics.note_attempt(&verdict);
             metrics.note_late(verdict.kind(), true);
+        }
+        for are_restored in [true, false] {
+            metrics.note_lost_commits(are_restored, 1);
         }
         for outcome in every_outcome() {
             metrics.note_end(&outcome, &job, SLOW);

@@ -11,9 +11,10 @@ use super::database::open_database;
 use super::terminal::{print, table, time_text};
 use crate::broker::Broker;
 use crate::config::{BrokerSettings, DatabaseSettings, ReadBackSettings, parse_duration};
-use crate::desk::report::{Flow, OpenByAge, OpenWork, Report, StateCount, report};
+use crate::desk::report::{Flow, LostCommits, OpenByAge, OpenWork, Report, StateCount, report};
 use crate::desk::story::AttemptView;
 use crate::instance;
+use crate::journal::failover::RUNBOOK;
 use crate::journal::pause::Pause;
 use crate::journal::replicas::WorkerView;
 use crate::visible::visible;
@@ -93,6 +94,7 @@ fn print_answer(Answer { report, jobs_queued, dead_letters_queued }: &Answer) {
     print_states(&report.states);
     print_open(report);
     print_dead_letters(report, *dead_letters_queued);
+    print_lost_commits(&report.lost_commits);
     print_errors(&report.last_errors);
 }
 
@@ -222,6 +224,29 @@ fn print_dead_letters(report: &Report, queued: Option<u32>) {
         Some(queued) => println!("in the dead-letter queue: {queued}\n"),
         None => println!("in the dead-letter queue: unknown, the broker could not be asked\n"),
     }
+}
+
+fn print_lost_commits(lost: &LostCommits) {
+    if lost.jobs.is_empty() {
+        return;
+    }
+    println!(
+        "jobs of which a failover lost commits: {} written again, {} for a person; see {RUNBOOK}",
+        lost.restored, lost.missing
+    );
+    let mut lines = table(["job", "lost", "attempt", "verdict", "worker", "noticed", "written again"]);
+    for job in &lost.jobs {
+        lines.add_row([
+            job.job_id.to_string(),
+            job.lost.clone(),
+            job.attempt.map(|number| number.to_string()).unwrap_or_default(),
+            job.verdict.clone().unwrap_or_default(),
+            job.worker.clone(),
+            time_text(job.noticed_at),
+            if job.is_restored { "yes" } else { "NO" }.to_owned(),
+        ]);
+    }
+    println!("{lines}\n");
 }
 
 fn print_errors(errors: &[AttemptView]) {

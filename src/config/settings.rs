@@ -35,7 +35,8 @@ pub struct LogSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Database")]
 pub struct DatabaseSettings {
-    /// Postgres, postgres://user:password@host:port/database?sslmode=verify-full (secret)
+    /// Postgres, postgres://user:password@host:port/database?sslmode=verify-full; of several hosts
+    /// (host1:port,host2:port) the one that takes writes (secret)
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<Secret>,
 

@@ -41,8 +41,47 @@ const AMQP_SCHEMES: [&str; 2] = ["amqp", "amqps"];
 const AMQP_PARAMETERS: [&str; 5] =
     ["auth_mechanism", "channel_max", "connection_timeout", "frame_max", "heartbeat"];
 
+/// How libpq names the server that takes writes. With several hosts we look for no other.
+const SESSION_ATTRIBUTES: &str = "target_session_attrs";
+
+/// The URL for each of its hosts, in their order: libpq takes several, sqlx one.
+pub fn urls_by_host(url: &Secret) -> Vec<Secret> {
+    let text = url.expose();
+    let Some((scheme, rest)) = text.split_once("://") else { return vec![url.clone()] };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+    let path = match path.split_once('?') {
+        None => path.to_owned(),
+        Some((path, query)) => {
+            let is_kept = |parameter: &&str| !is_session_attributes(parameter);
+            let kept: Vec<&str> = query.split('&').filter(is_kept).collect();
+            [path, &kept.join("&")].join(if kept.is_empty() { "" } else { "?" })
+        }
+    };
+    hosts.split(',').map(|host| Secret::from(format!("{scheme}://{user}{host}{path}").as_str())).collect()
+}
+
+fn is_session_attributes(parameter: &str) -> bool {
+    parameter.split('=').next() == Some(SESSION_ATTRIBUTES)
+}
+
 /// Checks `DATABASE_URL`, and the files that it names.
 pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
+    let query = url.expose().split_once('?').map(|(_, query)| query).unwrap_or_default();
+    for attributes in query.split('&').filter(|parameter| is_session_attributes(parameter)) {
+        if !["read-write", "primary"]
+            .iter()
+            .any(|known| attributes.split_once('=').is_some_and(|(_, value)| value == *known))
+        {
+            let reason =
+                format!("{SESSION_ATTRIBUTES} must be read-write or primary: a worker works nowhere else");
+            return Err(SettingFault::new("DATABASE_URL", reason));
+        }
+    }
+    urls_by_host(url).iter().try_for_each(check_one_host)
+}
+
+fn check_one_host(url: &Secret) -> Result<(), SettingFault> {
     let fault = |reason: String| SettingFault::new("DATABASE_URL", reason);
     let parsed = parse(url, &DATABASE_SCHEMES).map_err(fault)?;
     check_parameters(&parsed, &DATABASE_PARAMETERS).map_err(fault)?;
@@ -53,7 +92,8 @@ pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
             return Err(fault("names no host; write postgres://user:password@host:port/database".to_owned()));
         }
         host if host.contains(',') => {
-            return Err(fault("names several hosts; write one, or a name with several addresses".to_owned()));
+            let what = "names several hosts in a parameter; write postgres://user:password@host1:port,host2:port/database";
+            return Err(fault(what.to_owned()));
         }
         _ => {}
     }
@@ -215,6 +255,8 @@ mod tests {
             "postgres:///kyc?host=/var/run/postgresql&user=kyc",
             "postgres://h/kyc?sslmode=verify-full&options[geqo]=off",
             "postgres://kyc:p%24%23%26w@h/kyc",
+            "postgres://kyc:s3cr3t@h1,h2:5433,[::1]:5434/kyc?target_session_attrs=read-write",
+            "postgres://h1,h2/kyc?target_session_attrs=primary&sslmode=require",
         ] {
             assert_eq!(check(sound), Ok(()), "{sound}");
         }
@@ -222,7 +264,10 @@ mod tests {
             ("mysql://kyc:s3cr3t@h/kyc", "postgres://"),
             ("postgres:kyc:s3cr3t@h", "postgres://"),
             ("postgres:///kyc", "no host"),
-            ("postgres://kyc:s3cr3t@h1,h2/kyc", "several hosts"),
+            ("postgres:///kyc?host=h1,h2", "several hosts in a parameter"),
+            ("postgres://kyc:s3cr3t@h1,/kyc", "postgres://"),
+            ("postgres://h1,h2:x/kyc", "postgres://"),
+            ("postgres://h1,h2/kyc?target_session_attrs=any", "read-write or primary"),
             ("postgres://h/kyc?sslmode=bogus", "sslmode must be"),
             ("postgres://h/kyc?sslmode=", "sslmode must be"),
             ("postgres://h/kyc?sslmode=disable&sslmode=require", "sslmode twice"),
@@ -240,6 +285,25 @@ mod tests {
             let fault = check(odd).expect_err(odd);
             assert!(fault.starts_with("DATABASE_URL") && fault.contains(said), "{odd}: {fault}");
             assert!(!fault.contains("s3cr3t"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn each_host_of_a_database_url_has_its_own() {
+        for (url, expected) in [
+            ("postgres://h/kyc", vec!["postgres://h/kyc"]),
+            (
+                "postgres://u:p,w@h1,h2:5433/kyc?a=1&target_session_attrs=read-write&b=2",
+                vec!["postgres://u:p,w@h1/kyc?a=1&b=2", "postgres://u:p,w@h2:5433/kyc?a=1&b=2"],
+            ),
+            (
+                "postgres://h1,[::1]:5434?target_session_attrs=primary",
+                vec!["postgres://h1", "postgres://[::1]:5434"],
+            ),
+            ("postgres:///kyc?host=/run/postgresql", vec!["postgres:///kyc?host=/run/postgresql"]),
+        ] {
+            let urls = urls_by_host(&Secret::from(url));
+            assert_eq!(urls.iter().map(Secret::expose).collect::<Vec<_>>(), expected);
         }
     }
 

@@ -44,6 +44,8 @@ pub struct Report {
     pub unordered_pairs: i64,
     /// How many deliveries were dead-lettered since, by reason.
     pub dead_lettered: Vec<ReasonCount>,
+    /// The jobs of which a failover lost commits since, those first that nobody could write again.
+    pub lost_commits: LostCommits,
     /// The last attempts since that were not answered as they should be, the latest first. A
     /// rejection is an answer.
     pub last_errors: Vec<AttemptView>,
@@ -103,6 +105,33 @@ pub struct EventsWaiting {
     pub oldest_since: Option<OffsetDateTime>,
 }
 
+/// What failovers lost of what replicas had committed.
+#[derive(Debug, Serialize)]
+pub struct LostCommits {
+    /// Of how many jobs it was written again.
+    pub restored: i64,
+    /// Of how many it was not: a person must act.
+    pub missing: i64,
+    /// Twenty of them.
+    pub jobs: Vec<LostJob>,
+}
+
+/// What a failover lost of a job.
+#[derive(Debug, Serialize)]
+pub struct LostJob {
+    pub job_id: Uuid,
+    pub customer_id: Uuid,
+    /// The first that was lost: job, attempt or result.
+    pub lost: String,
+    /// The last attempt that the replica remembered, and what it came to.
+    pub attempt: Option<i32>,
+    pub verdict: Option<String>,
+    pub worker: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub noticed_at: OffsetDateTime,
+    pub is_restored: bool,
+}
+
 /// How many deliveries were dead-lettered for a reason.
 #[derive(Debug, Serialize)]
 pub struct ReasonCount {
@@ -138,6 +167,7 @@ pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sq
         customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
         unordered_pairs: unordered_pairs(pool, since).await?,
         dead_lettered: dead_lettered(pool, since).await?,
+        lost_commits: lost_commits(pool, since).await?,
         last_errors: last_errors(pool, since).await?,
     })
 }
@@ -351,6 +381,31 @@ async fn last_errors(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Vec<A
     )
     .fetch_all(pool)
     .await
+}
+
+async fn lost_commits(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<LostCommits> {
+    let counts = sqlx::query!(
+        r#"-- report_lost_commits
+        select count(*) filter (where is_restored) as "restored!", count(*) filter (where not is_restored) as "missing!"
+        from lost_commit
+        where noticed_at >= $1"#,
+        since,
+    )
+    .fetch_one(pool)
+    .await?;
+    let jobs = sqlx::query_as!(
+        LostJob,
+        "-- report_lost_jobs
+        select job_id, customer_id, lost, attempt, verdict, worker, noticed_at, is_restored
+        from lost_commit
+        where noticed_at >= $1
+        order by is_restored, id desc
+        limit 20",
+        since,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(LostCommits { restored: counts.restored, missing: counts.missing, jobs })
 }
 
 async fn events_waiting(pool: &PgPool) -> sqlx::Result<EventsWaiting> {

@@ -19,7 +19,8 @@ use tracing::{debug, error};
 use uuid::Uuid;
 
 use crate::journal::error::{ONE_CLAIM, ONE_ROW, is_taken};
-use crate::journal::pool::{IDLE_TIME_MIN, PING_TIME_MAX, bounded};
+use crate::journal::lineage;
+use crate::journal::pool::{IDLE_TIME_MIN, PING_TIME_MAX, bounded, note_lineage};
 use crate::journal::rows::{Limits, NewRow, Slots};
 use crate::journal::session::{CONNECT_PAUSE, CONNECT_TIME_MAX, Session};
 use crate::journal::statements::close::{Closing, close_many};
@@ -223,6 +224,7 @@ impl Committer {
         let begun = Instant::now();
         let written = bounded("batch", async {
             let mut connection = self.connection().await?;
+            lineage::check(&mut connection).await?;
             let written = match self.write(&mut connection, self.slots(), &rows, &closings).await {
                 Err(error) if is_taken(&error, &[ONE_CLAIM, ONE_ROW]) => {
                     *self.taken_at.lock() = Some(Instant::now());
@@ -279,7 +281,12 @@ impl Committer {
             return Err(sqlx::Error::PoolTimedOut);
         }
         let options = self.pool.connect_options();
-        let made = match timeout(CONNECT_TIME_MAX, Session::Batches.connect(&options)).await {
+        let making = async {
+            let mut connection = Session::Batches.connect(&options).await?;
+            note_lineage(&mut connection).await?;
+            Ok(connection)
+        };
+        let made = match timeout(CONNECT_TIME_MAX, making).await {
             Ok(connection) => connection,
             Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
         };

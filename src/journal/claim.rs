@@ -16,6 +16,7 @@ use crate::domain::state::{Purpose, VerdictKind};
 use crate::journal::error::{JournalError, is_lost_race};
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::{Entry, Head, Observation, Subject};
+use crate::journal::memory::Write;
 use crate::journal::pool::{run, run_tx};
 use crate::journal::statements::claim::{
     Begun, Candidate, Claim, PAYLOAD_UNREADABLE, TakenSlot, begin_attempts, decide_all, find_begun,
@@ -72,7 +73,14 @@ impl Journal {
     ) -> Result<Option<Vec<NextAttempt>>, JournalError> {
         let mut taken = Vec::new();
         match self.try_next_attempts(t0, probe, limit, &mut taken).await {
-            Ok(next) => Ok(Some(next)),
+            Ok(next) => {
+                for attempt in &next {
+                    if let NextAttempt::Claimed(claimed) = attempt {
+                        self.memory.add(Write::Begun(Box::new(claimed.claim)));
+                    }
+                }
+                Ok(Some(next))
+            }
             // Another replica took a customer's slot between our read and our claim.
             Err(JournalError::Database { source, .. }) if is_lost_race(&source) => Ok(None),
             Err(error) if error.is_of_a_job() => match taken[..] {
@@ -137,6 +145,9 @@ impl Journal {
             find_begun(connection, &self.worker, t0, probe.is_some()).await
         })
         .await?;
+        for Begun { claim, .. } in &begun {
+            self.memory.add(Write::Begun(Box::new(*claim)));
+        }
         // It was opened before the attempt began.
         let opened = begun.into_iter().map(|Begun { claim, sealed, correlation_id }| {
             let request = self.open_payload(claim.job.id, &sealed);

@@ -11,6 +11,7 @@ use crate::domain::verdict::Verdict;
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
 use crate::journal::history::chain::Entry;
+use crate::journal::memory::Write;
 use crate::journal::pool::run_tx;
 use crate::journal::rows::AttemptResult;
 use crate::journal::statements::claim::Claim;
@@ -61,6 +62,7 @@ impl Journal {
     async fn close(&self, closing: Closing) -> Result<(), JournalError> {
         let closing = Arc::new(closing);
         if self.batcher.close(Arc::clone(&closing)).await.is_some() {
+            self.memory.add(Write::Closed(closing));
             return Ok(());
         }
         // Rare, and large: not to be carried about by every job.
@@ -68,23 +70,27 @@ impl Journal {
             // What is known is kept, if not in the provider's words.
             Err(error) if error.is_of_a_value() && closing.has_texts() => {
                 warn!(job_id = %closing.claim.job.id, trace_id = closing.claim.job.trace_id().map(display), "the database cannot hold the provider's words, recording its answer without them");
-                Box::pin(self.close_or_find(&closing.without_texts())).await
+                Box::pin(self.close_or_find(&Arc::new(closing.without_texts()))).await
             }
             closed => closed,
         }
     }
 
-    async fn close_or_find(&self, closing: &Closing) -> Result<(), JournalError> {
+    async fn close_or_find(&self, closing: &Arc<Closing>) -> Result<(), JournalError> {
         let is_done = run_tx("close", &self.pool, async |tx| {
             Ok(self.close_alone(tx, closing).await? || self.was_done(tx, closing).await?)
         })
         .await?;
-        if is_done { Ok(()) } else { Err(JournalError::Fenced) }
+        if !is_done {
+            return Err(JournalError::Fenced);
+        }
+        self.memory.add(Write::Closed(Arc::clone(closing)));
+        Ok(())
     }
 
     /// Writes it down alone: waits for whoever holds the submission's row, and goes by what that
     /// one added to the history. Returns whether the claim was still there.
-    async fn close_alone(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
+    pub(super) async fn close_alone(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
         let Some(locked) = lock_submission(tx, closing.claim.job.id).await? else { return Ok(false) };
         let closing = Closing { claim: closing.claim.at(locked.position.head), ..closing.clone() };
         let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);

@@ -159,6 +159,15 @@ impl Floors {
     pub fn note_now(&self, now: OffsetDateTime) {
         *self.clock.lock() = Some((now, Instant::now()));
     }
+
+    /// Forgets all of it: another server has another clock, and rows that were gone.
+    pub fn forget(&self) {
+        for floor in [&self.due, &self.leases, &self.expiry, &self.payloads] {
+            *floor.0.lock() = Read::default();
+        }
+        *self.events.0.lock() = Numbers::default();
+        *self.clock.lock() = None;
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ begin
         grant select on
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
-            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing
+            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing,
+            lost_commit
             to kyc_worker;
         -- What a job is, is written once.
         select string_agg(quote_ident(attname), ', ') into columns
@@ -29,7 +30,7 @@ begin
             where attrelid = 'attempt'::regclass and attnum > 0 and not attisdropped
                 and attname not in ('job_id', 'number', 'worker', 'begun_at', 'signed_at');
         execute format('grant insert, update (%s) on attempt to kyc_worker', columns);
-        grant insert on observation, intervention, fingerprint_key to kyc_worker;
+        grant insert on observation, intervention, fingerprint_key, lost_commit to kyc_worker;
         grant insert, update on customer to kyc_worker;
         grant insert, delete, update (body_sha256) on dead_lettered_delivery to kyc_worker;
         grant insert, delete, update on worker to kyc_worker;

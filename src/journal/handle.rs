@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use crate::config::{DatabaseSettings, Secret};
 use crate::journal::batch::Batcher;
 use crate::journal::floors::Floors;
+use crate::journal::memory::Memory;
 use crate::journal::pool::{lead_anew, pool_options, readers};
 use crate::journal::rows::Limits;
 use crate::journal::session::Session;
@@ -30,6 +31,8 @@ pub struct Journal {
     /// How many jobs may be opened alone at once: those of a busy customer leave connections to others.
     pub(super) opening: Semaphore,
     pub(super) floors: Floors,
+    /// What a failover may lose.
+    pub(super) memory: Memory,
 }
 
 impl Journal {
@@ -54,6 +57,7 @@ impl Journal {
             concluding: Semaphore::new(readers as usize),
             opening: Semaphore::new((connections as usize / 2).max(1)),
             floors: Floors::default(),
+            memory: Memory::default(),
             pool,
             worker,
             limits,

@@ -10,10 +10,11 @@ use crate::config::Secret;
 use crate::finding::Finding;
 use crate::journal::error::advice;
 use crate::journal::fingerprint_key::{KeyMatch, match_key};
+use crate::journal::lineage::{Lineage, UNTOLD};
 use crate::journal::schema::{needed_version, schema_version};
 use crate::journal::session::{
     MAKE_SAFE, POOLED, RECODE, Session, UNPOOL, UNSAFE, connect_options, encoding, is_durable,
-    is_pooled_by_transaction, reach, silent_addresses, wrong_encoding,
+    is_pooled_by_transaction, reach, silent_ways, ways_in, wrong_encoding,
 };
 use crate::seal::Fingerprinter;
 
@@ -24,7 +25,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const RECENT_DAYS: i32 = 7;
 
 /// What a worker does with our tables. Columns may be enough: a job's identity never changes.
-const NEEDED_RIGHTS: [(&str, &[&str]); 12] = [
+const NEEDED_RIGHTS: [(&str, &[&str]); 13] = [
     ("_sqlx_migrations", &["select"]),
     ("attempt", &["select", "insert", "update"]),
     ("customer", &["select", "insert", "update"]),
@@ -32,6 +33,7 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 12] = [
     ("event_publishing", &["select", "update"]),
     ("fingerprint_key", &["select", "insert"]),
     ("intervention", &["select", "insert"]),
+    ("lost_commit", &["select", "insert"]),
     ("observation", &["select", "insert"]),
     ("outcome_event", &["select", "insert", "delete"]),
     // A valid body takes an invalid one's place.
@@ -59,27 +61,26 @@ pub async fn inspect(
     allow_unsafe: bool,
     fingerprinter: Option<&Fingerprinter>,
 ) -> Vec<Finding> {
-    let (options, place) = match connect_options(url) {
-        Ok(options) => options,
+    let (hosts, place) = match connect_options(url) {
+        Ok(hosts) => hosts,
         Err(error) => {
             return vec![Finding::wrong(error.to_string(), "see `kyc-worker run --help` for its form")];
         }
     };
-    let mut findings: Vec<Finding> = silent_addresses(&options)
+    let ways = ways_in(hosts).await;
+    let mut findings: Vec<Finding> = silent_ways(&ways)
         .await
         .into_iter()
-        .map(|address| {
+        .map(|silent| {
             Finding::note(
-                format!(
-                    "DATABASE_URL: {address}, one address of {}, takes no connection",
-                    options.get_host()
-                ),
-                "take it out of the name; with sslmode=verify-full the others are reached only after it",
+                format!("DATABASE_URL: {silent}, one way of several to Postgres, takes no connection"),
+                "is it up? where it is one address of a name, take it out; with sslmode=verify-full the others \
+                 are reached only after it",
             )
         })
         .collect();
     let inspecting = async {
-        let options = reach(options).await?;
+        let options = reach(ways).await?;
         // As the server, the role and the database would have it.
         let mut connection = PgConnection::connect_with(&options).await?;
         if is_pooled_by_transaction(&mut connection, &options).await? {
@@ -177,6 +178,7 @@ async fn inspect_defaults(connection: &mut PgConnection, allow_unsafe: bool) -> 
             false => Finding::wrong(UNSAFE, MAKE_SAFE),
         });
     }
+    findings.extend(inspect_standbys(&mut *connection).await?);
     let replication_role = sqlx::query_scalar!(
         r#"-- replication_role
         select current_setting('session_replication_role') as "replication_role!""#
@@ -189,6 +191,45 @@ async fn inspect_defaults(connection: &mut PgConnection, allow_unsafe: bool) -> 
                 "DATABASE_URL: session_replication_role is {replication_role}: no trigger keeps the history"
             ),
             "reset it for this role and database: alter role … reset session_replication_role",
+        ));
+    }
+    Ok(findings)
+}
+
+/// What a failover would lose, and whether it would be noticed.
+async fn inspect_standbys(connection: &mut PgConnection) -> sqlx::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let replication = sqlx::query!(
+        r#"-- replication
+        select
+            (select count(*) from pg_stat_replication) as "standbys!",
+            current_setting('synchronous_standby_names') = '' as "waits_for_none!",
+            current_setting('wal_level') = 'minimal' as "has_no_standby!",
+            pg_is_in_recovery() as "is_standby!""#
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if replication.standbys > 0 && replication.waits_for_none {
+        findings.push(Finding::note(
+            format!(
+                "DATABASE_URL: {} standbys stream and no commit waits for one: a failover loses the last commits, \
+                 and what no replica lives to remember is lost without a trace",
+                replication.standbys
+            ),
+            "set synchronous_standby_names, which costs each commit the way to a standby and back",
+        ));
+    }
+    if replication.has_no_standby {
+        findings.push(Finding::note(
+            "DATABASE_URL: wal_level is minimal: the server can have no standby, and no backup of a point in time",
+            "set wal_level to replica",
+        ));
+    }
+    if !replication.is_standby && Lineage::of(connection).await?.is_none() {
+        let functions = "pg_control_system(), pg_walfile_name(pg_lsn), pg_current_wal_lsn()";
+        findings.push(Finding::note(
+            format!("DATABASE_URL: {UNTOLD}"),
+            format!("grant execute on function {functions} to the worker's role; a service without them may lose no commits"),
         ));
     }
     Ok(findings)

@@ -11,6 +11,7 @@ use crate::domain::message::Message;
 use crate::domain::state::{State, WaitingFor};
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
+use crate::journal::memory::Write;
 use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::{Admission, NewRow, Slots, in_micros};
 use crate::journal::statements::events::tell_ends;
@@ -35,6 +36,7 @@ impl Journal {
         if row.t0.is_some()
             && let Some(opened) = self.batcher.open(Arc::clone(&row)).await
         {
+            self.remember_opened(row, &opened);
             return Ok(opened);
         }
         // No semaphore of ours is ever closed.
@@ -44,7 +46,24 @@ impl Journal {
         let opened = Box::pin(run_tx("open", &self.pool, alone)).await;
         match opened {
             Err(error) if error.is_of_a_value() => Ok(Opened::Refused),
-            opened => opened,
+            opened => {
+                let opened = opened?;
+                self.remember_opened(row, &opened);
+                Ok(opened)
+            }
+        }
+    }
+
+    /// Its delivery is acked on the strength of this row.
+    fn remember_opened(&self, row: Arc<NewRow>, opened: &Opened) {
+        match opened {
+            Opened::Refused | Opened::Conflict => {}
+            Opened::Claimed(_) | Opened::Waiting | Opened::Ended(_) | Opened::Known => {
+                self.memory.add(Write::Opened(row));
+            }
+        }
+        if let Opened::Claimed(claim) = opened {
+            self.memory.add(Write::Begun(Box::new(*claim)));
         }
     }
 

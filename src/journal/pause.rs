@@ -1,7 +1,7 @@
 //! Whether people have paused all the work.
 
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::PgExecutor;
 use time::OffsetDateTime;
 
 /// A pause of all the work.
@@ -14,7 +14,7 @@ pub struct Pause {
 }
 
 /// The pause that holds now.
-pub async fn current_pause(pool: &PgPool) -> sqlx::Result<Option<Pause>> {
+pub async fn current_pause(executor: impl PgExecutor<'_>) -> sqlx::Result<Option<Pause>> {
     sqlx::query_as!(
         Pause,
         r#"-- current_pause
@@ -27,6 +27,6 @@ pub async fn current_pause(pool: &PgPool) -> sqlx::Result<Option<Pause>> {
         )
         select at, by as "by!", note as "note!" from newest where action = 'pause'"#,
     )
-    .fetch_optional(pool)
+    .fetch_optional(executor)
     .await
 }

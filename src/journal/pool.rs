@@ -12,9 +12,10 @@ use tracing::info;
 
 use crate::config::{DatabaseSettings, Secret};
 use crate::journal::error::{ANSWER_TIME_MAX, JournalError, READ_ONLY, advice, code_of};
+use crate::journal::lineage;
 use crate::journal::session::{
-    CONNECT_PAUSE, CONNECT_TIME_MAX, MAKE_SAFE, POOLED, RECODE, Session, UNPOOL, UNSAFE, addresses,
-    connect_options, encoding, is_durable, is_pooled_by_transaction, reach, wrong_encoding,
+    CONNECT_PAUSE, CONNECT_TIME_MAX, MAKE_SAFE, POOLED, RECODE, Session, UNPOOL, UNSAFE, connect_options,
+    encoding, is_durable, is_pooled_by_transaction, place_of, reach, ways_in, wrong_encoding,
 };
 
 /// A connection that does not answer for so long is given up. The network may have forgotten
@@ -45,7 +46,9 @@ struct Lent(PoolConnection<Postgres>);
 
 impl Lent {
     async fn by(pool: &PgPool) -> sqlx::Result<Self> {
-        Ok(Self(pool.acquire().await?))
+        let mut lent = Self(pool.acquire().await?);
+        lineage::check(&mut lent.0).await?;
+        Ok(lent)
     }
 }
 
@@ -174,7 +177,7 @@ async fn drop_silent(connection: &mut PgConnection, options: &PgConnectOptions) 
 }
 
 /// Leads new connections of `pool` where the setting says by now: its file, last read as `known`,
-/// may have been rotated, and the host have another address that answers. Connections that are open
+/// may have been rotated, and another of its hosts or addresses answer. Connections that are open
 /// stay as they are.
 ///
 /// # Errors
@@ -185,18 +188,20 @@ pub(crate) async fn lead_anew(
     known: &mut Option<Secret>,
 ) -> anyhow::Result<()> {
     let url = settings.url()?;
-    let (options, _place) = connect_options(&url)?;
+    let (hosts, _place) = connect_options(&url)?;
+    let ways = ways_in(hosts).await;
     // Where nothing may have changed there is nothing to find out, and nobody to ask too often.
     let is_known = known.as_ref() == Some(&url);
-    if is_known && addresses(&options).await.len() < 2 {
+    if is_known && ways.len() < 2 {
         return Ok(());
     }
-    let options = reach(options).await?;
+    let options = reach(ways).await?;
     if !is_known && settings.database_url_file.is_some() {
         info!("DATABASE_URL read again from its file");
     }
-    if options.get_host() != pool.connect_options().get_host() {
-        info!(host = options.get_host(), "new connections to the database go to another of its addresses");
+    let place = place_of(&options);
+    if place != place_of(&pool.connect_options()) {
+        info!(place, "new connections to the database go to another of its hosts or addresses");
     }
     pool.set_connect_options(options);
     *known = Some(url);
@@ -229,13 +234,22 @@ pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyho
 }
 
 async fn connect_with(connections: u32, url: &Secret, session: Session) -> anyhow::Result<PgPool> {
-    let (options, place) = connect_options(url)?;
+    let (hosts, place) = connect_options(url)?;
     let fault = |error| {
         let what = format!("DATABASE_URL: cannot use Postgres at {place}; {}", advice(&error));
         anyhow::Error::new(error).context(what)
     };
-    let options = reach(options).await.map_err(fault)?;
+    let options = reach(ways_in(hosts).await).await.map_err(fault)?;
     pool_options(connections, &options, session).connect_with(options).await.map_err(fault)
+}
+
+/// Finds out where a new connection of the worker's leads. Those that are open may lead to a server that is
+/// no more what the others write to.
+pub(crate) async fn note_lineage(connection: &mut PgConnection) -> sqlx::Result<()> {
+    if !lineage::note(connection).await? {
+        distrust_connections();
+    }
+    Ok(())
 }
 
 /// A pool that takes care of its connections itself.
@@ -245,7 +259,15 @@ pub(crate) fn pool_options(connections: u32, options: &PgConnectOptions, session
         .max_connections(connections)
         .acquire_timeout(CONNECT_TIME_MAX)
         .test_before_acquire(false)
-        .after_connect(move |connection, _about| Box::pin(session.set_up(connection)))
+        .after_connect(move |connection, _about| {
+            Box::pin(async move {
+                session.set_up(connection).await?;
+                if matches!(session, Session::Work) {
+                    note_lineage(connection).await?;
+                }
+                Ok(())
+            })
+        })
         .before_acquire(move |connection, about| {
             let options = options.clone();
             Box::pin(async move { Ok(is_usable(connection, about, &options).await) })

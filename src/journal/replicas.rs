@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 
 use crate::journal::error::JournalError;
 use crate::journal::handle::Journal;
+use crate::journal::lineage;
 use crate::journal::pause::Pause;
 use crate::journal::pool::run;
 
@@ -50,10 +51,13 @@ impl Journal {
                 Pause,
                 r#"-- beat
                 with beaten as (
-                    insert into worker (name, instance, version, started_at, seen_at, in_flight, paused_for)
-                    values ($1, $6, $2, $3, now(), $4, $5)
+                    insert into worker (
+                        name, instance, version, started_at, seen_at, in_flight, paused_for, lineage
+                    )
+                    values ($1, $6, $2, $3, now(), $4, $5, $7)
                     on conflict (name, instance) do update
-                        set version = $2, started_at = $3, seen_at = now(), in_flight = $4, paused_for = $5
+                        set version = $2, started_at = $3, seen_at = now(), in_flight = $4, paused_for = $5,
+                            lineage = $7
                 ), newest as (
                     select action, at, by, note
                     from intervention
@@ -68,6 +72,7 @@ impl Journal {
                 i32::try_from(pulse.in_flight).unwrap_or(i32::MAX),
                 &pulse.paused_for,
                 pulse.instance,
+                lineage::known().map(|lineage| lineage.name),
             )
             .fetch_optional(connection)
             .await

@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::config::Secret;
+use crate::config::{Secret, urls_by_host};
 
 /// A connection that is not made by then is given up, and tried again after a pause.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -105,25 +105,48 @@ impl Session {
     }
 }
 
-/// How to connect; and where to, for people.
-pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(PgConnectOptions, String)> {
-    let options: PgConnectOptions = url
-        .expose()
-        .parse()
-        .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
-    let place = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => format!("{}:{}", options.get_host(), options.get_port()),
-    };
-    // A pooler refuses what it does not know, and we need no more digits than the server's default.
-    Ok((options.application_name("kyc-worker").extra_float_digits(None), place))
+/// How to connect to each host that the URL names; and where to, for people.
+pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(Vec<PgConnectOptions>, String)> {
+    let (mut hosts, mut places) = (Vec::new(), Vec::new());
+    for url in urls_by_host(url) {
+        let options: PgConnectOptions = url
+            .expose()
+            .parse()
+            .map_err(|_| anyhow::anyhow!("DATABASE_URL: is no Postgres URL; see --help for its form"))?;
+        places.push(place_of(&options));
+        // A pooler refuses what it does not know, and we need no more digits than the server's default.
+        hosts.push(options.application_name("kyc-worker").extra_float_digits(None));
+    }
+    Ok((hosts, places.join(",")))
 }
 
-/// The addresses that the database's host has, where it has several. Each is tried with a share of
-/// the time of its own: the library has one limit around all of them, which the first that
+/// Where a connection leads, for people.
+pub(crate) fn place_of(options: &PgConnectOptions) -> String {
+    match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    }
+}
+
+/// Every way in, in order: each host, and of a host with several addresses each address. Each is tried with a
+/// share of the time of its own: the library has one limit around all addresses, which the first that
 /// swallows packets uses up. It also checks a certificate against the host it connects to, so with
 /// `verify-full` the name stays, and all that goes with it.
-pub(crate) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
+pub(crate) async fn ways_in(hosts: Vec<PgConnectOptions>) -> Vec<PgConnectOptions> {
+    let mut ways = Vec::new();
+    for options in hosts {
+        let addresses = addresses(&options).await;
+        if addresses.len() < 2 || matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
+            ways.push(options);
+        } else {
+            let there = |at: &SocketAddr| options.clone().host(&at.ip().to_string()).port(at.port());
+            ways.extend(addresses.iter().map(there));
+        }
+    }
+    ways
+}
+
+async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
     let host = options.get_host().trim_matches(['[', ']']);
     if options.get_socket().is_some() {
         return Vec::new();
@@ -135,34 +158,31 @@ pub(crate) async fn addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
     }
 }
 
-/// Where a connection comes about: at the first address of several that lets us in, or else where
-/// the options say.
-pub(crate) async fn reach(options: PgConnectOptions) -> sqlx::Result<PgConnectOptions> {
-    let addresses = addresses(&options).await;
-    if addresses.len() < 2 || matches!(options.get_ssl_mode(), PgSslMode::VerifyFull) {
-        return Ok(options);
+/// The way in to the server that takes writes, or else to the first that lets us in. The only one is not
+/// tried.
+pub(crate) async fn reach(mut ways: Vec<PgConnectOptions>) -> sqlx::Result<PgConnectOptions> {
+    if ways.len() == 1 {
+        return Ok(ways.remove(0));
     }
-    reach_one_of(&addresses, &options, share_of(CONNECT_TIME_MAX, addresses.len())).await
-}
-
-async fn reach_one_of(
-    addresses: &[SocketAddr],
-    options: &PgConnectOptions,
-    share: Duration,
-) -> sqlx::Result<PgConnectOptions> {
-    let mut last = sqlx::Error::PoolTimedOut;
-    for address in addresses {
-        let there = options.clone().host(&address.ip().to_string()).port(address.port());
-        match timeout(share, there.connect()).await {
-            Ok(Ok(connection)) => {
-                hang_up(connection, share).await;
-                return Ok(there);
-            }
+    let share = share_of(CONNECT_TIME_MAX, ways.len());
+    let (mut standby, mut last) = (None, sqlx::Error::PoolTimedOut);
+    for there in ways {
+        match timeout(share, is_standby(&there)).await {
+            Ok(Ok(false)) => return Ok(there),
+            Ok(Ok(true)) => standby = standby.or(Some(there)),
             Ok(Err(error)) => last = error,
             Err(_elapsed) => {}
         }
     }
-    Err(last)
+    standby.ok_or(last)
+}
+
+/// Asked without a prepared statement, which a pooler by transaction breaks.
+async fn is_standby(options: &PgConnectOptions) -> sqlx::Result<bool> {
+    let mut connection = options.connect().await?;
+    let is_standby = connection.fetch_one("select pg_is_in_recovery()").await?.try_get(0);
+    hang_up(connection, CONNECT_TIME_MAX).await;
+    is_standby
 }
 
 /// Closes a connection that has served its purpose. Nothing depends on how that ends.
@@ -170,16 +190,14 @@ async fn hang_up(connection: PgConnection, time_max: Duration) {
     drop(timeout(time_max, connection.close()).await);
 }
 
-/// The addresses that take no connection, where the host has several.
-pub(crate) async fn silent_addresses(options: &PgConnectOptions) -> Vec<SocketAddr> {
-    let addresses = addresses(options).await;
-    let share = share_of(CONNECT_TIME_MAX, addresses.len() + 1);
+/// The ways in that take no connection, where there are several.
+pub(crate) async fn silent_ways(ways: &[PgConnectOptions]) -> Vec<String> {
+    let share = share_of(CONNECT_TIME_MAX, ways.len() + 1);
     let mut silent = Vec::new();
-    if addresses.len() > 1 {
-        for address in addresses {
-            if !matches!(timeout(share, TcpStream::connect(address)).await, Ok(Ok(_))) {
-                silent.push(address);
-            }
+    for way in ways.iter().filter(|way| ways.len() > 1 && way.get_socket().is_none()) {
+        let address = (way.get_host().trim_matches(['[', ']']), way.get_port());
+        if !matches!(timeout(share, TcpStream::connect(address)).await, Ok(Ok(_))) {
+            silent.push(place_of(way));
         }
     }
     silent
@@ -252,20 +270,38 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn an_address_that_says_nothing_gives_way_to_the_next() {
-        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let postgres = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let addresses = [&silent, &postgres].map(|listener| listener.local_addr().expect("an address"));
+    /// A server that lets everybody in, and says whether it is a standby.
+    async fn postgres(is_standby: bool) -> PgConnectOptions {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
         tokio::spawn(async move {
-            let (mut client, _) = postgres.accept().await.expect("a client");
+            let (mut client, _) = listener.accept().await.expect("a client");
             let _startup = client.read(&mut [0; 1024]).await;
             // Logged in, and ready for queries.
             let _gone = client.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
+            let _query = client.read(&mut [0; 1024]).await;
+            // One column, a boolean in text; one row; done, and ready again.
+            let mut answer = b"T\0\0\0\x1a\0\x01s\0\0\0\0\0\0\0\0\0\0\x10\0\x01\xff\xff\xff\xff\0\0".to_vec();
+            answer.extend(b"D\0\0\0\x0b\0\x01\0\0\0\x01");
+            answer.push(if is_standby { b't' } else { b'f' });
+            answer.extend(b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I");
+            let _gone = client.write_all(&answer).await;
             let _terminate = client.read(&mut [0; 16]).await;
         });
-        let options = PgConnectOptions::new_without_pgpass().ssl_mode(PgSslMode::Disable);
-        let there = reach_one_of(&addresses, &options, Duration::from_secs(2)).await.expect("the second");
-        assert_eq!(there.get_port(), addresses[1].port());
+        PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port).ssl_mode(PgSslMode::Disable)
+    }
+
+    #[tokio::test]
+    async fn a_way_in_that_says_nothing_and_one_to_a_standby_give_way_to_the_next() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        let silent = PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(port);
+        let silent = silent.ssl_mode(PgSslMode::Disable);
+        let (standby, primary) = (postgres(true).await, postgres(false).await);
+        let there = reach(vec![silent.clone(), standby, primary.clone()]).await.expect("the third");
+        assert_eq!(there.get_port(), primary.get_port());
+        let standby = postgres(true).await;
+        let there = reach(vec![silent, standby.clone()]).await.expect("the second");
+        assert_eq!(there.get_port(), standby.get_port(), "reading is better than nothing");
     }
 }

@@ -1,7 +1,6 @@
 //! Tells the journal every two seconds that this replica lives, and hears from it whether
 //! an operator has paused the work.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,6 @@ use tracing::{debug, error};
 use crate::clock::Moment;
 use crate::context::Context;
 use crate::control::intake::{HEARD_WITHIN, Intake, Reason, Severity};
-use crate::instance::instance;
 use crate::journal::JournalError;
 use crate::journal::pause::Pause;
 use crate::journal::replicas::Pulse;
@@ -35,13 +33,9 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// A heartbeat of this process that counts `jobs` as in flight.
-    ///
-    /// # Errors
-    /// When the system does not say which process this is.
-    pub fn new(context: Arc<Context>, jobs: TaskTracker) -> io::Result<Self> {
-        let instance = instance(std::process::id())?;
-        Ok(Self { context, jobs, instance, started_at: OffsetDateTime::now_utc() })
+    /// A heartbeat of this process, named `instance`, that counts `jobs` as in flight.
+    pub fn new(context: Arc<Context>, jobs: TaskTracker, instance: String) -> Self {
+        Self { context, jobs, instance, started_at: OffsetDateTime::now_utc() }
     }
 
     /// Beats once. What a heartbeat read of a pause holds for a while; once none was answered for
@@ -111,7 +105,8 @@ impl Heartbeat {
     }
 }
 
-fn obey(intake: &Intake, pause: Option<Pause>) {
+/// Does what a person has said of the work.
+pub(super) fn obey(intake: &Intake, pause: Option<Pause>) {
     match pause {
         Some(Pause { by, note, .. }) => {
             intake.pause(Reason::Operator, Severity::Passing, format_args!("{by} paused the work: {note}"));

@@ -498,7 +498,7 @@ pub const METRICS: Dashboard = Dashboard {
                 },
                 Panel {
                     title: "What should be rare",
-                    about: "Claims that were lost, batches that were not committed, waits for a connection in vain, log \
+                    about: "Claims that were lost, commits that a failover lost, batches that were not committed, waits for a connection in vain, log \
                             lines that nobody read, and panics, which are bugs.",
                     unit: COUNT,
                     shape: Shape::Bars,
@@ -510,6 +510,10 @@ pub const METRICS: Dashboard = Dashboard {
                         (
                             "sum by (verdict) (increase(kyc_late_verdicts_total[$__rate_interval]))",
                             "late verdicts, {{verdict}}",
+                        ),
+                        (
+                            "sum by (result) (increase(kyc_lost_commits_total[$__rate_interval]))",
+                            "jobs of lost commits, {{result}}",
                         ),
                         (
                             "sum(increase(kyc_journal_batches_failed_total[$__rate_interval]))",

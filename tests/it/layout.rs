@@ -26,9 +26,9 @@ const FLOORS: [&[&str]; 13] = [
 
 /// The same inside the journal. A file that is not named here stands above those that are.
 const JOURNAL: [&[&str]; 4] = [
-    &["error", "history/chain", "pool", "rows", "schema", "session"],
+    &["error", "history/chain", "lineage", "pool", "rows", "schema", "session"],
     &["floors", "statements"],
-    &["batch"],
+    &["batch", "memory"],
     &["handle"],
 ];
 

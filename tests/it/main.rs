@@ -28,6 +28,7 @@ mod documents;
 mod duplicates;
 mod export;
 #[cfg(feature = "failpoints")]
+mod failover;
 mod failpoints;
 mod forget;
 mod gateways;

@@ -7,6 +7,11 @@ pub fn own_postgres(disk: Disk, settings: &[&str]) -> OwnPostgres {
     OwnPostgres::start(disk, &[settings, &["fsync=off"]].concat()).expect("a cluster of the test's own")
 }
 
+/// Makes a standby of `primary` that has received all that it has, and starts it.
+pub fn own_standby(primary: &OwnPostgres) -> OwnPostgres {
+    primary.start_standby(&["fsync=off"]).expect("a standby of the test's own")
+}
+
 /// Starts a node whose application `rabbit` is configured so, in Erlang's words.
 pub fn own_rabbit(configuration: &str) -> OwnRabbit {
     OwnRabbit::start(configuration).expect("a broker of the test's own")

@@ -67,6 +67,13 @@ pub enum Disk {
 impl OwnPostgres {
     /// Makes a cluster and starts it with `settings`, each `name=value`.
     pub fn start(disk: Disk, settings: &[&str]) -> anyhow::Result<Self> {
+        let mut cluster = Self::prepare(disk, settings)?;
+        cluster.boot(true)?;
+        cluster.wait_until_up()?;
+        Ok(cluster)
+    }
+
+    fn prepare(disk: Disk, settings: &[&str]) -> anyhow::Result<Self> {
         let directory = Directory::new()?;
         for name in ["data", "wal", "socket"] {
             fs::create_dir(directory.path(name))?;
@@ -77,10 +84,36 @@ impl OwnPostgres {
             ensure!(owned.success(), "cannot give a directory to {owner}");
         }
         let settings = settings.iter().map(ToString::to_string).collect();
-        let mut cluster = Self { port: free_port()?, server: None, settings, disk, directory };
-        cluster.boot(true)?;
-        cluster.wait_until_up()?;
-        Ok(cluster)
+        Ok(Self { port: free_port()?, server: None, settings, disk, directory })
+    }
+
+    /// Makes a standby that streams from this cluster, and starts it with `settings`.
+    pub fn start_standby(&self, settings: &[&str]) -> anyhow::Result<Self> {
+        let mut standby = Self::prepare(Disk::Ample, settings)?;
+        let [data, wal] = ["data", "wal"].map(|name| standby.directory.text(name));
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
+        let port = self.port.to_string();
+        let mut copying = as_owner(&postgres_programs()?.join("pg_basebackup"))?;
+        copying.args(["-h", "127.0.0.1", "-U", "postgres", "-p", &port]);
+        copying.args(["-D", &data, "--waldir", &wal, "-R", "-c", "fast", "--no-sync"]);
+        let copied = copying.current_dir("/").output()?;
+        ensure!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        standby.start_again()?;
+        Ok(standby)
+    }
+
+    /// Ends being a standby: from now on it takes writes.
+    pub fn promote(&self) -> anyhow::Result<()> {
+        let mut promoting = as_owner(&postgres_programs()?.join("pg_ctl"))?;
+        promoting.args(["promote", "-w", "-D", &self.directory.text("data")]);
+        let promoted = promoting.current_dir("/").output()?;
+        ensure!(promoted.status.success(), "{}", String::from_utf8_lossy(&promoted.stderr));
+        Ok(())
+    }
+
+    /// Where it listens, as a URL names it.
+    pub fn place(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// The URL of a database, as the cluster's owner.
@@ -368,6 +401,17 @@ fn postgres_user() -> anyhow::Result<&'static str> {
         true => "postgres",
         false => "nobody",
     })
+}
+
+/// A program that runs as the owner of our clusters, and not as root.
+fn as_owner(program: &Path) -> anyhow::Result<Command> {
+    if !is_root()? {
+        return Ok(Command::new(program));
+    }
+    let owner = postgres_user()?;
+    let mut command = Command::new("setpriv");
+    command.args([&format!("--reuid={owner}"), &format!("--regid={owner}"), "--clear-groups"]).arg(program);
+    Ok(command)
 }
 
 /// Where initdb and postgres are: Debian keeps them out of the way.

@@ -364,6 +364,56 @@ pub(crate) async fn begin_attempts(
     Ok(slots.into_iter().map(Claim).collect())
 }
 
+/// Writes a claim again that a failover lost, with its attempt: where the job stands as it did before. What
+/// is there already is left as it is.
+pub(crate) async fn restore_claim(
+    tx: &mut PgConnection,
+    worker: &str,
+    claim: &Claim,
+    lease: Duration,
+) -> sqlx::Result<()> {
+    let left = lease.saturating_sub(claim.t0.elapsed());
+    sqlx::query!(
+        "-- restore_claim
+        with restored as (
+            update submission s
+            set state = 'submitting', waiting_for = null, due_at = null, attempts = $2, claim_token = $3,
+                claimed_by = $4, claimed_until = now() + make_interval(secs => $7)
+            where job_id = $1 and state in ('waiting', 'unknown') and attempts = $2 - 1 and claim_token < $3
+                and not exists (select from attempt a where a.job_id = $1 and a.ended_at is null)
+            returning job_id
+        )
+        insert into attempt (job_id, number, worker, begun_at, signed_at)
+        select job_id, $2, $4, $5, $6 from restored",
+        claim.job.id,
+        claim.attempt,
+        claim.token,
+        worker,
+        claim.begun_at,
+        OffsetDateTime::from(claim.t0.wall),
+        left.as_secs_f64(),
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Whether the attempt of a claim is there.
+pub(crate) async fn is_begun(tx: &mut PgConnection, worker: &str, claim: &Claim) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"-- is_begun
+        select exists (
+            select from attempt where job_id = $1 and number = $2 and worker = $3 and signed_at = $4
+        ) as "is_begun!""#,
+        claim.job.id,
+        claim.attempt,
+        worker,
+        OffsetDateTime::from(claim.t0.wall),
+    )
+    .fetch_one(tx)
+    .await
+}
+
 /// Takes the slots of up to `limit` jobs that have been due the longest, since `due_from` at most, of
 /// customers who are free. Of a customer's jobs the newest goes first.
 pub(crate) async fn take_slots(
