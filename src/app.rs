@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use crate::broker::{Broker, Edge, Subscription};
 use crate::config::{Checked, ProviderArgs, RunSettings, SettingFault};
-use crate::context::{Checks, Context};
+use crate::context::{Alarms, Checks, Context};
 use crate::control::breaker::Breaker;
 use crate::control::intake::Intake;
 use crate::control::liveness::Liveness;
@@ -340,7 +340,7 @@ fn build(
         crowded: Once::new(),
         mending: Semaphore::new(1),
         scheduled: Notify::new(),
-        reads_due: Notify::new(),
+        alarms: Alarms::default(),
         stopping,
     })
 }

@@ -21,7 +21,7 @@ use crate::domain::outcome::Outcome;
 use crate::domain::read_back::Timing;
 use crate::domain::refusal_run::RefusalRun;
 use crate::domain::retry::RetrySchedule;
-use crate::journal::{Journal, JournalError};
+use crate::journal::{Journal, JournalError, NextDue};
 use crate::links::LinkClient;
 use crate::metrics::METRICS;
 use crate::provider::Provider;
@@ -63,14 +63,60 @@ pub struct Context {
     pub recordings: Semaphore,
     /// Wakes the dispatcher when a retry or a read was scheduled.
     pub scheduled: Notify,
-    /// Wakes the reconciler when a read may be due.
-    pub reads_due: Notify,
+    /// Wakes each loop when a row of its kind is due.
+    pub alarms: Alarms,
     /// Whether it was logged that connections are waited for in vain.
     pub crowded: Once,
     /// Whose turn it is to try again what a person must mend: one write at a time.
     pub mending: Semaphore,
     /// Cancelled when the worker stops: from then on nothing is sent any more.
     pub stopping: CancellationToken,
+}
+
+/// Wakes each loop when a row of its kind is due: the dispatcher asks the database for all of them, in one
+/// statement every `SCHEDULER_POLL`.
+#[derive(Default)]
+pub struct Alarms {
+    pub attempts: Notify,
+    /// Jobs that are due, and may be behind another one of their customer.
+    pub busy: Notify,
+    pub reads: Notify,
+    pub leases: Notify,
+    pub expiries: Notify,
+    pub verifications: Notify,
+    pub events: Notify,
+}
+
+impl Alarms {
+    /// Wakes those that have something to do.
+    pub fn ring(&self, due: &NextDue) {
+        for (alarm, due) in [
+            (&self.attempts, due.attempt),
+            (&self.busy, due.attempt),
+            (&self.reads, due.read),
+            (&self.leases, due.lease),
+            (&self.expiries, due.expiry),
+            (&self.verifications, due.verification),
+            (&self.events, due.event),
+        ] {
+            if due.is_some_and(|due| due.is_zero()) {
+                alarm.notify_one();
+            }
+        }
+    }
+
+    /// Wakes all: what is due could not be asked for, and each finds out for itself.
+    pub fn ring_all(&self) {
+        let now = Some(Duration::ZERO);
+        self.ring(&NextDue {
+            attempt: now,
+            read: now,
+            lease: now,
+            expiry: now,
+            verification: now,
+            event: now,
+        });
+    }
 }
 
 /// What is checked before a job's update may be spent.

@@ -28,6 +28,23 @@ const UNKNOWN_WAIT_SECONDS: f64 = 10.0;
 /// Nothing was kept for longer, and Postgres' times go back no further than some thousands of years.
 const RETENTION_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
 
+/// How long until the next row of each kind is due; zero if one is due now, `None` if there is none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NextDue {
+    /// A job that waits.
+    pub attempt: Option<Duration>,
+    /// A read of an unknown outcome.
+    pub read: Option<Duration>,
+    /// The end of a claim's lease.
+    pub lease: Option<Duration>,
+    /// The `expires_at` of a job that waits.
+    pub expiry: Option<Duration>,
+    /// A read of a verification.
+    pub verification: Option<Duration>,
+    /// An event that is to be published.
+    pub event: Option<Duration>,
+}
+
 /// A submission whose lease had expired.
 #[derive(Debug)]
 pub struct Rescued {
@@ -340,43 +357,74 @@ impl Journal {
         Ok(swept?.rows.len() as u64)
     }
 
-    /// How long until the next submission is due; zero if one is due now.
+    /// When the next row of each kind is due.
     ///
     /// # Errors
     /// The database's; [`JournalError::ReadOnly`] where it could be read, and nothing can be written.
-    pub async fn next_due(&self) -> Result<Option<Duration>, JournalError> {
+    pub async fn next_due(&self) -> Result<NextDue, JournalError> {
+        let floors = &self.floors;
         let read = run("next_due", &self.pool, async |connection| {
             sqlx::query!(
                 r#"-- next_due
                 select
                     now() as "now!", current_setting('transaction_read_only')::boolean as "is_read_only!",
-                    least(
-                        (
-                            select min(due_at) from submission
-                            where state = 'waiting' and due_at >= coalesce($1::timestamptz, '-infinity')
-                        ),
-                        (
-                            select min(due_at) from submission
-                            where state = 'unknown' and due_at >= coalesce($1::timestamptz, '-infinity')
-                        )
-                    ) as due_at"#,
-                self.floors.due.bound(),
+                    (
+                        select min(due_at) from submission
+                        where state = 'waiting' and due_at >= coalesce($1::timestamptz, '-infinity')
+                    ) as attempt,
+                    (
+                        select min(due_at) from submission
+                        where state = 'unknown' and due_at >= coalesce($1::timestamptz, '-infinity')
+                    ) as read,
+                    (
+                        select min(claimed_until) from submission
+                        where state = 'submitting' and claimed_until >= coalesce($2::timestamptz, '-infinity')
+                    ) as lease,
+                    (
+                        select min(expires_at) from submission
+                        where state = 'waiting' and expires_at >= coalesce($3::timestamptz, '-infinity')
+                    ) as expiry,
+                    (
+                        select min(verification_due_at) from submission where verification_due_at is not null
+                    ) as verification,
+                    exists (select from outcome_event where id >= $4) as "has_events!""#,
+                floors.due.bound(),
+                floors.leases.bound(),
+                floors.expiry.bound(),
+                floors.events.bound(),
             )
             .fetch_one(connection)
             .await
         })
         .await;
-        let Ok(row) = read else {
-            self.floors.due.note_failure();
-            return read.map(|_row| None);
+        let row = match read {
+            Ok(row) => row,
+            Err(error) => {
+                for floor in [&floors.due, &floors.leases, &floors.expiry] {
+                    floor.note_failure();
+                }
+                return Err(error);
+            }
         };
         if row.is_read_only {
             distrust_connections();
             return Err(JournalError::ReadOnly { name: "next_due" });
         }
-        self.floors.note_now(row.now);
-        self.floors.due.note(row.due_at.map_or(row.now, |due_at| due_at.min(row.now)));
-        Ok(row.due_at.map(|due_at| Duration::try_from(due_at - row.now).unwrap_or_default()))
+        let oldest = |at: Option<OffsetDateTime>| at.map_or(row.now, |at| at.min(row.now));
+        floors.note_now(row.now);
+        floors.due.note(oldest(row.attempt).min(oldest(row.read)));
+        floors.leases.note(oldest(row.lease));
+        floors.expiry.note(oldest(row.expiry));
+        let until =
+            |at: Option<OffsetDateTime>| at.map(|at| Duration::try_from(at - row.now).unwrap_or_default());
+        Ok(NextDue {
+            attempt: until(row.attempt),
+            read: until(row.read),
+            lease: until(row.lease),
+            expiry: until(row.expiry),
+            verification: until(row.verification),
+            event: row.has_events.then_some(Duration::ZERO),
+        })
     }
 
     /// How many submissions are in motion.

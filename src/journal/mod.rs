@@ -36,7 +36,7 @@ pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::handle::Journal;
 pub use self::history::chain::Head;
 pub use self::inspect::inspect;
-pub use self::maintenance::Rescued;
+pub use self::maintenance::{NextDue, Rescued};
 pub(crate) use self::pool::transact;
 pub use self::pool::{check_session, connect, connect_to_work};
 pub use self::read_back::{ReadClaim, Settled};

@@ -6,8 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::field::display;
 use tracing::{Instrument as _, debug, error, info_span};
@@ -19,7 +18,7 @@ use crate::control::intake::Reason;
 use crate::control::slots::{JobSlot, JobSlots};
 use crate::domain::job::JobRef;
 use crate::journal::{ClaimedJob, JournalError, NextAttempt, Probe};
-use crate::loops::PAUSE_MIN;
+use crate::loops::{PAUSE_MIN, QUIET_POLLS};
 use crate::seal::OpenError;
 use crate::traces::Kind;
 use crate::worker;
@@ -61,14 +60,13 @@ pub struct Dispatcher {
     slots: Arc<JobSlots>,
     jobs: TaskTracker,
     poll: Duration,
-    attempts_due: Notify,
 }
 
 impl Dispatcher {
     /// A dispatcher that shares `slots` with the consumer, asks for due jobs every `poll` at least,
     /// and submits them among `jobs`.
     pub fn new(context: Arc<Context>, slots: Arc<JobSlots>, jobs: TaskTracker, poll: Duration) -> Self {
-        Self { context, slots, jobs, poll, attempts_due: Notify::new() }
+        Self { context, slots, jobs, poll }
     }
 
     /// Runs until the worker stops, and then until what it claimed is among the jobs: a claim that is
@@ -77,24 +75,35 @@ impl Dispatcher {
         tokio::join!(self.keep_time(), self.begin_attempts());
     }
 
-    /// Wakes the attempts' loop and the reconciler when a job or a read is due. What stays due, as others
-    /// hold it, is asked for ever more seldom.
+    /// Wakes the loops when a row of theirs is due. What stays due, as others hold it, is asked for ever more
+    /// seldom.
     async fn keep_time(&self) {
+        let Context { alarms, breaker, .. } = &*self.context;
         let mut hurry = PAUSE_MIN;
+        // Some did not end in good order.
+        alarms.ring_all();
         loop {
             self.context.liveness.dispatcher.turn();
-            self.attempts_due.notify_one();
-            self.context.reads_due.notify_one();
             let begun = Instant::now();
             let asking = self.context.stopping.run_until_cancelled(self.context.journal.next_due());
             let Some(next_due) = asking.await else { return };
             let pause = match next_due {
-                Ok(next_due) => {
+                Ok(due) => {
                     self.context.intake.resume_by_work(Reason::Database, begun);
-                    next_due.filter(|_| self.may_begin()).unwrap_or(self.poll)
+                    alarms.ring(&due);
+                    // A probe is made of what is not due as well.
+                    if !breaker.is_closed() {
+                        alarms.attempts.notify_one();
+                    }
+                    let next = [due.attempt, due.read].into_iter().flatten().min();
+                    let later = [due.lease, due.expiry, due.verification].into_iter().flatten();
+                    let later = later.filter(|due| !due.is_zero()).min();
+                    let next = next.filter(|_| self.may_begin()).into_iter().chain(later).min();
+                    next.unwrap_or(self.poll)
                 }
                 Err(error) => {
                     self.context.note_journal_failure(&error);
+                    alarms.ring_all();
                     self.poll
                 }
             };
@@ -121,7 +130,12 @@ impl Dispatcher {
             logged: HashSet::new(),
             unanswered: None,
         };
-        while self.context.stopping.run_until_cancelled(self.attempts_due.notified()).await.is_some() {
+        let mut pause = self.poll * QUIET_POLLS;
+        loop {
+            let waiting = timeout(pause, self.context.alarms.attempts.notified());
+            if self.context.stopping.run_until_cancelled(waiting).await.is_none() {
+                break;
+            }
             let begun = async {
                 if !memory.has_woken_unreadable {
                     self.context.journal.wake_unreadable().await?;
@@ -130,9 +144,13 @@ impl Dispatcher {
                 self.send_begun(&mut memory).await?;
                 self.begin_due(&mut memory).await
             };
-            if let Err(error) = begun.await {
-                self.context.note_journal_failure(&error);
-            }
+            pause = match begun.await {
+                Ok(()) => self.poll * QUIET_POLLS,
+                Err(error) => {
+                    self.context.note_journal_failure(&error);
+                    self.poll
+                }
+            };
         }
         // A claim whose answer was lost may have begun attempts, and nobody else closes them as
         // not sent.

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::context::{Context, chain, log_outcome};
 use crate::control::intake::Reason;
 use crate::journal::JournalError;
-use crate::loops::{OUTAGE_TOLD_AFTER, PAUSE_MIN};
+use crate::loops::{OUTAGE_TOLD_AFTER, PAUSE_MIN, QUIET_POLLS};
 
 /// How many rows one statement touches at most.
 const BATCH: i64 = 250;
@@ -40,35 +41,40 @@ impl Maintenance {
     /// Runs until the worker stops.
     pub async fn run(self) {
         let (payloads, letters) = (self.payload_retention, self.dead_letter_retention);
-        let journal = &self.context.journal;
+        let Context { journal, alarms, .. } = &*self.context;
         tokio::join!(
-            self.repeat("rescue of expired leases", self.poll, || self.rescue()),
-            self.repeat("ending what has expired", self.poll, || self.expire()),
-            self.repeat("putting off busy customers' jobs", self.poll, move || async move {
+            self.repeat("rescue of expired leases", Some(&alarms.leases), || self.rescue()),
+            self.repeat("ending what has expired", Some(&alarms.expiries), || self.expire()),
+            self.repeat("putting off busy customers' jobs", Some(&alarms.busy), move || async move {
                 Ok(journal.postpone_busy(BATCH).await? < BATCH.unsigned_abs())
             }),
-            self.repeat("PAYLOAD_RETENTION", SWEEP_INTERVAL, move || async move {
+            self.repeat("PAYLOAD_RETENTION", None, move || async move {
                 let swept = journal.sweep_payloads(payloads, BATCH).await?;
                 Ok(was_all(swept, "removed payloads older than PAYLOAD_RETENTION"))
             }),
-            self.repeat("DEAD_LETTER_RETENTION", SWEEP_INTERVAL, move || async move {
+            self.repeat("DEAD_LETTER_RETENTION", None, move || async move {
                 let swept = journal.sweep_dead_letters(letters, BATCH).await?;
                 Ok(was_all(swept, "removed rows of dead letters older than DEAD_LETTER_RETENTION"))
             }),
-            self.repeat("removing the rows of dead replicas", SWEEP_INTERVAL, move || async move {
+            self.repeat("removing the rows of dead replicas", None, move || async move {
                 journal.sweep_workers().await?;
                 Ok(true)
             }),
         );
     }
 
-    /// Repeats a task, `interval` apart, and at once where it says that it was not all. A cause of
-    /// its failure is logged once, until it works again, and holds up nothing else.
-    async fn repeat<F>(&self, chore: &'static str, interval: Duration, work: impl Fn() -> F)
+    /// Repeats a task when its alarm rings, one without an alarm every `SWEEP_INTERVAL`, and at once where it
+    /// says that it was not all. A cause of its failure is logged once, until it works again, and holds up
+    /// nothing else.
+    async fn repeat<F>(&self, chore: &'static str, alarm: Option<&Notify>, work: impl Fn() -> F)
     where
         F: Future<Output = Result<bool, JournalError>>,
     {
         let Context { intake, stopping, .. } = &*self.context;
+        let (interval, retry_interval) = match alarm {
+            Some(_) => (self.poll * QUIET_POLLS, self.poll),
+            None => (SWEEP_INTERVAL, SWEEP_INTERVAL),
+        };
         let (mut failing, mut is_told): (Option<(String, Instant)>, bool) = (None, false);
         while let Some(done) = stopping.run_until_cancelled(work()).await {
             let pause = match done {
@@ -96,10 +102,16 @@ impl Maintenance {
                         is_told = true;
                     }
                     failing = Some((cause, since));
-                    interval
+                    retry_interval
                 }
             };
-            if stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+            let waiting = async {
+                match alarm {
+                    Some(alarm) if pause == interval => drop(timeout(pause, alarm.notified()).await),
+                    _ => sleep(pause).await,
+                }
+            };
+            if stopping.run_until_cancelled(waiting).await.is_none() {
                 return;
             }
         }

@@ -20,3 +20,6 @@ const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(60);
 
 /// The shortest pause between two rounds, where rows stay due that others hold.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
+
+/// A loop that no alarm wakes looks for itself after so many times `SCHEDULER_POLL`.
+const QUIET_POLLS: u32 = 30;

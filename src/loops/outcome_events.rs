@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use crate::context::{Context, chain};
 use crate::control::intake::Reason;
 use crate::failpoint::{self, Point};
 use crate::journal::{JournalError, TURN, WaitingEvent};
-use crate::loops::OUTAGE_TOLD_AFTER;
+use crate::loops::{OUTAGE_TOLD_AFTER, QUIET_POLLS};
 use crate::metrics::METRICS;
 
 /// How many events are published before the broker has confirmed the first of them.
@@ -70,7 +70,12 @@ impl OutcomeEvents {
                     if self.failing.take().is_some_and(|failing| !failing.logged.is_empty()) {
                         info!("outcome events are published again");
                     }
-                    if is_all { self.poll } else { Duration::ZERO }
+                    if is_all {
+                        let ringing = self.context.alarms.events.notified();
+                        let waiting = timeout(self.poll * QUIET_POLLS, ringing);
+                        let _stopped = stopping.run_until_cancelled(waiting).await;
+                    }
+                    Duration::ZERO
                 }
                 Err(failure) => {
                     self.note(failure);

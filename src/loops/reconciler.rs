@@ -10,6 +10,7 @@ use tracing::{Instrument as _, info_span};
 
 use crate::context::Context;
 use crate::journal::JournalError;
+use crate::loops::QUIET_POLLS;
 use crate::worker;
 
 /// How many customers are read at once at most: a replica that was killed may leave thousands of
@@ -36,16 +37,21 @@ impl Reconciler {
 
     /// Runs until the worker stops. Reads spend nothing, so no breaker holds them back.
     pub async fn run(self) {
+        let mut pause = self.poll;
         loop {
-            // Not for the dispatcher's wake-up alone: that may wait for a connection.
-            let waiting = timeout(self.poll, self.context.reads_due.notified());
+            // Not for its alarm alone: the dispatcher may wait for a connection.
+            let waiting = timeout(pause, self.context.alarms.reads.notified());
             if self.context.stopping.run_until_cancelled(waiting).await.is_none() {
                 return;
             }
             self.context.liveness.reconciler.turn();
-            if let Err(error) = self.begin_due().await {
-                self.context.note_journal_failure(&error);
-            }
+            pause = match self.begin_due().await {
+                Ok(()) => self.poll * QUIET_POLLS,
+                Err(error) => {
+                    self.context.note_journal_failure(&error);
+                    self.poll
+                }
+            };
         }
     }
 

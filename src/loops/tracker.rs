@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -17,6 +17,7 @@ use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
+use crate::loops::QUIET_POLLS;
 use crate::metrics::METRICS;
 use crate::traces::Kind;
 
@@ -58,6 +59,7 @@ impl Tracker {
     /// Runs until the worker stops and the reads under way are recorded.
     pub async fn run(self) {
         let mut failing_pause = self.poll;
+        let alarm = &self.context.alarms.verifications;
         loop {
             self.context.liveness.tracker.turn();
             let is_failing = self.is_failing.load(Ordering::Relaxed);
@@ -65,18 +67,24 @@ impl Tracker {
                 // A provider in trouble is asked less and less often.
                 Ok(Round { begun: 1.., .. }) if is_failing => {
                     failing_pause = (failing_pause * 2).min(FAILING_PAUSE_MAX);
-                    failing_pause
+                    Some(failing_pause)
                 }
                 Ok(Round { pause, .. }) => pause,
                 Err(error) => {
                     self.context.note_journal_failure(&error);
-                    self.poll
+                    Some(self.poll)
                 }
             };
             if !is_failing {
                 failing_pause = self.poll;
             }
-            if self.context.stopping.run_until_cancelled(sleep(pause)).await.is_none() {
+            let waiting = async {
+                match pause {
+                    Some(pause) => sleep(pause).await,
+                    None => drop(timeout(self.poll * QUIET_POLLS, alarm.notified()).await),
+                }
+            };
+            if self.context.stopping.run_until_cancelled(waiting).await.is_none() {
                 break;
             }
         }
@@ -92,16 +100,16 @@ impl Tracker {
 
     /// Begins up to `limit` reads that are due, unless the breaker or the provider holds them back.
     async fn begin_reads(&self, limit: u32) -> Result<Round, JournalError> {
-        let nothing = Round { begun: 0, pause: self.poll };
+        let held = Round { begun: 0, pause: Some(self.poll) };
         let is_held = Instant::now() < *self.held_until.lock();
         if limit == 0 || is_held || !self.context.breaker.is_closed() {
-            return Ok(nothing);
+            return Ok(held);
         }
         let claimed_at = Moment::now();
         let DueVerifications { claims, found } =
             self.context.journal.claim_verifications(&self.pace, limit).await?;
         if found == 0 {
-            return Ok(nothing);
+            return Ok(Round { begun: 0, pause: None });
         }
         let begun = u32::try_from(claims.len()).unwrap_or(limit);
         for claim in claims {
@@ -109,7 +117,7 @@ impl Tracker {
         }
         let until_next = Duration::from_secs(1) * begun / self.pace.per_second;
         let pause = until_next.saturating_sub(claimed_at.elapsed()).min(self.poll);
-        Ok(Round { begun, pause })
+        Ok(Round { begun, pause: Some(pause) })
     }
 
     fn spawn(&self, claim: VerificationClaim, claimed_at: Moment) {
@@ -144,8 +152,8 @@ impl Tracker {
 /// What asking for due reads came to.
 struct Round {
     begun: u32,
-    /// Until it is worth asking again.
-    pause: Duration,
+    /// Until it is worth asking again; `None` until one is due.
+    pause: Option<Duration>,
 }
 
 /// One read of one customer.
