@@ -14,17 +14,17 @@ storm: ## Kill replicas, broker and database for ten minutes, and reconcile ever
 storm-short: ## The same for a minute
 	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15 --review-percent-max 20
 
-bench: ## Measure the worker: against the same without a database, latencies, replicas, retries, idle
+bench: ## Measure the worker: against the same without a database, latencies, replicas, retries, idle, one job alone
 	@scripts/bench.sh
 
 bench-quick: ## Its throughput alone, in under a minute; ends with its ratio
 	@scripts/bench.sh --only throughput --runs 3
 
 bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; half an hour, 20 GB of disk
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows,events
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,events
 
 bench-docs: ## The same, and write the figures into docs/
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,peers,memory,rows,events --write-docs
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,events --write-docs
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh

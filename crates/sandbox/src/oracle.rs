@@ -94,7 +94,7 @@ pub(super) struct Oracle {
 }
 
 pub(super) fn timestamp() -> String {
-    humantime::format_rfc3339_millis(SystemTime::now()).to_string()
+    humantime::format_rfc3339_micros(SystemTime::now()).to_string()
 }
 
 impl Oracle {

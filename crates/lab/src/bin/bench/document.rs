@@ -9,7 +9,9 @@ use comfy_table::Table as Grid;
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use indicatif::HumanCount;
 
-use crate::figures::{CpuMicros, Latency, Line, Report, Rows, Size, Statement, Table};
+use crate::figures::{
+    CpuMicros, Latency, Line, Report, Rows, Single, SingleLine, SingleRun, Size, Statement, Table,
+};
 use crate::parts::Part;
 use crate::plot::{Bar, bars};
 use crate::stage::{Contender, JobIds};
@@ -83,6 +85,7 @@ pub fn part(report: &Report, part: Part, form: Form) -> String {
         Part::Replicas => report.replicas.as_ref().map(|table| grid(table, &WORKERS, form)),
         Part::Retries => report.retries.as_ref().map(|table| grid(table, &RETRIES, form)),
         Part::Events => report.events.as_ref().map(|table| grid(table, &EVENTS, form)),
+        Part::Single => report.single.as_ref().map(|single| singles(single, form)),
         Part::Peers => report.peers.as_ref().map(|table| grid(table, &PEERS, form)),
         Part::Idle => report.idle.map(|idle| {
             format!(
@@ -114,6 +117,37 @@ pub fn part(report: &Report, part: Part, form: Form) -> String {
         }),
     };
     text.unwrap_or_default()
+}
+
+/// What came singly, each line beside the last one, the peer.
+fn singles(single: &Single, form: Form) -> String {
+    let header = ["", "p50 ms", "p99 ms", "its CPU µs", "broker µs", "Postgres µs"].map(str::to_owned);
+    let figures: [fn(&SingleRun) -> f64; 5] = [
+        |run| run.to_receipt_ms.p50,
+        |run| run.to_receipt_ms.p99,
+        |run| run.cpu_us.programs,
+        |run| run.cpu_us.broker,
+        |run| run.cpu_us.postgres,
+    ];
+    let peer = single.lines.last();
+    let line = |line: &SingleLine| {
+        let cells = figures.map(|figure| {
+            let (own, peers) =
+                (line.median(figure), peer.map(|peer| peer.median(figure)).unwrap_or_default());
+            let own_text = if own < 100.0 { format!("{own:.2}") } else { whole(own) };
+            match peers > 0.0 && Some(line.contender) != peer.map(|peer| peer.contender) {
+                true => format!("{own_text} ({:.2} ×)", own / peers),
+                false => own_text,
+            }
+        });
+        [vec![line.contender.name().to_owned()], cells.to_vec()].concat()
+    };
+    let about = format!(
+        "{} jobs, {} a second, from publishing to the provider's receipt of the update:",
+        HumanCount(single.jobs as u64),
+        single.jobs_per_second
+    );
+    format!("{about}\n\n{}", draw(&header, single.lines.iter().map(line), form))
 }
 
 fn grid(table: &Table, columns: &[Column], form: Form) -> String {
@@ -406,6 +440,7 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Option<String>)
         ("docs/performance.md", "rows", of_part(Part::Rows)),
         ("docs/performance.md", "memory", of_part(Part::Memory)),
         ("docs/performance.md", "events", of_part(Part::Events)),
+        ("docs/performance.md", "single", of_part(Part::Single)),
         ("docs/performance.md", "scale", scale([1.0, 10.0, 100.0, 1_000.0, 10_000.0])),
         ("docs/scaling.md", "arithmetic", scale([100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0])),
         ("docs/scaling.md", "walls", walls(report)),

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::figures::{CpuMicros, Latency, Memory, MemorySample, Run, tenths};
+use crate::figures::{Latency, Memory, MemorySample, Run, tenths};
 use crate::meter::{Cpu, memory_mb, peak_memory_mb};
 use crate::stage::{Contender, Counted, JobIds, Program, Provider, Stage};
 
@@ -76,16 +76,10 @@ async fn drain_unbounded(
 
     let wal = wal_bytes(pool).await? - wal;
     let measured = (jobs - (first.answered() - before.answered())) as f64;
-    let per_job = |time: Duration| tenths(time.as_secs_f64() * 1e6 / measured);
     let elapsed = if course.failing_percent > 0.0 { answered_after } else { ended_after };
     let run = Run {
         jobs_per_second: (measured / elapsed.as_secs_f64()).round(),
-        cpu_us: CpuMicros {
-            programs: per_job(cpu.programs),
-            broker: per_job(cpu.broker),
-            postgres: per_job(cpu.postgres),
-            provider: per_job(cpu.provider),
-        },
+        cpu_us: cpu.per_job(measured),
         wal_bytes: (wal / jobs as f64).round(),
         peak_memory_mb: tenths(pids.iter().map(|pid| peak_memory_mb(*pid)).sum()),
         latency_ms: latency(pool, course.contender, since).await?,
@@ -165,7 +159,7 @@ async fn watch(
 }
 
 /// Waits for what a contender writes down. The ceiling writes nothing.
-async fn wait_for_outcomes(pool: &PgPool, contender: Contender) -> anyhow::Result<()> {
+pub async fn wait_for_outcomes(pool: &PgPool, contender: Contender) -> anyhow::Result<()> {
     let open = match contender {
         Contender::Ceiling => return Ok(()),
         // By small indexes, however many rows there are: those that end later are no part of it.

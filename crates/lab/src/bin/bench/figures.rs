@@ -23,6 +23,8 @@ pub struct Report {
     pub memory: Option<Memory>,
     #[serde(default)]
     pub events: Option<Table>,
+    #[serde(default)]
+    pub single: Option<Single>,
 }
 
 /// Lines that were measured in turn, in one window of time: they compare.
@@ -87,6 +89,34 @@ impl CpuMicros {
 pub struct Latency {
     pub p50: f64,
     pub p99: f64,
+}
+
+/// Jobs that came one at a time.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Single {
+    pub jobs_per_second: u32,
+    pub jobs: usize,
+    pub lines: Vec<SingleLine>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub struct SingleLine {
+    pub contender: Contender,
+    pub runs: Vec<SingleRun>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct SingleRun {
+    /// From just before the job was published to the provider's receipt of its update, in ms.
+    pub to_receipt_ms: Latency,
+    /// CPU time a job, in µs; what the program does between two jobs is in it.
+    pub cpu_us: CpuMicros,
+}
+
+impl SingleLine {
+    pub fn median(&self, of: impl Fn(&SingleRun) -> f64) -> f64 {
+        median(self.runs.iter().map(of).collect())
+    }
 }
 
 /// A worker with nothing to do. CPU in ms of CPU time for each second.
@@ -174,6 +204,7 @@ impl Report {
             rows: None,
             memory: None,
             events: None,
+            single: None,
         }
     }
 
@@ -257,6 +288,19 @@ pub fn median(mut values: Vec<f64>) -> f64 {
         (Some(low), Some(high)) => f64::midpoint(*low, *high),
         _ => 0.0,
     }
+}
+
+/// The value that this share of them does not exceed; 0 of nothing.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let at = (values.len().saturating_sub(1) as f64 * share).round() as usize;
+    values.get(at).copied().unwrap_or_default()
+}
+
+/// To a hundredth.
+pub fn hundredths(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
 }
 
 /// To a tenth: more digits say nothing, and make every run's file another.

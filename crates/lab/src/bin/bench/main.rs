@@ -33,7 +33,7 @@ use crate::stage::{Contender, Stage};
 #[command(after_help = "Examples:\n  make bench\n  scripts/bench.sh --only latency --latency 50ms --runs 3")]
 struct Arguments {
     /// Which parts, comma separated
-    #[arg(long, value_delimiter = ',', default_value = "throughput,latency,replicas,retries,idle")]
+    #[arg(long, value_delimiter = ',', default_value = "throughput,latency,replicas,retries,idle,single")]
     only: Vec<Part>,
     /// How many jobs a run drains
     #[arg(long, default_value_t = 20_000)]
@@ -59,6 +59,9 @@ struct Arguments {
     /// Part rows: how many ended jobs the tables hold, comma separated, growing
     #[arg(long, default_value = "0,1000000,10000000", value_delimiter = ',')]
     rows: Vec<u64>,
+    /// Part single: how many jobs come one by one
+    #[arg(long, default_value_t = 300)]
+    single_jobs: usize,
     /// Part memory: how many jobs one worker drains
     #[arg(long, default_value_t = 1_000_000)]
     memory_jobs: usize,
@@ -145,6 +148,7 @@ async fn measure(bench: &Bench<'_>, report: &mut Report, file: Option<&Path>) ->
             Part::Peers => report.peers = Some(bench.peers().await?),
             Part::Rows => report.rows = Some(bench.rows().await?),
             Part::Memory => report.memory = Some(bench.memory().await?),
+            Part::Single => report.single = Some(bench.single().await?),
             Part::Events => report.events = Some(bench.events().await?),
         }
         println!("\n{}", document::part(report, *part, document::Form::Terminal));

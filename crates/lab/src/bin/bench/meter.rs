@@ -3,6 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::figures::{CpuMicros, tenths};
+
 /// The kernel counts CPU time in ticks of this length (`getconf CLK_TCK`), on every Linux
 /// that runs here.
 const TICK: Duration = Duration::from_millis(10);
@@ -25,6 +27,17 @@ impl Cpu {
             broker: of_name("beam.smp"),
             postgres: of_name("postgres"),
             provider: of_process(provider),
+        }
+    }
+
+    /// What each of so many jobs took.
+    pub fn per_job(self, jobs: f64) -> CpuMicros {
+        let micros = |time: Duration| tenths(time.as_secs_f64() * 1e6 / jobs);
+        CpuMicros {
+            programs: micros(self.programs),
+            broker: micros(self.broker),
+            postgres: micros(self.postgres),
+            provider: micros(self.provider),
         }
     }
 

@@ -1,17 +1,20 @@
 //! The parts of the benchmark. Each runs what it compares in turn, so that all meet the
 //! machine's moods, on a database of its own.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
 use sqlx::PgPool;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval, sleep};
+use uuid::Uuid;
 
 use crate::Arguments;
-use crate::drain::{Course, drain, drain_long};
-use crate::figures::{Idle, Line, Memory, Table, tenths};
+use crate::drain::{Course, drain, drain_long, wait_for_outcomes};
+use crate::figures::{
+    Idle, Latency, Line, Memory, Single, SingleLine, SingleRun, Table, hundredths, quantile, tenths,
+};
 use crate::meter::{Cpu, memory_mb};
-use crate::stage::{Contender, EVENTS_EXCHANGE, JobIds, Provider, Stage};
+use crate::stage::{Contender, EVENTS_EXCHANGE, JobIds, Program, Provider, Stage, job};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
 pub enum Part {
@@ -33,6 +36,8 @@ pub enum Part {
     Memory,
     /// Workers that tell upstream how each job ended, and others
     Events,
+    /// One job at a time, against a peer
+    Single,
 }
 
 /// How often each is run, where that is not said: what is read as a ratio, and the rest.
@@ -43,6 +48,9 @@ const RUNS_OF_LONG_PARTS: usize = 3;
 const IDLE_TIME: Duration = Duration::from_secs(20);
 const REST_TIME: Duration = Duration::from_secs(3);
 const START_TIME_MAX: Duration = Duration::from_secs(20);
+
+/// Slowly enough that one job is done before the next one comes.
+const SINGLE_JOBS_PER_SECOND: u32 = 10;
 
 /// The times of reading back scaled down by five, so that what fails is sent again within
 /// seconds; and a breaker that a share of failures does not open.
@@ -114,6 +122,67 @@ impl Bench<'_> {
     pub async fn idle(&self) -> anyhow::Result<Idle> {
         let pool = self.stage.recreate_database().await?;
         self.watch_idle(&pool).await
+    }
+
+    /// Jobs that come singly, as they nearly always do.
+    pub async fn single(&self) -> anyhow::Result<Single> {
+        let pool = self.stage.recreate_database().await?;
+        let mut lines =
+            [Contender::Worker, Contender::Naive].map(|contender| SingleLine { contender, runs: Vec::new() });
+        let runs = self.arguments.runs.unwrap_or(RUNS_OF_LONG_PARTS);
+        for run in 1..=runs {
+            for line in &mut lines {
+                let seen = self.send_singly(&pool, line.contender).await?;
+                eprintln!(
+                    "run {run} of {runs}: {}: p50 {} ms",
+                    line.contender.name(),
+                    seen.to_receipt_ms.p50
+                );
+                line.runs.push(seen);
+            }
+        }
+        let jobs_per_second = SINGLE_JOBS_PER_SECOND;
+        Ok(Single { jobs_per_second, jobs: self.arguments.single_jobs, lines: lines.into() })
+    }
+
+    async fn send_singly(&self, pool: &PgPool, contender: Contender) -> anyhow::Result<SingleRun> {
+        self.stage.fill_queue(0, JobIds::Random).await?;
+        let provider = self.stage.start_provider_that_notes().await?;
+        let mut program = self.stage.start(contender, "single", &provider, &[])?;
+        let publisher = self.stage.open_publisher().await?;
+        let publish = async |number| -> anyhow::Result<(Uuid, SystemTime)> {
+            let (job_id, customer_id) = (Uuid::new_v4().to_string(), Uuid::new_v4());
+            let (body, at) = (job(number, customer_id), SystemTime::now());
+            publisher.publish(&job_id, body.as_bytes()).await?.await?;
+            Ok((customer_id, at))
+        };
+        // The first finds everything cold.
+        publish(0).await?;
+        wait_for_updates(&provider, &mut program, 1).await?;
+        sleep(REST_TIME).await;
+        let before = Cpu::read(&[program.id()], provider.program.id());
+        let mut published = Vec::new();
+        let mut ticks = interval(Duration::from_secs(1) / SINGLE_JOBS_PER_SECOND);
+        for number in 1..=self.arguments.single_jobs {
+            ticks.tick().await;
+            published.push(publish(number).await?);
+        }
+        wait_for_updates(&provider, &mut program, published.len() as u64 + 1).await?;
+        wait_for_outcomes(pool, contender).await?;
+        let cpu = Cpu::read(&[program.id()], provider.program.id()).since(before);
+        let receipts = provider.receipts().await?;
+        let waited = published.iter().map(|(customer_id, at)| {
+            let received = receipts.get(customer_id).context("an update never came")?;
+            Ok(received.duration_since(*at).unwrap_or_default().as_secs_f64() * 1000.0)
+        });
+        let waited: Vec<f64> = waited.collect::<anyhow::Result<_>>()?;
+        publisher.close().await;
+        program.stop().await?;
+        provider.program.stop().await?;
+        let jobs = published.len() as f64;
+        let to_receipt_ms =
+            Latency { p50: hundredths(quantile(&waited, 0.5)), p99: hundredths(quantile(&waited, 0.99)) };
+        Ok(SingleRun { to_receipt_ms, cpu_us: cpu.per_job(jobs) })
     }
 
     pub async fn memory(&self) -> anyhow::Result<Memory> {
@@ -223,6 +292,16 @@ async fn wait_for_heartbeat(pool: &PgPool, name: &str) -> anyhow::Result<()> {
     let query = "select exists (select from worker where name = $1)";
     while !sqlx::query_scalar::<_, bool>(query).bind(name).fetch_one(pool).await.context("no heartbeat")? {
         ensure!(begun.elapsed() < START_TIME_MAX, "the worker does not start; see its log");
+        sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn wait_for_updates(provider: &Provider, program: &mut Program, updates: u64) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    while provider.counted().await?.applied < updates {
+        program.check_alive()?;
+        ensure!(begun.elapsed() < START_TIME_MAX, "an update does not come; see the programs' logs");
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())

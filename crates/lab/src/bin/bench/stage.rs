@@ -1,10 +1,11 @@
 //! What a benchmark runs on: a database and queues of its own, the simulated provider in its
 //! fast mode, and the programs under test.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
@@ -156,6 +157,13 @@ pub struct Counted {
     pub not_applied: u64,
 }
 
+/// An update that the provider received.
+#[derive(Deserialize)]
+struct Patch {
+    customer_id: Uuid,
+    at: String,
+}
+
 impl Counted {
     pub fn answered(self) -> u64 {
         self.applied + self.not_applied
@@ -169,6 +177,16 @@ impl Provider {
         #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
         let counted = answer.json().await?;
         Ok(counted)
+    }
+
+    /// When each customer's update came.
+    pub async fn receipts(&self) -> anyhow::Result<HashMap<Uuid, SystemTime>> {
+        let url = self.admin("oracle/patches");
+        let answer = self.http.get(url).timeout(ANSWER_TIME_MAX).send().await?.error_for_status()?;
+        #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
+        let patches: Vec<Patch> = answer.json().await?;
+        let receipt = |patch: Patch| Ok((patch.customer_id, humantime::parse_rfc3339(&patch.at)?));
+        patches.into_iter().map(receipt).collect()
     }
 
     /// Answers 500 to this share of the updates, and applies none of them; but only to a
@@ -191,11 +209,20 @@ impl Provider {
 }
 
 impl Stage {
-    /// Starts the provider, in a process of its own.
+    /// Starts the provider, in a process of its own. It only counts.
     pub async fn start_provider(&self, latency: Duration) -> anyhow::Result<Provider> {
+        let latency = humantime::format_duration(latency).to_string();
+        self.start_sandbox(&["--fast", "--latency", &latency]).await
+    }
+
+    /// The same, and it keeps when each update came.
+    pub async fn start_provider_that_notes(&self) -> anyhow::Result<Provider> {
+        self.start_sandbox(&[]).await
+    }
+
+    async fn start_sandbox(&self, arguments: &[&str]) -> anyhow::Result<Provider> {
         let mut command = Command::new(program("dollarpe-sandbox")?);
-        command.args(["--fast", "--listen", "127.0.0.1:0", "--latency"]);
-        command.arg(humantime::format_duration(latency).to_string());
+        command.args(["--listen", "127.0.0.1:0"]).args(arguments);
         command.stdout(Stdio::piped()).stderr(self.log("sandbox")?).kill_on_drop(true);
         let mut child = command.spawn().context("cannot start the simulated provider")?;
         let stdout = child.stdout.take().context("the simulated provider has no stdout")?;
@@ -248,21 +275,11 @@ impl Stage {
     /// Makes the queues anew, and publishes as many jobs, each for a customer of its own.
     pub async fn fill_queue(&self, jobs: usize, job_ids: JobIds) -> anyhow::Result<()> {
         self.delete_queues().await?;
-        let arguments = [
-            ["--exchange", QUEUES.exchange],
-            ["--queue", QUEUES.queue],
-            ["--dead-letter-exchange", QUEUES.dead_letter_exchange],
-            ["--dead-letter-queue", QUEUES.dead_letter_queue],
-            ["--dead-letter-ttl", DEAD_LETTER_TTL],
-        ];
-        let arguments = ["bench"].into_iter().chain(arguments.into_iter().flatten());
-        let BrokerArguments { settings } = BrokerArguments::parse_from(arguments);
-        let broker = Broker::new(&settings, &Secret::from(self.amqp_url.as_str()), "bench")?;
-        let publisher = Publisher::open(&broker).await?;
+        let publisher = self.open_publisher().await?;
         let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
         for number in 0..jobs {
-            let job_id = job_ids.next().to_string();
-            confirms.push(publisher.publish(&job_id, job(number).as_bytes()).await?);
+            let (job_id, body) = (job_ids.next().to_string(), job(number, Uuid::new_v4()));
+            confirms.push(publisher.publish(&job_id, body.as_bytes()).await?);
             if confirms.len() == CONFIRMS_MAX {
                 for confirm in confirms.drain(..) {
                     confirm.await?;
@@ -274,6 +291,21 @@ impl Stage {
         }
         publisher.close().await;
         Ok(())
+    }
+
+    /// Makes the queues where they are not there, and publishes to them.
+    pub async fn open_publisher(&self) -> anyhow::Result<Publisher> {
+        let arguments = [
+            ["--exchange", QUEUES.exchange],
+            ["--queue", QUEUES.queue],
+            ["--dead-letter-exchange", QUEUES.dead_letter_exchange],
+            ["--dead-letter-queue", QUEUES.dead_letter_queue],
+            ["--dead-letter-ttl", DEAD_LETTER_TTL],
+        ];
+        let arguments = ["bench"].into_iter().chain(arguments.into_iter().flatten());
+        let BrokerArguments { settings } = BrokerArguments::parse_from(arguments);
+        let broker = Broker::new(&settings, &Secret::from(self.amqp_url.as_str()), "bench")?;
+        Publisher::open(&broker).await
     }
 
     /// Starts a program that drains the queue. `name` names its log; `settings` are those of
@@ -334,8 +366,7 @@ impl Stage {
 }
 
 /// A job of about 600 bytes, as a company would publish it.
-fn job(number: usize) -> String {
-    let customer_id = Uuid::new_v4();
+pub fn job(number: usize, customer_id: Uuid) -> String {
     let link = |side: &str| {
         format!("https://documents.example.com/kyc/{customer_id}/{side}.jpg?signature=0b1c9a7d3e5f")
     };
@@ -359,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_job_has_about_six_hundred_bytes() {
-        let body = job(12_345);
+        let body = job(12_345, Uuid::nil());
         assert!((550..=650).contains(&body.len()), "{}", body.len());
     }
 }
