@@ -1,9 +1,10 @@
 -- A failover may lose what was committed. Replicas notice it, compare what they remember, write it again,
 -- and wait for each other before they go on.
 
-alter table worker add column lineage text;
+alter table worker add column lineage text, add column surveyed_at timestamptz;
 
-comment on column worker.lineage is 'Which history of the database it writes to: the cluster''s identifier and its timeline; the replicas of another one are waited for after a failover';
+comment on column worker.lineage is 'Which history of the database it writes to: the cluster''s identifier and its timeline, and since when the server runs; empty while it only compares';
+comment on column worker.surveyed_at is 'When it last compared what it remembers with what a new server has, or wrote some of it again; the others wait for it';
 
 create table lost_commit (
     id bigint generated always as identity,

@@ -78,12 +78,13 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     }
     let opening = database::open(&settings.database, &checked, mode.migrate, &stopping);
     let Some(pool) = opening.await? else { return Ok(()) };
-    if !database::await_others(&pool, &stopping).await? {
-        return Ok(());
-    }
     let name = checked.worker_name.clone();
     let broker = Broker::new(&settings.broker, &checked.amqp_url, &format!("kyc-worker {name}"))?;
     let context = Arc::new(build(&settings, checked, pool, stopping.clone())?);
+    let instance = instance(std::process::id()).context("the system does not say which process this is")?;
+    if !database::await_others(&context, &instance).await {
+        return Ok(());
+    }
     info!(
         worker = name,
         version = env!("CARGO_PKG_VERSION"),
@@ -94,7 +95,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let slots = JobSlots::new(settings.work.concurrency as usize, settings.provider.send_window);
     watched.watch(Arc::clone(&context), Arc::clone(&slots));
     let ending = Arc::clone(&context);
-    let mut running = Running::start(&settings, &broker, &context, slots).await?;
+    let mut running = Running::start(&settings, &broker, &context, slots, instance).await;
     if mode.drain {
         let (jobs, tells) = (running.jobs.clone(), settings.broker.outcome_events);
         tokio::spawn(stop_when_drained(broker, Arc::clone(&context), jobs, tells));
@@ -132,12 +133,11 @@ impl Running {
         broker: &Broker,
         context: &Arc<Context>,
         slots: Arc<JobSlots>,
-    ) -> anyhow::Result<Self> {
+        instance: String,
+    ) -> Self {
         let RunSettings { work, verification, .. } = settings;
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.
-        let instance =
-            instance(std::process::id()).context("the system does not say which process this is")?;
         let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone(), instance.clone());
         heartbeat.beat().await;
         let leaving = CancellationToken::new();
@@ -178,7 +178,7 @@ impl Running {
             .outcome_events
             .then(|| OutcomeEvents::new(Arc::clone(context), broker.clone(), work.scheduler_poll).run());
         let prober = Prober::new(Arc::clone(context), settings.provider.clone(), work.breaker_probe_interval);
-        Ok(Self {
+        Self {
             jobs,
             session,
             consumer: tokio::spawn(consumer),
@@ -197,7 +197,7 @@ impl Running {
             fleet: tokio::spawn(fleet::follow(Arc::clone(context))),
             heartbeat,
             leaving,
-        })
+        }
     }
 
     /// Waits until the worker is told to stop, or a task ends before that and is named: it has
@@ -226,18 +226,25 @@ impl Running {
     ///    the others at once. The attempts which that claim began join the jobs, and are closed as not
     ///    sent.
     /// 2. Jobs finish: requests in flight are answered and recorded, openings whose answer was lost
-    ///    are found again and closed. This and the step before it have `grace`, or until `hurry`.
+    ///    are found again and closed. Where the database is away, what this replica remembers is compared with
+    ///    what comes back. This and the step before it have `grace`, or until `hurry`.
     /// 3. The last acks are sent. A delivery that they do not reach comes again, and is known then.
     /// 4. Reads that were answered are recorded, and outcome events that the broker has are removed. A read
     ///    that was only claimed is due again soon; an event that is not removed is published again.
     /// 5. The replica's row is removed.
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
         let claiming = [self.consumer, self.dispatcher, self.reconciler, self.maintenance];
-        let finishing = finish_jobs(self.jobs.clone(), claiming);
+        let mut database = self.database;
+        let comparing = async {
+            if !database.is_finished() {
+                let _panicked = (&mut database).await;
+            }
+        };
+        let finishing = async { tokio::join!(finish_jobs(self.jobs.clone(), claiming), comparing) };
         info!(in_flight = self.jobs.len(), "stopping: finishing requests in flight");
         tokio::select! {
             done = timeout(grace, finishing) => match done {
-                Ok(()) => info!("stopped"),
+                Ok(_) => info!("stopped"),
                 Err(_elapsed) => warn!(
                     in_flight = self.jobs.len(),
                     "SHUTDOWN_GRACE is over: another replica rescues what is in flight when its lease expires"
@@ -246,6 +253,12 @@ impl Running {
             () = hurry.cancelled() => {
                 warn!(in_flight = self.jobs.len(), "a second signal came: the worker stopped at once");
             }
+        }
+        if !database.is_finished() {
+            warn!(
+                "the worker stopped while the database was away: what it committed last is not compared with what \
+                 comes back"
+            );
         }
         if timeout(LAST_ACKS_TIMEOUT, ended(self.session)).await.is_err() {
             info!("the broker did not take the last acks");

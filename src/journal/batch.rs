@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sqlx::postgres::{PgConnection, PgPool};
 use sqlx::{Connection as _, Executor as _, Row as _};
+use time::OffsetDateTime;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -54,7 +55,7 @@ const CAUTION_TIME: Duration = Duration::from_secs(10);
 /// committed.
 enum Change {
     Open { row: Arc<NewRow>, reply: oneshot::Sender<Opened> },
-    Close { closing: Arc<Closing>, reply: oneshot::Sender<()> },
+    Close { closing: Arc<Closing>, reply: oneshot::Sender<OffsetDateTime> },
 }
 
 /// Gathers changes, and commits one batch after the other.
@@ -98,8 +99,9 @@ impl Batcher {
         ask(&self.waiting, |reply| Change::Open { row, reply }).await
     }
 
-    /// Closes an attempt with whatever else is written now. `None` if it must be closed alone.
-    pub async fn close(&self, closing: Arc<Closing>) -> Option<()> {
+    /// Closes an attempt with whatever else is written now, and returns when. `None` if it must be closed
+    /// alone.
+    pub async fn close(&self, closing: Arc<Closing>) -> Option<OffsetDateTime> {
         ask(&self.waiting, |reply| Change::Close { closing, reply }).await
     }
 }
@@ -158,7 +160,7 @@ async fn gather_one<T>(gathered: &mut mpsc::Receiver<T>, batch: &mut Vec<T>) -> 
 /// A batch that was committed.
 struct Committed {
     opens: Vec<(Arc<NewRow>, oneshot::Sender<Opened>)>,
-    closes: Vec<(Arc<Closing>, oneshot::Sender<()>)>,
+    closes: Vec<(Arc<Closing>, oneshot::Sender<OffsetDateTime>)>,
     written: Written,
 }
 
@@ -166,7 +168,7 @@ impl Committed {
     /// Sends the replies; on the thread that waits for them. From another, each would wake that thread,
     /// and what follows from them, as their acks, would no longer go together.
     fn reply(self) {
-        let (mut opened, closed) = self.written;
+        let Written { mut opened, closed, at } = self.written;
         // Who stopped waiting has stopped altogether.
         for (row, reply) in self.opens {
             // Of two with one job_id, the first: the second goes alone.
@@ -176,10 +178,17 @@ impl Committed {
         }
         for (closing, reply) in self.closes {
             if closed.contains(&closing.key()) {
-                let _nobody_waits = reply.send(());
+                let _nobody_waits = reply.send(at);
             }
         }
     }
+}
+
+/// A connection between two batches.
+struct Kept {
+    connection: PgConnection,
+    made_at: Instant,
+    used_at: Instant,
 }
 
 /// Commits batches.
@@ -194,13 +203,20 @@ struct Committer {
     unreached_at: Mutex<Option<Instant>>,
     /// The connection, and when it was last of use. Taken out for a batch and put back once that
     /// is committed: one on which anything else happened is never used again.
-    kept: Mutex<Option<(PgConnection, Instant)>>,
+    kept: Mutex<Option<Kept>>,
     /// When a `job_id` or a slot was last found to be taken.
     taken_at: Mutex<Option<Instant>>,
 }
 
-/// What a batch has written: what became of the jobs by their ids, and which claims were closed.
-type Written = (HashMap<Uuid, Opened>, HashSet<(Uuid, i64)>);
+/// What a batch has written.
+struct Written {
+    /// What became of the jobs, by their ids.
+    opened: HashMap<Uuid, Opened>,
+    /// Which claims were closed.
+    closed: HashSet<(Uuid, i64)>,
+    /// When, by the database's clock.
+    at: OffsetDateTime,
+}
 
 impl Committer {
     /// Over a connection of its own, which is made when it is needed.
@@ -223,7 +239,7 @@ impl Committer {
         let closings: Vec<&Closing> = closes.iter().map(|(closing, _)| &**closing).collect();
         let begun = Instant::now();
         let written = bounded("batch", async {
-            let mut connection = self.connection().await?;
+            let Kept { mut connection, made_at, .. } = self.connection().await?;
             lineage::check(&mut connection).await?;
             let written = match self.write(&mut connection, self.slots(), &rows, &closings).await {
                 Err(error) if is_taken(&error, &[ONE_CLAIM, ONE_ROW]) => {
@@ -233,7 +249,7 @@ impl Committer {
                 }
                 written => written?,
             };
-            *self.kept.lock() = Some((connection, Instant::now()));
+            *self.kept.lock() = Some(Kept { connection, made_at, used_at: Instant::now() });
             Ok(written)
         })
         .await;
@@ -261,7 +277,7 @@ impl Committer {
         let opened = open_many(tx, &self.worker, &self.limits, slots, rows).await?;
         let closed = close_many(tx, &self.worker, &self.fingerprinter, &self.limits, now, closings).await?;
         tx.execute("commit").await?;
-        Ok((opened, closed))
+        Ok(Written { opened, closed, at: now })
     }
 
     fn slots(&self) -> Slots {
@@ -269,25 +285,27 @@ impl Committer {
         if is_cautious { Slots::MaybeTaken } else { Slots::Free }
     }
 
-    async fn connection(&self) -> sqlx::Result<PgConnection> {
+    async fn connection(&self) -> sqlx::Result<Kept> {
         let kept = self.kept.lock().take();
-        if let Some((mut connection, used_at)) = kept
-            && (used_at.elapsed() < IDLE_TIME_MIN
-                || matches!(timeout(PING_TIME_MAX, connection.ping()).await, Ok(Ok(()))))
+        if let Some(mut kept) = kept.filter(|kept| !lineage::is_outdated(kept.made_at))
+            && (kept.used_at.elapsed() < IDLE_TIME_MIN
+                || matches!(timeout(PING_TIME_MAX, kept.connection.ping()).await, Ok(Ok(()))))
         {
-            return Ok(connection);
+            return Ok(kept);
         }
         if self.unreached_at.lock().is_some_and(|at| at.elapsed() < CONNECT_PAUSE) {
             return Err(sqlx::Error::PoolTimedOut);
         }
         let options = self.pool.connect_options();
+        // Before it is made: what is found out meanwhile is of no use for it.
+        let made_at = Instant::now();
         let making = async {
             let mut connection = Session::Batches.connect(&options).await?;
             note_lineage(&mut connection).await?;
-            Ok(connection)
+            Ok(Kept { connection, made_at, used_at: Instant::now() })
         };
         let made = match timeout(CONNECT_TIME_MAX, making).await {
-            Ok(connection) => connection,
+            Ok(made) => made,
             Err(_elapsed) => Err(sqlx::Error::PoolTimedOut),
         };
         *self.unreached_at.lock() = made.is_err().then(Instant::now);

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use tracing::warn;
 
 use crate::domain::outcome::{Outcome, Wait, ends_by_late_acceptance};
@@ -61,8 +62,8 @@ impl Journal {
     /// Writes it down with many others, or else alone.
     async fn close(&self, closing: Closing) -> Result<(), JournalError> {
         let closing = Arc::new(closing);
-        if self.batcher.close(Arc::clone(&closing)).await.is_some() {
-            self.memory.add(Write::Closed(closing));
+        if let Some(at) = self.batcher.close(Arc::clone(&closing)).await {
+            self.memory.add(Write::Closed(closing, at));
             return Ok(());
         }
         // Rare, and large: not to be carried about by every job.
@@ -77,43 +78,48 @@ impl Journal {
     }
 
     async fn close_or_find(&self, closing: &Arc<Closing>) -> Result<(), JournalError> {
-        let is_done = run_tx("close", &self.pool, async |tx| {
-            Ok(self.close_alone(tx, closing).await? || self.was_done(tx, closing).await?)
+        let done = run_tx("close", &self.pool, async |tx| {
+            let closed_at = self.close_alone(tx, closing).await?;
+            if closed_at.is_some() { Ok(closed_at) } else { self.was_done(tx, closing).await }
         })
         .await?;
-        if !is_done {
-            return Err(JournalError::Fenced);
-        }
-        self.memory.add(Write::Closed(Arc::clone(closing)));
+        let at = done.ok_or(JournalError::Fenced)?;
+        self.memory.add(Write::Closed(Arc::clone(closing), at));
         Ok(())
     }
 
     /// Writes it down alone: waits for whoever holds the submission's row, and goes by what that
-    /// one added to the history. Returns whether the claim was still there.
-    pub(super) async fn close_alone(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
-        let Some(locked) = lock_submission(tx, closing.claim.job.id).await? else { return Ok(false) };
+    /// one added to the history. Returns when it did; `None` where the claim was gone.
+    async fn close_alone(
+        &self,
+        tx: &mut PgConnection,
+        closing: &Closing,
+    ) -> sqlx::Result<Option<OffsetDateTime>> {
+        let Some(locked) = lock_submission(tx, closing.claim.job.id).await? else { return Ok(None) };
         let closing = Closing { claim: closing.claim.at(locked.position.head), ..closing.clone() };
         let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);
         let closed = close_many(tx, worker, fingerprinter, &self.limits, locked.now, &[&closing]).await?;
-        Ok(!closed.is_empty())
+        Ok((!closed.is_empty()).then_some(locked.now))
     }
 
-    /// Whether an earlier call whose answer was lost has written it. If not, a write that
-    /// touched no row was fenced out.
-    async fn was_done(&self, tx: &mut PgConnection, closing: &Closing) -> sqlx::Result<bool> {
+    /// When an earlier call whose answer was lost has written it. If none has, a write that touched no row was
+    /// fenced out.
+    async fn was_done(
+        &self,
+        tx: &mut PgConnection,
+        closing: &Closing,
+    ) -> sqlx::Result<Option<OffsetDateTime>> {
         sqlx::query_scalar!(
             r#"-- was_done
-            select exists (
-                select from attempt
-                where job_id = $1 and number = $2 and worker = $3 and verdict = $4 and duration_ms = $5
-            ) as "was_done!""#,
+            select ended_at as "ended_at!" from attempt
+            where job_id = $1 and number = $2 and worker = $3 and verdict = $4 and duration_ms = $5"#,
             closing.claim.job.id,
             closing.claim.attempt,
             self.worker,
             closing.attempt.verdict,
             closing.attempt.duration_ms,
         )
-        .fetch_one(tx)
+        .fetch_optional(tx)
         .await
     }
 

@@ -8,35 +8,40 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::domain::state::WaitingFor;
-use crate::journal::error::{ONE_CLAIM, is_taken};
+use crate::journal::error::{ANSWER_TIME_MAX, JournalError, ONE_CLAIM, is_taken};
 use crate::journal::handle::Journal;
 use crate::journal::lineage::{self, Lineage};
 use crate::journal::memory::Write;
 use crate::journal::pause::{Pause, current_pause};
 use crate::journal::replicas::SEEN_WITHIN_SECONDS;
+use crate::journal::rows::NewRow;
 use crate::journal::session::{CONNECT_TIME_MAX, Session};
-use crate::journal::statements::claim::{Claim, is_begun, restore_claim};
-use crate::journal::statements::open::{delete_invalid, insert_waiting};
+use crate::journal::statements::claim::{Claim, restore_claims};
+use crate::journal::statements::close::{Closing, close_many};
+use crate::journal::statements::history::lock_heads;
+use crate::journal::statements::open::restore_rows;
 
-/// Other replicas have so long to write what they remember: an attempt may need a slot that another's
-/// lost result frees.
-const RESTORE_TIME_MAX: Duration = Duration::from_secs(10);
+/// What cannot be written yet is given up when no replica has written anything for so long: an attempt may
+/// need a slot that another's lost result frees, or the attempt before it.
+const STUCK_AFTER: Duration = Duration::from_secs(10);
 
-/// Replicas that were alive before a failover are waited for so long. One that died with the old server
-/// has taken what it remembers with it.
-pub const OTHERS_WAIT: Duration = Duration::from_secs(30);
+/// A replica that has written something again within that time is waited for. Longer than it takes one to
+/// give up, which pauses the work.
+const WRITING_WITHIN_SECONDS: f64 = 20.0;
+
+/// After a failover that has lost nothing of this replica's: others may have started since its last commit.
+const SHORT_WAIT: Duration = Duration::from_secs(3);
 
 /// Where people read what to do.
 pub const RUNBOOK: &str = "docs/operations.md, \"A failover\"";
 
-/// How many jobs are looked up at once.
-const COMPARED_AT_ONCE: usize = 500;
+/// How many jobs are compared, and written again, at once.
+const AT_ONCE: usize = 500;
 
 /// Whether rows must be compared before anything else is done.
 pub fn is_due() -> bool {
@@ -72,21 +77,38 @@ impl Lost {
     }
 }
 
-/// How far a comparison has come.
+/// A comparison with what a server has. It is taken up turn by turn until it is over.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// What was missing, and is written again.
-    pub restored: Vec<LostCommit>,
-    /// What could not be written again. The work is paused.
-    pub missing: Vec<LostCommit>,
+    lineage: Option<Lineage>,
+    /// For how long the server has answered.
+    pub answering: Duration,
+    /// When, by that time, something was last written again.
+    progressed_at: Duration,
+    /// Whether anything that this replica had committed was missing.
+    has_lost: bool,
     /// Whether the oldest that is remembered was missing: what was before it may be, too. The work is paused.
     pub is_bottomless: bool,
-    /// The replicas that are waited for.
-    pub awaited: Vec<String>,
-    /// Whether this replica goes on: nothing is waited for any more.
+    /// What was written again, and what could not be. The work is paused for the latter. Whoever has told of
+    /// them takes them out.
+    pub restored: Vec<LostCommit>,
+    pub missing: Vec<LostCommit>,
+    /// The replicas that are waited for, and whether each of them writes.
+    pub awaited: Vec<Other>,
+    /// Whether this replica has said that it has written what it remembers.
+    pub has_stood: bool,
+    /// Whether the wait is over. [`Journal::adopt`] goes on, once the pause is obeyed.
     pub is_over: bool,
     /// The pause that holds then.
     pub pause: Option<Pause>,
+}
+
+/// A replica that was alive on another history, and has not come over.
+#[derive(Clone, Debug)]
+pub struct Other {
+    pub replica: String,
+    /// Whether it was seen to compare or to write on this server.
+    is_writing: bool,
 }
 
 /// A job, and which of its writes is the first that the tables have not.
@@ -105,161 +127,31 @@ impl Missing {
             lost: match lost {
                 Write::Opened(_) => Lost::Job,
                 Write::Begun(_) => Lost::Attempt,
-                Write::Closed(_) => Lost::Result,
+                Write::Closed(..) => Lost::Result,
             },
             attempt: claim.map(|claim| claim.attempt),
             verdict: self.writes.last().and_then(|write| match write {
-                Write::Closed(closing) => Some(closing.attempt.verdict),
+                Write::Closed(closing, _) => Some(closing.attempt.verdict),
                 Write::Opened(_) | Write::Begun(_) => None,
             }),
         })
     }
 }
 
-impl Journal {
-    /// Takes one turn: compares, writes again what is missing, and looks for the other replicas. To be
-    /// called again until it is over; `elapsed` is the time since the first turn, and `instance` is this
-    /// process.
-    ///
-    /// # Errors
-    /// When the database does not answer, or nobody may write there yet.
-    pub async fn survey(&self, instance: &str, elapsed: Duration) -> sqlx::Result<Survey> {
-        let options = self.pool.connect_options();
-        let mut connection = timeout(CONNECT_TIME_MAX, Session::Work.connect(&options))
-            .await
-            .unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
-        let found = Lineage::of(&mut connection).await?;
-        let name = |lineage: &Option<Lineage>| lineage.as_ref().map(|lineage| lineage.name.clone());
-        let is_failover = name(&found) != name(&lineage::known());
-        let mut survey = Survey::default();
-        let horizon = self.memory.horizon();
-        for job in self.missing(&mut connection).await? {
-            survey.is_bottomless |= job.first == 0 && job.writes.first().map(Write::job_id) == horizon;
-            let Some(lost) = job.describe() else { continue };
-            let written = match self.write_again(&mut connection, &job, &lost).await {
-                Err(error) if is_taken(&error, &[ONE_CLAIM]) => false,
-                written => written?,
-            };
-            if written { &mut survey.restored } else { &mut survey.missing }.push(lost);
-        }
-        // What this replica cannot write yet, another may make room for.
-        if !survey.missing.is_empty() && elapsed < RESTORE_TIME_MAX {
-            survey.missing.clear();
-            return Ok(survey);
-        }
-        self.hand_over(&mut connection, &survey).await?;
-        if let Some(found) = found.as_ref().filter(|_| is_failover) {
-            stand(&mut connection, &self.worker, instance, &found.name).await?;
-            survey.awaited = awaited(&mut connection, &found.name).await?;
-        }
-        if survey.awaited.is_empty() || elapsed >= OTHERS_WAIT {
-            survey.pause = current_pause(&mut connection).await?;
-            self.floors.forget();
-            lineage::adopt(found);
-            survey.is_over = true;
-        }
-        connection.close().await.ok();
-        Ok(survey)
-    }
+/// What the tables have of some jobs.
+struct Known {
+    rows: HashSet<Uuid>,
+    /// This replica's attempts, and whether each is closed.
+    attempts: HashMap<(Uuid, i32, OffsetDateTime), bool>,
+}
 
-    /// The jobs of which something is remembered that the tables have not.
-    async fn missing(&self, connection: &mut PgConnection) -> sqlx::Result<Vec<Missing>> {
-        let mut missing = Vec::new();
-        let jobs = self.memory.by_job();
-        for jobs in jobs.chunks(COMPARED_AT_ONCE) {
-            let ids: Vec<Uuid> = jobs.iter().filter_map(|job| job.first()).map(Write::job_id).collect();
-            let rows = sqlx::query_scalar!(
-                "-- remembered_jobs
-                select job_id from submission where job_id = any($1) and state <> 'invalid'",
-                &ids
-            );
-            let rows: HashSet<Uuid> = rows.fetch_all(&mut *connection).await?.into_iter().collect();
-            let attempts = sqlx::query!(
-                r#"-- remembered_attempts
-                select job_id, number, signed_at, ended_at is not null as "is_closed!"
-                from attempt where job_id = any($1) and worker = $2"#,
-                &ids,
-                self.worker,
-            );
-            let attempts: HashMap<(Uuid, i32, OffsetDateTime), bool> = attempts
-                .fetch_all(&mut *connection)
-                .await?
-                .into_iter()
-                .map(|row| ((row.job_id, row.number, row.signed_at), row.is_closed))
-                .collect();
-            for job in jobs {
-                let is_missing = |write: &Write| match write {
-                    Write::Opened(row) => !rows.contains(&row.job_id),
-                    Write::Begun(claim) => !attempts.contains_key(&name_of(claim)),
-                    Write::Closed(closing) => attempts.get(&name_of(&closing.claim)) != Some(&true),
-                };
-                if let Some(first) = job.iter().position(is_missing) {
-                    missing.push(Missing { writes: job.clone(), first });
-                }
-            }
+impl Known {
+    fn has(&self, write: &Write) -> bool {
+        match write {
+            Write::Opened(row) => self.rows.contains(&row.job_id),
+            Write::Begun(claim) => self.attempts.contains_key(&name_of(claim)),
+            Write::Closed(closing, _) => self.attempts.get(&name_of(&closing.claim)) == Some(&true),
         }
-        Ok(missing)
-    }
-
-    /// Writes what is missing of a job again, as it was, in one commit. False, and nothing is written, where
-    /// the job stands elsewhere by now.
-    async fn write_again(
-        &self,
-        connection: &mut PgConnection,
-        job: &Missing,
-        lost: &LostCommit,
-    ) -> sqlx::Result<bool> {
-        let mut tx = connection.begin().await?;
-        for write in job.writes.iter().skip(job.first) {
-            if let Write::Opened(row) = write {
-                delete_invalid(&mut tx, row.job_id).await?;
-                insert_waiting(&mut tx, row, WaitingFor::Retry).await?;
-            }
-            if let Some(claim) = write.claim() {
-                restore_claim(&mut tx, &self.worker, claim, self.limits.claim_lease).await?;
-            }
-            let is_written = match write {
-                Write::Opened(_) => true,
-                Write::Begun(claim) => is_begun(&mut tx, &self.worker, claim).await?,
-                Write::Closed(closing) => self.close_alone(&mut tx, closing).await?,
-            };
-            if !is_written {
-                tx.rollback().await?;
-                return Ok(false);
-            }
-        }
-        note(&mut tx, &self.worker, lost, true).await?;
-        tx.commit().await?;
-        Ok(true)
-    }
-
-    /// Hands what could not be written again to a person, and pauses the work until one has acted. It is
-    /// not compared again.
-    async fn hand_over(&self, connection: &mut PgConnection, survey: &Survey) -> sqlx::Result<()> {
-        let missing = &survey.missing;
-        if missing.is_empty() && !survey.is_bottomless {
-            return Ok(());
-        }
-        let mut tx = connection.begin().await?;
-        for lost in missing {
-            note(&mut tx, &self.worker, lost, false).await?;
-        }
-        let further = if survey.is_bottomless { ", and what no replica remembers any more" } else { "" };
-        let text = format!(
-            "the database lost commits of {} jobs that cannot be written again{further}: {RUNBOOK}",
-            missing.len()
-        );
-        sqlx::query!(
-            "-- pause_after_failover
-            insert into intervention (action, by, note) values ('pause', $1, $2)",
-            self.worker,
-            text,
-        )
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        self.memory.forget(&missing.iter().map(|lost| lost.job_id).collect());
-        Ok(())
     }
 }
 
@@ -268,7 +160,288 @@ fn name_of(claim: &Claim) -> (Uuid, i32, OffsetDateTime) {
     (claim.job.id, claim.attempt, claim.t0.wall.into())
 }
 
-/// Notes what was lost.
+/// Waits for the database, but not for ever.
+async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
+    let name = "survey";
+    match timeout(ANSWER_TIME_MAX, work).await {
+        Ok(done) => done.map_err(|source| JournalError::Database { name, source }),
+        Err(_elapsed) => Err(JournalError::TimedOut { name }),
+    }
+}
+
+impl Journal {
+    /// Whether this process remembers anything that it has committed.
+    pub fn remembers(&self) -> bool {
+        !self.memory.is_empty()
+    }
+
+    /// Takes one turn: compares, writes again what is missing, and looks for the other replicas. `instance`
+    /// is this process, and `at_start` says that it has just started.
+    ///
+    /// # Errors
+    /// When the database does not answer, or nobody may write there yet.
+    pub async fn survey(
+        &self,
+        survey: &mut Survey,
+        instance: &str,
+        at_start: bool,
+    ) -> Result<(), JournalError> {
+        let options = self.pool.connect_options();
+        let connecting = timeout(CONNECT_TIME_MAX, Session::Work.connect(&options));
+        let mut connection =
+            in_time(async { connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) }).await?;
+        let found = in_time(Lineage::of(&mut connection)).await?;
+        if survey.lineage != found {
+            // It was started anew, or replaced, in the middle.
+            let told = std::mem::take(survey);
+            *survey = Survey { restored: told.restored, lineage: found.clone(), ..Survey::default() };
+        }
+        let Some(found) = found else {
+            survey.is_over = true;
+            return Ok(());
+        };
+        let is_failover = lineage::known().is_some_and(|known| known.history != found.history);
+        let unwritten = self.compare(&mut connection, survey, instance).await?;
+        let others = in_time(others(&mut connection, instance, &found, at_start)).await?;
+        if at_start {
+            survey.is_over = !others.iter().any(|other| self.is_worth_waiting(other, survey));
+            survey.awaited = others;
+            return Ok(());
+        }
+        if !unwritten.is_empty() || survey.is_bottomless && !survey.has_stood {
+            let is_stuck = survey.answering - survey.progressed_at >= STUCK_AFTER;
+            let may_make_room = others.iter().any(|other| self.is_worth_waiting(other, survey));
+            if !unwritten.is_empty() && (!is_stuck || may_make_room) {
+                survey.awaited = others;
+                return Ok(());
+            }
+            let further = if survey.is_bottomless { ", and more that it does not remember" } else { "" };
+            let why = format!("commits of {} jobs that it cannot write again{further}", unwritten.len());
+            in_time(self.hand_over(&mut connection, &unwritten, &why)).await?;
+            survey.missing = unwritten;
+        }
+        in_time(stand(&mut connection, &self.worker, instance, &found.text())).await?;
+        survey.has_stood = true;
+        let wait = match (survey.has_lost, is_failover) {
+            (true, _) => self.limits.claim_lease,
+            (false, true) => SHORT_WAIT,
+            (false, false) => Duration::ZERO,
+        };
+        // A server that was only started anew, and has all of this replica's, has all of the others'.
+        let concerns_others = survey.has_lost || is_failover;
+        survey.awaited = if concerns_others { others } else { Vec::new() };
+        let is_awaiting = survey.awaited.iter().any(|other| self.is_worth_waiting(other, survey));
+        if is_awaiting || survey.answering < wait {
+            return Ok(());
+        }
+        if survey.has_lost && !survey.awaited.is_empty() {
+            let silent: Vec<&str> = survey.awaited.iter().map(|other| other.replica.as_str()).collect();
+            let why = format!("commits, and {} did not say what they had committed", silent.join(", "));
+            in_time(self.hand_over(&mut connection, &[], &why)).await?;
+        }
+        survey.pause = in_time(current_pause(&mut connection)).await?;
+        survey.is_over = true;
+        Ok(())
+    }
+
+    /// One that writes is waited for as long as it does, and one that says nothing for as long as its claims
+    /// hold.
+    fn is_worth_waiting(&self, other: &Other, survey: &Survey) -> bool {
+        other.is_writing || survey.answering < self.limits.claim_lease
+    }
+
+    /// Goes on with the server that was compared.
+    pub fn adopt(&self, survey: Survey) {
+        self.floors.forget();
+        lineage::adopt(survey.lineage);
+    }
+
+    /// Compares all that is remembered, and writes again what is missing. Returns what cannot be written yet.
+    async fn compare(
+        &self,
+        connection: &mut PgConnection,
+        survey: &mut Survey,
+        instance: &str,
+    ) -> Result<Vec<LostCommit>, JournalError> {
+        let (jobs, horizon) = (self.memory.by_job(), self.memory.horizon());
+        let beat_at = self.memory.beat_at();
+        survey.has_lost |= in_time(is_beat_lost(connection, &self.worker, instance, beat_at)).await?;
+        let mut unwritten = Vec::new();
+        for jobs in jobs.chunks(AT_ONCE) {
+            let known = in_time(self.known(connection, jobs)).await?;
+            let missing = jobs.iter().filter_map(|job| {
+                let first = job.iter().position(|write| !known.has(write))?;
+                Some(Missing { writes: job.clone(), first })
+            });
+            let missing: Vec<Missing> = missing.collect();
+            if missing.is_empty() {
+                continue;
+            }
+            survey.has_lost = true;
+            survey.is_bottomless |=
+                missing.iter().any(|job| job.first == 0 && job.writes.first().map(Write::job_id) == horizon);
+            in_time(announce(connection, &self.worker, instance)).await?;
+            let left = self.write_again(connection, &missing).await?;
+            for (job, left) in missing.iter().zip(left) {
+                let Some(lost) = job.describe() else { continue };
+                if left.is_some_and(|left| left > job.first) || left.is_none() {
+                    survey.progressed_at = survey.answering;
+                }
+                match left {
+                    None => survey.restored.push(lost),
+                    Some(_) => unwritten.push(lost),
+                }
+            }
+        }
+        Ok(unwritten)
+    }
+
+    /// What the tables have of jobs, and of this replica's attempts at them.
+    async fn known(&self, connection: &mut PgConnection, jobs: &[Vec<Write>]) -> sqlx::Result<Known> {
+        let ids: Vec<Uuid> = jobs.iter().filter_map(|job| job.first()).map(Write::job_id).collect();
+        let rows = sqlx::query_scalar!(
+            "-- remembered_jobs
+            select job_id from submission where job_id = any($1) and state <> 'invalid'",
+            &ids
+        );
+        let rows = rows.fetch_all(&mut *connection).await?.into_iter().collect();
+        let attempts = sqlx::query!(
+            r#"-- remembered_attempts
+            select job_id, number, signed_at, ended_at is not null as "is_closed!"
+            from attempt where job_id = any($1) and worker = $2"#,
+            &ids,
+            self.worker,
+        );
+        let attempts = attempts.fetch_all(connection).await?;
+        let attempts =
+            attempts.into_iter().map(|row| ((row.job_id, row.number, row.signed_at), row.is_closed));
+        Ok(Known { rows, attempts: attempts.collect() })
+    }
+
+    /// Writes what is missing of jobs again, as it was, in one commit: of each as far as its row stands as it
+    /// did. Returns for each which write is the first that is still missing.
+    async fn write_again(
+        &self,
+        connection: &mut PgConnection,
+        missing: &[Missing],
+    ) -> Result<Vec<Option<usize>>, JournalError> {
+        match in_time(self.try_to_write_again(connection, missing)).await {
+            // The others do not wait for the one that the database refuses: each goes alone.
+            Err(error) if is_of_one(&error) => match missing {
+                [job] => Ok(vec![Some(job.first)]),
+                _ => {
+                    let mut left = Vec::with_capacity(missing.len());
+                    for job in missing {
+                        left.extend(Box::pin(self.write_again(connection, std::slice::from_ref(job))).await?);
+                    }
+                    Ok(left)
+                }
+            },
+            written => written,
+        }
+    }
+
+    async fn try_to_write_again(
+        &self,
+        connection: &mut PgConnection,
+        missing: &[Missing],
+    ) -> sqlx::Result<Vec<Option<usize>>> {
+        let mut tx = connection.begin().await?;
+        let all: Vec<Vec<Write>> = missing.iter().map(|job| job.writes.clone()).collect();
+        let opened = missing.iter().filter_map(|job| match job.writes.get(job.first) {
+            Some(Write::Opened(row)) => Some(&**row),
+            _ => None,
+        });
+        let opened: Vec<&NewRow> = opened.collect();
+        if !opened.is_empty() {
+            restore_rows(&mut tx, &opened).await?;
+        }
+        let first_missing = |known: &Known| -> Vec<Option<usize>> {
+            all.iter().map(|job| job.iter().position(|write| !known.has(write))).collect()
+        };
+        let mut left = first_missing(&self.known(&mut tx, &all).await?);
+        loop {
+            let next = || all.iter().zip(&left).filter_map(|(job, left)| job.get((*left)?));
+            let claims: Vec<&Claim> = next().filter_map(Write::claim).collect();
+            if !claims.is_empty() {
+                restore_claims(&mut tx, &self.worker, &claims, self.limits.claim_lease).await?;
+            }
+            let closings = next().filter_map(|write| match write {
+                Write::Closed(closing, at) => Some((&**closing, *at)),
+                Write::Opened(_) | Write::Begun(_) => None,
+            });
+            self.close_again(&mut tx, &closings.collect::<Vec<_>>()).await?;
+            let now_left = first_missing(&self.known(&mut tx, &all).await?);
+            if now_left == left {
+                break;
+            }
+            left = now_left;
+        }
+        for (job, left) in missing.iter().zip(&left) {
+            if let (Some(lost), None) = (job.describe(), left) {
+                note(&mut tx, &self.worker, &lost, true).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(left)
+    }
+
+    async fn close_again(
+        &self,
+        tx: &mut PgConnection,
+        closings: &[(&Closing, OffsetDateTime)],
+    ) -> sqlx::Result<()> {
+        if closings.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = closings.iter().map(|(closing, _)| closing.claim.job.id).collect();
+        let heads = lock_heads(tx, &ids).await?;
+        let again = closings.iter().filter_map(|(closing, at)| {
+            heads.get(&closing.claim.job.id).map(|head| closing.again(*head, *at))
+        });
+        let again: Vec<Closing> = again.collect();
+        let (worker, fingerprinter) = (&self.worker, &self.fingerprinter);
+        // Each has a time of its own.
+        let now = OffsetDateTime::now_utc();
+        close_many(tx, worker, fingerprinter, &self.limits, now, &again.iter().collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+
+    /// Hands what could not be written again to a person, and pauses the work until one has acted. It is
+    /// not compared again.
+    async fn hand_over(
+        &self,
+        connection: &mut PgConnection,
+        unwritten: &[LostCommit],
+        why: &str,
+    ) -> sqlx::Result<()> {
+        let mut tx = connection.begin().await?;
+        for lost in unwritten {
+            note(&mut tx, &self.worker, lost, false).await?;
+        }
+        sqlx::query!(
+            "-- pause_after_failover
+            insert into intervention (action, by, note) values ('pause', $1, $2)",
+            self.worker,
+            format!("the database lost {why}; see {RUNBOOK}"),
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        self.memory.forget(&unwritten.iter().map(|lost| lost.job_id).collect());
+        Ok(())
+    }
+}
+
+/// Whether the database refuses what is written again of one job, and would not refuse the others'.
+fn is_of_one(error: &JournalError) -> bool {
+    match error {
+        JournalError::Database { source, .. } => is_taken(source, &[ONE_CLAIM]) || error.is_of_a_job(),
+        _ => false,
+    }
+}
+
+/// Notes what was lost of a job.
 async fn note(tx: &mut PgConnection, worker: &str, lost: &LostCommit, is_restored: bool) -> sqlx::Result<()> {
     sqlx::query!(
         "-- note_lost_commit
@@ -287,8 +460,43 @@ async fn note(tx: &mut PgConnection, worker: &str, lost: &LostCommit, is_restore
     Ok(())
 }
 
-/// Tells the others that this replica has compared what it remembers. Its row keeps the time at which it
-/// was seen on the old server: it tells who else was alive then.
+/// Whether the last heartbeat is missing that was answered: commits are lost in their order.
+async fn is_beat_lost(
+    connection: &mut PgConnection,
+    worker: &str,
+    instance: &str,
+    beat_at: Option<OffsetDateTime>,
+) -> sqlx::Result<bool> {
+    let seen_at = sqlx::query_scalar!(
+        "-- own_heartbeat
+        select seen_at from worker where name = $1 and instance = $2",
+        worker,
+        instance,
+    );
+    let seen_at = seen_at.fetch_optional(connection).await?;
+    Ok(beat_at.is_some_and(|beat_at| seen_at.is_none_or(|seen_at| seen_at < beat_at)))
+}
+
+/// Tells the others that this replica writes again what it remembers. Its row keeps the time at which it was
+/// seen on the old server: it tells who else was alive then.
+async fn announce(connection: &mut PgConnection, worker: &str, instance: &str) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- announce_survey
+        insert into worker (
+            name, instance, version, started_at, seen_at, in_flight, paused_for, lineage, surveyed_at
+        )
+        values ($1, $2, $3, now(), coalesce((select max(seen_at) from worker), now()), 0, '{database}', '', now())
+        on conflict (name, instance) do update set surveyed_at = now()",
+        worker,
+        instance,
+        env!("CARGO_PKG_VERSION"),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Tells the others that it has written all that it can.
 async fn stand(
     connection: &mut PgConnection,
     worker: &str,
@@ -310,26 +518,35 @@ async fn stand(
     Ok(())
 }
 
-/// The replicas that were alive on another history and have not come over to this one.
-async fn awaited(connection: &mut PgConnection, lineage: &str) -> sqlx::Result<Vec<String>> {
-    sqlx::query_scalar!(
+/// The replicas that were alive on another history and have not come over to this one. To one that has just
+/// started, a server that was only started anew is no other.
+async fn others(
+    connection: &mut PgConnection,
+    instance: &str,
+    found: &Lineage,
+    at_start: bool,
+) -> sqlx::Result<Vec<Other>> {
+    sqlx::query_as!(
+        Other,
         r#"-- awaited_replicas
-        select name || ' (' || instance || ')' as "replica!"
+        select
+            name || ' (' || instance || ')' as "replica!",
+            coalesce(surveyed_at > now() - make_interval(secs => $5), false) as "is_writing!"
         from worker
-        where lineage <> $1 and seen_at > (select max(seen_at) from worker) - make_interval(secs => $2)
+        where instance <> $1 and lineage <> $2
+            and not ($3 and split_part(lineage, '@', 1) = $4)
+            and (
+                surveyed_at > now() - make_interval(secs => $5)
+                or seen_at > (select max(seen_at) from worker) - make_interval(secs => $6)
+            )
         order by name, instance"#,
-        lineage,
+        instance,
+        found.text(),
+        at_start,
+        found.history,
+        WRITING_WITHIN_SECONDS,
         SEEN_WITHIN_SECONDS,
     )
     .fetch_all(connection)
     .await
-}
-
-/// The replicas that this one waits for before it starts: since they last wrote, a failover came about.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn awaited_at_start(pool: &PgPool) -> sqlx::Result<Vec<String>> {
-    let Some(lineage) = lineage::known() else { return Ok(Vec::new()) };
-    awaited(&mut *pool.acquire().await?, &lineage.name).await
 }

@@ -8,9 +8,10 @@ use std::sync::Once;
 use parking_lot::{Mutex, const_mutex};
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor as _, Row as _};
+use tokio::time::Instant;
 use tracing::warn;
 
-use crate::journal::error::{READ_ONLY, code_of, needs_person};
+use crate::journal::error::{READ_ONLY, code_of};
 
 /// Asked without a prepared statement, which a pooler by transaction breaks before it is found out.
 const ASK: &str = "
@@ -23,8 +24,8 @@ const REFUSED_BY_STANDBY: &str = "notify kyc_worker";
 /// A history, and since when its server runs.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Lineage {
-    /// The cluster's identifier and its timeline, as rows have them.
-    pub name: String,
+    /// The cluster's identifier and its timeline.
+    pub history: String,
     started_at: String,
 }
 
@@ -36,9 +37,11 @@ impl Lineage {
     pub async fn of(connection: &mut PgConnection) -> sqlx::Result<Option<Self>> {
         let row = match connection.fetch_one(ASK).await {
             Ok(row) => row,
-            Err(error) if needs_person(&error) => {
+            Err(error) if UNTELLING.contains(&&*code_of(&error)) => {
                 static TOLD: Once = Once::new();
-                TOLD.call_once(|| warn!(%error, "the database does not tell its timeline: a failover that loses commits is not noticed"));
+                TOLD.call_once(|| {
+                    warn!(%error, "the database does not tell its timeline: a failover that loses commits is not noticed");
+                });
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -48,21 +51,38 @@ impl Lineage {
             connection.execute(REFUSED_BY_STANDBY).await?;
             return Err(sqlx::Error::Protocol("the server stopped being a standby just now".to_owned()));
         };
-        Ok(Some(Self { name: format!("{system}/{timeline}"), started_at }))
+        Ok(Some(Self { history: format!("{system}/{timeline}"), started_at }))
+    }
+
+    /// As rows have it: the history, an at sign, and since when the server runs.
+    pub fn text(&self) -> String {
+        format!("{}@{}", self.history, self.started_at)
     }
 }
 
-/// The same, for `check`.
+/// No right to ask, or nothing to ask: SQLSTATE `insufficient_privilege`, `undefined_function`,
+/// `feature_not_supported`.
+const UNTELLING: [&str; 3] = ["42501", "42883", "0A000"];
+
+/// What [`Lineage::of`] warns of, for `check`.
 pub(crate) const UNTOLD: &str =
     "the database does not tell its timeline: a failover that loses commits is not noticed";
 
 /// Where the worker's rows are known to stand. Process-wide, as a pool's hooks know nothing of its journal.
-static GROUND: Mutex<Ground> = const_mutex(Ground { known: None, is_sure: true });
+static GROUND: Mutex<Ground> = const_mutex(NOWHERE);
+
+const NOWHERE: Ground = Ground { known: None, is_sure: true, adopted_at: None };
 
 struct Ground {
     known: Option<Lineage>,
-    /// Whether every connection so far has led there.
+    /// Whether every connection has led there since it was adopted.
     is_sure: bool,
+    adopted_at: Option<Instant>,
+}
+
+/// Forgets where rows stand: this process has written none.
+pub(crate) fn forget() {
+    *GROUND.lock() = NOWHERE;
 }
 
 /// Finds out where a new connection leads, and whether that is where all the others lead. Whoever is lent
@@ -70,31 +90,32 @@ struct Ground {
 pub(crate) async fn note(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let found = Lineage::of(connection).await;
     let mut ground = GROUND.lock();
-    let is_sure = match found {
-        Ok(Some(found)) => *ground.known.get_or_insert_with(|| found.clone()) == found,
-        Ok(None) => true,
+    let is_known = match (found, &ground.known) {
+        (Ok(Some(found)), None) => {
+            // This process has committed nothing yet.
+            *ground = Ground { known: Some(found), ..NOWHERE };
+            true
+        }
+        (Ok(Some(found)), Some(known)) => found == *known,
+        (Ok(None), _) => true,
         // A standby: it may be promoted while the connection lasts.
-        Err(error) if code_of(&error) == READ_ONLY => false,
-        Err(error) => return Err(error),
+        (Err(error), _) if code_of(&error) == READ_ONLY => false,
+        (Err(error), _) => return Err(error),
     };
-    ground.is_sure &= is_sure;
-    Ok(is_sure)
+    ground.is_sure &= is_known;
+    Ok(is_known)
 }
 
 /// Whether a connection may be used that is about to be.
 ///
 /// # Errors
-/// When it leads to a standby, to another history, or to a server that was started anew.
+/// When some connection led elsewhere, and nothing was compared since; or to a standby.
 pub(crate) async fn check(connection: &mut PgConnection) -> sqlx::Result<()> {
     if GROUND.lock().is_sure {
         return Ok(());
     }
-    let Some(found) = Lineage::of(connection).await? else { return Ok(()) };
-    let mut ground = GROUND.lock();
-    if *ground.known.get_or_insert_with(|| found.clone()) == found {
-        ground.is_sure = true;
-        return Ok(());
-    }
+    // A standby says so itself.
+    Lineage::of(connection).await?;
     let what = "the server was started anew or replaced; what it has is compared first";
     Err(sqlx::Error::Protocol(what.to_owned()))
 }
@@ -104,12 +125,17 @@ pub(crate) fn is_unsure() -> bool {
     !GROUND.lock().is_sure
 }
 
+/// Whether a connection that was made then may lead to a server that another has replaced since.
+pub(crate) fn is_outdated(made_at: Instant) -> bool {
+    GROUND.lock().adopted_at.is_some_and(|adopted_at| made_at < adopted_at)
+}
+
 /// Where the worker's rows stand, as far as it is known.
 pub(crate) fn known() -> Option<Lineage> {
     GROUND.lock().known.clone()
 }
 
-/// What was compared is what the worker goes on with.
+/// What was compared is what the worker goes on with, over new connections.
 pub(crate) fn adopt(lineage: Option<Lineage>) {
-    *GROUND.lock() = Ground { known: lineage, is_sure: true };
+    *GROUND.lock() = Ground { known: lineage, is_sure: true, adopted_at: Some(Instant::now()) };
 }

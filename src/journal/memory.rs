@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -28,8 +29,8 @@ pub(crate) enum Write {
     Opened(Arc<NewRow>),
     /// An attempt was begun.
     Begun(Box<Claim>),
-    /// An attempt has its result.
-    Closed(Arc<Closing>),
+    /// An attempt has its result, since then by the database's clock.
+    Closed(Arc<Closing>, OffsetDateTime),
 }
 
 impl Write {
@@ -37,7 +38,7 @@ impl Write {
         match self {
             Self::Opened(row) => row.job_id,
             Self::Begun(claim) => claim.job.id,
-            Self::Closed(closing) => closing.claim.job.id,
+            Self::Closed(closing, _) => closing.claim.job.id,
         }
     }
 
@@ -45,7 +46,7 @@ impl Write {
         match self {
             Self::Opened(row) => row.customer_id,
             Self::Begun(claim) => claim.customer_id,
-            Self::Closed(closing) => closing.claim.customer_id,
+            Self::Closed(closing, _) => closing.claim.customer_id,
         }
     }
 
@@ -54,7 +55,7 @@ impl Write {
         match self {
             Self::Opened(_) => None,
             Self::Begun(claim) => Some(claim),
-            Self::Closed(closing) => Some(&closing.claim),
+            Self::Closed(closing, _) => Some(&closing.claim),
         }
     }
 
@@ -63,7 +64,7 @@ impl Write {
         let kept = match self {
             Self::Opened(row) => size_of::<NewRow>() + row.sealed.len() + row.document_type.len(),
             Self::Begun(_) => size_of::<Claim>(),
-            Self::Closed(_) => size_of::<Closing>(),
+            Self::Closed(..) => size_of::<Closing>(),
         };
         kept + size_of::<(Instant, Self)>()
     }
@@ -71,7 +72,11 @@ impl Write {
 
 /// The writes of the last minutes, the oldest first.
 #[derive(Default)]
-pub(crate) struct Memory(Mutex<Writes>);
+pub(crate) struct Memory {
+    writes: Mutex<Writes>,
+    /// The last heartbeat, by the database's clock.
+    beat_at: Mutex<Option<OffsetDateTime>>,
+}
 
 #[derive(Default)]
 struct Writes {
@@ -97,13 +102,26 @@ impl Writes {
 
 impl Memory {
     pub fn add(&self, write: Write) {
-        self.0.lock().add(write, Instant::now());
+        self.writes.lock().add(write, Instant::now());
+    }
+
+    /// Notes a heartbeat that was answered.
+    pub fn note_beat(&self, at: OffsetDateTime) {
+        *self.beat_at.lock() = Some(at);
+    }
+
+    pub fn beat_at(&self) -> Option<OffsetDateTime> {
+        *self.beat_at.lock()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.lock().all.is_empty()
     }
 
     /// The job of the oldest write, where there were older ones that are forgotten: if this one is lost,
     /// those may be, too.
     pub fn horizon(&self) -> Option<Uuid> {
-        let writes = self.0.lock();
+        let writes = self.writes.lock();
         writes.all.front().filter(|_| writes.has_forgotten).map(|(_, write)| write.job_id())
     }
 
@@ -111,7 +129,7 @@ impl Memory {
     pub fn by_job(&self) -> Vec<Vec<Write>> {
         let mut jobs: Vec<Vec<Write>> = Vec::new();
         let mut places = HashMap::new();
-        for (_, write) in &self.0.lock().all {
+        for (_, write) in &self.writes.lock().all {
             let place = *places.entry(write.job_id()).or_insert(jobs.len());
             match jobs.get_mut(place) {
                 Some(job) => job.push(write.clone()),
@@ -123,7 +141,7 @@ impl Memory {
 
     /// Forgets jobs whose rows are gone for good.
     pub fn forget(&self, jobs: &HashSet<Uuid>) {
-        let mut writes = self.0.lock();
+        let mut writes = self.writes.lock();
         writes.all.retain(|(_, write)| !jobs.contains(&write.job_id()));
         writes.bytes = writes.all.iter().map(|(_, write)| write.size()).sum();
     }
@@ -131,8 +149,6 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use time::OffsetDateTime;
-
     use super::*;
 
     fn row(job: u128, bytes: usize) -> Write {
@@ -172,7 +188,7 @@ mod tests {
     #[test]
     fn what_is_old_or_too_much_is_forgotten_first() {
         let (memory, begun) = (Memory::default(), Instant::now());
-        let add = |write, after| memory.0.lock().add(write, begun + after);
+        let add = |write, after| memory.writes.lock().add(write, begun + after);
         add(row(1, 0), Duration::ZERO);
         add(row(2, 0), KEPT);
         assert_eq!(remembered(&memory), [(1, 1), (2, 1)], "for so long all is kept");
@@ -185,7 +201,7 @@ mod tests {
         for job in 5..100_000 {
             add(row(job, 1_000), KEPT);
         }
-        let writes = memory.0.lock();
+        let writes = memory.writes.lock();
         assert!(writes.bytes <= BYTES_MAX && writes.bytes > BYTES_MAX / 2);
         assert_eq!(writes.bytes, writes.all.iter().map(|(_, write)| write.size()).sum::<usize>());
     }

@@ -104,7 +104,7 @@ impl Journal {
                 return Ok(opened);
             }
             match find(tx, &self.worker, row).await? {
-                Some(found) if found.is_invalid => delete_invalid(tx, row.job_id).await?,
+                Some(found) if found.is_invalid => delete_invalid(tx, &[row.job_id]).await?,
                 // An earlier call's commit, whose answer was lost.
                 Some(Found { claim: Some(claim), .. }) => return Ok(Opened::Claimed(claim)),
                 Some(found) if found.has_same_content => {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use parking_lot::{Mutex, const_mutex};
 use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions, Postgres};
@@ -144,6 +145,10 @@ async fn is_usable(
     about: PoolConnectionMetadata,
     options: &PgConnectOptions,
 ) -> bool {
+    // A server that took another's place is not reached over what led to that one.
+    if Instant::now().checked_sub(about.age).is_none_or(lineage::is_outdated) {
+        return false;
+    }
     let distrusted_at = *DISTRUSTED_AT.lock();
     let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
     if about.idle_for < IDLE_TIME_MIN && !is_distrusted {
@@ -229,6 +234,8 @@ pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Resul
 pub async fn connect_to_work(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
     let connections = settings.database_connections.saturating_sub(FOR_BATCHES);
     // The most that leave room for those of the reads.
+    // Nothing was committed yet.
+    lineage::forget();
     let others = (1..=connections).rev().find(|others| others + readers(*others) <= connections);
     connect_with(others.unwrap_or(1), url, Session::Work).await
 }
@@ -281,6 +288,9 @@ pub(crate) fn pool_options(connections: u32, options: &PgConnectOptions, session
 /// When it is not, and a person must change that.
 pub async fn check_session(pool: &PgPool, allow_unsafe: bool) -> anyhow::Result<()> {
     let mut connection = pool.acquire().await?;
+    lineage::check(&mut connection)
+        .await
+        .context("DATABASE_URL: the server is a standby, which takes no writes")?;
     if is_pooled_by_transaction(&mut connection, &pool.connect_options()).await? {
         // Another's statements may be prepared on it.
         connection.detach();

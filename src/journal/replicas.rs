@@ -46,9 +46,8 @@ pub struct WorkerView {
 impl Journal {
     /// Writes down that this replica lives, and reads whether the work is paused.
     pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
-        run("beat", &self.pool, async |connection| {
-            sqlx::query_as!(
-                Pause,
+        let beaten = run("beat", &self.pool, async |connection| {
+            sqlx::query!(
                 r#"-- beat
                 with beaten as (
                     insert into worker (
@@ -65,19 +64,27 @@ impl Journal {
                     order by id desc
                     limit 1
                 )
-                select at, by as "by!", note as "note!" from newest where action = 'pause'"#,
+                select now() as "seen_at!", at as "at?", by as "by?", note as "note?"
+                from (values (1)) as one
+                left join newest on action = 'pause'"#,
                 self.worker,
                 env!("CARGO_PKG_VERSION"),
                 pulse.started_at,
                 i32::try_from(pulse.in_flight).unwrap_or(i32::MAX),
                 &pulse.paused_for,
                 pulse.instance,
-                lineage::known().map(|lineage| lineage.name),
+                lineage::known().map(|lineage| lineage.text()),
             )
-            .fetch_optional(connection)
+            .fetch_one(connection)
             .await
         })
-        .await
+        .await?;
+        self.memory.note_beat(beaten.seen_at);
+        let pause = (beaten.at, beaten.by, beaten.note);
+        Ok(match pause {
+            (Some(at), Some(by), Some(note)) => Some(Pause { at, by, note }),
+            _ => None,
+        })
     }
 
     /// Removes this replica's row: it stops in good order.

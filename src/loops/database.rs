@@ -9,15 +9,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::config::{Checked, DatabaseSettings};
-use crate::context::Context;
+use crate::context::{Context, chain};
 use crate::control::intake::Reason;
 use crate::journal;
-use crate::journal::failover::{self, Lost, LostCommit, OTHERS_WAIT, RUNBOOK};
+use crate::journal::failover::{self, Lost, LostCommit, RUNBOOK, Survey};
 use crate::loops::heartbeat::obey;
 use crate::metrics::METRICS;
 
 /// Between two tries to reach the database at start.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// So many turns that fail for no outage do not mend themselves.
+const FAILURES_TOLD: u32 = 10;
 
 /// How many jobs a line names; all of them stand in lost_commit.
 const NAMED_MAX: usize = 20;
@@ -74,52 +77,23 @@ async fn try_to_open(
     Ok(pool)
 }
 
-/// Waits for replicas that have not said what they remember of the time before a failover: what they did
-/// last may be missing here, and this replica would do it again. False when stopped meanwhile.
-pub async fn await_others(pool: &PgPool, stopping: &CancellationToken) -> anyhow::Result<bool> {
-    let begun = Instant::now();
-    let mut told = false;
-    loop {
-        let awaited = match failover::awaited_at_start(pool).await {
-            Ok(awaited) => awaited,
-            Err(error) => {
-                let error = anyhow::Error::new(error);
-                if !journal::is_away(&error) {
-                    return Err(error);
-                }
-                vec![]
-            }
-        };
-        if awaited.is_empty() || begun.elapsed() >= OTHERS_WAIT {
-            tell_silent(&awaited);
-            return Ok(true);
-        }
-        if !std::mem::replace(&mut told, true) {
-            tell_awaited(&awaited);
-        }
-        if stopping.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
-            return Ok(false);
+/// Before this replica begins anything: waits for those that have not said what they remember of the time
+/// before a failover. What they did last may be missing here, and would be done again. False when stopped
+/// meanwhile.
+pub async fn await_others(context: &Context, instance: &str) -> bool {
+    let mut surveying = Surveying { at_start: true, ..Surveying::default() };
+    while !surveying.take_turn(context, instance).await {
+        if context.stopping.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
+            return false;
         }
     }
-}
-
-fn tell_awaited(awaited: &[String]) {
-    warn!(?awaited, "the database failed over; this replica waits until the others have compared their rows");
-}
-
-fn tell_silent(awaited: &[String]) {
-    if !awaited.is_empty() {
-        error!(
-            ?awaited,
-            "the database failed over, and these replicas did not say what they remember: what they committed last may be \
-             missing without a trace; see {RUNBOOK}"
-        );
-    }
+    true
 }
 
 /// While the database is away or refuses us: finds out where the setting leads by now, until the
 /// worker stops. Its password may have been rotated, and its host have another address. What it has is
-/// compared with what this replica remembers before anything else is done there.
+/// compared with what this replica remembers before anything else is done there; a replica that stops
+/// meanwhile takes nothing with it that it could still say.
 pub async fn follow(settings: DatabaseSettings, context: Arc<Context>, instance: String) {
     let mut known = None;
     let mut surveying = Surveying::default();
@@ -127,19 +101,39 @@ pub async fn follow(settings: DatabaseSettings, context: Arc<Context>, instance:
     let stopping = context.stopping.clone();
     loop {
         let paused = async { is_open.wait_for(|is_open| !is_open).await.is_ok() };
-        if stopping.run_until_cancelled(paused).await != Some(true) {
+        if stopping.run_until_cancelled(paused).await == Some(false) {
             return;
         }
-        if context.intake.is_paused_for(Reason::Database) {
+        let is_stopping = stopping.is_cancelled();
+        let is_away = context.intake.is_paused_for(Reason::Database);
+        // Nobody else knows what this replica remembers.
+        if is_stopping && !(is_away && context.journal.remembers()) {
+            return;
+        }
+        if is_away {
             if let Err(error) = context.journal.lead_anew(&settings, &mut known).await {
                 debug!(error = format!("{error:#}"), "the database still refuses this worker");
             }
-            if failover::is_due() {
-                surveying.take_turn(&context, &instance).await;
+            if failover::is_due() || is_stopping {
+                let is_over = surveying.take_turn(&context, &instance).await;
+                // One that begins nothing any more need not wait for others.
+                let has_spoken = is_stopping && surveying.survey.has_stood;
+                if has_spoken && !is_over {
+                    surveying.go_on(&context);
+                }
+                if is_stopping && (is_over || has_spoken) {
+                    return;
+                }
+                if is_over {
+                    surveying = Surveying::default();
+                }
             }
         }
-        if stopping.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
-            return;
+        let pause = sleep(RETRY_DELAY);
+        if is_stopping {
+            pause.await;
+        } else {
+            stopping.run_until_cancelled(pause).await;
         }
     }
 }
@@ -147,68 +141,93 @@ pub async fn follow(settings: DatabaseSettings, context: Arc<Context>, instance:
 /// A comparison under way.
 #[derive(Default)]
 struct Surveying {
-    begun: Option<Instant>,
-    /// Whether it was told that others are waited for.
-    told: bool,
+    survey: Survey,
+    at_start: bool,
+    /// When the last turn was taken that was answered.
+    answered_at: Option<Instant>,
+    /// Whether it was told that others are waited for, and that it cannot be gone on.
+    told_awaited: bool,
+    failures: u32,
 }
 
 impl Surveying {
-    async fn take_turn(&mut self, context: &Context, instance: &str) {
-        let begun = *self.begun.get_or_insert_with(Instant::now);
-        let survey = match context.journal.survey(instance, begun.elapsed()).await {
-            Ok(survey) => survey,
-            Err(error) => {
-                // Nobody waits while nothing answers.
-                self.begun = None;
-                return debug!(%error, "what the database has cannot be compared yet");
+    /// Returns whether it is over.
+    async fn take_turn(&mut self, context: &Context, instance: &str) -> bool {
+        let begun = Instant::now();
+        self.survey.answering += self.answered_at.take().map_or(Duration::ZERO, |at| begun - at);
+        if let Err(error) = context.journal.survey(&mut self.survey, instance, self.at_start).await {
+            self.failures += 1;
+            if self.failures == FAILURES_TOLD && !error.is_outage() {
+                error!(error = chain(&error), "what the database has cannot be compared; see {RUNBOOK}");
             }
-        };
-        tell_lost(&survey.restored, &survey.missing);
+            debug!(error = chain(&error), "what the database has cannot be compared yet");
+            return false;
+        }
+        self.failures = 0;
+        self.answered_at = Some(begun);
+        let survey = &mut self.survey;
+        tell_lost(&std::mem::take(&mut survey.restored), true);
+        tell_lost(&std::mem::take(&mut survey.missing), false);
+        let names = || survey.awaited.iter().map(|other| other.replica.as_str()).collect::<Vec<_>>();
+        if !survey.is_over {
+            if !survey.awaited.is_empty() && !std::mem::replace(&mut self.told_awaited, true) {
+                warn!(
+                    awaited = ?names(),
+                    "the database failed over; this replica waits until the others have compared their rows"
+                );
+            }
+            return false;
+        }
         if survey.is_bottomless {
             error!(
                 "the database lost more than this replica remembers, and the work is paused; see {RUNBOOK}"
             );
         }
-        if !survey.is_over {
-            if !survey.awaited.is_empty() && !std::mem::replace(&mut self.told, true) {
-                tell_awaited(&survey.awaited);
-            }
-            return;
+        if !survey.awaited.is_empty() {
+            error!(
+                awaited = ?names(),
+                "the database failed over, and these replicas did not say what they remember: what they \
+                 committed last may be missing without a trace; see {RUNBOOK}"
+            );
         }
-        tell_silent(&survey.awaited);
+        if !self.at_start {
+            // Before anything is taken: the next heartbeat may be two seconds away.
+            obey(&context.intake, survey.pause.take());
+            self.go_on(context);
+        }
+        true
+    }
+
+    fn go_on(&mut self, context: &Context) {
         info!("what the database has was compared with what this replica remembers");
-        // Before anything is taken: the next heartbeat may be two seconds away.
-        obey(&context.intake, survey.pause);
-        *self = Self::default();
+        context.journal.adopt(std::mem::take(&mut self.survey));
     }
 }
 
-fn tell_lost(restored: &[LostCommit], missing: &[LostCommit]) {
-    let count = |commits: &[LostCommit], lost| commits.iter().filter(|commit| commit.lost == lost).count();
-    for (commits, is_restored) in [(restored, true), (missing, false)] {
-        if commits.is_empty() {
-            continue;
-        }
-        METRICS.note_lost_commits(is_restored, commits.len());
-        let [jobs, attempts, results] =
-            [Lost::Job, Lost::Attempt, Lost::Result].map(|lost| count(commits, lost));
-        let job_ids: Vec<String> =
-            commits.iter().take(NAMED_MAX).map(|commit| commit.job_id.to_string()).collect();
-        match is_restored {
-            true => warn!(
-                jobs,
-                attempts,
-                results,
-                ?job_ids,
-                "the database lost commits in a failover; this replica wrote them again, see {RUNBOOK}"
-            ),
-            false => error!(
-                jobs,
-                attempts,
-                results,
-                ?job_ids,
-                "the database lost commits in a failover that cannot be written again, and the work is paused; see {RUNBOOK}"
-            ),
-        }
+fn tell_lost(commits: &[LostCommit], is_restored: bool) {
+    if commits.is_empty() {
+        return;
+    }
+    METRICS.note_lost_commits(is_restored, commits.len());
+    let count = |lost| commits.iter().filter(|commit| commit.lost == lost).count();
+    let [jobs, attempts, results] = [Lost::Job, Lost::Attempt, Lost::Result].map(count);
+    let job_ids: Vec<String> =
+        commits.iter().take(NAMED_MAX).map(|commit| commit.job_id.to_string()).collect();
+    match is_restored {
+        true => warn!(
+            jobs,
+            attempts,
+            results,
+            ?job_ids,
+            "the database lost commits in a failover; this replica wrote them again, see {RUNBOOK}"
+        ),
+        false => error!(
+            jobs,
+            attempts,
+            results,
+            ?job_ids,
+            "the database lost commits in a failover that cannot be written again, and the work is paused; see \
+             {RUNBOOK}"
+        ),
     }
 }

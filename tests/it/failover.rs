@@ -2,11 +2,13 @@
 //! told by the replicas what it lost; they wait for each other, and what nobody can write again is a
 //! person's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::json;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, Executor as _, PgConnection};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::harness::{NARROW, WorkerProcess, World, world_on};
@@ -51,6 +53,7 @@ impl Pair {
 
     /// The primary is gone for good, and the standby takes its place.
     async fn fail_over(&mut self, world: &World) {
+        // It may be gone already.
         self.primary.crash().expect("it does");
         self.standby.promote().expect("it does");
         let url: url::Url = self.standby.url().parse().expect("a URL");
@@ -73,16 +76,14 @@ fn with_standby(test: impl AsyncFnOnce(Arc<World>, Pair)) {
 }
 
 /// Two replicas in the middle of three hundred jobs.
-async fn start_at_work(world: &World, pair: &Pair) -> ([WorkerProcess; 2], Vec<(Uuid, Uuid)>) {
+async fn start_at_work(world: &World, url: &str) -> ([WorkerProcess; 2], Vec<(Uuid, Uuid)>) {
     world.declare_topology().await;
     world.set_provider(json!({ "latency_ms": 20 })).await;
     let jobs: Vec<_> = (0..300).map(|_| (Uuid::new_v4(), Uuid::new_v4())).collect();
     publish(world, &jobs).await;
-    let url = pair.url(world);
     let start = |name| {
-        world.start_worker_with(
-            &[&NARROW[..], &[("DATABASE_URL", url.as_str()), ("WORKER_NAME", name)]].concat(),
-        )
+        let settings = [("DATABASE_URL", url), ("WORKER_NAME", name), ("CLAIM_LEASE", "11s")];
+        world.start_worker_with(&[&NARROW[..], &settings].concat())
     };
     let workers = ["worker-1", "worker-2"].map(start);
     world.wait_for_accepted(20).await;
@@ -111,7 +112,7 @@ fn a_standby_that_had_every_commit_takes_over() {
         let mut primary = PgConnection::connect(&pair.primary.url()).await.expect("it answers");
         primary.execute("alter system set synchronous_standby_names = '*'").await.expect("it is set");
         primary.execute("select pg_reload_conf()").await.expect("it is read");
-        let (workers, jobs) = start_at_work(&world, &pair).await;
+        let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         pair.fail_over(&world).await;
         check_books(&world, &jobs).await;
         for worker in &workers {
@@ -124,17 +125,40 @@ fn a_standby_that_had_every_commit_takes_over() {
 #[test]
 fn what_a_standby_had_not_received_is_written_again() {
     with_standby(async |world, mut pair| {
-        let (workers, jobs) = start_at_work(&world, &pair).await;
+        // Some take several attempts, now of the one replica and now of the other.
+        let no = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
+        let rule = json!({
+            "match": { "method": "PATCH", "share": 0.1 }, "fault": { "apply": "never", "answer": no },
+        });
+        world.add_rule(rule).await;
+        let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         pair.hold_back().await;
-        world.wait_for_accepted(world.count_accepted().await + 60).await;
+        world.wait_for_accepted(world.count_accepted().await + 100).await;
+        let ends = async || -> BTreeMap<Uuid, OffsetDateTime> {
+            sqlx::query_as::<_, (Uuid, OffsetDateTime)>(
+                "select job_id, ended_at from submission where state = 'accepted'",
+            )
+            .fetch_all(&world.pool)
+            .await
+            .expect("the database answers")
+            .into_iter()
+            .collect()
+        };
+        let ended = ends().await;
         pair.fail_over(&world).await;
         // Upstream publishes everything again: also what the new primary has never heard of.
         publish(&world, &jobs).await;
-        check_books(&world, &jobs).await;
+        let ids: Vec<Uuid> = jobs.iter().map(|(_, job_id)| *job_id).collect();
+        world.check_nothing_lost_or_spent_twice(&ids).await;
+        world.wait_for_no_delivery().await;
+        assert_eq!(world.count("select count(*) from intervention").await, 0);
+        world.check_histories().await;
         let logs = workers.each_ref().map(WorkerProcess::log).concat();
         assert!(logs.contains(WRITTEN_AGAIN), "{logs}");
-        assert!(world.count("select count(*) from lost_commit where is_restored").await >= 60);
+        assert!(world.count("select count(*) from lost_commit where is_restored").await >= 100);
         assert_eq!(world.count("select count(*) from lost_commit where not is_restored").await, 0);
+        let ends = ends().await;
+        assert!(ended.iter().all(|(job_id, at)| ends[job_id] == *at), "each ended when it had ended");
     });
 }
 
@@ -142,7 +166,7 @@ fn what_a_standby_had_not_received_is_written_again() {
 #[test]
 fn a_replica_that_does_not_answer_is_waited_for() {
     with_standby(async |world, mut pair| {
-        let (workers, jobs) = start_at_work(&world, &pair).await;
+        let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         let [first, second] = &workers;
         pair.hold_back().await;
         world.wait_for_accepted(world.count_accepted().await + 60).await;
@@ -158,11 +182,80 @@ fn a_replica_that_does_not_answer_is_waited_for() {
     });
 }
 
+/// It finds a standby, and nobody who could tell it what is missing there.
+#[test]
+fn a_replica_that_starts_before_the_standby_is_promoted_waits() {
+    with_standby(async |world, mut pair| {
+        let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
+        pair.hold_back().await;
+        world.wait_for_accepted(world.count_accepted().await + 60).await;
+        workers.iter().for_each(|worker| worker.signal("STOP"));
+        pair.primary.crash().expect("it does");
+        let settings =
+            [("WORKER_NAME", "worker-3"), ("DATABASE_URL", &pair.url(&world)), ("CLAIM_LEASE", "11s")];
+        let third = world.start_worker_with(&[&NARROW[..], &settings].concat());
+        world.wait_for_log(&third, "is a standby, which takes no writes").await;
+        pair.fail_over(&world).await;
+        publish(&world, &jobs).await;
+        world.wait_for_log(&third, "waits until the others have compared").await;
+        workers.iter().for_each(|worker| worker.signal("CONT"));
+        check_books(&world, &jobs).await;
+    });
+}
+
+#[test]
+fn a_replica_that_is_stopped_meanwhile_says_first_what_it_remembers() {
+    with_standby(async |world, mut pair| {
+        let (mut workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
+        pair.hold_back().await;
+        world.wait_for_accepted(world.count_accepted().await + 60).await;
+        pair.primary.crash().expect("it does");
+        for worker in &workers {
+            world.wait_for_log(worker, "intake paused").await;
+            worker.signal("TERM");
+        }
+        pair.fail_over(&world).await;
+        for worker in &mut workers {
+            assert!(worker.exit().await.success());
+            world.wait_for_log(worker, COMPARED).await;
+        }
+        assert!(world.count("select count(*) from lost_commit where is_restored").await >= 60);
+        let settings = [("WORKER_NAME", "worker-3"), ("DATABASE_URL", &pair.url(&world))];
+        let _third = world.start_worker_with(&settings);
+        publish(&world, &jobs).await;
+        check_books(&world, &jobs).await;
+    });
+}
+
+/// As a disk that said "written" too early, or a snapshot of it: no other timeline tells of it.
+#[test]
+fn a_server_that_comes_back_with_less_is_noticed() {
+    let mut cluster = own_postgres(Disk::Ample, &[]);
+    let url = cluster.url();
+    world_on(&url, async |world| {
+        let url = world.database_url().to_owned();
+        let (workers, jobs) = start_at_work(&world, &url).await;
+        cluster.stop().expect("it does");
+        cluster.keep().expect("it is copied");
+        cluster.start_again().expect("it does");
+        world.wait_for_accepted(world.count_accepted().await + 60).await;
+        workers[1].signal("STOP");
+        cluster.crash().expect("it does");
+        cluster.put_back().expect("it is copied");
+        cluster.start_again().expect("it does");
+        publish(&world, &jobs).await;
+        world.wait_for_log(&workers[0], "waits until the others have compared").await;
+        workers[1].signal("CONT");
+        check_books(&world, &jobs).await;
+        assert!(world.count("select count(*) from lost_commit where is_restored").await >= 60);
+    });
+}
+
 /// A person looks at what can neither be known nor written, and the work waits for them.
 #[test]
 fn what_cannot_be_written_again_is_named_and_the_work_pauses() {
     with_standby(async |world, mut pair| {
-        let (workers, jobs) = start_at_work(&world, &pair).await;
+        let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         pair.hold_back().await;
         let known: Vec<Uuid> = sqlx::query_scalar("select job_id from submission")
             .fetch_all(&world.pool)
@@ -213,7 +306,7 @@ fn what_cannot_be_written_again_is_named_and_the_work_pauses() {
 #[test]
 fn a_replica_that_starts_after_a_failover_says_whom_it_did_not_hear() {
     with_standby(async |world, mut pair| {
-        let (mut workers, _) = start_at_work(&world, &pair).await;
+        let (mut workers, _) = start_at_work(&world, &pair.url(&world)).await;
         pair.fail_over(&world).await;
         workers.iter_mut().for_each(WorkerProcess::kill);
         let settings = [("WORKER_NAME", "worker-3"), ("DATABASE_URL", &pair.url(&world))];

@@ -111,6 +111,28 @@ impl OwnPostgres {
         Ok(())
     }
 
+    /// Keeps what it has on its disk now; it must have ended.
+    pub fn keep(&self) -> anyhow::Result<()> {
+        self.copy("", ".kept")
+    }
+
+    /// Puts what was kept in the place of what it has; it must have ended.
+    pub fn put_back(&self) -> anyhow::Result<()> {
+        for name in ["data", "wal"] {
+            fs::remove_dir_all(self.directory.path(name))?;
+        }
+        self.copy(".kept", "")
+    }
+
+    fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        for name in ["data", "wal"] {
+            let [from, to] = [from, to].map(|suffix| self.directory.path(&format!("{name}{suffix}")));
+            let copied = Command::new("cp").arg("-a").args([from, to]).status()?;
+            ensure!(copied.success(), "cannot copy a cluster");
+        }
+        Ok(())
+    }
+
     /// Where it listens, as a URL names it.
     pub fn place(&self) -> String {
         format!("127.0.0.1:{}", self.port)

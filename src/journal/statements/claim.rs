@@ -364,54 +364,45 @@ pub(crate) async fn begin_attempts(
     Ok(slots.into_iter().map(Claim).collect())
 }
 
-/// Writes a claim again that a failover lost, with its attempt: where the job stands as it did before. What
-/// is there already is left as it is.
-pub(crate) async fn restore_claim(
+/// Writes claims again that a failover lost, with their attempts: where a job stands as it did before. Others
+/// are left as they are.
+pub(crate) async fn restore_claims(
     tx: &mut PgConnection,
     worker: &str,
-    claim: &Claim,
+    claims: &[&Claim],
     lease: Duration,
 ) -> sqlx::Result<()> {
-    let left = lease.saturating_sub(claim.t0.elapsed());
     sqlx::query!(
-        "-- restore_claim
-        with restored as (
+        "-- restore_claims
+        with lost as (
+            select *
+            from unnest(
+                $1::uuid[], $2::integer[], $3::bigint[], $4::timestamptz[], $5::timestamptz[], $6::float8[]
+            ) as l (job_id, number, token, begun_at, signed_at, seconds_left)
+        ), restored as (
             update submission s
-            set state = 'submitting', waiting_for = null, due_at = null, attempts = $2, claim_token = $3,
-                claimed_by = $4, claimed_until = now() + make_interval(secs => $7)
-            where job_id = $1 and state in ('waiting', 'unknown') and attempts = $2 - 1 and claim_token < $3
-                and not exists (select from attempt a where a.job_id = $1 and a.ended_at is null)
-            returning job_id
+            set state = 'submitting', waiting_for = null, due_at = null, attempts = l.number,
+                claim_token = l.token, claimed_by = $7,
+                claimed_until = now() + make_interval(secs => l.seconds_left)
+            from lost l
+            where s.job_id = l.job_id and s.state in ('waiting', 'unknown') and s.attempts = l.number - 1
+                and s.claim_token < l.token
+                and not exists (select from attempt a where a.job_id = s.job_id and a.ended_at is null)
+            returning l.job_id, l.number, l.begun_at, l.signed_at
         )
         insert into attempt (job_id, number, worker, begun_at, signed_at)
-        select job_id, $2, $4, $5, $6 from restored",
-        claim.job.id,
-        claim.attempt,
-        claim.token,
+        select job_id, number, $7, begun_at, signed_at from restored",
+        &column(claims, |claim| claim.job.id),
+        &column(claims, |claim| claim.attempt),
+        &column(claims, |claim| claim.token),
+        &column(claims, |claim| claim.begun_at),
+        &column(claims, |claim| OffsetDateTime::from(claim.t0.wall)),
+        &column(claims, |claim| lease.saturating_sub(claim.t0.elapsed()).as_secs_f64()),
         worker,
-        claim.begun_at,
-        OffsetDateTime::from(claim.t0.wall),
-        left.as_secs_f64(),
     )
     .execute(tx)
     .await?;
     Ok(())
-}
-
-/// Whether the attempt of a claim is there.
-pub(crate) async fn is_begun(tx: &mut PgConnection, worker: &str, claim: &Claim) -> sqlx::Result<bool> {
-    sqlx::query_scalar!(
-        r#"-- is_begun
-        select exists (
-            select from attempt where job_id = $1 and number = $2 and worker = $3 and signed_at = $4
-        ) as "is_begun!""#,
-        claim.job.id,
-        claim.attempt,
-        worker,
-        OffsetDateTime::from(claim.t0.wall),
-    )
-    .fetch_one(tx)
-    .await
 }
 
 /// Takes the slots of up to `limit` jobs that have been due the longest, since `due_from` at most, of

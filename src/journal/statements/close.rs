@@ -23,6 +23,8 @@ pub(crate) struct Closing {
     pub to: Destination,
     /// Whether the attempt counts against `RETRY_MAX_ATTEMPTS`.
     pub is_retry: bool,
+    /// When it was closed, if it is closed again; or else now.
+    pub at: Option<OffsetDateTime>,
 }
 
 impl Closing {
@@ -30,20 +32,20 @@ impl Closing {
     pub fn ended(claim: &Claim, result: &AttemptResult, outcome: &Outcome) -> Self {
         let error = outcome.note().or(result.error);
         let attempt = ClosedAttempt { error, ..closed(claim, result) };
-        Self { claim: *claim, attempt, to: Destination::End(outcome.ended()), is_retry: false }
+        Self { claim: *claim, attempt, to: Destination::End(outcome.ended()), is_retry: false, at: None }
     }
 
     /// The job waits.
     pub fn waiting(claim: &Claim, result: &AttemptResult, wait: &Wait) -> Self {
         let why = Some(why(claim, &result.verdict));
         let to = Destination::Wait { waiting_for: wait.waiting_for, due_in: wait.delay, why };
-        Self { claim: *claim, attempt: closed(claim, result), to, is_retry: wait.counts }
+        Self { claim: *claim, attempt: closed(claim, result), to, is_retry: wait.counts, at: None }
     }
 
     /// The job's outcome is unknown, and its customer is read after `due_in`.
     pub fn unknown(claim: &Claim, result: &AttemptResult, due_in: Duration) -> Self {
         let to = Destination::Read { due_in, why: Some(why(claim, &result.verdict)) };
-        Self { claim: *claim, attempt: closed(claim, result), to, is_retry: false }
+        Self { claim: *claim, attempt: closed(claim, result), to, is_retry: false, at: None }
     }
 
     /// By what the batch tells it from others: a job has one claim of that token.
@@ -77,6 +79,11 @@ impl Closing {
         let reference = self.to.acceptance().and_then(|acceptance| acceptance.reference.as_deref());
         let entry = self.attempt.entry(worker, times, reference);
         claim.head.after(fingerprinter, claim.subject(), &entry)
+    }
+
+    /// The same, closed again over a history that stands there.
+    pub fn again(&self, head: Head, at: OffsetDateTime) -> Self {
+        Self { claim: self.claim.at(head), at: Some(at), ..self.clone() }
     }
 
     fn says_limit_is_reached(&self) -> bool {
@@ -119,7 +126,8 @@ pub(crate) async fn close_many(
     let moves = closings.iter().map(|closing| Move {
         attempt: Some(&closing.attempt),
         is_retry: closing.is_retry,
-        head: Some(closing.head_after(fingerprinter, worker, now)),
+        head: Some(closing.head_after(fingerprinter, worker, closing.at.unwrap_or(now))),
+        at: closing.at,
         ..Move::new(closing.claim.position(), &closing.to)
     });
     let closed = move_on(tx, limits.at_end, &moves.collect::<Vec<_>>()).await?;

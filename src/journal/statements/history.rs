@@ -1,5 +1,6 @@
 //! A job's history: its row is locked, and entries are added to it.
 
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use sqlx::PgConnection;
@@ -46,6 +47,21 @@ pub(crate) async fn lock_submission(tx: &mut PgConnection, job_id: Uuid) -> sqlx
         reason_code: row.reason_code,
         now: row.now,
     }))
+}
+
+/// Locks the rows of submissions, in the jobs' order, and returns where their histories stand.
+pub(crate) async fn lock_heads(tx: &mut PgConnection, jobs: &[Uuid]) -> sqlx::Result<HashMap<Uuid, Head>> {
+    let rows = sqlx::query!(
+        r#"-- lock_heads
+        select job_id, chain as "chain: [u8; 32]", entries
+        from submission
+        where job_id = any($1)
+        order by job_id
+        for update"#,
+        jobs,
+    );
+    let rows = rows.fetch_all(tx).await?;
+    Ok(rows.into_iter().map(|row| (row.job_id, Head::of_row(row.chain, row.entries))).collect())
 }
 
 /// Notes where a history stands after an entry that moves its job nowhere.

@@ -130,11 +130,13 @@ pub(crate) struct Move<'a> {
     pub is_retry: bool,
     /// Where the history stands after it, if it adds an entry.
     pub head: Option<Head>,
+    /// When it was made, if it is made again; or else now.
+    pub at: Option<OffsetDateTime>,
 }
 
 impl<'a> Move<'a> {
     pub fn new(from: Position, to: &'a Destination) -> Self {
-        Self { from, to, attempt: None, is_retry: false, head: None }
+        Self { from, to, attempt: None, is_retry: false, head: None, at: None }
     }
 
     fn gives_up_attempt(&self) -> bool {
@@ -214,19 +216,19 @@ pub(crate) async fn move_on(
                 $13::text[], $14::text[], $15::text[],
                 $16::integer[], $17::bytea[],
                 $18::integer[], $19::text[], $20::text[], $21::integer[], $22::text[], $23::text[], $24::integer[],
-                $26::text[]
+                $26::text[], $27::timestamptz[]
             ) as w (
                 job_id, state_before, token, entries_before,
                 state, waiting_for, due_in, gives_up_attempt, is_retry,
                 reason_code, reason, keeps_payload,
                 evidence, provider_reference, verification_status,
                 entry, chain,
-                number, verdict, detail, http_status, provider_message, error, duration_ms, checked
+                number, verdict, detail, http_status, provider_message, error, duration_ms, checked, at
             )
         ), moved as (
             update submission s
             set state = w.state, waiting_for = w.waiting_for, due_at = now() + make_interval(secs => w.due_in),
-                ended_at = case when w.due_in is null then greatest(now(), s.received_at) end,
+                ended_at = case when w.due_in is null then greatest(coalesce(w.at, now()), s.received_at) end,
                 claimed_until = null, claim_token = s.claim_token + 1,
                 attempts = s.attempts - w.gives_up_attempt::integer, retries = s.retries + w.is_retry::integer,
                 reason_code = case when w.reason is null then s.reason_code else w.reason_code end,
@@ -242,10 +244,10 @@ pub(crate) async fn move_on(
                 and s.entries = w.entries_before
             returning
                 s.job_id, s.customer_id, w.token, w.state, w.entry, w.number, w.verdict, w.detail, w.http_status,
-                w.provider_message, w.error, w.duration_ms, w.checked
+                w.provider_message, w.error, w.duration_ms, w.checked, w.at
         ), closed as (
             update attempt a
-            set ended_at = now(), entry = m.entry, verdict = m.verdict, detail = m.detail,
+            set ended_at = coalesce(m.at, now()), entry = m.entry, verdict = m.verdict, detail = m.detail,
                 http_status = m.http_status, provider_message = m.provider_message, error = m.error,
                 duration_ms = m.duration_ms, checked = m.checked
             from moved m
@@ -291,6 +293,7 @@ pub(crate) async fn move_on(
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.duration_ms)) as &[Option<i32>],
         at_end.verification_after.as_secs_f64(),
         &column(&all, |m| m.attempt.and_then(|attempt| attempt.checked)) as &[Option<&str>],
+        &column(&all, |m| m.at) as &[Option<OffsetDateTime>],
     )
     .fetch_all(&mut *tx)
     .await?;

@@ -142,6 +142,15 @@ async fn open_behind(
     Ok(opened.map(|each| (each.row.job_id, each.outcome.map_or(Opened::Waiting, Opened::Ended))).collect())
 }
 
+/// Writes rows again that a failover lost: as jobs that wait, whose claims are written again after them.
+/// Those whose `job_id` is taken are left out.
+pub(crate) async fn restore_rows(tx: &mut PgConnection, rows: &[&NewRow]) -> sqlx::Result<()> {
+    delete_invalid(tx, &column(rows, |row| row.job_id)).await?;
+    let rows = rows.iter().map(|row| Behind { row, outcome: None, is_newest: true });
+    insert_behind(tx, &rows.collect::<Vec<_>>()).await?;
+    Ok(())
+}
+
 async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Result<HashSet<Uuid>> {
     let all: Vec<&Behind<'_>> = rows.iter().collect();
     let reasons = column(&all, |each| each.outcome.as_ref().map(|outcome| outcome.reason().into_owned()));
@@ -357,11 +366,11 @@ pub(crate) async fn insert_waiting(
 }
 
 /// An invalid delivery is no claim on a `job_id`: a valid one starts afresh.
-pub(crate) async fn delete_invalid(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
+pub(crate) async fn delete_invalid(tx: &mut PgConnection, jobs: &[Uuid]) -> sqlx::Result<()> {
     sqlx::query!(
         "-- delete_invalid
-        delete from submission where job_id = $1 and state = 'invalid'",
-        job_id,
+        delete from submission where job_id = any($1) and state = 'invalid'",
+        jobs,
     )
     .execute(tx)
     .await?;
