@@ -107,7 +107,7 @@ impl Publisher {
 
     async fn on(connection: Connection, broker: &Broker) -> anyhow::Result<Self> {
         let channel = open_channel(&connection).await?;
-        let user = broker.uri.authority.userinfo.username.clone();
+        let user = broker.user().to_owned();
         Ok(Self { connection, channel, settings: broker.settings.clone(), user })
     }
 
