@@ -15,6 +15,7 @@ mod broker_outages;
 mod budget;
 mod check;
 mod clocks;
+mod cluster;
 mod commands;
 mod crashes;
 mod customer_events;
