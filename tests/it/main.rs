@@ -65,6 +65,7 @@ mod resolve;
 mod retries;
 mod roles;
 mod settings;
+mod sharding;
 mod shutdown;
 mod states;
 mod suspicion;

@@ -247,6 +247,16 @@ impl OwnRabbit {
         Ok(node)
     }
 
+    /// Enables a plugin.
+    pub fn enable(&self, plugin: &str) -> anyhow::Result<()> {
+        self.ask("rabbitmq-plugins", &["enable", plugin]).map(drop)
+    }
+
+    /// Makes what a file of definitions says.
+    pub fn import(&self, file: &Path) -> anyhow::Result<()> {
+        self.ask("rabbitmqctl", &["import_definitions", &file.display().to_string()]).map(drop)
+    }
+
     /// Starts a node, configured in Erlang's words and by lines of rabbitmq.conf, and waits for nothing.
     fn begin(mapper: Arc<Mapper>, configuration: &str, lines: &str) -> anyhow::Result<Self> {
         let directory = Directory::new()?;
@@ -287,6 +297,7 @@ impl OwnRabbit {
         let asked = Command::new(rabbitmq_program(program)?)
             .env("HOME", &self.directory.0)
             .env("ERL_EPMD_PORT", self.mapper.port.to_string())
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.directory.path("plugins"))
             .args(["--quiet", "-n", &self.name()])
             .args(arguments)
             .output()?;
