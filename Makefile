@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-short bench bench-quick bench-full bench-docs test test-stress test-full services env sqlx check docs build
+.PHONY: help demo storm storm-cluster storm-short bench bench-quick bench-full bench-docs test test-stress test-full services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -10,6 +10,9 @@ demo: ## Watch 2,000 jobs go through, with faults, and every record reconciled
 
 storm: ## Kill replicas, broker and database for ten minutes, and reconcile every record
 	@scripts/storm.sh
+
+storm-cluster: ## The same, with a broker of three nodes that are killed, frozen and cut off
+	@scripts/storm.sh --cluster
 
 storm-short: ## The same for a minute
 	@scripts/storm.sh --minutes 1 --outage-seconds 20 --squall-seconds 15 --review-percent-max 20

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -25,7 +26,7 @@ use super::transport::{self, Transport};
 use crate::config::{BrokerCertificates, BrokerSettings, ClientIdentity, Secret, parse_amqp_url};
 use crate::tls::certificate_fault;
 
-/// A broker that accepts TCP and never answers is given up after this.
+/// A broker that accepts TCP and never answers is given up after this. Several hosts share it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const HEARTBEAT_SECONDS: u16 = 10;
@@ -36,11 +37,24 @@ const SILENCE_MAX: Duration = Duration::from_secs(3 * HEARTBEAT_SECONDS as u64);
 /// The broker as one worker uses it.
 #[derive(Clone)]
 pub struct Broker {
-    pub(super) uri: AMQPUri,
+    /// One for each host; they differ in nothing else.
+    uris: Vec<AMQPUri>,
     pub(super) settings: BrokerSettings,
     name: String,
+    /// The host, and the address of each host, with which the next connection begins: after one that lets
+    /// us in and then cannot serve us, as a node that is cut off from its cluster, another comes first.
+    turn: Arc<AtomicUsize>,
     /// What the topology lacks that we can work without, as it was logged last.
     tolerated: Arc<Mutex<Vec<String>>>,
+}
+
+/// A connection that came about.
+pub(super) struct Connected {
+    pub connection: Connection,
+    /// What is done to its messages, found by tag.
+    pub alterations: Alterations,
+    /// Which of the hosts let us in, for people.
+    pub place: String,
 }
 
 impl Broker {
@@ -52,9 +66,27 @@ impl Broker {
         if let Some(fault) = settings.name_faults().into_iter().next() {
             return Err(fault.into());
         }
-        let mut uri = parse_amqp_url(url)?;
-        uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
-        Ok(Self { uri, settings: settings.clone(), name: name.to_owned(), tolerated: Arc::default() })
+        let mut uris = parse_amqp_url(url)?;
+        for uri in &mut uris {
+            uri.query.heartbeat = Some(HEARTBEAT_SECONDS);
+        }
+        // So that replicas spread.
+        let turn = Arc::new(AtomicUsize::new(rand::random_range(0..1000)));
+        let (settings, name) = (settings.clone(), name.to_owned());
+        Ok(Self { uris, settings, name, turn, tolerated: Arc::default() })
+    }
+
+    /// The same, of each host alone.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = Self> {
+        self.uris.iter().map(|uri| Self { uris: vec![uri.clone()], ..self.clone() })
+    }
+
+    pub(super) fn user(&self) -> &str {
+        &self.uris[0].authority.userinfo.username
+    }
+
+    pub(super) fn vhost(&self) -> &str {
+        &self.uris[0].vhost
     }
 
     /// Goes by what `AMQP_URL_FILE` says by now: its password may have been rotated.
@@ -65,7 +97,7 @@ impl Broker {
         }
         let url = self.settings.url().map_err(anyhow::Error::from);
         match url.and_then(|url| Self::new(&self.settings, &url, &self.name)) {
-            Ok(again) if again.uri != self.uri => {
+            Ok(again) if again.uris != self.uris => {
                 info!("AMQP_URL read again from its file");
                 again
             }
@@ -125,31 +157,51 @@ impl Broker {
 
     /// Connects, for messages that are taken whole.
     pub(super) async fn connect(&self) -> anyhow::Result<Connection> {
-        self.connect_for(Appetite::WHOLE).await.map(|(connection, _alterations)| connection)
+        self.connect_for(Appetite::WHOLE).await.map(|connected| connected.connection)
     }
 
-    /// Connects, for messages of which `appetite` is taken. What was done to them is found by tag.
-    pub(super) async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
-        let place = self.place();
-        // lapin ignores the connection_timeout of the URI.
-        let connected = timeout(CONNECT_TIMEOUT, self.try_to_connect(appetite)).await;
-        connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {CONNECT_TIMEOUT:?}"))).map_err(
-            |error| {
-                let advice = self.connect_advice(&error);
-                error.context(format!("AMQP_URL: cannot use {place}; {advice}"))
-            },
-        )
+    /// Connects, for messages of which `appetite` is taken. Every host is tried, each with its share of
+    /// the time, until one lets us in.
+    pub(super) async fn connect_for(&self, appetite: Appetite) -> anyhow::Result<Connected> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let count = self.uris.len();
+        let share = CONNECT_TIMEOUT / u32::try_from(count).unwrap_or(u32::MAX);
+        let mut failures = Vec::new();
+        for at in (0..count).map(|next| (turn % count + next) % count) {
+            let uri = &self.uris[at];
+            // lapin ignores the connection_timeout of the URI.
+            let connected = timeout(share, self.try_to_connect(uri, turn, appetite)).await;
+            match connected.unwrap_or_else(|_elapsed| Err(anyhow!("no answer within {share:.0?}"))) {
+                Ok((connection, alterations)) => {
+                    return Ok(Connected { connection, alterations, place: self.place(at) });
+                }
+                Err(error) => failures.push((at, error)),
+            }
+        }
+        // In one order, whoever came first, so that one outage has one text. What a host says tells more
+        // than that others say nothing.
+        failures.sort_by_key(|(at, error)| (refusal(error).is_none(), *at));
+        let mut failures = failures.into_iter().map(|(at, error)| (self.place(at), error));
+        let (place, error) = failures.next().context("AMQP_URL: names no host")?;
+        let others: String = failures.map(|(place, error)| format!(" (nor {place}: {error:#})")).collect();
+        let advice = self.connect_advice(&error);
+        Err(error.context(format!("AMQP_URL: cannot use {place}{others}; {advice}")))
     }
 
-    async fn try_to_connect(&self, appetite: Appetite) -> anyhow::Result<(Connection, Alterations)> {
+    async fn try_to_connect(
+        &self,
+        uri: &AMQPUri,
+        turn: usize,
+        appetite: Appetite,
+    ) -> anyhow::Result<(Connection, Alterations)> {
         let alterations = Alterations::default();
-        let frame_max = self.uri.query.frame_max.unwrap_or_default();
+        let frame_max = uri.query.frame_max.unwrap_or_default();
         let filter = Filter::new(appetite, frame_max, alterations.clone());
         // If this future is dropped, lapin's thread would wait for the broker for ever.
         let abandoned = CancellationToken::new();
         let abandons = abandoned.clone().drop_guard();
-        let tls = (self.uri.scheme == AMQPScheme::AMQPS).then(|| self.tls_config()).transpose()?;
-        let transport = Transport::connect(&self.uri, tls, filter, SILENCE_MAX, abandoned).await?;
+        let tls = (uri.scheme == AMQPScheme::AMQPS).then(|| self.tls_config()).transpose()?;
+        let transport = Transport::connect(uri, turn, tls, filter, SILENCE_MAX, abandoned).await?;
         let transport = Mutex::new(Some(transport));
         let hand_over = move |_uri, _runtime| {
             let transport = transport.lock().take();
@@ -161,13 +213,14 @@ impl Broker {
         };
         let properties = ConnectionProperties::default().with_connection_name(self.name.as_str().into());
         let connection =
-            Connection::connector(self.uri.clone(), transport::runtime(), hand_over, properties).await?;
+            Connection::connector(uri.clone(), transport::runtime(), hand_over, properties).await?;
         abandons.disarm();
         Ok((connection, alterations))
     }
 
-    pub(super) fn place(&self) -> String {
-        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+    /// Where RabbitMQ is: the host of that number.
+    pub(super) fn place(&self, at: usize) -> String {
+        let AMQPAuthority { host, port, .. } = &self.uris[at].authority;
         let is_ipv6 = host.contains(':');
         if is_ipv6 { format!("RabbitMQ at [{host}]:{port}") } else { format!("RabbitMQ at {host}:{port}") }
     }
@@ -186,7 +239,7 @@ impl Broker {
                 "it does not let this user into that vhost; `rabbitmqctl list_vhosts` lists them, `rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'` opens one, and the vhost / is written %2f"
             }
             // Often a reset is all that is left of the server's reason.
-            _ if self.uri.scheme == AMQPScheme::AMQPS => {
+            _ if self.uris[0].scheme == AMQPScheme::AMQPS => {
                 "is it running, are host and port right, and does it want another client certificate (AMQP_CERT_FILE, AMQP_KEY_FILE)?"
             }
             _ => "is it running, and are host and port right?",

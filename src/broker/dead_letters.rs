@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::answer::{answer, close};
-use super::connection::{Broker, count_in};
+use super::connection::{Broker, Connected, count_in};
 use super::filter::{Alterations, Appetite};
 use super::publisher::{NotTaken, Publisher};
 use super::topology::Edge;
@@ -58,7 +58,7 @@ impl DeadLetters {
     /// # Errors
     /// When the broker cannot be reached.
     pub async fn open(broker: &Broker) -> anyhow::Result<Self> {
-        let (connection, alterations) = broker.connect_for(Appetite::WHOLE).await?;
+        let Connected { connection, alterations, .. } = broker.connect_for(Appetite::WHOLE).await?;
         let channel =
             answer(connection.create_channel()).await.context("DEAD_LETTER_QUEUE: cannot open a channel")?;
         Ok(Self { connection, channel, alterations, settings: broker.settings.clone() })

@@ -1,5 +1,6 @@
 //! Inspects the broker for `check`: whether `run` could work there. Leaves everything as it is.
 
+use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::FieldTable;
@@ -27,19 +28,41 @@ enum Refusal {
 }
 
 impl Broker {
-    /// Inspects everything that a worker needs of the broker.
+    /// Inspects everything that a worker needs of the broker: whether each host lets us in, and the rest
+    /// at the first that does.
     pub async fn inspect(&self) -> Vec<Finding> {
-        let connection = match self.connect().await {
-            Ok(connection) => connection,
-            Err(error) => {
-                let advice = self.connect_advice(&error);
-                let what = format!("AMQP_URL: cannot use {}: {}", self.place(), error.root_cause());
-                return vec![Finding::wrong(what, advice)];
+        let hosts: Vec<Self> = self.hosts().collect();
+        let connected = join_all(hosts.iter().map(Self::connect)).await;
+        let is_any = connected.iter().any(Result::is_ok);
+        let (mut findings, mut connections) = (Vec::new(), Vec::new());
+        for (host, connected) in hosts.iter().zip(connected) {
+            let place = host.place(0);
+            match connected {
+                Ok(connection) => {
+                    findings.push(Finding::ok(format!(
+                        "{place} lets {} into vhost {}",
+                        self.user(),
+                        self.vhost()
+                    )));
+                    connections.push((place, connection));
+                }
+                Err(error) => {
+                    let advice = host.connect_advice(&error);
+                    let what = format!("AMQP_URL: cannot use {place}: {}", error.root_cause());
+                    findings.push(match is_any {
+                        true => {
+                            Finding::note(what, format!("{advice}; until then the worker uses the others"))
+                        }
+                        false => Finding::wrong(what, advice),
+                    });
+                }
             }
-        };
-        let user = &self.uri.authority.userinfo.username;
-        let mut findings =
-            vec![Finding::ok(format!("{} lets {user} into vhost {}", self.place(), self.uri.vhost))];
+        }
+        let mut connections = connections.into_iter();
+        let Some((place, connection)) = connections.next() else { return findings };
+        for (_, other) in connections {
+            close(&other).await;
+        }
         let settings = &self.settings;
         let mut parts = vec![
             ("EXCHANGE", Part::Exchange(&settings.exchange)),
@@ -62,7 +85,7 @@ impl Broker {
         };
         // All of them together, so that a silent broker is told of once.
         if timeout(ANSWER_TIMEOUT, asking).await.is_err() {
-            let what = format!("{} did not answer all questions within {ANSWER_TIMEOUT:?}", self.place());
+            let what = format!("{place} did not answer all questions within {ANSWER_TIMEOUT:?}");
             let remedy = "look at its log and its load, and at what lies between; then check again";
             findings.push(Finding::wrong(what, remedy));
         }

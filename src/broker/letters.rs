@@ -227,6 +227,7 @@ mod tests {
         let stops = || said(AMQPHardError::CONNECTIONFORCED.into());
         assert!(is_refused(&no_right()) && is_refused(&NotTaken::from(no_right()).into()));
         assert!(is_refused(&NotTaken::Refused("no queue is bound".into()).into()));
+        assert!(!is_refused(&NotTaken::Nacked("exchange kyc.dlx".into()).into()));
         assert!(!is_refused(&stops()) && !is_refused(&NotTaken::from(stops()).into()));
         assert!(!is_refused(&anyhow::anyhow!("no answer within 10s")));
     }

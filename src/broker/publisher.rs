@@ -37,6 +37,9 @@ pub enum NotTaken {
     /// The broker refuses this message, and may take the next.
     #[error("{0}")]
     Refused(String),
+    /// The queue does not take it now: it is full, or a quorum queue whose leader has gone.
+    #[error("the broker did not take a message to {0}: its queue is full, or has no leader for the moment")]
+    Nacked(String),
     /// The broker takes nothing, or did not say what became of it.
     #[error("{0}; what was published last may have arrived all the same")]
     Unconfirmed(Wait),
@@ -107,7 +110,7 @@ impl Publisher {
 
     async fn on(connection: Connection, broker: &Broker) -> anyhow::Result<Self> {
         let channel = open_channel(&connection).await?;
-        let user = broker.uri.authority.userinfo.username.clone();
+        let user = broker.user().to_owned();
         Ok(Self { connection, channel, settings: broker.settings.clone(), user })
     }
 
@@ -180,9 +183,7 @@ impl Publisher {
             match confirmed(&wait, confirm).await? {
                 Confirmation::Ack(None) => Ok(()),
                 Confirmation::Ack(Some(_)) => Err(NotTaken::Refused(format!("no queue is bound to {place}"))),
-                Confirmation::Nack(_) | Confirmation::NotRequested => Err(NotTaken::Refused(format!(
-                    "the broker refused a message to {place}; is the queue full?"
-                ))),
+                Confirmation::Nack(_) | Confirmation::NotRequested => Err(NotTaken::Nacked(place)),
             }
         })
     }

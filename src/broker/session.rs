@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 
 use super::acks::{AckFrame, Outstanding};
 use super::answer::{answer, close, refusal};
-use super::connection::Broker;
+use super::connection::{Broker, Connected};
 use super::declared::LosesMessages;
 use super::delivery::{Acker, Delivery, log_near_limit, message};
 use super::filter::{Alterations, Appetite};
@@ -100,7 +100,7 @@ impl Broker {
             let ended = match session {
                 Ok(session) => {
                     let (queue, _) = subscription.edge.queue(&self.settings);
-                    info!(queue, "the broker session is open");
+                    info!(queue, broker = session.place, "the broker session is open");
                     METRICS.note_session(metrics::Session::Opened);
                     let opened_at = Instant::now();
                     liveness.set_session(true);
@@ -190,6 +190,7 @@ fn needs_person(error: &anyhow::Error) -> bool {
 /// One connection, one channel, one consumer at a time. Any error ends it.
 struct Session {
     connection: Connection,
+    place: String,
     broker: Broker,
     alterations: Alterations,
     channel: Channel,
@@ -203,13 +204,13 @@ impl Session {
     pub async fn open(broker: &Broker, subscription: Subscription) -> anyhow::Result<Self> {
         let Subscription { edge, prefetch, body_bytes } = subscription;
         let appetite = Appetite { properties: Some(PROPERTIES_MAX), body_bytes: Some(body_bytes as u64) };
-        let (connection, alterations) = broker.connect_for(appetite).await?;
+        let Connected { connection, alterations, place } = broker.connect_for(appetite).await?;
         broker.set_up_topology(&connection, edge).await?;
         let (setting, (queue, _)) = (edge.setting(), edge.queue(&broker.settings));
         let fault = || format!("{setting}: cannot prepare to consume from {queue}");
         let channel = answer(connection.create_channel()).await.with_context(fault)?;
         let (broker, queue) = (broker.clone(), queue.to_owned());
-        Ok(Self { connection, broker, alterations, channel, setting, queue, prefetch, body_bytes })
+        Ok(Self { connection, place, broker, alterations, channel, setting, queue, prefetch, body_bytes })
     }
 
     pub async fn run(

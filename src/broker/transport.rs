@@ -67,21 +67,24 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    /// Connects to the first of the host's addresses that answers. Once `abandoned` is cancelled,
-    /// or the broker is silent for `silence_max`, reading fails, which ends lapin's thread.
+    /// Connects to the first of the host's addresses that answers. Each `turn` begins with another: a
+    /// server that hangs takes connections all the same. Once `abandoned` is cancelled, or the broker is silent for `silence_max`, reading fails, which ends lapin's thread.
     ///
     /// # Errors
     /// When no address answers, or TLS fails.
     pub async fn connect(
         uri: &AMQPUri,
+        turn: usize,
         tls: Option<ClientConfig>,
         filter: Filter,
         silence_max: Duration,
         abandoned: CancellationToken,
     ) -> io::Result<Self> {
         let host = uri.authority.host.as_str();
-        let addresses = lookup_host((host, uri.authority.port)).await?;
-        let socket = connect_to_any(addresses).await?;
+        let mut addresses: Vec<SocketAddr> = lookup_host((host, uri.authority.port)).await?.collect();
+        let first = turn % addresses.len().max(1);
+        addresses.rotate_left(first);
+        let socket = connect_to_any(addresses.into_iter()).await?;
         socket.set_nodelay(true)?;
         let wire: Box<dyn Wire> = match tls {
             None => Box::new(socket),

@@ -285,7 +285,7 @@ async fn requeue_each(
             done.requeued.push(id);
             continue;
         };
-        let refused = matches!(failure, NotTaken::Refused(_));
+        let refused = matches!(failure, NotTaken::Refused(_) | NotTaken::Nacked(_));
         let failure = anyhow::Error::from(failure);
         let reason = format!("{failure:#}");
         record_requeue(pool, &id, job_id, Some(&reason), attribution).await?;

@@ -375,7 +375,7 @@ impl BrokerSettings {
     /// When it is not given, or cannot be an AMQP URL.
     pub fn url(&self) -> Result<Secret, SettingFault> {
         let url = read_secret("AMQP_URL", self.amqp_url.as_ref(), self.amqp_url_file.as_ref())?;
-        let has_tls = parse_amqp_url(&url)?.scheme == AMQPScheme::AMQPS;
+        let has_tls = parse_amqp_url(&url)?.iter().any(|uri| uri.scheme == AMQPScheme::AMQPS);
         let names_files = [&self.amqp_ca_file, &self.amqp_cert_file, &self.amqp_key_file];
         if !has_tls && names_files.iter().any(|file| file.is_some()) {
             let reason = "are for TLS, which amqps:// in AMQP_URL asks for; change that, or remove them";

@@ -71,7 +71,7 @@ pub struct DatabaseSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Broker")]
 pub struct BrokerSettings {
-    /// RabbitMQ, amqp://user:password@host:port/vhost, or amqps:// (secret)
+    /// RabbitMQ, amqp://user:password@host:port/vhost, or amqps://; several hosts of a cluster by commas, host1:port,host2:port (secret)
     #[arg(long, env = "AMQP_URL", value_name = "URL", hide_env_values = true)]
     pub amqp_url: Option<Secret>,
 

@@ -148,11 +148,22 @@ const CHANNEL_MAX_MIN: u16 = 16;
 /// AMQP gives a name's length one byte.
 const VHOST_BYTES_MAX: usize = 255;
 
-/// Reads `AMQP_URL`.
+/// Reads `AMQP_URL`, which may name several hosts: `amqp://user:password@host1:port,host2:port/vhost`.
+/// Returns one for each, in their order. They differ in host and port alone.
 ///
 /// # Errors
 /// What is wrong with it; its value, which holds a password, is not shown.
-pub fn parse_amqp_url(url: &Secret) -> Result<AMQPUri, SettingFault> {
+pub fn parse_amqp_url(url: &Secret) -> Result<Vec<AMQPUri>, SettingFault> {
+    let url = url.expose();
+    let after_scheme = url.find("://").map_or(0, |at| at + "://".len());
+    let end = url[after_scheme..].find(['/', '?', '#']).map_or(url.len(), |length| after_scheme + length);
+    // What holds an @ before that is user and password.
+    let hosts = url[..end].rfind('@').map_or(after_scheme, |at| at + 1);
+    let one = |host: &str| Secret::from(format!("{}{host}{}", &url[..hosts], &url[end..]));
+    url[hosts..end].split(',').map(|host| parse_amqp_url_of_one_host(&one(host))).collect()
+}
+
+fn parse_amqp_url_of_one_host(url: &Secret) -> Result<AMQPUri, SettingFault> {
     let fault = |reason: String| SettingFault::new("AMQP_URL", reason);
     let parsed = parse(url, &AMQP_SCHEMES).map_err(fault)?;
     check_parameters(&parsed, &AMQP_PARAMETERS).map_err(fault)?;
@@ -310,16 +321,26 @@ mod tests {
     #[test]
     fn an_amqp_url_holds_nothing_that_would_be_passed_over() {
         let check = |url: &str| parse_amqp_url(&Secret::from(url)).map_err(|fault| fault.to_string());
-        for (sound, host, port) in [
-            ("amqp://guest:guest@h/%2f?frame_max=131072", "h", 5672),
-            ("amqps://h?auth_mechanism=external", "h", 5671),
-            ("amqp://127.0.0.1/v?frame_max=0", "127.0.0.1", 5672),
-            ("amqp://h/%2f?frame_max=1048576&channel_max=16", "h", 5672),
-            ("amqp://guest:guest@[::1]:5673/%2f", "::1", 5673),
-            ("amqps://[2001:db8::7]", "2001:db8::7", 5671),
+        for (sound, hosts) in [
+            ("amqp://guest:guest@h/%2f?frame_max=131072", &[("h", 5672)][..]),
+            ("amqps://h?auth_mechanism=external", &[("h", 5671)]),
+            ("amqp://127.0.0.1/v?frame_max=0", &[("127.0.0.1", 5672)]),
+            ("amqp://h/%2f?frame_max=1048576&channel_max=16", &[("h", 5672)]),
+            ("amqp://guest:guest@[::1]:5673/%2f", &[("::1", 5673)]),
+            ("amqps://[2001:db8::7]", &[("2001:db8::7", 5671)]),
+            ("amqps://h1,h2:5673,h3/v", &[("h1", 5671), ("h2", 5673), ("h3", 5671)]),
+            ("amqp://u:p%40,q@h1:1,[::1]:2,[::2]?heartbeat=5", &[("h1", 1), ("::1", 2), ("::2", 5672)]),
         ] {
-            let authority = check(sound).expect(sound).authority;
-            assert_eq!((authority.host.as_str(), authority.port), (host, port), "{sound}");
+            let read = check(sound).expect(sound);
+            let read: Vec<_> =
+                read.iter().map(|uri| (uri.authority.host.as_str(), uri.authority.port)).collect();
+            assert_eq!(read, hosts, "{sound}");
+        }
+        let several = check("amqp://u:p%40,q@h1,h2/%2fv?heartbeat=5").expect("it is sound");
+        for uri in &several {
+            let userinfo = &uri.authority.userinfo;
+            assert_eq!((userinfo.password.as_str(), uri.vhost.as_str()), ("p@,q", "/v"));
+            assert_eq!(uri.query.heartbeat, Some(5));
         }
         for (odd, said) in [
             ("http://guest:s3cr3t@h", "amqp://"),
@@ -333,6 +354,9 @@ mod tests {
             (&format!("amqp://h/{}", "v".repeat(256)), "at most 255 bytes"),
             (&format!("amqp://h/{}", "%c3%bc".repeat(128)), "at most 255 bytes"),
             ("amqp://:5672/vhost", "amqp://"),
+            ("amqp://guest:s3cr3t@h1,/vhost", "amqp://"),
+            ("amqp://guest:s3cr3t@h1,,h2", "amqp://"),
+            ("amqp://guest:s3cr3t@h1:5672,h2:port", "amqp://"),
             ("amqp://h?auth_mechanism=s3cr3t", "cannot be read"),
             ("amqp://u:%ff@h", "cannot be read"),
             ("amqps://h?verify=verify_peer", "the parameter verify"),
@@ -351,8 +375,8 @@ mod tests {
         for (url, size) in
             [("amqp://h", 131_072), ("amqp://h?frame_max=0", 131_072), ("amqp://h?frame_max=8192", 8192)]
         {
-            let uri = parse_amqp_url(&Secret::from(url)).expect(url);
-            assert_eq!(uri.query.frame_max, Some(size), "{url}");
+            let uris = parse_amqp_url(&Secret::from(url)).expect(url);
+            assert_eq!(uris[0].query.frame_max, Some(size), "{url}");
         }
     }
 }

@@ -168,8 +168,33 @@ fn check_names_what_is_wrong_at_the_broker() {
         blames(&world, &[], &what, &["delete it", "TOPOLOGY=verify"]).await;
         assert_eq!(check(&world, &[("TOPOLOGY", "verify")]).await, Vec::<Value>::new());
 
-        let closed = [("AMQP_URL", "amqp://guest:canary@127.0.0.1:1")];
-        blames(&world, &closed, &["127.0.0.1:1", "refused"], &["is it running"]).await;
+        let closed = [("AMQP_URL", "amqp://guest:canary@127.0.0.1:1,[::1]:1")];
+        let wrong = check(&world, &closed).await;
+        for (found, place) in wrong.iter().zip(["127.0.0.1:1", "[::1]:1"]) {
+            let said = found.to_string();
+            assert!(said.contains(&format!("AMQP_URL: cannot use RabbitMQ at {place}: ")), "{said}");
+            assert!(said.contains("is it running"), "{said}");
+        }
+        assert_eq!(wrong.len(), 2, "each host has its own: {wrong:#?}");
+    });
+}
+
+#[test]
+fn check_notes_a_host_of_several_that_does_not_let_the_worker_in() {
+    world(async |world| {
+        world.declare_topology().await;
+        let amqp_url = world.amqp_url().replace("@", "@127.0.0.1:1,");
+        let said = world.run(&["check"], &[("AMQP_URL", &amqp_url)]).await;
+        assert_eq!(said.status.code(), Some(0));
+        let said = String::from_utf8(said.stdout).expect("UTF-8");
+        for words in [
+            "AMQP_URL: cannot use RabbitMQ at 127.0.0.1:1: Connection refused",
+            "until then the worker uses the others",
+            "lets guest into vhost",
+            "queue kyc.document-updates is declared as it should be",
+        ] {
+            assert!(said.contains(words), "no {words:?} in {said}");
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! Servers of a test's own, which need not outlive the machine.
 
-pub use kyc_lab::services::{Disk, OwnPostgres, OwnRabbit, free_port};
+pub use kyc_lab::services::{Disk, OwnCluster, OwnPostgres, OwnRabbit, free_port};
 
 /// Makes a cluster and starts it with `settings`, each `name=value`.
 pub fn own_postgres(disk: Disk, settings: &[&str]) -> OwnPostgres {
@@ -15,4 +15,9 @@ pub fn own_standby(primary: &OwnPostgres) -> OwnPostgres {
 /// Starts a node whose application `rabbit` is configured so, in Erlang's words.
 pub fn own_rabbit(configuration: &str) -> OwnRabbit {
     OwnRabbit::start(configuration).expect("a broker of the test's own")
+}
+
+/// Starts three nodes that are one broker.
+pub fn own_cluster() -> OwnCluster {
+    OwnCluster::start(3).expect("a broker of the test's own")
 }

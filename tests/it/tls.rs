@@ -96,6 +96,9 @@ fn a_worker_shows_its_client_certificate_to_a_broker_that_wants_one() {
         let other_name = url.replace("localhost", "127.0.0.1");
         let refused = wrong(&world, &[("AMQP_URL", other_name.as_str()), both[1], both[2], both[3]]).await;
         assert!(refused.contains("certificate is for another name"), "{refused}");
+        // Each of several hosts is held to its own name.
+        let two = url.replace("@", &format!("@127.0.0.1:{port},"));
+        assert_eq!(wrong(&world, &[("AMQP_URL", two.as_str()), both[1], both[2], both[3]]).await, "");
         let plain = format!(
             "amqps://guest:guest@localhost:{}/%2f",
             Url::parse(&broker.url()).expect("a URL").port().expect("a port")

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
+use kyc_worker::config::{Secret, parse_amqp_url};
 use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -49,13 +50,20 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Connects to the first host of the URL that lets us in.
     pub async fn connect(amqp_url: &str) -> anyhow::Result<Self> {
-        let opening = async {
-            let connection = Connection::connect(amqp_url, ConnectionProperties::default()).await?;
-            let channel = connection.create_channel().await?;
-            anyhow::Ok(Self { _connection: connection, channel })
-        };
-        let opened = timeout(ANSWER_TIMEOUT, opening).await.context("RabbitMQ does not answer").flatten();
+        let mut opened = Err(anyhow!("AMQP_URL: names no host"));
+        for uri in parse_amqp_url(&Secret::from(amqp_url))? {
+            let opening = async {
+                let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await?;
+                let channel = connection.create_channel().await?;
+                anyhow::Ok(Self { _connection: connection, channel })
+            };
+            opened = timeout(ANSWER_TIMEOUT, opening).await.context("RabbitMQ does not answer").flatten();
+            if opened.is_ok() {
+                break;
+            }
+        }
         opened.context("AMQP_URL: cannot use RabbitMQ; `make services` starts one")
     }
 

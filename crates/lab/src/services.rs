@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -262,12 +263,33 @@ impl Drop for OwnPostgres {
     }
 }
 
-/// A RabbitMQ node with a name, ports, data and a port mapper (epmd) of its own.
+/// What RabbitMQ nodes find each other by: a port mapper (epmd), and a cookie. Started by us, so that no
+/// node starts a mapper that outlives it.
+struct Mapper {
+    port: u16,
+    cookie: String,
+    _process: Process,
+    // Removed last.
+    _directory: Directory,
+}
+
+impl Mapper {
+    fn start() -> anyhow::Result<Arc<Self>> {
+        let (directory, port) = (Directory::new()?, free_port()?);
+        let mut command = Command::new("epmd");
+        command.args(["-address", "127.0.0.1", "-port", &port.to_string()]);
+        let process = Process::start_logged(command, "epmd", &directory.path("log"))?;
+        let cookie = Uuid::new_v4().simple().to_string();
+        Ok(Arc::new(Self { port, cookie, _process: process, _directory: directory }))
+    }
+}
+
+/// A RabbitMQ node with a name, ports and data of its own.
 pub struct OwnRabbit {
-    ports: [u16; 3],
+    /// For clients, and for other nodes.
+    ports: [u16; 2],
     server: Option<Process>,
-    // Started by us, so that the server starts none that outlives it.
-    _mapper: Process,
+    mapper: Arc<Mapper>,
     // Removed last.
     directory: Directory,
 }
@@ -275,43 +297,82 @@ pub struct OwnRabbit {
 impl OwnRabbit {
     /// Starts a node whose application `rabbit` is configured so, in Erlang's words.
     pub fn start(configuration: &str) -> anyhow::Result<Self> {
-        let mut node = Self::begin(configuration)?;
+        let mut node = Self::begin(Mapper::start()?, configuration, "")?;
         node.wait_until_up()?;
         Ok(node)
     }
 
-    /// The same, and waits for nothing.
-    pub fn begin(configuration: &str) -> anyhow::Result<Self> {
+    /// Enables a plugin.
+    pub fn enable(&self, plugin: &str) -> anyhow::Result<()> {
+        self.ask("rabbitmq-plugins", &["enable", plugin]).map(drop)
+    }
+
+    /// Makes what a file of definitions says.
+    pub fn import(&self, file: &Path) -> anyhow::Result<()> {
+        self.ask("rabbitmqctl", &["import_definitions", &file.display().to_string()]).map(drop)
+    }
+
+    /// Starts a node, configured in Erlang's words and by lines of rabbitmq.conf, and waits for nothing.
+    fn begin(mapper: Arc<Mapper>, configuration: &str, lines: &str) -> anyhow::Result<Self> {
         let directory = Directory::new()?;
-        let ports = [free_port()?, free_port()?, free_port()?];
         fs::write(directory.path("plugins"), "[].")?;
-        fs::write(directory.path("rabbitmq.conf"), "")?;
+        fs::write(directory.path("rabbitmq.conf"), lines)?;
         fs::write(directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?;
-        let mut mapper = Command::new("epmd");
-        mapper.args(["-address", "127.0.0.1", "-port", &ports[2].to_string()]);
-        let mapper = Process::start_logged(mapper, "epmd", &directory.path("epmd.log"))?;
-        let mut node = Self { ports, server: None, _mapper: mapper, directory };
+        let cookie = directory.path(".erlang.cookie");
+        fs::write(&cookie, &mapper.cookie)?;
+        fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400))?;
+        let mut node = Self { ports: [free_port()?, free_port()?], server: None, mapper, directory };
         node.begin_again()?;
         Ok(node)
     }
 
+    /// Its name among nodes.
+    fn name(&self) -> String {
+        format!("kyc{}@localhost", self.ports[0])
+    }
+
+    /// Where it takes clients.
+    pub fn place(&self) -> String {
+        format!("127.0.0.1:{}", self.ports[0])
+    }
+
     /// Its URL, for the vhost that it is made with.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.ports[0])
+        format!("amqp://guest:guest@{}/%2f", self.place())
     }
 
     /// Has it take no messages, as when its memory is used up; or take them again.
     pub fn set_memory_alarm(&self, is_set: bool) -> anyhow::Result<()> {
-        let [port, _, mapper_port] = self.ports.map(|port| port.to_string());
         let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
-        let set = Command::new(rabbitmq_program("rabbitmqctl")?)
+        self.ask("rabbitmqctl", &[&["set_vm_memory_high_watermark"], watermark].concat()).map(drop)
+    }
+
+    /// Asks one of RabbitMQ's tools about this node. Returns what it prints.
+    fn ask(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let asked = Command::new(rabbitmq_program(program)?)
             .env("HOME", &self.directory.0)
-            .env("ERL_EPMD_PORT", mapper_port)
-            .args(["-n", &format!("kyc{port}@localhost"), "set_vm_memory_high_watermark"])
-            .args(watermark)
+            .env("ERL_EPMD_PORT", self.mapper.port.to_string())
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.directory.path("plugins"))
+            .args(["--quiet", "-n", &self.name()])
+            .args(arguments)
             .output()?;
-        ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
-        Ok(())
+        ensure!(asked.status.success(), "{program}: {}", String::from_utf8_lossy(&asked.stderr));
+        Ok(String::from_utf8(asked.stdout)?)
+    }
+
+    /// Stops it where it stands: its ports take connections still, and nothing answers.
+    pub fn freeze(&self) -> anyhow::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> anyhow::Result<()> {
+        self.signal("CONT")
+    }
+
+    fn signal(&self, signal: &str) -> anyhow::Result<()> {
+        // What we started is a script; the node is what it wrote down.
+        send_signal(signal, fs::read_to_string(self.directory.path("pid"))?.trim())
     }
 
     /// Ends it in good order: its clients are told.
@@ -332,18 +393,18 @@ impl OwnRabbit {
 
     /// Starts it again, and waits for nothing.
     pub fn begin_again(&mut self) -> anyhow::Result<()> {
-        let [port, distribution_port, mapper_port] = self.ports.map(|port| port.to_string());
+        let [port, distribution_port] = self.ports.map(|port| port.to_string());
         let at = |name: &str| self.directory.text(name);
         // What the last node wrote down is not this one's.
         let _there_is_none_at_first = fs::remove_file(self.directory.path("pid"));
         let mut command = Command::new(rabbitmq_program("rabbitmq-server")?);
         command.current_dir(&self.directory.0).envs([
             ("HOME", at("")),
-            ("RABBITMQ_NODENAME", format!("kyc{port}@localhost")),
+            ("RABBITMQ_NODENAME", self.name()),
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".to_owned()),
             ("RABBITMQ_NODE_PORT", port),
             ("RABBITMQ_DIST_PORT", distribution_port),
-            ("ERL_EPMD_PORT", mapper_port),
+            ("ERL_EPMD_PORT", self.mapper.port.to_string()),
             ("RABBITMQ_MNESIA_BASE", at("data")),
             ("RABBITMQ_LOG_BASE", at("log")),
             ("RABBITMQ_LOGS", "-".to_owned()),
@@ -352,8 +413,9 @@ impl OwnRabbit {
             ("RABBITMQ_ADVANCED_CONFIG_FILE", at("advanced.config")),
             ("RABBITMQ_ENABLED_PLUGINS_FILE", at("plugins")),
             ("RABBITMQ_PID_FILE", at("pid")),
-            // One core is enough for it, and leaves the others to what is tried.
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1".to_owned()),
+            // One core is enough for it, and leaves the others to what is tried. Nodes give up one that
+            // hangs after 20 s, and not 60.
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 -kernel net_ticktime 20".to_owned()),
         ]);
         let log = self.directory.path("server.log");
         self.server = Some(Process::start_logged(command, "RabbitMQ", &log)?);
@@ -380,11 +442,11 @@ impl OwnRabbit {
 
     fn end(&mut self, signal: &str) -> anyhow::Result<()> {
         let Some(server) = self.server.take() else { return Ok(()) };
-        // What we started is a script; the node is what it wrote down.
-        match fs::read_to_string(self.directory.path("pid")) {
-            Ok(pid) => send_signal(signal, pid.trim())?,
-            Err(_never_came_up) => return server.end("KILL"),
+        if !self.directory.path("pid").exists() {
+            // It never came up.
+            return server.end("KILL");
         }
+        self.signal(signal)?;
         server.wait()
     }
 }
@@ -392,6 +454,76 @@ impl OwnRabbit {
 impl Drop for OwnRabbit {
     fn drop(&mut self) {
         let _best_effort = self.kill();
+    }
+}
+
+/// RabbitMQ nodes that are one broker: with three, every quorum queue has a member on each.
+pub struct OwnCluster {
+    pub nodes: Vec<OwnRabbit>,
+}
+
+impl OwnCluster {
+    /// Starts so many nodes, one after the other, as each joins the first.
+    pub fn start(count: usize) -> anyhow::Result<Self> {
+        let mapper = Mapper::start()?;
+        let mut nodes: Vec<OwnRabbit> = Vec::new();
+        for _ in 0..count {
+            // A node that sees fewer than half of them takes no clients until it sees more again.
+            let mut lines = "cluster_partition_handling = pause_minority\n".to_owned();
+            if let Some(first) = nodes.first() {
+                lines += "cluster_formation.peer_discovery_backend = classic_config\n";
+                lines += &format!("cluster_formation.classic_config.nodes.1 = {}\n", first.name());
+            }
+            let mut node = OwnRabbit::begin(Arc::clone(&mapper), "", &lines)?;
+            node.wait_until_up()?;
+            nodes.push(node);
+        }
+        Ok(Self { nodes })
+    }
+
+    /// Its URL, which names every node, for the vhost that it is made with.
+    pub fn url(&self) -> String {
+        let places: Vec<String> = self.nodes.iter().map(OwnRabbit::place).collect();
+        format!("amqp://guest:guest@{}/%2f", places.join(","))
+    }
+
+    /// Whether every node is up.
+    pub fn is_up(&self) -> bool {
+        self.nodes.iter().all(OwnRabbit::is_up)
+    }
+
+    /// Which node leads a queue. Every node must be up.
+    pub fn leader_of(&self, queue: &str) -> anyhow::Result<usize> {
+        let listed =
+            self.nodes[0].ask("rabbitmqctl", &["list_queues", "--no-table-headers", "name", "leader"])?;
+        let leader = listed.lines().find_map(|line| line.strip_prefix(queue)?.strip_prefix('\t'));
+        let leader = leader.with_context(|| format!("there is no queue {queue}"))?;
+        let at = self.nodes.iter().position(|node| node.name() == leader.trim());
+        at.with_context(|| format!("{leader} leads queue {queue}, and is none of ours"))
+    }
+
+    /// Blocks until no queue would be without a majority if this node stopped.
+    pub fn wait_until_spare(&self, at: usize) -> anyhow::Result<()> {
+        self.nodes[at].ask("rabbitmq-upgrade", &["await_online_quorum_plus_one"]).map(drop)
+    }
+
+    /// Cuts a node off from all others, which stay connected; its clients are not. The nodes refuse each
+    /// other's cookie: what lies between them cannot be taken away without root.
+    pub fn cut_off(&self, at: usize) -> anyhow::Result<()> {
+        self.between(at, |other| {
+            format!("erlang:set_cookie('{other}', cut_off), erlang:disconnect_node('{other}')")
+        })
+    }
+
+    /// Lets a node that was cut off find the others again.
+    pub fn reconnect(&self, at: usize) -> anyhow::Result<()> {
+        self.between(at, |other| format!("erlang:set_cookie('{other}', erlang:get_cookie())"))
+    }
+
+    fn between(&self, at: usize, act: impl Fn(String) -> String) -> anyhow::Result<()> {
+        let others = self.nodes.iter().enumerate().filter(|(number, _)| *number != at);
+        let acts: Vec<String> = others.map(|(_, other)| act(other.name())).collect();
+        self.nodes[at].ask("rabbitmqctl", &["eval", &format!("{}.", acts.join(", "))]).map(drop)
     }
 }
 

@@ -112,6 +112,14 @@ impl World {
     /// Queues as many valid jobs, each for a customer of its own, through the binary, which waits
     /// for the broker's confirmations.
     pub async fn enqueue_jobs(&self, count: usize, settings: &[(&str, &str)]) -> Vec<Uuid> {
+        let (jobs, file) = self.write_jobs(count);
+        let enqueued = self.run(&["enqueue", &file], settings).await;
+        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
+        jobs
+    }
+
+    /// Writes as many valid jobs, each for a customer of its own, into a file.
+    pub fn write_jobs(&self, count: usize) -> (Vec<Uuid>, String) {
         let jobs: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
         let lines: String = jobs
             .iter()
@@ -122,9 +130,7 @@ impl World {
             })
             .collect();
         let file = self.write_file("jobs.jsonl", lines.as_bytes());
-        let enqueued = self.run(&["enqueue", &file], settings).await;
-        assert!(enqueued.status.success(), "{}", String::from_utf8_lossy(&enqueued.stderr));
-        jobs
+        (jobs, file)
     }
 
     /// Starts a worker that holds a few deliveries of two hundred, in the middle of its work.

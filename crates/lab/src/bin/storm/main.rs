@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rand::rngs::StdRng;
@@ -81,6 +81,10 @@ struct Arguments {
     /// Run a broker and a database of the storm's own and kill them too; else those at DATABASE_URL and AMQP_URL are used and left alone
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = clap::ArgAction::Set)]
     own_services: bool,
+
+    /// Make that broker a cluster of three nodes, of which one at a time is killed, frozen or cut off
+    #[arg(long)]
+    cluster: bool,
 
     /// A Postgres whose user may create databases, where the storm has none of its own; it makes kyc_storm there
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
@@ -154,7 +158,7 @@ impl Arguments {
     fn command(&self) -> String {
         format!(
             "scripts/storm.sh --minutes {} --seed {} --replicas {} --kills-per-minute {} --messages-per-second {} \
-             --backlog {} --outage-seconds {} --squall-seconds {} --own-services {}",
+             --backlog {} --outage-seconds {} --squall-seconds {} --own-services {}{}",
             self.minutes,
             self.seed.unwrap_or_default(),
             self.replicas,
@@ -164,6 +168,7 @@ impl Arguments {
             self.outage_seconds,
             self.squall_seconds,
             self.own_services,
+            if self.cluster { " --cluster" } else { "" },
         )
     }
 }
@@ -260,10 +265,11 @@ impl Stage {
         let sandbox = dollarpe_sandbox::start(settings).await?;
         let (services, server_url, amqp_url) = if arguments.own_services {
             println!("starting a broker and a database of the storm's own …");
-            let services = OwnServices::start().await?;
-            let (server_url, amqp_url) = (services.postgres.url().parse()?, services.rabbitmq.url());
+            let services = OwnServices::start(if arguments.cluster { 3 } else { 1 }).await?;
+            let (server_url, amqp_url) = (services.postgres.url().parse()?, services.amqp_url());
             (Some(services), server_url, amqp_url)
         } else {
+            ensure!(!arguments.cluster, "--cluster: wants services of the storm's own");
             let server_url = arguments.database_url.clone().context("DATABASE_URL: is not given")?;
             let amqp_url = arguments.amqp_url.clone().context("AMQP_URL: is not given")?;
             (None, server_url, amqp_url)
@@ -388,10 +394,8 @@ async fn strike_services(
         tokio::time::sleep_until(next).await;
         let down_time = Duration::from_millis(rng.random_range(0..2000));
         if rng.random_bool(0.5) {
-            *outages.entry("broker killed").or_default() += 1;
-            services.rabbitmq.kill()?;
-            sleep(down_time).await;
-            services.rabbitmq.begin_again()?;
+            let struck = services.strike_broker(&mut rng, down_time).await?;
+            *outages.entry(struck).or_default() += 1;
         } else {
             *outages.entry("database stopped at once").or_default() += 1;
             services.postgres.crash()?;
