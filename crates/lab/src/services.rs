@@ -230,13 +230,18 @@ impl OwnRabbit {
         let ports = [free_port()?, free_port()?, free_port()?];
         fs::write(directory.path("plugins"), "[].")?;
         fs::write(directory.path("rabbitmq.conf"), "")?;
-        fs::write(directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?;
         let mut mapper = Command::new("epmd");
         mapper.args(["-address", "127.0.0.1", "-port", &ports[2].to_string()]);
         let mapper = Process::start_logged(mapper, "epmd", &directory.path("epmd.log"))?;
         let mut node = Self { ports, server: None, _mapper: mapper, directory };
+        node.configure(configuration)?;
         node.begin_again()?;
         Ok(node)
+    }
+
+    /// Has its application `rabbit` configured so, in Erlang's words, from its next start on.
+    pub fn configure(&self, configuration: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?)
     }
 
     /// Its URL, for the vhost that it is made with.
@@ -246,16 +251,28 @@ impl OwnRabbit {
 
     /// Has it take no messages, as when its memory is used up; or take them again.
     pub fn set_memory_alarm(&self, is_set: bool) -> anyhow::Result<()> {
-        let [port, _, mapper_port] = self.ports.map(|port| port.to_string());
         let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
-        let set = Command::new(rabbitmq_program("rabbitmqctl")?)
+        self.control(&[&["set_vm_memory_high_watermark"], watermark].concat()).map(drop)
+    }
+
+    /// Which RabbitMQ it is: the number before the first dot of its version.
+    pub fn generation(&self) -> anyhow::Result<u32> {
+        let version = self.control(&["version"])?;
+        let generation = version.trim().split('.').next().and_then(|number| number.parse().ok());
+        generation.with_context(|| format!("no version of RabbitMQ: {version}"))
+    }
+
+    /// Runs one of `rabbitmqctl`'s commands, and returns what it says.
+    fn control(&self, command: &[&str]) -> anyhow::Result<String> {
+        let [port, _, mapper_port] = self.ports.map(|port| port.to_string());
+        let ran = Command::new(rabbitmq_program("rabbitmqctl")?)
             .env("HOME", &self.directory.0)
             .env("ERL_EPMD_PORT", mapper_port)
-            .args(["-n", &format!("kyc{port}@localhost"), "set_vm_memory_high_watermark"])
-            .args(watermark)
+            .args(["-n", &format!("kyc{port}@localhost")])
+            .args(command)
             .output()?;
-        ensure!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
-        Ok(())
+        ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        Ok(String::from_utf8(ran.stdout)?)
     }
 
     /// Ends it in good order: its clients are told.
