@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-cluster storm-short bench bench-quick bench-full bench-docs test test-stress test-full services env sqlx check docs build
+.PHONY: help demo storm storm-cluster storm-short bench bench-quick bench-full bench-docs test test-stress test-full test-servers services env sqlx check docs build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -37,6 +37,9 @@ test-stress: ## Run every test five times in a row (RUNS), each beside two busy 
 
 test-full: ## Run the tests of backlogs at their full size: 10,000 jobs, 5 minutes of outage
 	@TEST_SIZE=full scripts/test.sh --test it a_backlog -- --nocapture --test-threads=4
+
+test-servers: ## Run every test on RabbitMQ 4.0 and PostgreSQL 17, or another (POSTGRES=14), in a root of their own
+	@scripts/test-servers.sh $(if $(POSTGRES),--postgres $(POSTGRES))
 
 services: ## Make PostgreSQL and RabbitMQ answer: found, or started, or installed
 	@scripts/services.sh

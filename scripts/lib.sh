@@ -95,6 +95,19 @@ build_programs() {
     cargo build --locked ${quiet:+"$quiet"} --profile "$profile" --workspace "${@/#/--bin=}"
 }
 
+# Runs the tests that cargo test's arguments name, or every one.
+run_tests() {
+    local run=(cargo test --locked --workspace --features failpoints)
+    if [[ $# -gt 0 ]]; then
+        "${run[@]}" "$@"
+        return
+    fi
+    # Tests mostly wait, so several share a core. More would starve each other (leases and reads have real
+    # deadlines), and PostgreSQL has a hundred connections.
+    local threads=$(($(nproc) * 5 / 2))
+    "${run[@]}" --no-fail-fast -- --test-threads=$((threads > 8 ? 8 : threads))
+}
+
 # Runs a check until it holds, for at most $1 seconds.
 wait_until() {
     local deadline=$((SECONDS + $1))

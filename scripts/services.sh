@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env. The tests
-# want promtool, prometheus and tinyproxy beside them, which it installs in the same way.
+# want promtool, prometheus, tinyproxy and pgbouncer beside them, which it installs in the same way.
 #
 #   scripts/services.sh [demo|test]     for the one or the other; both by default
 #
@@ -135,18 +135,16 @@ find_management() {
   enable it with: rabbitmq-plugins enable rabbitmq_management"
 }
 
-# The tests ask promtool whether the alerts fire when they should, and have prometheus watch two replicas.
-find_prometheus() {
-    command -v promtool >/dev/null && command -v prometheus >/dev/null && return
-    is_apt_root || fail "prometheus or promtool is missing, which the tests use; install them (Debian: apt-get install prometheus)"
-    install prometheus
-}
-
-# The tests have the worker reach the provider through a proxy.
-find_tinyproxy() {
-    command -v tinyproxy >/dev/null && return
-    is_apt_root || fail "tinyproxy is missing, which the tests use; install it (Debian: apt-get install tinyproxy-bin)"
-    install tinyproxy-bin
+# What the tests start of Debian's package $1: program $2, and others.
+find_programs() {
+    local package=$1 program
+    for program in "${@:2}"; do
+        # An ordinary user's path may not lead to it.
+        PATH=$PATH:/usr/sbin command -v "$program" >/dev/null && continue
+        is_apt_root || fail "$program is missing, which the tests use; install it (Debian: apt-get install $package)"
+        install "$package"
+        return
+    done
 }
 
 # Notes a finding: for people now, for the scripts in target/services.env.
@@ -168,8 +166,9 @@ main() {
         find_rabbitmq AMQP_URL "$(setting AMQP_URL)" && note AMQP_URL 5672
     fi
     if [[ $scope != demo ]]; then
-        find_prometheus
-        find_tinyproxy
+        find_programs prometheus promtool prometheus
+        find_programs tinyproxy-bin tinyproxy
+        find_programs pgbouncer pgbouncer
         find_postgres TEST_DATABASE_URL "$(setting TEST_DATABASE_URL)" && note TEST_DATABASE_URL 5432
         find_rabbitmq TEST_AMQP_URL "$(setting TEST_AMQP_URL)" && note TEST_AMQP_URL 5672
         find_management TEST_RABBITMQ_MANAGEMENT_URL "$(setting TEST_RABBITMQ_MANAGEMENT_URL)"

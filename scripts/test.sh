@@ -10,12 +10,4 @@ scripts/publishers.sh
 # shellcheck source=/dev/null
 source target/services.env
 
-run=(cargo test --locked --workspace --features failpoints)
-if [[ $# -gt 0 ]]; then
-    exec "${run[@]}" "$@"
-fi
-
-# Tests mostly wait, so several share a core. More would starve each other (leases and reads have real
-# deadlines), and PostgreSQL has a hundred connections.
-threads=$(($(nproc) * 5 / 2))
-"${run[@]}" --no-fail-fast -- --test-threads=$((threads > 8 ? 8 : threads))
+run_tests "$@"

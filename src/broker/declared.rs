@@ -15,6 +15,11 @@ const IMPOSSIBLE: (&str, &str) = ("x-queue-leader-locator", "none");
 
 const DEAD_LETTER_EXCHANGE: &str = "x-dead-letter-exchange";
 
+const DELIVERY_LIMIT: &str = "x-delivery-limit";
+
+/// Nobody looks at a dead letter so often.
+const DELIVERIES_MIN: u32 = 1_000;
+
 /// What to do about a queue that loses messages.
 pub(super) const REMEDY: &str = "declare it anew as in docs/message.md, \"Queues\", once it is empty, or let TOPOLOGY=declare do that; its arguments count, for a policy cannot be seen from here";
 
@@ -76,6 +81,16 @@ impl Difference {
             ("x-queue-type", Current::Value(kind)) if kind == "stream" => return Some(STREAM.to_owned()),
             ("x-expires", Current::Value(_) | Current::Untold) => {
                 "it is deleted with what it holds while no worker consumes"
+            }
+            // The queue of jobs hands on what it drops.
+            (DELIVERY_LIMIT, _) if asked.contains_key(DEAD_LETTER_EXCHANGE) => return None,
+            (DELIVERY_LIMIT, Current::None) => {
+                "RabbitMQ 4 drops a dead letter that was looked at twenty times"
+            }
+            (DELIVERY_LIMIT, Current::Value(limit))
+                if limit.parse().is_ok_and(|limit: u32| limit < DELIVERIES_MIN) =>
+            {
+                "the broker drops a dead letter that was looked at more often"
             }
             ("durable", _) => return Some("is not durable: it goes with a restart of the broker".to_owned()),
             ("auto_delete", _) => {
@@ -309,7 +324,18 @@ mod tests {
         ] {
             assert_eq!(loss(argument, current), None, "{argument}");
         }
-        let of_dead_letters = difference(DEAD_LETTER_EXCHANGE, Some("else"));
-        assert_eq!(of_dead_letters.loss(&FieldTable::default()), None);
+        let of_letters = |argument, current| difference(argument, current).loss(&FieldTable::default());
+        assert_eq!(of_letters(DEAD_LETTER_EXCHANGE, Some("else")), None);
+        for (current, how) in [
+            (None, Some("has no x-delivery-limit: RabbitMQ 4 drops a dead letter")),
+            (Some("20"), Some("has x-delivery-limit=20: the broker drops a dead letter")),
+            (Some("5000"), None),
+        ] {
+            let told = of_letters(DELIVERY_LIMIT, current);
+            assert!(
+                told.as_deref().map_or(how.is_none(), |told| how.is_some_and(|how| told.starts_with(how)))
+            );
+            assert_eq!(loss(DELIVERY_LIMIT, current), None, "what the queue of jobs drops is dead-lettered");
+        }
     }
 }

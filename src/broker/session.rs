@@ -9,7 +9,8 @@ use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 use futures_util::future::OptionFuture;
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions,
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    BasicRejectOptions,
 };
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::types::FieldTable;
@@ -140,9 +141,12 @@ impl Broker {
     }
 }
 
-/// The broker cancelled the consumer, as it does where the queue is deleted.
+/// The broker cancelled the consumer, as it does where the queue is deleted. RabbitMQ 4.3 and later do
+/// so, too, where older ones close the channel of a delivery that was held too long.
 #[derive(Debug, thiserror::Error)]
-#[error("the broker ended the consumer; was the queue deleted?")]
+#[error(
+    "the broker ended the consumer; was the queue deleted? or did a delivery wait longer for its ack than the broker's consumer_timeout (RabbitMQ 4.3 and later)?"
+)]
 struct ConsumerEnded;
 
 /// Why a session that had all it needs ended. The next one has it again.
@@ -430,8 +434,9 @@ async fn send(channel: &Channel, mut frames: mpsc::UnboundedReceiver<AckFrame>) 
             AckFrame::Reject(tag) => {
                 answer(channel.basic_reject(tag, BasicRejectOptions { requeue: false })).await
             }
+            // Not a reject: from RabbitMQ 4.3 on only that counts towards the delivery limit.
             AckFrame::Return(tag) => {
-                answer(channel.basic_reject(tag, BasicRejectOptions { requeue: true })).await
+                answer(channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false })).await
             }
         }?;
     }

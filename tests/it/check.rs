@@ -7,7 +7,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
-use crate::harness::{World, world, world_on};
+use crate::harness::{JOBS, World, world, world_on};
 use crate::own_services::{Disk, own_postgres, own_rabbit};
 
 /// What `check` says under `settings`, once it is sure that it says the same to people.
@@ -198,16 +198,23 @@ fn check_notes_a_host_of_several_that_does_not_let_the_worker_in() {
     });
 }
 
-/// The arguments of a queue that loses nothing, and others.
-fn kept(kind: &str, others: &[(&str, AMQPValue)]) -> FieldTable {
-    let text = |text: &str| AMQPValue::LongString(text.into());
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(text.into())
+}
+
+/// The arguments of a queue of a kind, and others.
+fn of_kind(kind: &str, others: &[(&str, AMQPValue)]) -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), text(kind));
-    arguments.insert("x-dead-letter-exchange".into(), text("kyc.dlx"));
     for (name, value) in others {
         arguments.insert((*name).into(), value.clone());
     }
     arguments
+}
+
+/// The arguments of a queue that loses nothing, and others.
+fn kept(kind: &str, others: &[(&str, AMQPValue)]) -> FieldTable {
+    of_kind(kind, &[&[("x-dead-letter-exchange", text("kyc.dlx"))], others].concat())
 }
 
 /// A queue that an operator declared is compared as far as the broker tells.
@@ -217,9 +224,6 @@ fn a_queue_that_loses_messages_is_wrong_and_not_consumed() {
         world.declare_topology().await;
         let verify = [("TOPOLOGY", "verify")];
         let durable = QueueDeclareOptions::durable();
-        let text = |text: &str| AMQPValue::LongString(text.into());
-        let mut stream = FieldTable::default();
-        stream.insert("x-queue-type".into(), text("stream"));
         let elsewhere = [("x-dead-letter-exchange", text("kyc"))];
         let fleeting = [("x-overflow", text("drop-head")), ("x-expires", AMQPValue::LongInt(600_000))];
         let cases = [
@@ -230,12 +234,20 @@ fn a_queue_that_loses_messages_is_wrong_and_not_consumed() {
             ),
             (durable, kept("quorum", &elsewhere), "has x-dead-letter-exchange=kyc: what the worker rejects"),
             (durable, kept("quorum", &fleeting), "has x-expires=600000: it is deleted"),
-            (durable, stream, "is a stream"),
+            (durable, of_kind("stream", &[]), "is a stream"),
             (QueueDeclareOptions::default(), kept("classic", &[]), "is not durable"),
             (QueueDeclareOptions { auto_delete: true, ..durable }, kept("classic", &[]), "is auto-delete"),
         ];
         for (options, arguments, how) in cases {
-            world.declare_otherwise(options, arguments).await;
+            if let Err(refused) = world.declare_anew(JOBS, options, arguments).await {
+                // RabbitMQ 4.3 and later have no such queue to lose messages in.
+                assert!(
+                    !options.durable && refused.to_string().contains("transient_nonexcl_queues"),
+                    "{refused}"
+                );
+                world.declare_topology().await;
+                continue;
+            }
             let what = ["QUEUE: queue kyc.document-updates ", how];
             blames(&world, &verify, &what, &["declare it anew", "policy"]).await;
             let worker = world.start_worker_with(&verify);
@@ -247,6 +259,39 @@ fn a_queue_that_loses_messages_is_wrong_and_not_consumed() {
         world.delete_queue().await;
         world.declare_topology().await;
         assert_eq!(check(&world, &verify).await, Vec::<Value>::new(), "nothing was declared by asking");
+    });
+}
+
+/// What was looked at goes back to its queue, and a broker counts that.
+#[test]
+fn a_queue_of_letters_that_drops_what_was_looked_at_is_wrong() {
+    world(async |world| {
+        world.declare_topology().await;
+        let (verify, letters) = ([("TOPOLOGY", "verify")], "kyc.dead-letters");
+        let durable = QueueDeclareOptions::durable();
+        let limited = |limit| [("x-delivery-limit", AMQPValue::LongInt(limit))];
+        let (few, many) = (limited(20), limited(5_000));
+        for (kind, others, how) in [
+            ("quorum", &[][..], Some("has no x-delivery-limit: RabbitMQ 4 drops a dead letter")),
+            ("quorum", &few, Some("has x-delivery-limit=20: the broker drops a dead letter")),
+            ("quorum", &many, None),
+            ("classic", &[], None),
+        ] {
+            let declared = world.declare_anew(letters, durable, of_kind(kind, others)).await;
+            declared.expect("it can be declared");
+            match how {
+                Some(how) => {
+                    let what = ["DEAD_LETTER_QUEUE: queue kyc.dead-letters ", how];
+                    blames(&world, &verify, &what, &["declare it anew"]).await;
+                }
+                None => assert_eq!(check(&world, &verify).await, Vec::<Value>::new(), "{kind}"),
+            }
+            // It is told, and loses no job.
+            let jobs = world.publish_jobs(1).await;
+            let worker = world.start_worker_with(&verify);
+            world.wait_for_all_accepted(&jobs).await;
+            assert_eq!(how.is_some(), how.is_some_and(|how| worker.log().contains(how)), "{}", worker.log());
+        }
     });
 }
 
@@ -263,9 +308,7 @@ fn a_stream_is_told_from_a_queue_without_the_right_to_configure_it() {
         let told = String::from_utf8(told.stdout).expect("UTF-8");
         assert!(told.contains("this user may not ask how it is declared"), "{told}");
 
-        let mut stream = FieldTable::default();
-        stream.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
-        world.declare_otherwise(QueueDeclareOptions::durable(), stream).await;
+        world.declare_otherwise(QueueDeclareOptions::durable(), of_kind("stream", &[])).await;
         blames(&world, &settings, &["QUEUE: queue kyc.document-updates is a stream"], &["declare it"]).await;
         let worker = world.start_worker_with(&settings);
         world.wait_for_log(&worker, "is a stream").await;

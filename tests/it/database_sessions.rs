@@ -1,17 +1,17 @@
 //! What the worker needs of its sessions in the database, whatever stands in between and whatever
 //! others have set: it takes it, sees that it is missing, or waits until a person has mended it.
 
-use std::sync::Arc;
+use std::process::Command;
+use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::PgPool;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::harness::{JOBS, World, world, world_on};
-use crate::own_services::{Disk, OwnPostgres, own_postgres};
+use crate::harness::{JOBS, NARROW, WorkerProcess, World, world, world_on};
+use crate::own_services::{Disk, OwnPostgres, free_port, in_place_of_root, own_postgres, program};
 
 const NEEDS_PERSON: &str = "intake paused until a person has fixed this";
 
@@ -99,135 +99,80 @@ fn a_database_whose_encoding_cannot_hold_every_text_is_refused() {
     });
 }
 
-/// How a pooler hands out the sessions that it has.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum PoolMode {
-    Session,
-    Transaction,
+/// A PgBouncer in front of this world's database, which lets in whoever comes, at a port of its own.
+struct Pooler<'a> {
+    world: &'a World,
+    url: url::Url,
+    settings: String,
+    process: WorkerProcess,
 }
 
-/// A pooler as PgBouncer is one: it answers startups itself and takes no parameter but those it
-/// tracks. By transaction, all clients share one session.
-async fn start_pooler(world: &World, mode: PoolMode) -> String {
-    let mut url: url::Url = world.database_url().parse().expect("a URL");
-    let target = format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"));
-    let startup = startup_message(url.username(), url.path().trim_start_matches('/'));
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    url.set_host(Some("127.0.0.1")).expect("a host");
-    url.set_port(Some(listener.local_addr().expect("an address").port())).expect("a port");
-    let shared = Arc::new(Mutex::new(open_session(&target, &startup).await));
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let (target, startup, shared) = (target.clone(), startup.clone(), Arc::clone(&shared));
-            tokio::spawn(async move {
-                let Some(mut client) = let_in(client).await else { return };
-                // Clients go whenever they like.
-                let _gone = match mode {
-                    PoolMode::Transaction => share_session(&mut client, &shared).await,
-                    PoolMode::Session => {
-                        let mut session = open_session(&target, &startup).await;
-                        copy_bidirectional(&mut client, &mut session).await.map(drop)
-                    }
-                };
-            });
-        }
-    });
-    url.to_string()
-}
-
-fn startup_message(user: &str, database: &str) -> Vec<u8> {
-    let text = format!("user\0{user}\0database\0{database}\0\0");
-    let length = u32::try_from(text.len() + 8).expect("it is short");
-    [&length.to_be_bytes()[..], &196_608_u32.to_be_bytes(), text.as_bytes()].concat()
-}
-
-async fn open_session(target: &str, startup: &[u8]) -> TcpStream {
-    let mut session = TcpStream::connect(target).await.expect("the database");
-    session.write_all(startup).await.expect("it listens");
-    while read_message(&mut session).await.expect("it answers")[0] != b'Z' {}
-    session
-}
-
-/// Answers a client's startup.
-async fn let_in(mut client: TcpStream) -> Option<TcpStream> {
-    let mut body = loop {
-        let length = client.read_u32().await.ok()? as usize - 4;
-        let mut body = vec![0; length];
-        client.read_exact(&mut body).await.ok()?;
-        if length > 4 {
-            break body.split_off(4);
-        }
-        // No TLS.
-        client.write_all(b"N").await.ok()?;
-    };
-    body.truncate(body.len().saturating_sub(2));
-    let words: Vec<&[u8]> = body.split(|byte| *byte == 0).collect();
-    let tracked = ["user", "database", "client_encoding", "DateStyle", "TimeZone", "application_name"];
-    let is_tracked = |name: &&[u8]| tracked.iter().any(|known| known.as_bytes() == *name);
-    if let Some(name) = words.iter().step_by(2).find(|name| !is_tracked(name)) {
-        let said = format!("unsupported startup parameter: {}", String::from_utf8_lossy(name));
-        let fields = format!("SFATAL\0VFATAL\0C08P01\0M{said}\0\0");
-        client.write_all(&message(b'E', fields.as_bytes())).await.ok()?;
-        return None;
+impl<'a> Pooler<'a> {
+    async fn start(world: &'a World, settings: &str) -> Self {
+        let mut url: url::Url = world.database_url().parse().expect("a URL");
+        let port = free_port().expect("a port");
+        let (database, host) = (url.path().trim_start_matches('/'), url.host_str().expect("a host"));
+        let password = url.password().map(|password| format!(" password={password}")).unwrap_or_default();
+        let settings = format!(
+            "[databases]\n{database} = host={host} port={} user={}{password}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             auth_type = any\n{settings}\n",
+            url.port().expect("a port"),
+            url.username(),
+        );
+        url.set_host(Some("127.0.0.1")).expect("a host");
+        url.set_port(Some(port)).expect("a port");
+        let process = Self::spawn(world, &settings);
+        let mut pooler = Self { world, url, settings, process };
+        pooler.is_up().await;
+        pooler
     }
-    let answer = [message(b'R', &[0; 4]), message(b'K', &[0; 8]), message(b'Z', b"I")].concat();
-    client.write_all(&answer).await.ok()?;
-    Some(client)
-}
 
-/// Gives the client the session for a transaction at a time.
-async fn share_session(client: &mut TcpStream, shared: &Mutex<TcpStream>) -> std::io::Result<()> {
-    loop {
-        let mut asked = read_message(client).await?;
-        let mut session = shared.lock().await;
-        loop {
-            if asked[0] == b'X' {
-                return Ok(());
-            }
-            session.write_all(&asked).await?;
-            if matches!(asked[0], b'Q' | b'S') {
-                let answer = loop {
-                    let answer = read_message(&mut session).await?;
-                    client.write_all(&answer).await?;
-                    if answer[0] == b'Z' {
-                        break answer;
-                    }
-                };
-                if answer[5] == b'I' {
-                    break;
-                }
-            }
-            asked = read_message(client).await?;
+    fn spawn(world: &World, settings: &str) -> WorkerProcess {
+        let mut command = Command::new(program("pgbouncer").expect("PgBouncer: make services"));
+        if let Some(user) = in_place_of_root().expect("users are told") {
+            command.args(["-u", user]);
+        }
+        command.arg(world.write_file("pgbouncer.ini", settings.as_bytes()));
+        world.spawn(command)
+    }
+
+    async fn is_up(&mut self) {
+        let port = self.url.port().expect("a port");
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            assert!(self.process.is_running(), "it ended: {}", self.process.log());
+            sleep(Duration::from_millis(20)).await;
         }
     }
-}
 
-fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 4).expect("it is short");
-    [&[kind], &length.to_be_bytes()[..], body].concat()
-}
+    fn kill(&mut self) {
+        self.process.kill();
+    }
 
-async fn read_message(from: &mut TcpStream) -> std::io::Result<Vec<u8>> {
-    let kind = from.read_u8().await?;
-    let length = from.read_u32().await? as usize - 4;
-    let mut body = vec![0; length];
-    from.read_exact(&mut body).await?;
-    Ok(message(kind, &body))
+    async fn start_again(&mut self) {
+        self.process = Self::spawn(self.world, &self.settings);
+        self.is_up().await;
+    }
+
+    fn leads_here(&self) -> [(&str, &str); 1] {
+        [("DATABASE_URL", self.url.as_str())]
+    }
 }
 
 #[test]
-fn a_pooler_by_transaction_is_refused_before_anything_is_taken() {
+fn a_pooler_that_hands_sessions_around_is_refused_before_anything_is_taken() {
     world(async |world| {
         world.declare_topology().await;
         world.publish_jobs(3).await;
-        let url = start_pooler(&world, PoolMode::Transaction).await;
-        let settings = [("DATABASE_URL", url.as_str())];
-        let ran = world.run(&["run"], &settings).await;
-        let complaint = String::from_utf8([ran.stdout, ran.stderr].concat()).expect("UTF-8");
-        assert_eq!(ran.status.code(), Some(1), "{complaint}");
-        for text in [complaint, check(&world, &settings).await] {
-            assert!(text.contains("DATABASE_URL: a pooler hands each transaction"), "{text}");
-            assert!(text.contains("pool_mode = session"), "{text}");
+        for mode in ["transaction", "statement"] {
+            let pooler = Pooler::start(&world, &format!("pool_mode = {mode}")).await;
+            let ran = world.run(&["run"], &pooler.leads_here()).await;
+            let complaint = String::from_utf8([ran.stdout, ran.stderr].concat()).expect("UTF-8");
+            assert_eq!(ran.status.code(), Some(1), "{mode}: {complaint}");
+            for text in [complaint, check(&world, &pooler.leads_here()).await] {
+                assert!(text.contains("DATABASE_URL: a pooler hands each transaction"), "{mode}: {text}");
+                assert!(text.contains("pool_mode = session"), "{mode}: {text}");
+            }
         }
         assert_eq!(world.count_ready(JOBS).await, 3);
         assert!(world.oracle("updates").await.is_empty());
@@ -238,14 +183,54 @@ fn a_pooler_by_transaction_is_refused_before_anything_is_taken() {
 fn a_pooler_by_session_serves_as_the_database_does() {
     world(async |world| {
         world.declare_topology().await;
-        let url = start_pooler(&world, PoolMode::Session).await;
-        let settings = [("DATABASE_URL", url.as_str())];
+        let pooler = Pooler::start(&world, "pool_mode = session").await;
         let jobs = world.publish_jobs(10).await;
-        let mut worker = world.start_worker_with(&settings);
+        let mut worker = world.start_worker_with(&pooler.leads_here());
         world.wait_for_all_accepted(&jobs).await;
-        worker.stop().await;
-        let said = check(&world, &settings).await;
+        let said = check(&world, &pooler.leads_here()).await;
         assert!(!said.contains("\"wrong\""), "{said}");
+        worker.stop().await;
+    });
+}
+
+#[test]
+fn a_pooler_with_fewer_sessions_than_wanted_is_no_outage() {
+    world(async |world| {
+        world.declare_topology().await;
+        let pooler = Pooler::start(&world, "pool_mode = session\ndefault_pool_size = 4").await;
+        let wanted = [("DATABASE_CONNECTIONS", "10"), ("CONCURRENCY", "64"), ("PREFETCH", "128")];
+        // Jobs of busy customers are written one by one, over as many connections as there are.
+        let customers: Vec<Uuid> = (0..20).map(|_| Uuid::new_v4()).collect();
+        let mut jobs = Vec::new();
+        for customer in customers.iter().cycle().take(60) {
+            jobs.push(world.publish_job_for(*customer).await.0);
+        }
+        let worker = world.start_worker_with(&[&wanted[..], &pooler.leads_here()].concat());
+        world.wait_for_ended(jobs.len()).await;
+        let log = worker.log();
+        assert!(!log.contains("intake paused"), "{log}");
+        let waited = log.matches("DATABASE_CONNECTIONS: a connection was waited for").count();
+        assert!(waited <= 1, "told once: {log}");
+    });
+}
+
+#[test]
+fn a_pooler_that_is_killed_and_comes_back_costs_time_only() {
+    world(async |world| {
+        world.declare_topology().await;
+        world.set_provider(json!({ "latency_ms": 20 })).await;
+        let mut pooler = Pooler::start(&world, "pool_mode = session").await;
+        let mut jobs = world.publish_jobs(200).await;
+        let worker = world.start_worker_with(&[&NARROW[..], &pooler.leads_here()].concat());
+        world.wait_for_accepted(20).await;
+        pooler.kill();
+        world.wait_for_log(&worker, "intake paused").await;
+        let said = check(&world, &pooler.leads_here()).await;
+        assert!(said.contains("\"wrong\"") && said.contains("refused"), "{said}");
+        jobs.extend(world.publish_jobs(50).await);
+        pooler.start_again().await;
+        world.wait_for_log(&worker, RESUMED).await;
+        world.check_nothing_lost_or_spent_twice(&jobs).await;
     });
 }
 

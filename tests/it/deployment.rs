@@ -334,6 +334,32 @@ fn kubernetes_monitoring_scrapes_the_workers_and_has_every_dashboard() {
     assert_eq!(texts(generated).into_iter().collect::<BTreeSet<_>>(), dashboards.into_iter().collect());
 }
 
+/// As the documents say and `scripts/test-servers.sh` can be asked for.
+const POSTGRES: [&str; 5] = ["14", "15", "16", "17", "18"];
+
+#[test]
+fn the_workflow_tests_every_server_that_is_supported() {
+    let job = &yaml(".github/workflows/ci.yml")[0]["jobs"]["ci"];
+    let pairs = job["strategy"]["matrix"]["include"].as_array().expect("pairs");
+    let column =
+        |name: &str| pairs.iter().map(|pair| pair[name].as_str().expect("a text")).collect::<Vec<_>>();
+    assert_eq!(column("postgres"), POSTGRES);
+    let rabbitmqs = column("rabbitmq");
+    assert_eq!(
+        (rabbitmqs.first(), rabbitmqs.last()),
+        (Some(&"3.13"), Some(&"4")),
+        "the oldest and the newest"
+    );
+    let runs: BTreeSet<_> = column("run").into_iter().collect();
+    assert_eq!(runs.into_iter().collect::<Vec<_>>(), ["bash .ci/run", "make test"]);
+    for service in ["postgres", "rabbitmq"] {
+        let image = job["services"][service]["image"].as_str().expect("an image");
+        assert!(image.contains(&format!("${{{{ matrix.{service} }}}}")), "{image}");
+    }
+    assert!(read("README.md").contains("PostgreSQL 14 to 18, and RabbitMQ 3.13 and 4.x"));
+    assert!(read("scripts/test-servers.sh").contains(&format!("--postgres {}]", POSTGRES.join("|"))));
+}
+
 #[test]
 fn the_workflow_tries_compose_with_commands_services_and_files_that_exist() {
     let workflow = &yaml(".github/workflows/ci.yml")[0];

@@ -34,7 +34,7 @@ enum Habit {
 }
 
 /// How long after an answer the one comes that nobody asked for.
-const AFTER_US: [u64; 5] = [200, 1_000, 3_000, 8_000, 20_000];
+const AFTER_US: [u64; 6] = [200, 1_000, 3_000, 8_000, 20_000, 50_000];
 
 /// How many answers tell the worker how fast the provider is, and some more.
 const LEARNED_BY: usize = 120;

@@ -48,6 +48,7 @@ mod migrating;
 mod misconfigured;
 mod model;
 mod monitoring;
+mod newer_brokers;
 mod odd_machines;
 mod one_customer;
 mod outages;

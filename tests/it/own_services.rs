@@ -1,6 +1,6 @@
 //! Servers of a test's own, which need not outlive the machine.
 
-pub use kyc_lab::services::{Disk, OwnCluster, OwnPostgres, OwnRabbit, free_port};
+pub use kyc_lab::services::{Disk, OwnCluster, OwnPostgres, OwnRabbit, free_port, in_place_of_root, program};
 
 /// Makes a cluster and starts it with `settings`, each `name=value`.
 pub fn own_postgres(disk: Disk, settings: &[&str]) -> OwnPostgres {

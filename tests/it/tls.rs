@@ -4,6 +4,7 @@ use std::process::Output;
 
 use dollarpe_sandbox::tls::{Authority, Issued};
 use serde_json::Value;
+use tokio::net::TcpStream;
 use url::Url;
 
 use crate::harness::{World, world, world_on};
@@ -74,6 +75,9 @@ fn a_worker_shows_its_client_certificate_to_a_broker_that_wants_one() {
              {{certfile, \"{server_cert}\"}}, {{keyfile, \"{server_key}\"}}, \
              {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}]}}"
         ));
+        // A node may listen for TLS later than it greets without.
+        let listens = async || TcpStream::connect(("127.0.0.1", port)).await.ok().map(drop);
+        world.wait_for("a port for TLS", listens).await;
         let url = format!("amqps://guest:guest@localhost:{port}/%2f");
         let both = [
             ("AMQP_URL", url.as_str()),

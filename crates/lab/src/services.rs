@@ -79,8 +79,7 @@ impl OwnPostgres {
         for name in ["data", "wal", "socket"] {
             fs::create_dir(directory.path(name))?;
         }
-        if is_root()? {
-            let owner = postgres_user()?;
+        if let Some(owner) = in_place_of_root()? {
             let owned = Command::new("chown").arg("-R").arg(owner).arg(&directory.0).status()?;
             ensure!(owned.success(), "cannot give a directory to {owner}");
         }
@@ -210,17 +209,17 @@ impl OwnPostgres {
         let bin = postgres_programs()?;
         let bin = bin.display();
         let mut script = String::from("set -e; ");
-        let is_root = is_root()?;
+        let user = in_place_of_root()?;
         if let Disk::Small(mib) = self.disk {
             ensure!(is_first, "a small disk goes with its server");
             script += &format!("mount -t tmpfs -o size={mib}m,mode=700 tmpfs {data}; ");
-            if is_root {
-                script += &format!("chown {} {data}; ", postgres_user()?);
+            if let Some(user) = user {
+                script += &format!("chown {user} {data}; ");
             }
         }
-        let drop_root = match is_root {
-            true => format!("setpriv --reuid={0} --regid={0} --clear-groups ", postgres_user()?),
-            false => String::new(),
+        let drop_root = match user {
+            Some(user) => format!("setpriv --reuid={user} --regid={user} --clear-groups "),
+            None => String::new(),
         };
         if is_first {
             script += &format!(
@@ -243,7 +242,7 @@ impl OwnPostgres {
             Disk::Ample => Command::new("sh"),
             Disk::Small(_) => {
                 let mut command = Command::new("unshare");
-                if !is_root {
+                if user.is_none() {
                     // Whoever we are may mount what only this process sees.
                     command.args(["--user", "--map-current-user", "--keep-caps"]);
                 }
@@ -317,11 +316,11 @@ impl OwnRabbit {
         let directory = Directory::new()?;
         fs::write(directory.path("plugins"), "[].")?;
         fs::write(directory.path("rabbitmq.conf"), lines)?;
-        fs::write(directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?;
         let cookie = directory.path(".erlang.cookie");
         fs::write(&cookie, &mapper.cookie)?;
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400))?;
         let mut node = Self { ports: [free_port()?, free_port()?], server: None, mapper, directory };
+        node.configure(configuration)?;
         node.begin_again()?;
         Ok(node)
     }
@@ -336,6 +335,11 @@ impl OwnRabbit {
         format!("127.0.0.1:{}", self.ports[0])
     }
 
+    /// Has its application `rabbit` configured so, in Erlang's words, from its next start on.
+    pub fn configure(&self, configuration: &str) -> anyhow::Result<()> {
+        Ok(fs::write(self.directory.path("advanced.config"), format!("[{{rabbit, [{configuration}]}}].\n"))?)
+    }
+
     /// Its URL, for the vhost that it is made with.
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@{}/%2f", self.place())
@@ -345,6 +349,13 @@ impl OwnRabbit {
     pub fn set_memory_alarm(&self, is_set: bool) -> anyhow::Result<()> {
         let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
         self.ask("rabbitmqctl", &[&["set_vm_memory_high_watermark"], watermark].concat()).map(drop)
+    }
+
+    /// Which RabbitMQ it is: the number before the first dot of its version.
+    pub fn generation(&self) -> anyhow::Result<u32> {
+        let version = self.ask("rabbitmqctl", &["version"])?;
+        let generation = version.trim().split('.').next().and_then(|number| number.parse().ok());
+        generation.with_context(|| format!("no version of RabbitMQ: {version}"))
     }
 
     /// Asks one of RabbitMQ's tools about this node. Returns what it prints.
@@ -543,26 +554,22 @@ pub fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn is_root() -> anyhow::Result<bool> {
+/// Who runs what refuses to run as root, as PostgreSQL does; nobody else where we are not root.
+pub fn in_place_of_root() -> anyhow::Result<Option<&'static str>> {
     let status = fs::read_to_string("/proc/self/status")?;
-    Ok(status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0")))
-}
-
-/// Who runs Postgres in place of root.
-fn postgres_user() -> anyhow::Result<&'static str> {
+    if !status.lines().any(|line| line.starts_with("Uid:") && line.split_whitespace().nth(2) == Some("0")) {
+        return Ok(None);
+    }
     let users = fs::read_to_string("/etc/passwd")?;
-    Ok(match users.lines().any(|line| line.starts_with("postgres:")) {
+    Ok(Some(match users.lines().any(|line| line.starts_with("postgres:")) {
         true => "postgres",
         false => "nobody",
-    })
+    }))
 }
 
 /// A program that runs as the owner of our clusters, and not as root.
 fn as_owner(program: &Path) -> anyhow::Result<Command> {
-    if !is_root()? {
-        return Ok(Command::new(program));
-    }
-    let owner = postgres_user()?;
+    let Some(owner) = in_place_of_root()? else { return Ok(Command::new(program)) };
     let mut command = Command::new("setpriv");
     command.args([&format!("--reuid={owner}"), &format!("--regid={owner}"), "--clear-groups"]).arg(program);
     Ok(command)
@@ -583,6 +590,14 @@ fn rabbitmq_program(name: &str) -> anyhow::Result<PathBuf> {
         format!("{name} is missing; install RabbitMQ (Debian: apt-get install rabbitmq-server)")
     })?;
     Ok(bin.join(name))
+}
+
+/// Where a program is that an ordinary user's path may not lead to.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let bin = find(name, std::iter::empty());
+    Ok(bin
+        .with_context(|| format!("{name} is missing; install it (Debian: apt-get install {name})"))?
+        .join(name))
 }
 
 /// The directory with a program: one of `first`, or where programs usually are.

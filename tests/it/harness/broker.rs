@@ -8,7 +8,7 @@ use lapin::{BasicProperties, Queue};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{WorkerProcess, World, answer, management_url};
+use super::{WorkerProcess, World, answer, management_url, open_channel};
 
 /// The queue of jobs.
 pub const JOBS: &str = "kyc.document-updates";
@@ -79,8 +79,21 @@ impl World {
 
     /// Deletes the queue of jobs, and declares it as no worker would.
     pub async fn declare_otherwise(&self, options: QueueDeclareOptions, arguments: FieldTable) {
-        self.delete_queue().await;
-        self.channel.queue_declare(JOBS.into(), options, arguments).await.expect("it can be declared");
+        self.declare_anew(JOBS, options, arguments).await.expect("it can be declared");
+    }
+
+    /// Deletes a queue, and declares it so where the broker lets us.
+    pub async fn declare_anew(
+        &self,
+        queue: &str,
+        options: QueueDeclareOptions,
+        arguments: FieldTable,
+    ) -> lapin::Result<()> {
+        self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        // A refusal may end the connection.
+        let (connection, channel) = open_channel(&self.amqp_url).await;
+        channel.queue_declare(queue.into(), options, arguments).await?;
+        connection.close(200, "done".into()).await
     }
 
     /// Declares a queue that is bound to the exchange of jobs.
