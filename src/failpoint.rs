@@ -45,6 +45,12 @@ points! {
     EventsTaken = "events-taken",
     EventsConfirmed = "events-confirmed",
     EventsRemoved = "events-removed",
+    ArchiveWritten = "archive-written",
+    ArchiveNamed = "archive-named",
+    ArchiveMarked = "archive-marked",
+    ArchiveRemoved = "archive-removed",
+    ArchiveRewritten = "archive-rewritten",
+    ArchiveListed = "archive-listed",
 }
 
 /// Does what the environment asks for at this point.

@@ -2,6 +2,7 @@
 //! found is printed as it is found, so that memory does not grow with it.
 
 use std::io::{BufWriter, StdoutLock, Write as _, stdout};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -12,20 +13,24 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::database::open_database;
-use super::terminal::progress;
+use super::terminal::{print, progress};
 use crate::config::{DatabaseSettings, FingerprintSettings};
+use crate::desk::archive::{Fault, Verified, verify};
 use crate::journal::history::audit::{Audit, Finding, Page};
 use crate::visible::visible;
 
 /// Verify that what the tables say of every job is what was written, and can have happened
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker audit\n  kyc-worker audit 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --json | jq .findings\n\nFinds attempts and observations that were changed, removed, added or moved, counts that do\nnot agree, rows without their submission, and histories that cannot be. Needs\nFINGERPRINT_KEY, and a role that may read the tables: the worker's. Nothing is written;\nreplicas may run.\n\nExit codes: 0 every history verifies, 1 something is wrong."
+    after_help = "Example:\n  kyc-worker audit\n  kyc-worker audit 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --json | jq .findings\n  kyc-worker audit --archive /srv/kyc-archive\n\nFinds attempts and observations that were changed, removed, added or moved, counts that do\nnot agree, rows without their submission, and histories that cannot be. Needs\nFINGERPRINT_KEY, and a role that may read the tables: the worker's. Nothing is written;\nreplicas may run.\n\n--archive needs neither key nor database. It finds each byte of a file, and each part of the manifest, that\nwas changed, and files that were added, removed or named another way. Whoever may write the whole\ndirectory can make all of it anew: compare the SHA-256 of the manifest's last line, which is printed, with\nthe one that `archive` printed.\n\nExit codes: 0 every history verifies, 1 something is wrong."
 )]
 pub(super) struct AuditArgs {
     /// Only these jobs [default: all]
     #[arg(value_name = "JOB_ID")]
     job_ids: Vec<Uuid>,
+    /// In place of the tables, an archive: whether its files and their manifest are what was written
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "job_ids")]
+    archive: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -39,6 +44,11 @@ pub(super) struct AuditArgs {
 const JOBS_AT_ONCE: usize = 2_000;
 
 pub(super) async fn run(args: &AuditArgs) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.archive {
+        let verified = verify(path)?;
+        print(args.json, &verified, print_verified)?;
+        return Ok(if verified.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let fingerprinter = args.fingerprint.fingerprinter()?;
     let pool = open_database(&args.database).await?;
     let mut audit = Audit::begin(&pool, fingerprinter).await?;
@@ -66,6 +76,21 @@ async fn audit_all(audit: &mut Audit, report: &mut Report) -> anyhow::Result<()>
         report.tell(&finding)?;
     }
     Ok(())
+}
+
+fn print_verified(verified: &Verified) {
+    for Fault { file, what, remedy } in &verified.findings {
+        println!("{file}  {what}; {remedy}");
+    }
+    let [files, jobs, found] =
+        [verified.files, verified.jobs, verified.findings.len() as u64].map(HumanCount);
+    let verdict = match found.0 {
+        0 => "every file verifies".to_owned(),
+        1 => "1 FINDING".to_owned(),
+        _ => format!("{found} FINDINGS"),
+    };
+    println!("{files} files, {jobs} jobs: {verdict}");
+    println!("the manifest's last line has the SHA-256 {}", verified.head);
 }
 
 /// What was found, on its way to standard output.
@@ -101,6 +126,9 @@ impl Report {
         self.totals.entries += page.entries;
         self.totals.verified += page.verified;
         self.totals.broken += page.broken;
+        for (job_id, file) in &page.archived {
+            eprintln!("{job_id} is archived in {}; --archive DIRECTORY verifies it there", visible(file));
+        }
         page.findings.iter().try_for_each(|finding| self.tell(finding))
     }
 

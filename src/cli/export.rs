@@ -1,6 +1,7 @@
 //! `kyc-worker export`: jobs for auditors, as CSV or JSON lines, in constant memory.
 
 use std::io::{BufWriter, Write, stdout};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -16,12 +17,13 @@ use time::{Date, OffsetDateTime};
 use super::database::open_database;
 use super::terminal::progress;
 use crate::config::DatabaseSettings;
+use crate::desk::archive::{archived_jobs, hold_off};
 use crate::desk::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
 
 /// Write jobs to standard output for auditors, masked
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker export --since 2026-07-01 --until 2026-10-01 --format csv > q3.csv"
+    after_help = "Example:\n  kyc-worker export --since 2026-07-01 --until 2026-10-01 --format csv > q3.csv\n  kyc-worker export --since 2026-01-01 --archive /srv/kyc-archive > year.jsonl\n\nJobs that were archived are in the export only with --archive."
 )]
 pub(super) struct ExportArgs {
     /// Jobs received from then on, such as 2026-07-01 or 2026-07-01T12:00:00Z
@@ -33,6 +35,9 @@ pub(super) struct ExportArgs {
     /// How they are written
     #[arg(long, default_value = "jsonl")]
     format: ExportFormat,
+    /// The directory of the archive: its jobs of the span come first, file by file
+    #[arg(long, value_name = "DIRECTORY")]
+    archive: Option<PathBuf>,
     #[command(flatten)]
     database: DatabaseSettings,
 }
@@ -64,8 +69,15 @@ pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let progress = progress(u64::try_from(count).unwrap_or_default(), "jobs")?;
 
     let mut sink = Sink::new(args.format)?;
-    let mut exported = jobs(&mut connection, span);
     let mut written = 0_u64;
+    if let Some(path) = &args.archive {
+        hold_off(&mut connection).await?;
+        archived_jobs(path, span, |job| {
+            written += 1;
+            sink.write(&job).context("cannot write the export; it is not whole")
+        })?;
+    }
+    let mut exported = jobs(&mut connection, span);
     while let Some(job) = exported.try_next().await.context("the export is not whole")? {
         sink.write(&job).context("cannot write the export; it is not whole")?;
         written += 1;

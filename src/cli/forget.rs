@@ -18,7 +18,7 @@ use crate::visible::visible;
 /// Remove what identifies a customer, and keep what happened
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of the customer is in motion. Exit code 1 also where dead letters that name the customer are still queued."
+    after_help = "Example:\n  kyc-worker forget --customer 4e6f1b20-a73c-11ec-b909-0242ac120002 --by ana --note 'erasure request 4711'\n\nRefuses while a job of the customer is in motion. Exit code 1 also where dead letters that name the customer are still queued, or files of the archive hold their jobs: those keep the last four characters of document numbers, and are named."
 )]
 pub(super) struct ForgetArgs {
     /// The customer
@@ -49,7 +49,7 @@ pub(super) async fn run(args: &ForgetArgs) -> anyhow::Result<ExitCode> {
         Ok(queued) => (Some(queued), None),
         Err(error) => (None, Some(format!("{error:#}"))),
     };
-    let is_done = queued.as_ref().is_some_and(Vec::is_empty);
+    let is_done = queued.as_ref().is_some_and(Vec::is_empty) && forgotten.files.is_empty();
     args.desk.print(&Answer { forgotten, queued, not_looked }, print_answer)?;
     Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -70,11 +70,17 @@ async fn find_queued(settings: &BrokerSettings, customer_id: Uuid) -> anyhow::Re
 }
 
 fn print_answer(Answer { forgotten, queued, not_looked }: &Answer) {
-    let Forgotten { customer_id, jobs, payloads, dead_letters } = forgotten;
+    let Forgotten { customer_id, jobs, payloads, dead_letters, files } = forgotten;
     println!(
         "forgot customer {customer_id}: {jobs} jobs, {payloads} payloads, {dead_letters} dead letters' rows"
     );
     println!("attempts, outcomes and updates stay, without anything that the customer entered");
+    if !files.is_empty() {
+        println!(
+            "IN THE ARCHIVE the last four characters of document numbers stay, in {}",
+            visible(&files.join(", "))
+        );
+    }
     match (queued, not_looked) {
         (Some(queued), _) if queued.is_empty() => {
             println!("no dead letter that is queued names the customer")

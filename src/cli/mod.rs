@@ -4,6 +4,7 @@
 #[macro_use]
 mod terminal;
 
+mod archive;
 mod assets;
 mod attribution;
 mod audit;
@@ -70,6 +71,7 @@ enum Command {
     DeadLetters(dead_letters::DeadLettersCommand),
     Export(export::ExportArgs),
     Audit(audit::AuditArgs),
+    Archive(Box<archive::ArchiveArgs>),
     Reconcile(Box<reconcile::ReconcileArgs>),
     #[command(subcommand)]
     Events(events::EventsCommand),
@@ -117,6 +119,7 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::DeadLetters(command) => dead_letters::run(&command).await,
         Command::Export(args) => export::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
+        Command::Archive(args) => archive::run(&args).await,
         Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Events(command) => events::run(&command).await,
         Command::Forget(args) => forget::run(&args).await,

@@ -1,5 +1,6 @@
 //! `kyc-worker show`: the story of one job.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::terminal::{table, time_text};
+use crate::desk::archive::{archived_in, archived_story};
 use crate::desk::budget::{CustomerStory, customer_story};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
@@ -19,7 +21,7 @@ use crate::visible::visible;
 /// Show what happened to one job, or where a customer's updates went
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11\n  kyc-worker show --customer 4e6f1b20-a73c-11ec-b909-0242ac120002"
+    after_help = "Example:\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11\n  kyc-worker show --customer 4e6f1b20-a73c-11ec-b909-0242ac120002\n  kyc-worker show 3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11 --archive /srv/kyc-archive"
 )]
 pub(super) struct ShowArgs {
     /// The job
@@ -28,6 +30,9 @@ pub(super) struct ShowArgs {
     /// A customer in place of a job: their updates and their jobs
     #[arg(long, value_name = "ID")]
     customer: Option<Uuid>,
+    /// The directory of the archive, where the job may be there
+    #[arg(long, value_name = "DIRECTORY")]
+    archive: Option<PathBuf>,
     #[command(flatten)]
     desk: DeskArgs,
 }
@@ -41,15 +46,28 @@ pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
             args.desk.print(&story, print_customer)
         }
         (Some(job_id), None) => {
-            let story = job_story(&pool, job_id).await?.ok_or_else(|| unknown_job(job_id))?;
+            let story = match (job_story(&pool, job_id).await?, &args.archive) {
+                (Some(story), _) => Some(story),
+                (None, Some(path)) => archived_story(&mut *pool.acquire().await?, path, job_id).await?,
+                (None, None) => None,
+            };
+            let Some(story) = story else {
+                anyhow::bail!(unknown_job(job_id, archived_in(&mut *pool.acquire().await?, job_id).await?));
+            };
             args.desk.print(&story, print_story)
         }
         (None, None) => anyhow::bail!("give a JOB_ID, or --customer ID"),
     }
 }
 
-fn unknown_job(job_id: Uuid) -> anyhow::Error {
-    anyhow::anyhow!("no job {job_id} is known; is it still in the queue, or was it dead-lettered?")
+fn unknown_job(job_id: Uuid, archived_in: Option<String>) -> String {
+    match archived_in {
+        Some(file) => format!("job {job_id} is archived in {file}; --archive DIRECTORY reads it there"),
+        None => format!(
+            "no job {job_id} is known; is it still in the queue, was it dead-lettered, or is it in the archive \
+             (--archive DIRECTORY)?"
+        ),
+    }
 }
 
 fn unknown_customer(customer_id: Uuid) -> anyhow::Error {
@@ -71,6 +89,9 @@ fn print_customer(story: &CustomerStory) {
     }
     if let Some(at) = story.limit_reached_at {
         println!("  {}  the provider said that the customer's updates are used up", time_text(at));
+    }
+    if !story.files.is_empty() {
+        println!("  more of their jobs are archived in {}", visible(&story.files.join(", ")));
     }
     if story.jobs.is_empty() {
         return;
@@ -101,6 +122,7 @@ fn print_story(story: &JobStory) {
         submission.expiring_link.as_ref().map_or_else(String::new, |link| format!(", before {link} ends"));
     let expiry = submission.expires_at.map(|at| format!("{}{why}", time_text(at)));
     let facts = [
+        ("archived in", story.archived_in.clone()),
         ("customer", customer),
         ("document", submission.document_type.clone()),
         ("number", number),

@@ -1,7 +1,7 @@
 //! A customer's updates: how many were spent, and where.
 
 use serde::Serialize;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -23,6 +23,8 @@ pub struct CustomerStory {
     pub limit_reached_at: Option<OffsetDateTime>,
     /// Their jobs, the newest first, each with the number of updates it spent or may have spent.
     pub jobs: Vec<CustomerJob>,
+    /// The files of the archive that hold more of them.
+    pub files: Vec<String>,
 }
 
 /// What a person says of updates spent elsewhere.
@@ -98,7 +100,8 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     )
     .fetch_optional(&mut *connection)
     .await?;
-    if ids.is_empty() && known.is_none() {
+    let files = files_of(&mut connection, customer_id).await?;
+    if ids.is_empty() && known.is_none() && files.is_empty() {
         return Ok(None);
     }
     let mut customers = read_customers(&mut connection, [(customer_id, None)]).await?;
@@ -115,5 +118,17 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
         Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
     });
     let spent = Spent::of(&customer);
-    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs }))
+    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, files }))
+}
+
+/// The files of the archive that hold jobs of a customer.
+pub(crate) async fn files_of(connection: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Vec<String>> {
+    let files = sqlx::query_scalar!(
+        "-- files_of_customer
+        select files from archived_customer where customer_id = $1",
+        customer_id,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(files.unwrap_or_default())
 }

@@ -1,13 +1,13 @@
 //! Jobs for auditors, read row by row: nothing that a customer entered but the last four.
 
 use futures_util::stream::BoxStream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 /// A job as auditors see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct ExportedJob {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,

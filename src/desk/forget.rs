@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::desk::budget::files_of;
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::journal::transact;
 
@@ -16,6 +17,8 @@ pub struct Forgotten {
     pub payloads: u64,
     /// How many fingerprints of dead-lettered bodies were removed.
     pub dead_letters: u64,
+    /// The files of the archive that hold jobs of the customer, with the last four characters.
+    pub files: Vec<String>,
 }
 
 /// Why a customer cannot be forgotten.
@@ -30,7 +33,7 @@ pub enum ForgetError {
 
 /// Removes a customer's sealed payloads, fingerprints and masked document numbers, in one
 /// commit with who asked for it. Attempts, observations and outcomes stay: they hold nothing
-/// that the customer entered.
+/// that the customer entered. Of jobs that were archived the fingerprints go, and the files are named.
 ///
 /// # Errors
 /// When a job of the customer is in motion, or the database fails.
@@ -76,6 +79,14 @@ pub async fn forget(
         .execute(&mut *tx)
         .await?
         .rows_affected();
+        sqlx::query!(
+            "-- forget_archived_jobs
+        update archived_job set content_hmac = null where customer_id = $1",
+            customer_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let files = files_of(&mut *tx, customer_id).await?;
         let payloads = jobs.iter().filter(|job| job.has_payload).count() as u64;
         let detail = format!("{} jobs, {payloads} payloads, {dead_letters} dead letters", jobs.len());
         let intervention = Intervention {
@@ -85,7 +96,7 @@ pub async fn forget(
             detail: Some(&detail),
         };
         record(&mut *tx, intervention, attribution).await?;
-        Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters })
+        Ok(Forgotten { customer_id, jobs: jobs.len() as u64, payloads, dead_letters, files })
     })
     .await
 }

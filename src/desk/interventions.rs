@@ -1,6 +1,6 @@
 //! What people do by hand, each with who and why. Rows are added and never changed.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -27,7 +27,7 @@ pub struct Intervention<'a> {
 }
 
 /// What a person did, as people see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct InterventionView {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,

@@ -295,6 +295,12 @@ async fn customers_at_limit(pool: &PgPool, since: OffsetDateTime, limit: u32) ->
                 sum(s.attempts) as begun,
                 coalesce(
                     (select c.updates_elsewhere from customer c where c.customer_id = served.customer_id), 0
+                ) + coalesce(
+                    (
+                        select g.accepted + g.unknown_outcome from archived_customer g
+                        where g.customer_id = served.customer_id
+                    ),
+                    0
                 ) as elsewhere
             from submission s
             where s.customer_id = served.customer_id

@@ -1,6 +1,6 @@
 //! The story of one job, as people read it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -28,13 +28,13 @@ impl Spent {
 }
 
 /// How many of a customer's updates are spent.
-async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Spent> {
+pub(crate) async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Spent> {
     let customers = read_customers(connection, [(customer_id, None)]).await?;
     Ok(customers.get(&customer_id).map(Spent::of).unwrap_or_default())
 }
 
 /// A submission as people see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct SubmissionView {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
@@ -65,11 +65,13 @@ pub struct SubmissionView {
     pub correlation_id: Option<String>,
     /// The trace that it was published in.
     pub trace_id: Option<String>,
+    /// No archived job has one.
+    #[serde(default)]
     pub has_payload: bool,
 }
 
 /// An attempt as people see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct AttemptView {
     pub job_id: Uuid,
     pub number: i32,
@@ -104,10 +106,13 @@ pub struct JobStory {
     /// The customer's other jobs that nothing orders before or after this one: both were asked
     /// for at the same time, or within a minute of each other and dated by their receipt alone.
     pub unordered_with: Vec<Uuid>,
+    /// The file of the archive that it was read from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub archived_in: Option<String>,
 }
 
 /// A read of a customer as people see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct ObservationView {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -163,6 +168,7 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
         dead_letters,
         spent,
         unordered_with,
+        archived_in: None,
     }))
 }
 

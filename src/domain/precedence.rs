@@ -78,18 +78,26 @@ pub fn decide(asking: &Asking<'_>, customer: &Customer, window: Duration, limit:
 
 /// The customer's other jobs that may matter, the newest first.
 fn siblings(asking: &Asking<'_>, customer: &Customer, window: Duration) -> Vec<Sibling> {
-    let mut others: Vec<&PastJob> = customer.jobs.iter().filter(|job| job.job_id != asking.job_id).collect();
-    others.sort_by_key(|job| std::cmp::Reverse(job.age_key()));
     let sibling = |job: &PastJob| {
-        Some(Sibling {
+        let sibling = Sibling {
             job_id: job.job_id,
             is_newer: job.age_key() > asking.age_key,
             has_same_content: job.content_hmac.is_some()
                 && job.content_hmac.as_deref() == asking.content_hmac,
             standing: standing(job, &customer.reads, window)?,
-        })
+        };
+        Some((job.age_key(), sibling))
     };
-    others.into_iter().filter_map(sibling).collect()
+    let others = customer.jobs.iter().filter(|job| job.job_id != asking.job_id).filter_map(sibling);
+    // What is archived is in verification no more, so its content does not matter.
+    let archived = customer.archived.newest.map(|age_key| {
+        let (_, _, job_id) = age_key;
+        let standing = Standing::Accepted { in_verification: false };
+        (age_key, Sibling { job_id, is_newer: age_key > asking.age_key, has_same_content: false, standing })
+    });
+    let mut siblings: Vec<_> = others.chain(archived).collect();
+    siblings.sort_by_key(|(age_key, _)| std::cmp::Reverse(*age_key));
+    siblings.into_iter().map(|(_, sibling)| sibling).collect()
 }
 
 /// How a job stands in another's way; `None` if it does not.

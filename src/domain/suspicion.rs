@@ -25,6 +25,32 @@ pub struct Customer {
     pub reads: Vec<PastRead>,
     /// Updates that others spent, as far as a person has told us.
     pub updates_elsewhere: u32,
+    pub archived: ArchivedJobs,
+}
+
+/// What is left of a customer's jobs whose rows were archived. None of their updates is a suspect. The
+/// last word that was read of the customer stands among the reads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ArchivedJobs {
+    /// Attempts that the provider accepted.
+    pub accepted: u32,
+    /// Attempts whose outcome was ever unknown.
+    pub unknown: u32,
+    /// When the last of these ended.
+    pub spent_at: Option<OffsetDateTime>,
+    /// The newest job that was accepted, as [`PastJob::age_key`].
+    pub newest: Option<(OffsetDateTime, OffsetDateTime, Uuid)>,
+    /// Until when one of their updates may have been applied, by the database's clock and by those of the
+    /// replicas that made them.
+    pub applied_until: Option<(OffsetDateTime, OffsetDateTime)>,
+}
+
+/// What is to be kept of a customer whose jobs are archived.
+#[derive(Clone, Debug, Default)]
+pub struct Archivable {
+    pub jobs: ArchivedJobs,
+    /// The last word on the customer that was read after every update.
+    pub word: Option<PastRead>,
 }
 
 #[derive(Clone, Debug)]
@@ -102,6 +128,17 @@ impl PastUpdate {
 }
 
 impl PastRead {
+    /// What is left of a read that told the customer's status, once its job is archived.
+    pub fn of_archived(
+        status: String,
+        at: OffsetDateTime,
+        read_at: Option<OffsetDateTime>,
+        dated_at: Option<OffsetDateTime>,
+    ) -> Self {
+        let (job_id, purpose) = (Uuid::nil(), Purpose::Verification);
+        Self { job_id, purpose, status: Some(status), at, read_at, dated_at, conclusion: None }
+    }
+
     /// Whether it is a read of ours. A webhook may be about any update.
     fn is_own(&self) -> bool {
         self.purpose != Purpose::Webhook
@@ -209,10 +246,35 @@ impl PastJob {
     }
 }
 
+impl ArchivedJobs {
+    fn add(&mut self, update: &PastUpdate, window: Duration) {
+        match update.verdict {
+            Some(VerdictKind::Accepted) => self.accepted += 1,
+            Some(VerdictKind::Unknown) => self.unknown += 1,
+            _ => {}
+        }
+        if update.verdict.is_some_and(spends) {
+            self.spent_at = self.spent_at.max(update.ended_at);
+        }
+        let lateness = update.lateness(window);
+        let until = (update.ended_at.unwrap_or(update.begun_at) + lateness, update.signed_at + lateness);
+        let known = self.applied_until.unwrap_or(until);
+        self.applied_until = Some((known.0.max(until.0), known.1.max(until.1)));
+    }
+
+    /// Whether a read was made after the last moment at which one of the updates can have been applied.
+    fn is_before(&self, read: &PastRead) -> bool {
+        self.applied_until
+            .is_none_or(|(ended, signed)| read.at > ended && read.read_at.unwrap_or(read.at) > signed)
+    }
+}
+
 impl Customer {
     /// The customer's updates, where the provider allows `limit`.
     pub fn budget(&self, limit: u32) -> Budget {
-        let spent_here = self.jobs.iter().map(PastJob::spent).fold(0, u32::saturating_add);
+        let ArchivedJobs { accepted, unknown, .. } = self.archived;
+        let archived = accepted.saturating_add(unknown);
+        let spent_here = self.jobs.iter().map(PastJob::spent).fold(archived, u32::saturating_add);
         Budget { spent_here, spent_elsewhere: self.updates_elsewhere, limit }
     }
 
@@ -241,6 +303,7 @@ impl Customer {
         let told = self.reads.iter().filter(|read| read.is_own() && read.status.is_some());
         told.filter(is_before)
             .filter(|read| others.iter().all(|update| read.is_after(update, window)))
+            .filter(|read| self.archived.is_before(read))
             .max_by_key(|read| read.at)?
             .status
             .as_deref()
@@ -274,6 +337,36 @@ impl Customer {
         confirming.sort_by_key(|read| read.at);
         confirming.dedup_by_key(|read| read.at);
         (u32::try_from(confirming.len()).unwrap_or(u32::MAX), confirming.last().copied())
+    }
+
+    /// What is to be kept of the customer if all of their jobs are archived; `None` while that would change
+    /// what is decided later. A job that was accepted stays while its verification may be running: the
+    /// same content that comes again is its duplicate, and a later read tells whether it is over.
+    ///
+    /// The caller sees to jobs that were never tried: none of them may be in motion.
+    pub fn archivable(&self, window: Duration) -> Option<Archivable> {
+        let is_settled = |job: &PastJob| {
+            let has_update = job.updates.iter().any(PastUpdate::may_have_been_applied);
+            job.state.has_ended()
+                && job.state != State::NeedsReview
+                && (job.state != State::Accepted || has_update)
+                && !job.may_be_in_verification(&self.reads, window)
+        };
+        if !self.jobs.iter().all(is_settled) {
+            return None;
+        }
+        let mut jobs = self.archived.clone();
+        for job in &self.jobs {
+            if job.state == State::Accepted {
+                jobs.newest = jobs.newest.max(Some(job.age_key()));
+            }
+            for update in job.updates.iter().filter(|update| update.may_have_been_applied()) {
+                jobs.add(update, window);
+            }
+        }
+        let told = self.reads.iter().filter(|read| read.is_own() && read.status.is_some());
+        let word = told.filter(|read| jobs.is_before(read)).max_by_key(|read| read.at).cloned();
+        Some(Archivable { jobs, word })
     }
 
     fn others(&self, job_id: Uuid) -> impl Iterator<Item = &PastJob> {
@@ -420,7 +513,7 @@ mod tests {
     fn customer(theirs: VerdictKind, reads: Vec<PastRead>) -> Customer {
         let ours = job(OURS, State::Unknown, vec![update(100, VerdictKind::Unknown)]);
         let theirs = job(THEIRS, State::Accepted, vec![update(0, theirs)]);
-        Customer { jobs: vec![ours, theirs], reads, updates_elsewhere: 0 }
+        Customer { jobs: vec![ours, theirs], reads, ..Customer::default() }
     }
 
     #[test]

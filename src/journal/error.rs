@@ -129,7 +129,9 @@ pub(crate) fn is_outage(error: &sqlx::Error) -> bool {
         // locks that took too long (PostgreSQL, "Error Codes").
         Database(error) => {
             let code = error.code().unwrap_or_default();
-            ["08", "53", "57", "58", READ_ONLY, "55P03"].iter().any(|class| code.starts_with(class))
+            ["08", "53", "57", "58", READ_ONLY, LOCK_NOT_AVAILABLE]
+                .iter()
+                .any(|class| code.starts_with(class))
         }
         _ => false,
     }
@@ -138,6 +140,9 @@ pub(crate) fn is_outage(error: &sqlx::Error) -> bool {
 /// SQLSTATE `read_only_sql_transaction`: after a failover, or where somebody set it so. It
 /// may hold for as long as the connection does.
 pub(crate) const READ_ONLY: &str = "25006";
+
+/// A lock was not to be had within `lock_timeout`.
+pub(crate) const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 const DEADLOCK: &str = "40P01";
 

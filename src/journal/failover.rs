@@ -141,6 +141,8 @@ impl Missing {
 /// What the tables have of some jobs.
 struct Known {
     rows: HashSet<Uuid>,
+    /// What is in a file of the archive is as it was there.
+    archived: HashSet<Uuid>,
     /// This replica's attempts, and whether each is closed.
     attempts: HashMap<(Uuid, i32, OffsetDateTime), bool>,
 }
@@ -148,6 +150,7 @@ struct Known {
 impl Known {
     fn has(&self, write: &Write) -> bool {
         match write {
+            _ if self.archived.contains(&write.job_id()) => true,
             Write::Opened(row) => self.rows.contains(&row.job_id),
             Write::Begun(claim) => self.attempts.contains_key(&name_of(claim)),
             Write::Closed(closing, _) => self.attempts.get(&name_of(&closing.claim)) == Some(&true),
@@ -305,6 +308,12 @@ impl Journal {
             &ids
         );
         let rows = rows.fetch_all(&mut *connection).await?.into_iter().collect();
+        let archived = sqlx::query_scalar!(
+            "-- remembered_archived
+            select job_id from archived_job where job_id = any($1)",
+            &ids
+        );
+        let archived = archived.fetch_all(&mut *connection).await?.into_iter().collect();
         let attempts = sqlx::query!(
             r#"-- remembered_attempts
             select job_id, number, signed_at, ended_at is not null as "is_closed!"
@@ -315,7 +324,7 @@ impl Journal {
         let attempts = attempts.fetch_all(connection).await?;
         let attempts =
             attempts.into_iter().map(|row| ((row.job_id, row.number, row.signed_at), row.is_closed));
-        Ok(Known { rows, attempts: attempts.collect() })
+        Ok(Known { rows, archived, attempts: attempts.collect() })
     }
 
     /// Writes what is missing of jobs again, as it was, in one commit: of each as far as its row stands as it

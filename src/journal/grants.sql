@@ -12,8 +12,8 @@ begin
         grant select on
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
-            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing,
-            lost_commit
+            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing, archived_job,
+            archived_customer, lost_commit
             to kyc_worker;
         -- What a job is, is written once.
         select string_agg(quote_ident(attname), ', ') into columns
@@ -37,6 +37,7 @@ begin
         grant update on verification_pace, fleet_reading, event_publishing to kyc_worker;
         grant insert, delete on outcome_event to kyc_worker;
         grant insert, delete, update on fleet_figure to kyc_worker;
+        grant update (deliveries, content_hmac) on archived_job to kyc_worker;
     end if;
 
     if to_regrole('kyc_auditor') is not null then
@@ -44,6 +45,19 @@ begin
             job_overview, open_work, customer_budget, provider_errors_hourly, reconciliation, fleet_figure,
             fleet_reading
             to kyc_auditor;
+    end if;
+
+    -- Moves history to files: it removes rows, and rewrites none.
+    if to_regrole('kyc_archiver') is not null then
+        grant select on
+            _sqlx_migrations, submission, attempt, observation, intervention, customer, dead_lettered_delivery,
+            outcome_event, archived_job, archived_customer
+            to kyc_archiver;
+        -- `update` of a column, so that it may lock a row before it removes it.
+        grant delete, update (deliveries) on submission to kyc_archiver;
+        grant delete on attempt, observation, intervention to kyc_archiver;
+        grant insert, delete, update on archived_job to kyc_archiver;
+        grant insert, update on archived_customer to kyc_archiver;
     end if;
 
     -- Counts alone, for what starts and stops replicas.

@@ -31,6 +31,7 @@ mod words;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Probe};
 pub use self::error::{JournalError, is_away, is_refused};
+pub(crate) use self::error::{LOCK_NOT_AVAILABLE, code_of};
 pub use self::events::{TURN, WaitingEvent};
 pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::handle::Journal;

@@ -16,7 +16,8 @@ use crate::journal::pool::{run, run_tx};
 use crate::journal::rows::{Admission, NewRow, Slots, in_micros};
 use crate::journal::statements::events::tell_ends;
 use crate::journal::statements::open::{
-    Found, Opened, count_delivery, delete_invalid, find, insert_dead_letter, insert_waiting, open_many,
+    Found, Opened, count_archived_delivery, count_delivery, delete_invalid, find, find_archived,
+    insert_dead_letter, insert_waiting, open_many,
 };
 
 impl Journal {
@@ -113,6 +114,14 @@ impl Journal {
                 }
                 Some(_) => return Ok(Opened::Conflict),
                 None => {
+                    match find_archived(tx, row).await? {
+                        Some(true) => {
+                            count_archived_delivery(tx, row.job_id).await?;
+                            return Ok(Opened::Known);
+                        }
+                        Some(false) => return Ok(Opened::Conflict),
+                        None => {}
+                    }
                     let waiting_for = match admission {
                         Admission::Claim(_) => WaitingFor::Customer,
                         Admission::Wait(waiting_for) => waiting_for,
@@ -139,7 +148,8 @@ impl Journal {
                 let written = sqlx::query!(
                     "-- insert_invalid
                     insert into submission (job_id, customer_id, state, reason_code, reason, received_at, ended_at)
-                    values ($1, $2, 'invalid', 'invalid', $3, $4, greatest(now(), $4))
+                    select $1, $2, 'invalid', 'invalid', $3, $4, greatest(now(), $4)
+                    where not exists (select from archived_job k where k.job_id = $1 and k.holds_id)
                     on conflict (job_id) do update
                         set deliveries = submission.deliveries + 1, reason = excluded.reason
                         where submission.state = 'invalid'",

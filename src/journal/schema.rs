@@ -9,6 +9,8 @@ use sqlx::postgres::{PgConnection, PgPool};
 use tokio::time::sleep;
 use tracing::warn;
 
+use crate::journal::error::LOCK_NOT_AVAILABLE;
+
 /// The migrations, embedded, so that the binary alone can set up a database. Those of a
 /// later release may be there already: replicas of two releases run side by side in an upgrade.
 pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
@@ -22,8 +24,6 @@ pub static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
 const MIGRATION_LOCK_TIMEOUT: &str = "set lock_timeout = '1s'";
 const MIGRATION_PAUSE: Duration = Duration::from_secs(1);
 const MIGRATION_TRIES: u32 = 60;
-
-const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// Brings the schema up to this version's, and gives the roles of deploy/roles.sql their rights,
 /// where they are there. Waits for another that does the same.

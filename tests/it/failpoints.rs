@@ -9,6 +9,7 @@ use kyc_worker::failpoint::{ALL, Point};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::archive::check_archive_killed_at;
 use crate::dead_letters::wait_for_letters;
 use crate::harness::{JOBS, Submission, WorkerProcess, World, job_body, world, world_with};
 use crate::outcome_events::TOLD;
@@ -121,6 +122,12 @@ fn check_after_a_kill(point: Point) {
         Point::EventsTaken | Point::EventsConfirmed | Point::EventsRemoved => {
             check_publisher_killed_at(point)
         }
+        Point::ArchiveWritten
+        | Point::ArchiveNamed
+        | Point::ArchiveMarked
+        | Point::ArchiveRemoved
+        | Point::ArchiveRewritten
+        | Point::ArchiveListed => check_archive_killed_at(point),
     }
 }
 

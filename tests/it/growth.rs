@@ -138,6 +138,38 @@ fn a_batch_of_results_reads_its_own_jobs_alone() {
 }
 
 #[test]
+fn a_new_job_is_looked_up_among_those_archived_by_its_id_and_its_customer() {
+    world(async |world| {
+        make_history(&world, 1).await;
+        for statement in [
+            "alter table archived_job set (autovacuum_enabled = false)",
+            "alter table archived_customer set (autovacuum_enabled = false)",
+            "insert into archived_job (job_id, customer_id, state, holds_id, ended_at, deliveries, file)
+            select gen_random_uuid(), gen_random_uuid(), 'accepted', true, now(), 1, 'a file'
+            from generate_series(1, 60000)",
+            "insert into archived_customer (customer_id, accepted, unknown_outcome, files)
+            select customer_id, 1, 0, array[file] from archived_job",
+        ] {
+            world.tamper(statement).await;
+        }
+        let journal = worker_journal(&world).await;
+        let mut jobs = jobs(300);
+        // One whose customer has archived jobs, so that something is read.
+        jobs[0].customer_id = sqlx::query_scalar("select customer_id from archived_customer limit 1")
+            .fetch_one(&world.pool)
+            .await
+            .expect("a customer");
+        open_all(&journal, &jobs).await;
+        drop(journal);
+        let read = rows_read(&world, "archived_customer").await;
+        assert!(read < 1_000, "{read} archived customers were read for 300 jobs");
+        let read = "select seq_tup_read::bigint from pg_stat_user_tables where relname = 'archived_job'";
+        // The rows above were made from it.
+        assert_eq!(world.count(read).await, 60_000, "an id was looked for among all");
+    });
+}
+
+#[test]
 fn people_who_ask_of_a_day_read_no_more_than_that_day() {
     world(async |world| {
         make_history(&world, 4_000).await;

@@ -224,6 +224,11 @@ impl World {
         path.to_str().expect("a path in UTF-8").to_owned()
     }
 
+    /// The path of a directory of this world's that is not there yet.
+    pub fn directory(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
     /// A relay to the broker, and the `AMQP_URL` that leads through it.
     pub async fn relay_to_broker(&self) -> (Relay, String) {
         relay_to(&self.amqp_url).await

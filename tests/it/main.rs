@@ -9,6 +9,7 @@ mod relay;
 mod acceptance;
 mod alerts;
 mod architecture;
+mod archive;
 mod audit;
 mod backlog;
 mod broker_outages;

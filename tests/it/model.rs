@@ -302,7 +302,11 @@ impl State {
     fn customer(&self) -> Customer {
         let jobs = (0..2).filter(|job| self.jobs[*job].row != Row::Absent).map(|job| self.past_job(job));
         let cleared = self.jobs.iter().map(|job| job.accepted + job.unknown - u8::from(job.is_suspect));
-        Customer { jobs: jobs.collect(), reads: Vec::new(), updates_elsewhere: cleared.map(u32::from).sum() }
+        Customer {
+            jobs: jobs.collect(),
+            updates_elsewhere: cleared.map(u32::from).sum(),
+            ..Customer::default()
+        }
     }
 
     fn past_job(&self, place: usize) -> PastJob {

@@ -1,9 +1,10 @@
-//! Four roles: one makes the tables, one works, one looks, one counts; and history that nobody rewrites.
+//! Five roles: one makes the tables, one works, one archives, one looks, one counts; and history that nobody rewrites.
 
 use serde_json::json;
 use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
+use crate::archive::now;
 use crate::harness::{World, world, world_on};
 use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
@@ -43,6 +44,7 @@ fn each_role_may_do_its_work_and_nothing_else() {
         let logins = "create role deploy login in role kyc_migrator;
             alter role deploy set role = 'kyc_migrator';
             create role app login in role kyc_worker;
+            create role keep login in role kyc_archiver;
             create role audit login in role kyc_auditor;
             create role scale login in role kyc_scaler;";
         for script in [roles, roles, logins] {
@@ -55,6 +57,7 @@ fn each_role_may_do_its_work_and_nothing_else() {
         }
 
         check_worker_role(&world).await;
+        check_archiver_role(&world).await;
         check_auditor_role(&world).await;
         check_scaler_role(&world).await;
         let deploy = log_in(&world, "deploy").await;
@@ -144,6 +147,9 @@ async fn check_worker_role(world: &World) {
         "update submission set customer_id = gen_random_uuid()",
         "update submission set requested_at = now()",
         "update outcome_event set kind = 'job.accepted'",
+        "insert into archived_job (job_id, state, holds_id, ended_at, deliveries, file) values (gen_random_uuid(), 'accepted', true, now(), 1, 'x')",
+        "delete from archived_job",
+        "update archived_customer set accepted = 0",
         "create table mine (x int)",
         "drop table attempt",
         "alter table attempt disable trigger all",
@@ -152,6 +158,45 @@ async fn check_worker_role(world: &World) {
     }
     let closed = "update attempt set verdict = 'rejected' where verdict = 'accepted'";
     assert_eq!(refusal(&app, closed).await, APPEND_ONLY);
+}
+
+/// Moves what has ended to files, and does nothing else.
+async fn check_archiver_role(world: &World) {
+    let keep = url_of(world, "keep");
+    let to = world.directory("archive");
+    let as_archiver = [("DATABASE_URL", keep.as_str())];
+    // A job that came to its end without an attempt, and so without a verification.
+    sqlx::raw_sql(
+        "insert into submission (job_id, customer_id, state, document_type, requested_at, received_at, ended_at)
+        values (gen_random_uuid(), gen_random_uuid(), 'exhausted', 'PASSPORT', now(), now(), now())",
+    )
+    .execute(&world.pool)
+    .await
+    .expect("a job");
+    let archive = ["archive", "--before", &now(), "--to", &to, "--json"];
+    let output = world.run(&archive, &as_archiver).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(said["archived"], 1, "{said}");
+    assert_eq!(world.count("select count(*) from archived_job").await, 1);
+
+    let keep = log_in(world, "keep").await;
+    for statement in [
+        "update submission set state = 'accepted'",
+        "insert into submission (job_id) values (gen_random_uuid())",
+        "update attempt set worker = 'another'",
+        "insert into observation (job_id) values (gen_random_uuid())",
+        "update customer set updates_elsewhere = 9",
+        "delete from customer",
+        "delete from outcome_event",
+        "delete from archived_customer",
+        "create table mine (x int)",
+    ] {
+        assert_eq!(refusal(&keep, statement).await, NO_PRIVILEGE, "{statement}");
+    }
+    for statement in ["delete from submission", "delete from attempt", "delete from observation"] {
+        assert_eq!(refusal(&keep, statement).await, APPEND_ONLY, "{statement}, of jobs that are in no file");
+    }
 }
 
 /// Looks through the views, and at nothing else.

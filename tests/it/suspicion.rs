@@ -11,7 +11,9 @@ use kyc_worker::domain::budget::Budget;
 use kyc_worker::domain::customer_event::CustomerEvent;
 use kyc_worker::domain::precedence::{Asking, Decision, decide};
 use kyc_worker::domain::state::{ConclusionKind, Evidence, Purpose, State, VerdictKind};
-use kyc_worker::domain::suspicion::{Customer, FATE_UNKNOWN, NOT_APPLIED, PastJob, PastRead, PastUpdate};
+use kyc_worker::domain::suspicion::{
+    Archivable, Customer, FATE_UNKNOWN, NOT_APPLIED, PastJob, PastRead, PastUpdate,
+};
 use kyc_worker::journal::EventNoted;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -163,7 +165,7 @@ impl Maker {
         Case {
             customer_id: self.id(),
             ours: jobs[0].job_id,
-            customer: Customer { jobs, reads, updates_elsewhere },
+            customer: Customer { jobs, reads, updates_elsewhere, ..Customer::default() },
         }
     }
 }
@@ -421,4 +423,77 @@ fn views_say_of_updates_what_the_rule_says() {
         assert!(told.is_empty(), "{told:?}");
         println!("{updates} updates of {} customers", cases.len());
     });
+}
+
+/// Makes a job come an hour later than the rest, with reads of its own.
+fn later(maker: &mut Maker) -> (PastJob, Vec<PastRead>) {
+    let hour = Duration::from_secs(3_600);
+    let updates = maker.rng.random_range(1..3);
+    let mut job = maker.job(State::Exhausted, Some("attempts"), updates);
+    for update in &mut job.updates {
+        update.begun_at += hour;
+        update.signed_at += hour;
+        update.ended_at = update.ended_at.map(|ended_at| ended_at + hour);
+    }
+    let mut reads: Vec<PastRead> = Vec::new();
+    for _ in 0..maker.rng.random_range(0..4) {
+        let at = maker.at() + hour;
+        reads.push(maker.read(std::slice::from_ref(&job), at));
+    }
+    (job, reads)
+}
+
+#[test]
+fn what_is_kept_of_archived_jobs_decides_as_their_rows_did() {
+    let mut maker = Maker::new(8);
+    let (mut archived, mut superseded, mut words) = (0, 0, 0);
+    for _ in 0..CUSTOMERS * 20 {
+        let ends = [(State::Accepted, None), (State::Exhausted, Some("attempts")), (State::Rejected, None)];
+        let (state, reason_code) = maker.pick(&ends);
+        let here = maker.case(state, reason_code).customer;
+        let Some(kept) = here.archivable(WINDOW) else { continue };
+        archived += 1;
+        let (job, reads) = later(&mut maker);
+        let (ours, content) = (job.job_id, job.content_hmac.clone());
+        let whole = Customer {
+            jobs: here.jobs.iter().cloned().chain([job.clone()]).collect(),
+            reads: here.reads.iter().cloned().chain(reads.clone()).collect(),
+            ..here.clone()
+        };
+        let word = kept.word.map(|word| {
+            PastRead::of_archived(word.status.expect("a word"), word.at, word.read_at, word.dated_at)
+        });
+        let left = Customer {
+            jobs: vec![job.clone()],
+            reads: word.into_iter().chain(reads).collect(),
+            updates_elsewhere: here.updates_elsewhere,
+            archived: kept.jobs,
+        };
+        assert_eq!(left.budget(LIMIT), whole.budget(LIMIT), "{whole:#?}");
+        for is_resend in [false, true] {
+            let content_hmac = content.as_deref();
+            let asking = Asking { job_id: ours, age_key: job.age_key(), content_hmac, is_resend };
+            let decision = decide(&asking, &whole, WINDOW, LIMIT);
+            assert_eq!(decide(&asking, &left, WINDOW, LIMIT), decision, "{whole:#?}");
+            superseded += usize::from(matches!(decision, Decision::Superseded { .. }));
+        }
+        assert_eq!(left.is_only_suspect(ours, WINDOW), whole.is_only_suspect(ours, WINDOW), "{whole:#?}");
+        for update in &job.updates {
+            let word = whole.word_before(ours, update.number, WINDOW);
+            assert_eq!(left.word_before(ours, update.number, WINDOW), word, "{whole:#?}");
+            words += usize::from(word.is_some());
+        }
+        for seconds in [0, 30, 60, 600] {
+            let at = job.updates[0].begun_at + Duration::from_secs(seconds);
+            assert_eq!(left.may_end(ours, at, WINDOW), whole.may_end(ours, at, WINDOW), "{whole:#?}");
+        }
+        let (next, next_whole) = (left.archivable(WINDOW), whole.archivable(WINDOW));
+        let told = |kept: &Option<Archivable>| {
+            let word = |kept: &Archivable| kept.word.as_ref().map(|word| (word.at, word.status.clone()));
+            kept.as_ref().map(|kept| (kept.jobs.clone(), word(kept)))
+        };
+        assert_eq!(told(&next), told(&next_whole), "{whole:#?}");
+    }
+    println!("{archived} customers archived, {superseded} jobs superseded, {words} words before");
+    assert!(archived > 1_000 && superseded > 100 && words > 100, "{archived} {superseded} {words}");
 }

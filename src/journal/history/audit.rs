@@ -40,6 +40,8 @@ pub struct Page {
     pub verified: u64,
     /// How many are not, though no part of them is missing.
     pub broken: u64,
+    /// The jobs whose histories are in the archive, each with its file.
+    pub archived: Vec<(Uuid, String)>,
     pub findings: Vec<Finding>,
 }
 
@@ -85,7 +87,10 @@ impl Audit {
         let mut histories = self.histories(job_ids).await?;
         for job_id in job_ids {
             let Some(history) = histories.remove(job_id) else {
-                page.findings.push(Finding::unknown(*job_id));
+                match self.archived_in(*job_id).await? {
+                    Some(file) => page.archived.push((*job_id, file)),
+                    None => page.findings.push(Finding::unknown(*job_id)),
+                }
                 continue;
             };
             page.submissions += 1;
@@ -96,6 +101,12 @@ impl Audit {
             page.findings.extend(findings);
         }
         Ok(page)
+    }
+
+    async fn archived_in(&mut self, job_id: Uuid) -> sqlx::Result<Option<String>> {
+        sqlx::query_scalar!("-- audit_archived\nselect file from archived_job where job_id = $1", job_id)
+            .fetch_optional(&mut *self.tx)
+            .await
     }
 
     async fn histories(&mut self, job_ids: &[Uuid]) -> sqlx::Result<HashMap<Uuid, History>> {
@@ -189,7 +200,7 @@ impl Audit {
         let rows = sqlx::query!(
             r#"-- audit_siblings
             select
-                s.job_id as "of!", o.job_id,
+                s.job_id as "of!", o.job_id as "job_id!",
                 coalesce(
                     (o.requested_at, o.received_at, o.job_id) > (s.requested_at, s.received_at, s.job_id), false
                 ) as "is_newer!",
@@ -201,7 +212,21 @@ impl Audit {
                 coalesce(o.content_hmac = s.content_hmac, true) as "has_same_content!"
             from unnest($1::uuid[], $2::uuid[]) as named (job_id, sibling)
             join submission s on s.job_id = named.job_id
-            join submission o on o.job_id = named.sibling and o.customer_id = s.customer_id"#,
+            join submission o on o.job_id = named.sibling and o.customer_id = s.customer_id
+            union all
+            -- The customer's jobs were archived since: of them, the newest supersedes others.
+            select
+                s.job_id, gone.newest_job_id,
+                coalesce(
+                    (gone.newest_requested_at, gone.newest_received_at, gone.newest_job_id)
+                        > (s.requested_at, s.received_at, s.job_id),
+                    false
+                ),
+                true, false, true
+            from unnest($1::uuid[], $2::uuid[]) as named (job_id, sibling)
+            join submission s on s.job_id = named.job_id
+            join archived_customer gone
+                on gone.customer_id = s.customer_id and gone.newest_job_id = named.sibling"#,
             &job_ids,
             &siblings,
         )

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::state::{ConclusionKind, Evidence, Purpose, State, VerdictKind};
-use crate::domain::suspicion::{Customer, PastJob, PastRead, PastUpdate};
+use crate::domain::suspicion::{ArchivedJobs, Customer, PastJob, PastRead, PastUpdate};
 
 /// Takes the right to read a customer where nothing waits for the answer, unless anybody read them less
 /// than `apart` ago. Returns the database's time.
@@ -40,7 +40,8 @@ pub(crate) async fn claim_read(
 ///
 /// Rows that change no decision are not read: attempts that spent nothing, jobs that ended without an
 /// update that may have been applied, what webhooks say, and of all that wait for a first attempt, which
-/// may be many, all but the newest.
+/// may be many, all but the newest. Of jobs that were archived there is one row a customer, and none where
+/// nothing was.
 pub(crate) async fn read_customers(
     tx: &mut PgConnection,
     asked: impl IntoIterator<Item = (Uuid, Option<Uuid>)>,
@@ -82,7 +83,8 @@ pub(crate) async fn read_customers(
             u.number, u.verdict as "verdict?: VerdictKind", u.late_verdict = 'accepted' as is_accepted_late,
             u.begun_at, u.signed_at, u.ended_at,
             null as "purpose?: Purpose", null as status, null::timestamptz as at, null::timestamptz as read_at,
-            null::timestamptz as dated_at, null as "conclusion?: ConclusionKind"
+            null::timestamptz as dated_at, null as "conclusion?: ConclusionKind",
+            null::integer as archived_accepted, null::integer as archived_unknown
         from past p
         left join lateral (
             select * from attempt a
@@ -93,7 +95,7 @@ pub(crate) async fn read_customers(
         union all
         select
             r.customer_id, r.job_id, null, null, null, null, null, null, null, null, null, null, null, null, null,
-            null, r.purpose, r.status, r.at, r.read_at, r.dated_at, r.conclusion
+            null, r.purpose, r.status, r.at, r.read_at, r.dated_at, r.conclusion, null, null
         from (select distinct customer_id from past) p
         cross join lateral (
             select * from observation o
@@ -104,13 +106,24 @@ pub(crate) async fn read_customers(
         union all
         select
             c.customer_id, null, c.updates_elsewhere, null, null, null, null, null, null, null, null, null, null,
-            null, null, null, null, null, null, null, null, null
+            null, null, null, null, null, null, null, null, null, null, null
         from asked a
         cross join lateral (
             select * from customer where customer_id = a.customer_id and updates_elsewhere > 0
             offset 0
         ) c
-        where a.new_job is null"#,
+        where a.new_job is null
+        union all
+        -- What dates an update dates here the last of all.
+        select
+            g.customer_id, g.newest_job_id, null, null, null, null, g.newest_requested_at, g.newest_received_at,
+            null, null, null, null, null, g.spent_at, g.signed_until, g.applied_until, null, g.word, g.word_at,
+            g.word_read_at, g.word_dated_at, null, g.accepted, g.unknown_outcome
+        from asked a
+        cross join lateral (
+            select * from archived_customer where customer_id = a.customer_id
+            offset 0
+        ) g"#,
         &ids,
         &new_jobs as &[Option<Uuid>],
     )
@@ -120,6 +133,22 @@ pub(crate) async fn read_customers(
     for row in rows {
         let customer = customers.entry(row.customer_id).or_default();
         customer.updates_elsewhere += row.elsewhere.unwrap_or_default().unsigned_abs();
+        if let (Some(accepted), Some(unknown)) = (row.archived_accepted, row.archived_unknown) {
+            let dated = row.requested_at.zip(row.received_at).zip(row.job_id);
+            let newest =
+                dated.map(|((requested_at, received_at), job_id)| (requested_at, received_at, job_id));
+            customer.archived = ArchivedJobs {
+                accepted: accepted.unsigned_abs(),
+                unknown: unknown.unsigned_abs(),
+                spent_at: row.begun_at,
+                newest,
+                applied_until: row.ended_at.zip(row.signed_at),
+            };
+            if let (Some(word), Some(at)) = (row.status, row.at) {
+                customer.reads.push(PastRead::of_archived(word, at, row.read_at, row.dated_at));
+            }
+            continue;
+        }
         let Some(job_id) = row.job_id else { continue };
         if let (Some(purpose), Some(at)) = (row.purpose, row.at) {
             customer.reads.push(PastRead {

@@ -52,6 +52,9 @@ struct Behind<'a> {
 ///
 /// The slots first: the unique index decides between replicas. Then the read of the customer's other
 /// jobs, in a statement of its own, whose snapshot is newer than the slots.
+///
+/// A `job_id` is taken by a job that was archived, too. `archive` removes no row that a statement may
+/// still expect: it waits for all that began before it wrote `archived_job` (`desk/archive/rows.rs`).
 pub(crate) async fn open_many(
     tx: &mut PgConnection,
     worker: &str,
@@ -189,6 +192,9 @@ async fn insert_behind(tx: &mut PgConnection, rows: &[Behind<'_>]) -> sqlx::Resu
             requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
             reason, is_newest, expiring_link
         )
+        where not exists (
+            select from archived_job k where k.job_id = new.job_id and k.holds_id offset 0
+        )
         order by new.customer_id, new.job_id
         on conflict (job_id) do nothing
         returning job_id",
@@ -242,6 +248,9 @@ async fn insert_claimed(
                         $6::timestamptz[], $7::timestamptz[], $8::timestamptz[], $9::text[], $10::text[],
                         $11::bytea[], $12::text[]
                     ) as new (job_id, customer_id)
+                    where not exists (
+                        select from archived_job k where k.job_id = new.job_id and k.holds_id offset 0
+                    )
                     order by new.customer_id, new.job_id
                     "#
                     + $on_conflict
@@ -320,6 +329,24 @@ pub(crate) async fn find(tx: &mut PgConnection, worker: &str, row: &NewRow) -> s
     }))
 }
 
+/// Whether the `job_id` of `row` is that of a job that was archived and, if so, whether it asks for the
+/// same.
+pub(crate) async fn find_archived(tx: &mut PgConnection, row: &NewRow) -> sqlx::Result<Option<bool>> {
+    sqlx::query_scalar!(
+        r#"-- find_archived
+        select
+            coalesce(content_hmac = $2, (customer_id, document_type) = ($3, $4), false) as "has_same_content!"
+        from archived_job
+        where job_id = $1 and holds_id"#,
+        row.job_id,
+        &row.content_hmac,
+        row.customer_id,
+        row.document_type,
+    )
+    .fetch_optional(tx)
+    .await
+}
+
 pub(crate) async fn insert_waiting(
     tx: &mut PgConnection,
     row: &NewRow,
@@ -332,7 +359,7 @@ pub(crate) async fn insert_waiting(
             requested_at, received_at, expires_at, correlation_id, traceparent, sealed_payload,
             state, waiting_for, due_at, expiring_link
         )
-        values (
+        select
             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'waiting', $12,
             coalesce(
                 (
@@ -343,7 +370,7 @@ pub(crate) async fn insert_waiting(
                 now()
             ),
             $14
-        )
+        where not exists (select from archived_job k where k.job_id = $1 and k.holds_id)
         on conflict (job_id) do nothing",
         row.job_id,
         row.customer_id,
@@ -371,6 +398,18 @@ pub(crate) async fn delete_invalid(tx: &mut PgConnection, jobs: &[Uuid]) -> sqlx
         "-- delete_invalid
         delete from submission where job_id = any($1) and state = 'invalid'",
         jobs,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Counts a delivery of a job that was archived.
+pub(crate) async fn count_archived_delivery(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- count_archived_delivery
+        update archived_job set deliveries = deliveries + 1 where job_id = $1",
+        job_id,
     )
     .execute(tx)
     .await?;
