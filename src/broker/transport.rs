@@ -68,7 +68,8 @@ pub(super) struct Transport {
 
 impl Transport {
     /// Connects to the first of the host's addresses that answers. Each `turn` begins with another: a
-    /// server that hangs takes connections all the same. Once `abandoned` is cancelled, or the broker is silent for `silence_max`, reading fails, which ends lapin's thread.
+    /// server that hangs takes connections all the same. Once `abandoned` is cancelled, or the broker is
+    /// silent for `silence_max`, reading fails, which ends lapin's thread.
     ///
     /// # Errors
     /// When no address answers, or TLS fails.

@@ -22,4 +22,4 @@ pub use self::settings::{
     WorkSettings,
 };
 pub use self::sources::{EnvFile, SettingSource, setting_sources};
-pub use self::urls::{parse_amqp_url, urls_by_host};
+pub use self::urls::{database_urls, parse_amqp_url};

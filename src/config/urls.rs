@@ -44,21 +44,25 @@ const AMQP_PARAMETERS: [&str; 5] =
 /// How libpq names the server that takes writes. With several hosts we look for no other.
 const SESSION_ATTRIBUTES: &str = "target_session_attrs";
 
-/// The URL for each of its hosts, in their order: libpq takes several, sqlx one.
-pub fn urls_by_host(url: &Secret) -> Vec<Secret> {
-    let text = url.expose();
-    let Some((scheme, rest)) = text.split_once("://") else { return vec![url.clone()] };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
-    let path = match path.split_once('?') {
-        None => path.to_owned(),
-        Some((path, query)) => {
-            let is_kept = |parameter: &&str| !is_session_attributes(parameter);
-            let kept: Vec<&str> = query.split('&').filter(is_kept).collect();
-            [path, &kept.join("&")].join(if kept.is_empty() { "" } else { "?" })
+/// The URL for each of the hosts that it names, in their order: the libraries take one.
+fn by_host(url: &str) -> Vec<String> {
+    let after_scheme = url.find("://").map_or(0, |at| at + "://".len());
+    let end = url[after_scheme..].find(['/', '?', '#']).map_or(url.len(), |length| after_scheme + length);
+    // What holds an @ before that is user and password.
+    let hosts = url[..end].rfind('@').map_or(after_scheme, |at| at + 1);
+    url[hosts..end].split(',').map(|host| format!("{}{host}{}", &url[..hosts], &url[end..])).collect()
+}
+
+/// The URL for each host of `DATABASE_URL`, as sqlx takes it.
+pub fn database_urls(url: &Secret) -> Vec<Secret> {
+    let url = match url.expose().split_once('?') {
+        None => url.expose().to_owned(),
+        Some((url, query)) => {
+            let kept: Vec<&str> = query.split('&').filter(|each| !is_session_attributes(each)).collect();
+            [url, &kept.join("&")].join(if kept.is_empty() { "" } else { "?" })
         }
     };
-    hosts.split(',').map(|host| Secret::from(format!("{scheme}://{user}{host}{path}").as_str())).collect()
+    by_host(&url).iter().map(|url| Secret::from(url.as_str())).collect()
 }
 
 fn is_session_attributes(parameter: &str) -> bool {
@@ -69,16 +73,14 @@ fn is_session_attributes(parameter: &str) -> bool {
 pub(super) fn check_database_url(url: &Secret) -> Result<(), SettingFault> {
     let query = url.expose().split_once('?').map(|(_, query)| query).unwrap_or_default();
     for attributes in query.split('&').filter(|parameter| is_session_attributes(parameter)) {
-        if !["read-write", "primary"]
-            .iter()
-            .any(|known| attributes.split_once('=').is_some_and(|(_, value)| value == *known))
-        {
+        let value = attributes.split_once('=').map(|(_, value)| value);
+        if !value.is_some_and(|value| ["read-write", "primary"].contains(&value)) {
             let reason =
                 format!("{SESSION_ATTRIBUTES} must be read-write or primary: a worker works nowhere else");
             return Err(SettingFault::new("DATABASE_URL", reason));
         }
     }
-    urls_by_host(url).iter().try_for_each(check_one_host)
+    database_urls(url).iter().try_for_each(check_one_host)
 }
 
 fn check_one_host(url: &Secret) -> Result<(), SettingFault> {
@@ -154,13 +156,7 @@ const VHOST_BYTES_MAX: usize = 255;
 /// # Errors
 /// What is wrong with it; its value, which holds a password, is not shown.
 pub fn parse_amqp_url(url: &Secret) -> Result<Vec<AMQPUri>, SettingFault> {
-    let url = url.expose();
-    let after_scheme = url.find("://").map_or(0, |at| at + "://".len());
-    let end = url[after_scheme..].find(['/', '?', '#']).map_or(url.len(), |length| after_scheme + length);
-    // What holds an @ before that is user and password.
-    let hosts = url[..end].rfind('@').map_or(after_scheme, |at| at + 1);
-    let one = |host: &str| Secret::from(format!("{}{host}{}", &url[..hosts], &url[end..]));
-    url[hosts..end].split(',').map(|host| parse_amqp_url_of_one_host(&one(host))).collect()
+    by_host(url.expose()).iter().map(|url| parse_amqp_url_of_one_host(&Secret::from(url.as_str()))).collect()
 }
 
 fn parse_amqp_url_of_one_host(url: &Secret) -> Result<AMQPUri, SettingFault> {
@@ -313,7 +309,7 @@ mod tests {
             ),
             ("postgres:///kyc?host=/run/postgresql", vec!["postgres:///kyc?host=/run/postgresql"]),
         ] {
-            let urls = urls_by_host(&Secret::from(url));
+            let urls = database_urls(&Secret::from(url));
             assert_eq!(urls.iter().map(Secret::expose).collect::<Vec<_>>(), expected);
         }
     }

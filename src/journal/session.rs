@@ -9,7 +9,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, Row as _};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use crate::config::{Secret, urls_by_host};
+use crate::config::{Secret, database_urls};
 
 /// A connection that is not made by then is given up, and tried again after a pause.
 pub(crate) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -108,7 +108,7 @@ impl Session {
 /// How to connect to each host that the URL names; and where to, for people.
 pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(Vec<PgConnectOptions>, String)> {
     let (mut hosts, mut places) = (Vec::new(), Vec::new());
-    for url in urls_by_host(url) {
+    for url in database_urls(url) {
         let options: PgConnectOptions = url
             .expose()
             .parse()
