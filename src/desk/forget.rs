@@ -72,8 +72,12 @@ pub async fn forget(
             r"-- forget_dead_letters
         update dead_lettered_delivery d
         set body_sha256 = '\x'
-        from submission s
-        where s.customer_id = $1 and d.job_id = s.job_id",
+        from (
+            select job_id from submission where customer_id = $1
+            union
+            select job_id from archived_job where customer_id = $1
+        ) theirs
+        where d.job_id = theirs.job_id",
             customer_id,
         )
         .execute(&mut *tx)

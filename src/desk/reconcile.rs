@@ -100,10 +100,14 @@ pub async fn reconcile(
         let read_at = SystemTime::now();
         let reading = provider.customer(customer_id).await;
         let (subject, purpose) = (Subject { job_id, customer_id }, Purpose::Reconciliation);
-        transact(pool, async |tx| {
+        let adding = transact(pool, async |tx| {
             add_reading(tx, fingerprinter, subject, (at, read_at), purpose, &reading).await
-        })
-        .await?;
+        });
+        match adding.await {
+            // It was archived meanwhile: there is nothing here to compare with any more.
+            Err(sqlx::Error::RowNotFound) => return Ok(None),
+            added => added?,
+        };
         let finding = match (compare(&booked, &reading), &reading) {
             (Some(difference), _) => Finding::Differs(difference),
             (None, Reading::Customer(_)) => Finding::Agrees,

@@ -310,7 +310,7 @@ impl Journal {
         let rows = rows.fetch_all(&mut *connection).await?.into_iter().collect();
         let archived = sqlx::query_scalar!(
             "-- remembered_archived
-            select job_id from archived_job where job_id = any($1)",
+            select job_id from archived_job where job_id = any($1) and holds_id",
             &ids
         );
         let archived = archived.fetch_all(&mut *connection).await?.into_iter().collect();

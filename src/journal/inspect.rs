@@ -25,8 +25,10 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const RECENT_DAYS: i32 = 7;
 
 /// What a worker does with our tables. Columns may be enough: a job's identity never changes.
-const NEEDED_RIGHTS: [(&str, &[&str]); 13] = [
+const NEEDED_RIGHTS: [(&str, &[&str]); 15] = [
     ("_sqlx_migrations", &["select"]),
+    ("archived_customer", &["select"]),
+    ("archived_job", &["select", "update"]),
     ("attempt", &["select", "insert", "update"]),
     ("customer", &["select", "insert", "update"]),
     ("dead_lettered_delivery", &["select", "insert"]),

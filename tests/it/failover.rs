@@ -132,6 +132,15 @@ fn what_a_standby_had_not_received_is_written_again() {
         });
         world.add_rule(rule).await;
         let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
+        // Invalid deliveries came under the same ids once, and are archived.
+        sqlx::query(
+            "insert into archived_job (job_id, state, holds_id, ended_at, deliveries, file)
+            select job_id, 'invalid', false, now(), 1, 'a file' from unnest($1::uuid[]) as ids (job_id)",
+        )
+        .bind(jobs.iter().map(|(_, job_id)| *job_id).collect::<Vec<_>>())
+        .execute(&world.pool)
+        .await
+        .expect("the rows are there");
         pair.hold_back().await;
         world.wait_for_accepted(world.count_accepted().await + 100).await;
         let ends = async || -> BTreeMap<Uuid, OffsetDateTime> {

@@ -153,3 +153,29 @@ fn a_reconciliation_that_is_interrupted_goes_on_where_it_stopped() {
         assert!(nobody.contains("nothing of customer"), "{nobody}");
     });
 }
+
+/// A job whose rows are archived between the read and the note of it.
+#[test]
+fn a_customer_who_is_archived_meanwhile_is_passed_over() {
+    world(async |world| {
+        let customers = verified_customers(&world, 2).await;
+        world.set_provider(json!({ "latency_ms": 1_500 })).await;
+        let reads = world.oracle("reads").await.len();
+        let archiving = async {
+            world
+                .wait_for("a read", async || (world.oracle("reads").await.len() > reads).then_some(()))
+                .await;
+            world
+                .tamper(
+                    "insert into archived_job (job_id, customer_id, state, holds_id, ended_at, deliveries, file)
+                    select job_id, customer_id, state, true, ended_at, 1, 'a file' from submission",
+                )
+                .await;
+            for table in ["observation", "attempt", "submission"] {
+                sqlx::query(&format!("delete from {table}")).execute(&world.pool).await.expect("rows go");
+            }
+        };
+        let ((said, code), ()) = tokio::join!(reconcile(&world, &[]), archiving);
+        assert_eq!((&said["found"], code), (&json!([]), Some(0)), "{said} of {customers:?}");
+    });
+}
