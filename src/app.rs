@@ -123,6 +123,8 @@ struct Running {
     database: JoinHandle<()>,
     fleet: JoinHandle<()>,
     heartbeat: JoinHandle<Result<(), JournalError>>,
+    /// Says that nothing is to be written any more.
+    finished: CancellationToken,
     /// Ends the heartbeat, once all else has ended.
     leaving: CancellationToken,
 }
@@ -140,7 +142,7 @@ impl Running {
         // Before anything is taken: the work may be paused. While that is not known, it is.
         let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone(), instance.clone());
         heartbeat.beat().await;
-        let leaving = CancellationToken::new();
+        let (leaving, finished) = (CancellationToken::new(), CancellationToken::new());
         let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));
 
         let (sender, receiver) = mpsc::channel(usize::from(work.prefetch));
@@ -193,9 +195,11 @@ impl Running {
                 settings.database.clone(),
                 Arc::clone(context),
                 instance,
+                finished.clone(),
             )),
             fleet: tokio::spawn(fleet::follow(Arc::clone(context))),
             heartbeat,
+            finished,
             leaving,
         }
     }
@@ -235,16 +239,17 @@ impl Running {
     async fn stop(self, grace: Duration, hurry: &CancellationToken) {
         let claiming = [self.consumer, self.dispatcher, self.reconciler, self.maintenance];
         let mut database = self.database;
-        let comparing = async {
+        let finishing = async {
+            finish_jobs(self.jobs.clone(), claiming).await;
+            self.finished.cancel();
             if !database.is_finished() {
                 let _panicked = (&mut database).await;
             }
         };
-        let finishing = async { tokio::join!(finish_jobs(self.jobs.clone(), claiming), comparing) };
         info!(in_flight = self.jobs.len(), "stopping: finishing requests in flight");
         tokio::select! {
             done = timeout(grace, finishing) => match done {
-                Ok(_) => info!("stopped"),
+                Ok(()) => info!("stopped"),
                 Err(_elapsed) => warn!(
                     in_flight = self.jobs.len(),
                     "SHUTDOWN_GRACE is over: another replica rescues what is in flight when its lease expires"

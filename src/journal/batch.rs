@@ -239,6 +239,7 @@ impl Committer {
         let closings: Vec<&Closing> = closes.iter().map(|(closing, _)| &**closing).collect();
         let begun = Instant::now();
         let written = bounded("batch", async {
+            let adopted_at = lineage::adopted_at();
             let Kept { mut connection, made_at, .. } = self.connection().await?;
             lineage::check(&mut connection).await?;
             let written = match self.write(&mut connection, self.slots(), &rows, &closings).await {
@@ -249,6 +250,7 @@ impl Committer {
                 }
                 written => written?,
             };
+            lineage::hold(adopted_at)?;
             *self.kept.lock() = Some(Kept { connection, made_at, used_at: Instant::now() });
             Ok(written)
         })

@@ -107,8 +107,9 @@ pub struct Survey {
 #[derive(Clone, Debug)]
 pub struct Other {
     pub replica: String,
-    /// Whether it was seen to compare or to write on this server.
+    /// Whether it was seen to write on this server.
     is_writing: bool,
+    is_of_other_history: bool,
 }
 
 /// A job, and which of its writes is the first that the tables have not.
@@ -195,46 +196,54 @@ impl Journal {
             in_time(async { connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) }).await?;
         let found = in_time(Lineage::of(&mut connection)).await?;
         if survey.lineage != found {
-            // It was started anew, or replaced, in the middle.
-            let told = std::mem::take(survey);
-            *survey = Survey { restored: told.restored, lineage: found.clone(), ..Survey::default() };
+            // It was started anew, or replaced, in the middle. What was lost before that was lost.
+            let Survey { restored, missing, has_lost, is_bottomless, .. } = std::mem::take(survey);
+            let lineage = found.clone();
+            *survey = Survey { restored, missing, has_lost, is_bottomless, lineage, ..Survey::default() };
         }
         let Some(found) = found else {
             survey.is_over = true;
             return Ok(());
         };
         let is_failover = lineage::known().is_some_and(|known| known.history != found.history);
-        let unwritten = self.compare(&mut connection, survey, instance).await?;
-        let others = in_time(others(&mut connection, instance, &found, at_start)).await?;
-        if at_start {
-            survey.is_over = !others.iter().any(|other| self.is_worth_waiting(other, survey));
-            survey.awaited = others;
-            return Ok(());
-        }
-        if !unwritten.is_empty() || survey.is_bottomless && !survey.has_stood {
-            let is_stuck = survey.answering - survey.progressed_at >= STUCK_AFTER;
-            let may_make_room = others.iter().any(|other| self.is_worth_waiting(other, survey));
-            if !unwritten.is_empty() && (!is_stuck || may_make_room) {
-                survey.awaited = others;
-                return Ok(());
-            }
-            let further = if survey.is_bottomless { ", and more that it does not remember" } else { "" };
-            let why = format!("commits of {} jobs that it cannot write again{further}", unwritten.len());
-            in_time(self.hand_over(&mut connection, &unwritten, &why)).await?;
-            survey.missing = unwritten;
-        }
-        in_time(stand(&mut connection, &self.worker, instance, &found.text())).await?;
-        survey.has_stood = true;
+        let others = in_time(others(&mut connection, instance, &found)).await?;
+        let is_awaiting = others.iter().any(|other| survey.answering < self.patience(other, survey));
         let wait = match (survey.has_lost, is_failover) {
             (true, _) => self.limits.claim_lease,
             (false, true) => SHORT_WAIT,
             (false, false) => Duration::ZERO,
         };
-        // A server that was only started anew, and has all of this replica's, has all of the others'.
-        let concerns_others = survey.has_lost || is_failover;
-        survey.awaited = if concerns_others { others } else { Vec::new() };
-        let is_awaiting = survey.awaited.iter().any(|other| self.is_worth_waiting(other, survey));
-        if is_awaiting || survey.answering < wait {
+        let is_waiting = is_awaiting || survey.answering < wait;
+        survey.awaited = others;
+        if !is_waiting {
+            // What is not missing here is not missing of theirs.
+            let has_lost = survey.has_lost;
+            survey.awaited.retain(|other| has_lost || other.is_of_other_history);
+        }
+        if at_start || survey.has_stood && is_waiting {
+            survey.is_over = at_start && !is_waiting;
+            return Ok(());
+        }
+        let unwritten = self.compare(&mut connection, survey, instance).await?;
+        if !unwritten.is_empty() || survey.is_bottomless && !survey.has_stood {
+            let is_stuck = survey.answering.saturating_sub(survey.progressed_at) >= STUCK_AFTER;
+            if !unwritten.is_empty() && (!is_stuck || is_awaiting) {
+                return Ok(());
+            }
+            let jobs = unwritten.len();
+            let why = match (survey.is_bottomless, jobs) {
+                (true, 0) => "more than this replica remembers".to_owned(),
+                (true, _) => format!("commits of {jobs} jobs that it cannot write again, and more"),
+                (false, _) => format!("commits of {jobs} jobs that it cannot write again"),
+            };
+            in_time(self.hand_over(&mut connection, &unwritten, &why)).await?;
+            survey.missing = unwritten;
+        }
+        let had_stood = survey.has_stood;
+        in_time(stand(&mut connection, &self.worker, instance, &found.text())).await?;
+        survey.has_stood = true;
+        // Whether anything was lost is known only now, and with it how long to wait.
+        if !had_stood && (is_failover || survey.has_lost || is_waiting) {
             return Ok(());
         }
         if survey.has_lost && !survey.awaited.is_empty() {
@@ -247,10 +256,15 @@ impl Journal {
         Ok(())
     }
 
-    /// One that writes is waited for as long as it does, and one that says nothing for as long as its claims
-    /// hold.
-    fn is_worth_waiting(&self, other: &Other, survey: &Survey) -> bool {
-        other.is_writing || survey.answering < self.limits.claim_lease
+    /// How long a replica is waited for: one that writes for as long as it does; one that says nothing for as
+    /// long as its claims hold, or shortly where the server was only started anew and has all of this
+    /// replica's.
+    fn patience(&self, other: &Other, survey: &Survey) -> Duration {
+        match (other.is_writing, survey.has_lost || other.is_of_other_history) {
+            (true, _) => Duration::MAX,
+            (false, true) => self.limits.claim_lease,
+            (false, false) => SHORT_WAIT,
+        }
     }
 
     /// Goes on with the server that was compared.
@@ -284,7 +298,7 @@ impl Journal {
             survey.is_bottomless |=
                 missing.iter().any(|job| job.first == 0 && job.writes.first().map(Write::job_id) == horizon);
             in_time(announce(connection, &self.worker, instance)).await?;
-            let left = self.write_again(connection, &missing).await?;
+            let left = self.write_again(connection, instance, &missing).await?;
             for (job, left) in missing.iter().zip(left) {
                 let Some(lost) = job.describe() else { continue };
                 if left.is_some_and(|left| left > job.first) || left.is_none() {
@@ -332,16 +346,19 @@ impl Journal {
     async fn write_again(
         &self,
         connection: &mut PgConnection,
+        instance: &str,
         missing: &[Missing],
     ) -> Result<Vec<Option<usize>>, JournalError> {
         match in_time(self.try_to_write_again(connection, missing)).await {
-            // The others do not wait for the one that the database refuses: each goes alone.
+            // The others do not wait for the one that the database refuses: it is found by halves.
             Err(error) if is_of_one(&error) => match missing {
                 [job] => Ok(vec![Some(job.first)]),
                 _ => {
                     let mut left = Vec::with_capacity(missing.len());
-                    for job in missing {
-                        left.extend(Box::pin(self.write_again(connection, std::slice::from_ref(job))).await?);
+                    let (some, others) = missing.split_at(missing.len() / 2);
+                    for half in [some, others] {
+                        in_time(announce(connection, &self.worker, instance)).await?;
+                        left.extend(Box::pin(self.write_again(connection, instance, half)).await?);
                     }
                     Ok(left)
                 }
@@ -371,7 +388,10 @@ impl Journal {
         let mut left = first_missing(&self.known(&mut tx, &all).await?);
         loop {
             let next = || all.iter().zip(&left).filter_map(|(job, left)| job.get((*left)?));
-            let claims: Vec<&Claim> = next().filter_map(Write::claim).collect();
+            // Of a customer's jobs one has the slot, until its result is written.
+            let mut customers = HashSet::new();
+            let claims = next().filter_map(Write::claim);
+            let claims: Vec<&Claim> = claims.filter(|claim| customers.insert(claim.customer_id)).collect();
             if !claims.is_empty() {
                 restore_claims(&mut tx, &self.worker, &claims, self.limits.claim_lease).await?;
             }
@@ -527,31 +547,25 @@ async fn stand(
     Ok(())
 }
 
-/// The replicas that were alive on another history and have not come over to this one. To one that has just
-/// started, a server that was only started anew is no other.
-async fn others(
-    connection: &mut PgConnection,
-    instance: &str,
-    found: &Lineage,
-    at_start: bool,
-) -> sqlx::Result<Vec<Other>> {
+/// The replicas that were alive on another history, or before this start of the server, and have not come
+/// over.
+async fn others(connection: &mut PgConnection, instance: &str, found: &Lineage) -> sqlx::Result<Vec<Other>> {
     sqlx::query_as!(
         Other,
         r#"-- awaited_replicas
         select
             name || ' (' || instance || ')' as "replica!",
-            coalesce(surveyed_at > now() - make_interval(secs => $5), false) as "is_writing!"
+            coalesce(surveyed_at > now() - make_interval(secs => $4), false) as "is_writing!",
+            split_part(lineage, '@', 1) <> $3 as "is_of_other_history!"
         from worker
         where instance <> $1 and lineage <> $2
-            and not ($3 and split_part(lineage, '@', 1) = $4)
             and (
-                surveyed_at > now() - make_interval(secs => $5)
-                or seen_at > (select max(seen_at) from worker) - make_interval(secs => $6)
+                surveyed_at > now() - make_interval(secs => $4)
+                or seen_at > (select max(seen_at) from worker) - make_interval(secs => $5)
             )
         order by name, instance"#,
         instance,
         found.text(),
-        at_start,
         found.history,
         WRITING_WITHIN_SECONDS,
         SEEN_WITHIN_SECONDS,

@@ -130,6 +130,23 @@ pub(crate) fn is_outdated(made_at: Instant) -> bool {
     GROUND.lock().adopted_at.is_some_and(|adopted_at| made_at < adopted_at)
 }
 
+/// Which server the worker's commits count at, by when it was adopted. A commit that was answered after
+/// another was adopted was made nowhere.
+pub(crate) fn adopted_at() -> Option<Instant> {
+    GROUND.lock().adopted_at
+}
+
+/// Whether what was begun when `adopted_at` held was committed where the worker's rows stand.
+///
+/// # Errors
+/// When it was not.
+pub(crate) fn hold(adopted_at: Option<Instant>) -> sqlx::Result<()> {
+    if GROUND.lock().adopted_at == adopted_at {
+        return Ok(());
+    }
+    Err(sqlx::Error::Protocol("the server was replaced while it committed".to_owned()))
+}
+
 /// Where the worker's rows stand, as far as it is known.
 pub(crate) fn known() -> Option<Lineage> {
     GROUND.lock().known.clone()

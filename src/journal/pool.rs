@@ -31,6 +31,9 @@ pub(crate) const IDLE_TIME_MIN: Duration = Duration::from_secs(1);
 /// a pool's hooks know nothing of its journal.
 static DISTRUSTED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
+/// When a connection last broke. Those that lay idle then may have gone with it.
+static BROKEN_AT: Mutex<Option<Instant>> = const_mutex(None);
+
 /// When the database last did what it was asked for, over any connection of this process.
 static ANSWERED_AT: Mutex<Option<Instant>> = const_mutex(None);
 
@@ -72,8 +75,11 @@ pub(crate) async fn run<T>(
     work: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
 ) -> Result<T, JournalError> {
     bounded(name, async {
+        let adopted_at = lineage::adopted_at();
         let mut lent = Lent::by(pool).await?;
-        work(&mut lent.0).await
+        let done = work(&mut lent.0).await?;
+        lineage::hold(adopted_at)?;
+        Ok(done)
     })
     .await
 }
@@ -86,10 +92,12 @@ pub(crate) async fn transact<T, E: From<sqlx::Error>>(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
+    let adopted_at = lineage::adopted_at();
     let mut lent = Lent::by(pool).await?;
     let mut tx = lent.0.begin().await?;
     let done = work(&mut tx).await?;
     tx.commit().await?;
+    lineage::hold(adopted_at)?;
     Ok(done)
 }
 
@@ -118,6 +126,9 @@ pub(crate) async fn bounded<T>(
         Ok(Err(error)) => {
             if code_of(&error) == READ_ONLY {
                 distrust_connections();
+            }
+            if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_)) {
+                *BROKEN_AT.lock() = Some(Instant::now());
             }
             Err(JournalError::Database { name, source: error })
         }
@@ -151,7 +162,8 @@ async fn is_usable(
     }
     let distrusted_at = *DISTRUSTED_AT.lock();
     let is_distrusted = distrusted_at.is_some_and(|at| about.age >= at.elapsed());
-    if about.idle_for < IDLE_TIME_MIN && !is_distrusted {
+    let lay_idle = BROKEN_AT.lock().is_some_and(|at| about.idle_for >= at.elapsed());
+    if about.idle_for < IDLE_TIME_MIN && !is_distrusted && !lay_idle {
         return true;
     }
     match timeout(PING_TIME_MAX, connection.ping()).await {

@@ -90,51 +90,49 @@ pub async fn await_others(context: &Context, instance: &str) -> bool {
     true
 }
 
-/// While the database is away or refuses us: finds out where the setting leads by now, until the
-/// worker stops. Its password may have been rotated, and its host have another address. What it has is
-/// compared with what this replica remembers before anything else is done there; a replica that stops
-/// meanwhile takes nothing with it that it could still say.
-pub async fn follow(settings: DatabaseSettings, context: Arc<Context>, instance: String) {
+/// While the database is away or refuses us: finds out where the setting leads by now. Its password may
+/// have been rotated, and its host have another address. What it has is compared with what this replica
+/// remembers before anything else is done there. Until the worker has `finished` what it had begun, and then
+/// until it has said what nobody else knows.
+pub async fn follow(
+    settings: DatabaseSettings,
+    context: Arc<Context>,
+    instance: String,
+    finished: CancellationToken,
+) {
     let mut known = None;
     let mut surveying = Surveying::default();
     let mut is_open = context.intake.subscribe();
-    let stopping = context.stopping.clone();
     loop {
         let paused = async { is_open.wait_for(|is_open| !is_open).await.is_ok() };
-        if stopping.run_until_cancelled(paused).await == Some(false) {
+        if finished.run_until_cancelled(paused).await == Some(false) {
             return;
         }
-        let is_stopping = stopping.is_cancelled();
         let is_away = context.intake.is_paused_for(Reason::Database);
-        // Nobody else knows what this replica remembers.
-        if is_stopping && !(is_away && context.journal.remembers()) {
+        if finished.is_cancelled() && !(is_away && context.journal.remembers()) {
             return;
         }
         if is_away {
             if let Err(error) = context.journal.lead_anew(&settings, &mut known).await {
                 debug!(error = format!("{error:#}"), "the database still refuses this worker");
             }
-            if failover::is_due() || is_stopping {
-                let is_over = surveying.take_turn(&context, &instance).await;
+            let is_last = finished.is_cancelled();
+            if failover::is_due() || is_last {
+                let mut is_over = surveying.take_turn(&context, &instance).await;
                 // One that begins nothing any more need not wait for others.
-                let has_spoken = is_stopping && surveying.survey.has_stood;
-                if has_spoken && !is_over {
+                if !is_over && context.stopping.is_cancelled() && surveying.survey.has_stood {
                     surveying.go_on(&context);
-                }
-                if is_stopping && (is_over || has_spoken) {
-                    return;
+                    is_over = true;
                 }
                 if is_over {
+                    if is_last {
+                        return;
+                    }
                     surveying = Surveying::default();
                 }
             }
         }
-        let pause = sleep(RETRY_DELAY);
-        if is_stopping {
-            pause.await;
-        } else {
-            stopping.run_until_cancelled(pause).await;
-        }
+        sleep(RETRY_DELAY).await;
     }
 }
 

@@ -10,7 +10,6 @@ use tracing::{Instrument as _, info_span};
 
 use crate::context::Context;
 use crate::journal::JournalError;
-use crate::loops::QUIET_POLLS;
 use crate::worker;
 
 /// How many customers are read at once at most: a replica that was killed may leave thousands of
@@ -46,7 +45,8 @@ impl Reconciler {
             }
             self.context.liveness.reconciler.turn();
             pause = match self.begin_due().await {
-                Ok(()) => self.poll * QUIET_POLLS,
+                // A read proves something for seconds alone.
+                Ok(()) => self.poll * 5,
                 Err(error) => {
                     self.context.note_journal_failure(&error);
                     self.poll

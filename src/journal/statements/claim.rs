@@ -365,7 +365,7 @@ pub(crate) async fn begin_attempts(
 }
 
 /// Writes claims again that a failover lost, with their attempts: where a job stands as it did before. Others
-/// are left as they are.
+/// are left as they are: one of unknown outcome, too, as what cleared it is lost.
 pub(crate) async fn restore_claims(
     tx: &mut PgConnection,
     worker: &str,
@@ -385,7 +385,7 @@ pub(crate) async fn restore_claims(
                 claim_token = l.token, claimed_by = $7,
                 claimed_until = now() + make_interval(secs => l.seconds_left)
             from lost l
-            where s.job_id = l.job_id and s.state in ('waiting', 'unknown') and s.attempts = l.number - 1
+            where s.job_id = l.job_id and s.state = 'waiting' and s.attempts = l.number - 1
                 and s.claim_token < l.token
                 and not exists (select from attempt a where a.job_id = s.job_id and a.ended_at is null)
             returning l.job_id, l.number, l.begun_at, l.signed_at
