@@ -45,6 +45,7 @@ points! {
     EventsTaken = "events-taken",
     EventsConfirmed = "events-confirmed",
     EventsRemoved = "events-removed",
+    ArchivePaged = "archive-paged",
     ArchiveWritten = "archive-written",
     ArchiveNamed = "archive-named",
     ArchiveMarked = "archive-marked",

@@ -24,13 +24,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::files::{Directory, Fault, Verified, verify};
 use self::files::{Entry, WrittenJob, read};
-use self::rows::Cursor;
 pub use self::rows::archived_in;
+use self::rows::{Cursor, Group};
 use crate::desk::export::{ExportedJob, Span};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, spent};
@@ -61,7 +62,7 @@ pub struct Archived {
     pub archived: u64,
     /// How many that ended before stay in the tables.
     pub staying: u64,
-    /// How many were written and stayed after all: they changed meanwhile, or were held by somebody.
+    /// How many were to go and stayed after all: they changed meanwhile, or were held by somebody.
     pub changed: u64,
     /// The files that were finished.
     pub files: Vec<String>,
@@ -104,6 +105,20 @@ pub async fn hold_off(connection: &mut PgConnection) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sees to it that jobs which ended before then have been over for a day.
+///
+/// # Errors
+/// When they may not have been, or the database fails.
+pub async fn check_before(connection: &mut PgConnection, before: OffsetDateTime) -> anyhow::Result<()> {
+    let latest = rows::latest_before(connection).await?;
+    anyhow::ensure!(
+        before <= latest,
+        "--before must lie a day back by the database's clock: give {} or earlier",
+        latest.replace_nanosecond(0)?.format(&Rfc3339)?
+    );
+    Ok(())
+}
+
 /// How many jobs ended before.
 pub async fn count(connection: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
     rows::count(connection, before).await
@@ -126,7 +141,7 @@ pub async fn dry_run(
         }
         cursor = last.cursor();
         let going = rows::going(connection, &page, rules.before, rules.window).await?;
-        found.archived += going.job_ids.len() as u64;
+        found.archived += going.groups.iter().map(|group| group.job_ids.len() as u64).sum::<u64>();
         found.staying += going.staying;
         (watch.inspected)(page.len() as u64);
     }
@@ -178,6 +193,9 @@ impl Run<'_> {
     async fn write(&mut self, cursor: &mut Cursor, done: &mut Archived) -> anyhow::Result<Option<String>> {
         let Rules { before, window, .. } = *self.rules;
         let mut file: Option<(files::Writer<'_>, (i32, time::Month))> = None;
+        // The jobs that the file has, and whose they are. A group whose place the walk has passed gets
+        // another where a job of it ends meanwhile, before `before` all the same.
+        let mut written = HashSet::new();
         loop {
             if self.watch.stop.is_cancelled() {
                 file.map(|(writer, _)| writer.discard()).transpose()?;
@@ -191,18 +209,27 @@ impl Run<'_> {
             let (Some(month), false) = (month, is_full) else { break };
             page.retain(|job| month_of(job.ended_at) == month);
             let going = rows::going(self.connection, &page, before, window).await?;
-            if !going.job_ids.is_empty() {
+            let (again, new): (Vec<_>, Vec<_>) =
+                going.groups.into_iter().partition(|group| written.contains(&group.owner()));
+            let again = again.iter().flat_map(|group| &group.job_ids);
+            let added = again.filter(|job_id| !written.contains(*job_id)).count() as u64;
+            done.changed += added;
+            written.extend(new.iter().map(Group::owner));
+            let job_ids: Vec<Uuid> = new.into_iter().flat_map(|group| group.job_ids).collect();
+            if !job_ids.is_empty() {
+                written.extend(&job_ids);
                 let (writer, _) = match &mut file {
                     Some(file) => file,
                     none => none.insert((self.directory.begin(month)?, month)),
                 };
-                for (_, line) in rows::lines(self.connection, &going.job_ids).await? {
+                for (_, line) in rows::lines(self.connection, &job_ids).await? {
                     writer.push(&line)?;
                 }
             }
             done.staying += going.staying;
-            (self.watch.inspected)(going.staying);
+            (self.watch.inspected)(going.staying + added);
             *cursor = page.last().map_or(*cursor, rows::Ended::cursor);
+            reach(Point::ArchivePaged);
         }
         file.map(|(writer, _)| writer.finish()).transpose()
     }
@@ -211,7 +238,7 @@ impl Run<'_> {
     /// that is to stop leaves that to the next.
     async fn finish(&mut self, name: &str, done: &mut Archived) -> anyhow::Result<()> {
         let jobs = self.directory.jobs(name)?;
-        let mut left = HashSet::new();
+        let (mut left, mut removed) = (HashSet::new(), HashSet::new());
         for step in steps(&jobs) {
             if self.watch.stop.is_cancelled() {
                 return Ok(());
@@ -219,12 +246,15 @@ impl Run<'_> {
             rows::mark(self.connection, step, name).await?;
             reach(Point::ArchiveMarked);
             rows::wait_for_openers(self.connection).await?;
-            let removed = rows::remove(self.connection, step, name, self.rules.window).await?;
+            let came_of = rows::remove(self.connection, step, name, self.rules.window).await?;
             reach(Point::ArchiveRemoved);
-            done.archived += removed.removed;
+            done.archived += came_of.removed.len() as u64;
             (self.watch.inspected)(step.len() as u64);
-            left.extend(removed.left);
+            left.extend(came_of.left);
+            removed.extend(came_of.removed);
         }
+        // The file is all that has what a later step removed.
+        left.retain(|job_id| !removed.contains(job_id));
         done.changed += left.len() as u64;
         if !left.is_empty() {
             self.directory.take_out(name, &left)?;
