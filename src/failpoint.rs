@@ -51,6 +51,7 @@ points! {
     ArchiveMarked = "archive-marked",
     ArchiveRemoved = "archive-removed",
     ArchiveRewritten = "archive-rewritten",
+    ArchiveKnown = "archive-known",
     ArchiveListed = "archive-listed",
 }
 

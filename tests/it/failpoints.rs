@@ -128,6 +128,7 @@ fn check_after_a_kill(point: Point) {
         | Point::ArchiveMarked
         | Point::ArchiveRemoved
         | Point::ArchiveRewritten
+        | Point::ArchiveKnown
         | Point::ArchiveListed => check_archive_killed_at(point),
     }
 }

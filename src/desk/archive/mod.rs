@@ -5,7 +5,8 @@
 //! 3. Wait for statements that do not see that yet.
 //! 4. Remove the jobs' rows, in the commit that keeps what later jobs of their customers are decided by,
 //!    where the rows are still what the file has.
-//! 5. Write the file anew without what stayed, if anything did. Name it in the manifest.
+//! 5. Write the file anew without what stayed, if anything did. In `archived_file`, write down that it is
+//!    finished; name it in the manifest.
 //!
 //! | it dies | what comes of it |
 //! |---|---|
@@ -15,7 +16,6 @@
 mod files;
 mod rows;
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::files::{Directory, Fault, Verified, verify};
-use self::files::{Entry, WrittenJob, read};
+use self::files::{Entry, WrittenJob, check_finished, compare, entries, read};
 pub use self::rows::archived_in;
 use self::rows::{Cursor, Group};
 use crate::desk::export::{ExportedJob, Span};
@@ -160,6 +160,7 @@ pub async fn archive(
     watch: &Watch<'_>,
 ) -> anyhow::Result<Archived> {
     let mut done = Archived::default();
+    compare(directory.path(), directory.entries(), rows::files(connection).await?)?;
     directory.remove_partials()?;
     let mut run = Run { connection, directory, rules, watch };
     for name in run.directory.unlisted()? {
@@ -259,7 +260,14 @@ impl Run<'_> {
         if !left.is_empty() {
             self.directory.take_out(name, &left)?;
         }
-        if self.directory.list(name)? {
+        if let Some(entry) = self.directory.entry(name)? {
+            anyhow::ensure!(
+                rows::know_file(self.connection, name, &entry.digest()?).await?,
+                "{name} or the manifest is not what it was when the database was told of it; take the directory \
+                 from a copy of it"
+            );
+            reach(Point::ArchiveKnown);
+            self.directory.list(entry)?;
             done.files.push(name.to_owned());
         }
         Ok(())
@@ -304,17 +312,28 @@ pub async fn archived_story(
     path: &Path,
     job_id: Uuid,
 ) -> anyhow::Result<Option<JobStory>> {
-    let file = archived_in(connection, job_id).await?;
-    let found = RefCell::new(None);
-    let is_wanted =
-        |entry: &Entry| found.borrow().is_none() && file.as_ref().is_none_or(|file| *file == entry.file);
-    read(path, is_wanted, |entry, job, line| {
-        if job.job_id == job_id {
-            *found.borrow_mut() = Some((entry.file.clone(), line.to_owned()));
+    let entries = entries(path)?;
+    compare(path, &entries, rows::files(connection).await?)?;
+    let files: Vec<String> = match archived_in(connection, job_id).await? {
+        Some(file) => vec![file],
+        None => {
+            check_finished(path, &entries)?;
+            entries.iter().map(|entry| entry.file.clone()).collect()
         }
-        Ok(())
-    })?;
-    let Some((file, line)) = found.into_inner() else { return Ok(None) };
+    };
+    let mut found = None;
+    for file in files {
+        read(path, &entries, &file, |job, line| {
+            if job.job_id == job_id {
+                found = Some((file.clone(), line.to_owned()));
+            }
+            Ok(())
+        })?;
+        if found.is_some() {
+            break;
+        }
+    }
+    let Some((file, line)) = found else { return Ok(None) };
     let Line { submission, attempts, observations, interventions } = serde_json::from_str(&line)?;
     // Version, trace, parent, flags.
     let trace_id = submission["traceparent"].as_str().and_then(|trace| trace.split('-').nth(1));
@@ -341,8 +360,9 @@ pub async fn archived_story(
 /// The jobs of the span that are in the archive, as auditors see them, file by file.
 ///
 /// # Errors
-/// When the archive is not what was written, or `each` fails.
-pub fn archived_jobs(
+/// When the archive is not what was written, is unfinished or another database's, or `each` fails.
+pub async fn archived_jobs(
+    connection: &mut PgConnection,
     path: &Path,
     span: Span,
     mut each: impl FnMut(ExportedJob) -> anyhow::Result<()>,
@@ -350,7 +370,10 @@ pub fn archived_jobs(
     let is_wanted = |entry: &Entry| {
         entry.facts.first_received_at < span.until && entry.facts.last_received_at >= span.since
     };
-    read(path, is_wanted, |_, _, line| {
+    let entries = entries(path)?;
+    compare(path, &entries, rows::files(connection).await?)?;
+    check_finished(path, &entries)?;
+    let mut tell = |line: &str| {
         let Line { mut submission, attempts, interventions, .. } = serde_json::from_str(line)?;
         let verdicts = attempts.iter().filter_map(|attempt| attempt.verdict.as_deref()?.parse().ok());
         submission["spent"] = verdicts.filter(|verdict| spends(*verdict)).count().into();
@@ -360,7 +383,11 @@ pub fn archived_jobs(
             true => each(job),
             false => Ok(()),
         }
-    })
+    };
+    for entry in entries.iter().filter(|entry| is_wanted(entry)) {
+        read(path, &entries, &entry.file, |_, line| tell(line))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -170,26 +170,26 @@ pub(super) async fn going(
     let groups = sqlx::query_as!(
         Group,
         r#"-- groups_of_archivable
-        with held as materialized (
-            select job_id from outcome_event
-            union
-            select job_id from dead_lettered_delivery where job_id is not null
-        ), job as (
+        with job as (
             select
                 customer_id, job_id, ended_at, received_at,
                 coalesce(ended_at < $3, false) and state <> 'needs_review' and sealed_payload is null
-                    and verification_due_at is null and job_id not in (select job_id from held) as may_go
+                    and verification_due_at is null as is_over
             from submission
             where customer_id = any($1)
             union all
-            select null, job_id, ended_at, received_at, job_id not in (select job_id from held)
+            select null, job_id, ended_at, received_at, true
             from submission
             where job_id = any($2) and customer_id is null
         )
         select
             customer_id, array_agg(job_id order by received_at, job_id) as "job_ids!",
             (array_agg(job_id order by ended_at desc nulls last, job_id desc))[1] as "last!",
-            bool_and(may_go) as "may_go!"
+            bool_and(
+                is_over
+                and not exists (select from outcome_event e where e.job_id = job.job_id)
+                and not exists (select from dead_lettered_delivery d where d.job_id = job.job_id)
+            ) as "may_go!"
         from job
         group by customer_id, case when customer_id is null then job_id end"#,
         &customers,
@@ -513,6 +513,32 @@ pub(super) async fn forget_ids(connection: &mut PgConnection, kept: Duration) ->
     .execute(connection)
     .await?;
     Ok(removed.rows_affected())
+}
+
+/// The files that were archived, with the SHA-256 of their lines in the manifest.
+pub(super) async fn files(connection: &mut PgConnection) -> sqlx::Result<HashMap<String, Vec<u8>>> {
+    let files = sqlx::query!("-- archived_files\nselect file, entry_sha256 from archived_file")
+        .fetch_all(connection)
+        .await?;
+    Ok(files.into_iter().map(|row| (row.file, row.entry_sha256)).collect())
+}
+
+/// Writes down that a file is finished. False where another line of it is known.
+pub(super) async fn know_file(
+    connection: &mut PgConnection,
+    file: &str,
+    entry: &[u8; 32],
+) -> sqlx::Result<bool> {
+    sqlx::query!(
+        "-- know_file
+        insert into archived_file (file, entry_sha256) values ($1, $2) on conflict (file) do nothing",
+        file,
+        entry,
+    )
+    .execute(&mut *connection)
+    .await?;
+    let known = files(connection).await?;
+    Ok(known.get(file).is_some_and(|known| known == entry))
 }
 
 /// The file that has a job; `None` where none is known.
