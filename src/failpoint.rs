@@ -45,11 +45,13 @@ points! {
     EventsTaken = "events-taken",
     EventsConfirmed = "events-confirmed",
     EventsRemoved = "events-removed",
+    ArchivePaged = "archive-paged",
     ArchiveWritten = "archive-written",
     ArchiveNamed = "archive-named",
     ArchiveMarked = "archive-marked",
     ArchiveRemoved = "archive-removed",
     ArchiveRewritten = "archive-rewritten",
+    ArchiveKnown = "archive-known",
     ArchiveListed = "archive-listed",
 }
 

@@ -14,15 +14,16 @@ use super::export::parse_time;
 use super::terminal::progress;
 use crate::app::Signals;
 use crate::config::{ReadBackSettings, parse_duration};
-use crate::desk::archive::{Archived, Directory, Rules, Watch, archive, begin, count, dry_run};
+use crate::desk::archive::{Archived, Directory, Rules, Watch, archive, begin, check_before, count, dry_run};
 
 /// Write ended jobs with their histories to files, verify those, and remove the rows
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker archive --before 2026-07-01 --to /srv/kyc-archive --dry-run\n  kyc-worker archive --before 2026-07-01 --to /srv/kyc-archive\n\nA customer's jobs go together, once the last of them ended before that time, to a file of the month in\nwhich it did. All of them stay while one is in motion or needs review; has a payload still, so that it\ncan be replayed; has a verification that is followed, or that was given up without its end; is named by\nthe row of a dead letter; or has an event that upstream was not told yet.\n\nEach file has JSON lines, compressed with zstd: `zstd -dc FILE`. manifest.jsonl names them with counts,\ntimes and SHA-256, each entry with the one before; `audit --archive` verifies it all. Keep copies of the\ndirectory: the database has these jobs no more. It keeps what a customer spent and which job was their\nnewest, for ever, and which job_ids there were, for DEDUPLICATION_KEPT: a copy of an archived job is\nacknowledged, and nothing is sent.\n\nReplicas may run, and must be of this release or a later one. Whatever changes while it is written stays\nfor the next run. SIGINT ends it between two steps; that, a crash or a full disk leaves nothing lost and\nnothing twice, and the same command goes on from there.\n\nExit codes: 0 done, 1 not, or not to the end."
+    after_help = "Example:\n  kyc-worker archive --before 2026-07-01 --to /srv/kyc-archive --dry-run\n  kyc-worker archive --before 2026-07-01 --to /srv/kyc-archive\n\nA customer's jobs go together, once the last of them ended before that time, to a file of the month in\nwhich it did. All of them stay while one is in motion or needs review; has a payload still, so that it\ncan be replayed; has a verification that is followed, or that was given up without its end; is named by\nthe row of a dead letter; or has an event that upstream was not told yet.\n\nEach file has JSON lines, compressed with zstd: `zstd -dc FILE`. manifest.jsonl names them with counts,\ntimes and SHA-256, each entry with the one before; `audit --archive` verifies it all. Keep copies of the\ndirectory: the database has these jobs no more, and refuses a directory that is not its own. It keeps\nwhat a customer spent and which job was their newest, for ever, and which job_ids there were, for\nDEDUPLICATION_KEPT: a copy of an archived job is acknowledged, and nothing is sent.\n\nReplicas may run, and must be of this release or a later one. Whatever changes while it is written stays\nfor the next run. SIGINT ends it between two steps; that, a crash or a full disk leaves nothing lost and\nnothing twice, and the same command goes on from there.\n\nExit codes: 0 done, 1 not, or not to the end."
 )]
 pub(super) struct ArchiveArgs {
-    /// Jobs of customers whose last job ended before then, such as 2026-07-01 or 2026-07-01T12:00:00Z
+    /// Jobs of customers whose last job ended before then, such as 2026-07-01 or 2026-07-01T12:00:00Z; a day
+    /// back at least
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     before: OffsetDateTime,
     /// The directory of this database's archive; it is made where it is not there, for its owner alone
@@ -43,11 +44,11 @@ pub(super) struct ArchiveArgs {
 }
 
 pub(super) async fn run(args: &ArchiveArgs) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(args.before <= OffsetDateTime::now_utc(), "--before lies in the future");
     let pool = args.desk.open().await?;
     // The one connection that holds the lock does the work: it cannot lose the one and keep the other.
     let mut connection = pool.acquire().await?.detach();
     begin(&mut connection).await?;
+    check_before(&mut connection, args.before).await?;
     let rules = Rules {
         before: args.before,
         window: args.read_back.read_back_window,

@@ -72,10 +72,11 @@ pub(super) async fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     let mut written = 0_u64;
     if let Some(path) = &args.archive {
         hold_off(&mut connection).await?;
-        archived_jobs(path, span, |job| {
+        archived_jobs(&mut connection, path, span, |job| {
             written += 1;
             sink.write(&job).context("cannot write the export; it is not whole")
-        })?;
+        })
+        .await?;
     }
     let mut exported = jobs(&mut connection, span);
     while let Some(job) = exported.try_next().await.context("the export is not whole")? {

@@ -13,7 +13,7 @@ begin
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
             reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing, archived_job,
-            archived_customer, lost_commit
+            archived_customer, archived_file, lost_commit
             to kyc_worker;
         -- What a job is, is written once.
         select string_agg(quote_ident(attname), ', ') into columns
@@ -51,13 +51,14 @@ begin
     if to_regrole('kyc_archiver') is not null then
         grant select on
             _sqlx_migrations, submission, attempt, observation, intervention, customer, dead_lettered_delivery,
-            outcome_event, archived_job, archived_customer
+            outcome_event, archived_job, archived_customer, archived_file
             to kyc_archiver;
         -- `update` of a column, so that it may lock a row before it removes it.
         grant delete, update (deliveries) on submission to kyc_archiver;
         grant delete on attempt, observation, intervention to kyc_archiver;
         grant insert, delete, update on archived_job to kyc_archiver;
         grant insert, update on archived_customer to kyc_archiver;
+        grant insert on archived_file to kyc_archiver;
     end if;
 
     -- Counts alone, for what starts and stops replicas.

@@ -1,11 +1,12 @@
 //! Ended jobs go to files and leave the tables: nothing is lost or there twice, whenever the archive dies,
 //! and what comes later is decided as if they were here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use kyc_worker::failpoint::Point;
 use serde_json::{Value, json};
@@ -16,23 +17,51 @@ use uuid::Uuid;
 use crate::harness::{World, job_body, world_with};
 use crate::verification::world_that_verifies_in;
 
-/// Now, as `--before` takes it.
-pub(crate) fn now() -> String {
-    OffsetDateTime::now_utc().format(&Rfc3339).expect("a time")
+/// The latest that `--before` takes.
+pub(crate) fn a_day_ago() -> String {
+    (OffsetDateTime::now_utc() - time::Duration::DAY).format(&Rfc3339).expect("a time")
 }
+
+/// How long ago `let_a_day_pass` makes it.
+static DAYS_BACK: LazyLock<i32> = LazyLock::new(|| i32::from(OffsetDateTime::now_utc().day()) + 10);
 
 /// What `archive` is run with, to write to `to`.
 fn archive(to: &str) -> [String; 6] {
-    ["archive", "--before", &now(), "--to", to, "--json"].map(str::to_owned)
+    ["archive", "--before", &a_day_ago(), "--to", to, "--json"].map(str::to_owned)
 }
 
 impl World {
+    /// Dates back what has ended, to a day in the middle of a month.
+    async fn let_a_day_pass(&self) {
+        let mut tx = self.pool.begin().await.expect("a transaction");
+        let replica = "set local session_replication_role = replica";
+        sqlx::query(replica).execute(&mut *tx).await.expect("no trigger");
+        let dated_back = "update submission
+            set received_at = received_at - $1 * interval '1 day', ended_at = ended_at - $1 * interval '1 day'
+            where ended_at > now() - interval '1 day'";
+        sqlx::query(dated_back).bind(*DAYS_BACK).execute(&mut *tx).await.expect("the rows");
+        tx.commit().await.expect("it commits");
+    }
+
+    /// Adds jobs that ended before all others, each of a customer of its own.
+    async fn add_ended_jobs(&self, count: i32) {
+        self.is_tampered_with();
+        let added = "insert into submission (
+                job_id, customer_id, state, document_type, content_hmac, requested_at, received_at, ended_at
+            )
+            select gen_random_uuid(), gen_random_uuid(), 'superseded', 'PASSPORT', '\\x00', at, at, at
+            from generate_series(1, $1) nth
+            cross join lateral (select now() - $2 * interval '1 day' - nth * interval '1 s' as at) dated";
+        sqlx::query(added).bind(count).bind(*DAYS_BACK).execute(&self.pool).await.expect("the rows");
+    }
+
     /// Archives what may go, and returns what the command says.
     async fn archive(&self, to: &str) -> Value {
         self.archive_with(to, &[]).await
     }
 
     async fn archive_with(&self, to: &str, others: &[&str]) -> Value {
+        self.let_a_day_pass().await;
         let arguments = archive(to);
         let arguments: Vec<&str> =
             arguments.iter().map(String::as_str).chain(others.iter().copied()).collect();
@@ -86,6 +115,7 @@ impl World {
         let ended = self.wait_for_state(older, &["superseded"]).await;
         assert!(ended.reason.is_some_and(|reason| reason.contains(&newer.to_string())));
         jobs.push(older);
+        self.let_a_day_pass().await;
         jobs
     }
 }
@@ -108,6 +138,7 @@ fn archived_jobs_leave_the_tables_and_are_told_of_as_before() {
         world.publish(Some(Uuid::new_v4()), b"{}").await;
         world.wait_for_ended(jobs.len() + 1).await;
         let to = world.directory("archive");
+        world.let_a_day_pass().await;
         let told = async |job_id: &Uuid| {
             let (story, is_told) = world.ask(&["show", &job_id.to_string(), "--archive", &to]).await;
             assert!(is_told, "{story}");
@@ -225,8 +256,9 @@ fn ids_that_were_kept_long_enough_are_known_no_more() {
         let to = world.directory("archive");
         assert_eq!(world.archive(&to).await["forgotten_ids"], 0);
         let spent = world.budgets().await;
-        let (swept, is_done) =
-            world.ask(&["archive", "--before", &now(), "--to", &to, "--deduplication-kept", "1ms"]).await;
+        let (swept, is_done) = world
+            .ask(&["archive", "--before", &a_day_ago(), "--to", &to, "--deduplication-kept", "1ms"])
+            .await;
         assert!(is_done && swept["forgotten_ids"] == 1, "{swept}");
         assert_eq!(world.budgets().await, spent, "what was spent is kept for ever");
         let complaint = world.refuse(&["show", &job_id.to_string()]).await;
@@ -271,6 +303,7 @@ fn what_changes_after_it_was_written_stays_and_leaves_the_file() {
         for (job_id, _) in &jobs {
             world.wait_for_end_of_verification(*job_id).await;
         }
+        world.let_a_day_pass().await;
         let to = world.directory("archive");
         let mut command = world.command();
         command.args(archive(&to)).env("KYC_FAILPOINT", "archive-named=stop");
@@ -290,9 +323,12 @@ fn what_changes_after_it_was_written_stays_and_leaves_the_file() {
         assert_eq!(archiving.exit().await.code(), Some(0), "{}", archiving.log());
         let done: Value = serde_json::from_str(&archiving.log()).expect("JSON");
         assert_eq!((&done["archived"], &done["changed"]), (&json!(1), &json!(3)), "{done}");
+        world.let_a_day_pass().await;
         let told = world.export_all(&to).await;
         assert_eq!(told.len(), jobs.len() + 1);
         assert_eq!(world.budgets().await, budgets);
+        // What stays is dated back, and `audit` sees that.
+        world.is_tampered_with();
         // None of the three is told to be archived, and the next run takes those that are over.
         assert_eq!(world.count("select count(*) from archived_job").await, 1);
         for customer in [&forgotten, &copied, &served] {
@@ -303,6 +339,78 @@ fn what_changes_after_it_was_written_stays_and_leaves_the_file() {
         assert_eq!((&done["archived"], &done["staying"]), (&json!(2), &json!(2)), "{done}");
         assert_eq!(world.export_all(&to).await, told);
         assert_eq!(told[&jobs[0].0]["document_number_last4"], Value::Null);
+    });
+}
+
+/// A customer's next job ends, and is over for a day, while the walk is under way.
+#[test]
+fn a_customer_is_in_a_file_once_whatever_ends_meanwhile() {
+    world_to_archive(async |world| {
+        let _worker = world.start_worker_with(&FOLLOWING);
+        world.declare_topology().await;
+        world.add_ended_jobs(999).await;
+        let customer_id = Uuid::new_v4();
+        let first = world.publish_job_asked(customer_id, 20).await;
+        world.wait_for_end_of_verification(first).await;
+        world.let_a_day_pass().await;
+        let to = world.directory("archive");
+        let mut command = world.command();
+        command.args(archive(&to)).env("KYC_FAILPOINT", "archive-paged=stop");
+        let mut archiving = world.spawn(command);
+        world.wait_for("a stopped archive", async || archiving.is_stopped().then_some(())).await;
+        // The end of the first page. The other job comes to the next.
+        let second = world.publish_job_asked(customer_id, 10).await;
+        world.wait_for_end_of_verification(second).await;
+        world.let_a_day_pass().await;
+        archiving.signal("CONT");
+        assert_eq!(archiving.exit().await.code(), Some(0), "{}", archiving.log());
+        let done: Value = serde_json::from_str(&archiving.log()).expect("JSON");
+        assert_eq!((&done["archived"], &done["changed"]), (&json!(999), &json!(2)), "{done}");
+        assert_eq!(world.export_all(&to).await.len(), 1_001);
+        assert_eq!(world.archive(&to).await["archived"], 2);
+        assert_eq!(world.export_all(&to).await.len(), 1_001);
+    });
+}
+
+/// A file that has a customer twice, of which the one copy is old, loses nothing.
+#[test]
+fn what_a_later_step_removed_is_not_taken_out() {
+    world_to_archive(async |world| {
+        let _worker = world.start_worker_with(&FOLLOWING);
+        world.declare_topology().await;
+        world.add_ended_jobs(999).await;
+        let customer_id = Uuid::new_v4();
+        let mut file = OsString::new();
+        let mut lines = Vec::new();
+        for (name, asked) in [("first", 20), ("second", 10)] {
+            let job_id = world.publish_job_asked(customer_id, asked).await;
+            world.wait_for_end_of_verification(job_id).await;
+            world.let_a_day_pass().await;
+            let to = world.directory(name);
+            let arguments = archive(&to);
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let killed = world.run(&arguments, &[("KYC_FAILPOINT", "archive-named=kill")]).await;
+            assert_eq!(killed.status.signal(), Some(9));
+            let mut entries = fs::read_dir(&to).expect("a directory");
+            file = entries.next().expect("one").expect("a file").file_name();
+            let bytes = fs::read(Path::new(&to).join(&file)).expect("a file");
+            let text = String::from_utf8(zstd::decode_all(&*bytes).expect("zstd")).expect("UTF-8");
+            let of_customer = |line: &&str| line.contains(&customer_id.to_string());
+            let text: Vec<&str> = text.lines().collect();
+            lines.extend(text.iter().copied().filter(of_customer).map(str::to_owned));
+            if name == "first" {
+                lines.extend(text.iter().copied().filter(|line| !of_customer(line)).map(str::to_owned));
+            }
+        }
+        let to = world.directory("first");
+        let text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+        fs::write(Path::new(&to).join(&file), zstd::encode_all(text.as_bytes(), 3).expect("zstd"))
+            .expect("a file");
+        world.archive(&to).await;
+        let told = world.say(&["export", "--since", "2026-01-01", "--archive", &to]).await;
+        let told: HashSet<&str> = told.lines().filter(|line| line.contains("job_id")).collect();
+        assert_eq!(told.iter().filter(|line| line.contains(&customer_id.to_string())).count(), 2);
+        assert_eq!(world.count_submissions().await, 0);
     });
 }
 
@@ -317,6 +425,7 @@ fn no_row_goes_while_a_statement_may_not_know_its_job_as_archived() {
         let mut opener = world.pool.begin().await.expect("a transaction");
         sqlx::query("delete from submission where false").execute(&mut *opener).await.expect("its lock");
         let to = world.directory("archive");
+        world.let_a_day_pass().await;
         let mut command = world.command();
         command.args(archive(&to));
         let mut archiving = world.spawn(command);
@@ -347,8 +456,14 @@ fn two_archives_of_one_database_do_not_run_at_once() {
         let complaint = world.refuse(&["export", "--since", "2026-01-01", "--archive", &to]).await;
         assert!(complaint.contains("an archive runs on this database"), "{complaint}");
         other.close().await.expect("the lock is free");
-        let complaint = world.refuse(&["archive", "--before", "2999-01-01", "--to", &to]).await;
-        assert!(complaint.contains("lies in the future"), "{complaint}");
+        for before in [OffsetDateTime::now_utc() - time::Duration::hours(23), OffsetDateTime::now_utc()] {
+            let before = before.format(&Rfc3339).expect("a time");
+            let complaint = world.refuse(&["archive", "--before", &before, "--to", &to]).await;
+            assert!(
+                complaint.contains("must lie a day back by the database's clock: give 20"),
+                "{complaint}"
+            );
+        }
     });
 }
 
@@ -403,7 +518,7 @@ fn whatever_is_changed_in_an_archive_is_found_and_named() {
             fs::write(&manifest, &edited).expect("a manifest");
             find(expected).await;
         }
-        let complaint = world.refuse(&["archive", "--before", &now(), "--to", &to]).await;
+        let complaint = world.refuse(&["archive", "--before", &a_day_ago(), "--to", &to]).await;
         assert!(complaint.contains("manifest.jsonl"), "{complaint}");
         fs::write(&manifest, &text).expect("a manifest");
         let (verified, is_clean) = world.ask(&["audit", "--archive", &to]).await;
@@ -425,8 +540,97 @@ fn a_file_of_jobs_that_the_database_does_not_know_is_refused() {
         fs::create_dir(&other).expect("a directory");
         fs::copy(Path::new(&to).join(&file), Path::new(&other).join("2026-01-0001.jsonl.zst"))
             .expect("a copy");
-        let complaint = world.refuse(&["archive", "--before", &now(), "--to", &other]).await;
+        world.tamper("delete from archived_file").await;
+        world.tamper("delete from archived_job").await;
+        let complaint = world.refuse(&["archive", "--before", &a_day_ago(), "--to", &other]).await;
         assert!(complaint.contains("which this database does not know"), "{complaint}");
+    });
+}
+
+/// The database tells its own archive, whole and of its time, from all others.
+#[test]
+fn a_directory_that_is_not_the_databases_own_is_refused() {
+    world_to_archive(async |world| {
+        let _worker = world.start_worker_with(&FOLLOWING);
+        world.declare_topology().await;
+        let to = world.directory("archive");
+        let mut jobs = Vec::new();
+        for _ in 0..2 {
+            let job_id = world.publish_job().await;
+            world.wait_for_end_of_verification(job_id).await;
+            world.archive(&to).await;
+            jobs.push(job_id.to_string());
+        }
+        let refuse = async |directory: &str, expected: &str| {
+            for command in [
+                &["archive", "--before", &a_day_ago(), "--to", directory] as &[&str],
+                &["export", "--since", "2026-01-01", "--archive", directory],
+                &["show", &jobs[0], "--archive", directory],
+            ] {
+                let complaint = world.refuse(command).await;
+                assert!(complaint.contains(expected), "{command:?}: {complaint}");
+            }
+        };
+        let empty = world.directory("empty");
+        fs::create_dir(&empty).expect("a directory");
+        refuse(&empty, "is the volume mounted").await;
+        let manifest = Path::new(&to).join("manifest.jsonl");
+        let text = fs::read_to_string(&manifest).expect("a manifest");
+        let lines: Vec<&str> = text.lines().collect();
+        fs::write(&manifest, text.replacen("\"jobs\":1", "\"jobs\":2", 1).lines().next().expect("a line"))
+            .expect("a manifest");
+        refuse(&to, "says of").await;
+        fs::write(&manifest, &text).expect("a manifest");
+
+        // A failover to before the last commit that wrote of the second file.
+        world.tamper("delete from archived_file where file like '%-0002.jsonl.zst'").await;
+        refuse(&to, "failed over to before that run").await;
+        // What the runbook says: the file is an unfinished run's again.
+        fs::write(&manifest, format!("{}\n", lines[0])).expect("a manifest");
+        world.archive(&to).await;
+        assert_eq!(fs::read_to_string(&manifest).expect("a manifest"), text);
+        assert_eq!(world.export_all(&to).await.len(), 2);
+        assert_eq!(world.count("select count(*) from archived_file").await, 2);
+    });
+}
+
+/// A database that was set back to before a run archives its jobs again.
+#[test]
+fn a_job_that_stands_in_two_files_is_found() {
+    world_to_archive(async |world| {
+        world.add_ended_jobs(2).await;
+        world.tamper("create table set_back as select * from submission").await;
+        let to = world.directory("archive");
+        world.archive(&to).await;
+        world.tamper("insert into submission select * from set_back").await;
+        world.archive(&to).await;
+        let (verified, is_clean) = world.ask(&["audit", "--archive", &to]).await;
+        let findings = verified["findings"].to_string();
+        assert!(!is_clean && findings.contains("2 of its jobs stand twice"), "{verified}");
+    });
+}
+
+/// However many dead letters and events wait.
+#[test]
+fn a_page_of_the_walk_does_not_read_every_dead_letter() {
+    world_to_archive(async |world| {
+        world.add_ended_jobs(10).await;
+        world
+            .tamper(
+                "insert into dead_lettered_delivery (
+                    job_id, received_at, size, body_sha256, reason_code, reason
+                )
+                select gen_random_uuid(), now(), 1, '\\x00', 'invalid', 'made up' from generate_series(1, 100000)",
+            )
+            .await;
+        world.tamper("analyze dead_lettered_delivery").await;
+        let to = world.directory("archive");
+        assert_eq!(world.archive_with(&to, &["--dry-run"]).await["archived"], 10);
+        let scans = "select seq_tup_read from pg_stat_user_tables where relname = 'dead_lettered_delivery'";
+        let index =
+            "select idx_scan from pg_stat_user_indexes where indexrelname = 'dead_lettered_delivery_job'";
+        world.wait_for("the counts", async || (world.count(index).await > 0).then_some(())).await;
+        assert!(world.count(scans).await < 100_000, "they were read one by one");
     });
 }
 
@@ -444,7 +648,6 @@ fn an_archive_that_is_interrupted_is_gone_on_with() {
         archiving.signal("CONT");
         assert_eq!(archiving.exit().await.code(), Some(1), "{}", archiving.log());
         assert!(archiving.log().contains("\"is_interrupted\": true"), "{}", archiving.log());
-        assert_eq!(world.export_all(&to).await.len(), jobs.len());
         world.archive(&to).await;
         assert_eq!(world.count_submissions().await, 0);
         assert_eq!(world.export_all(&to).await.len(), jobs.len());
@@ -475,6 +678,16 @@ fn months_go_to_files_of_their_own_and_a_kill_between_two_steps_is_made_good() {
         let killed = world.run(&arguments, &[("KYC_FAILPOINT", "archive-removed=kill@2")]).await;
         assert_eq!(killed.status.signal(), Some(9));
         assert_eq!(world.count_submissions().await, 900, "two steps of 300 are gone");
+        let complaint = world.refuse(&["export", "--since", "2026-01-01", "--archive", &to]).await;
+        assert!(complaint.contains("2026-01-0001.jsonl.zst is not in manifest.jsonl"), "{complaint}");
+        let unknown = Uuid::new_v4().to_string();
+        let complaint = world.refuse(&["show", &unknown, "--archive", &to]).await;
+        assert!(complaint.contains("an archive is unfinished"), "{complaint}");
+        let gone = "select job_id from archived_job k
+            where not exists (select from submission s where s.job_id = k.job_id) limit 1";
+        let gone: Uuid = sqlx::query_scalar(gone).fetch_one(&world.pool).await.expect("one");
+        let (story, is_told) = world.ask(&["show", &gone.to_string(), "--archive", &to]).await;
+        assert!(is_told && story["archived_in"] == "2026-01-0001.jsonl.zst", "{story}");
 
         let done = world.archive(&to).await;
         assert_eq!(done["files"], json!(["2026-01-0001.jsonl.zst", "2026-02-0001.jsonl.zst"]));

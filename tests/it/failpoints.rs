@@ -122,11 +122,13 @@ fn check_after_a_kill(point: Point) {
         Point::EventsTaken | Point::EventsConfirmed | Point::EventsRemoved => {
             check_publisher_killed_at(point)
         }
-        Point::ArchiveWritten
+        Point::ArchivePaged
+        | Point::ArchiveWritten
         | Point::ArchiveNamed
         | Point::ArchiveMarked
         | Point::ArchiveRemoved
         | Point::ArchiveRewritten
+        | Point::ArchiveKnown
         | Point::ArchiveListed => check_archive_killed_at(point),
     }
 }

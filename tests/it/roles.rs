@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
-use crate::archive::now;
+use crate::archive::a_day_ago;
 use crate::harness::{World, world, world_on};
 use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
@@ -168,12 +168,13 @@ async fn check_archiver_role(world: &World) {
     // A job that came to its end without an attempt, and so without a verification.
     sqlx::raw_sql(
         "insert into submission (job_id, customer_id, state, document_type, requested_at, received_at, ended_at)
-        values (gen_random_uuid(), gen_random_uuid(), 'exhausted', 'PASSPORT', now(), now(), now())",
+        select gen_random_uuid(), gen_random_uuid(), 'exhausted', 'PASSPORT', now(), at, at
+        from (select now() - interval '2 days' as at) dated",
     )
     .execute(&world.pool)
     .await
     .expect("a job");
-    let archive = ["archive", "--before", &now(), "--to", &to, "--json"];
+    let archive = ["archive", "--before", &a_day_ago(), "--to", &to, "--json"];
     let output = world.run(&archive, &as_archiver).await;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -2,7 +2,7 @@
 //! that names each file with what it holds. A file that the manifest does not name yet is an
 //! unfinished run's; one whose name ends in `.partial` was never whole.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -34,6 +34,13 @@ pub struct Entry {
     pub facts: Facts,
     /// The SHA-256 of the line before.
     pub previous: String,
+}
+
+impl Entry {
+    /// The SHA-256 of its line.
+    pub fn digest(&self) -> anyhow::Result<[u8; 32]> {
+        Ok(Sha256::digest(serde_json::to_string(self)?).into())
+    }
 }
 
 /// What a file holds.
@@ -131,11 +138,17 @@ impl Directory {
         Ok(())
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
     /// The files of an earlier run that was not finished.
     pub fn unlisted(&self) -> anyhow::Result<Vec<String>> {
-        let listed: HashSet<&str> = self.entries.iter().map(|entry| &*entry.file).collect();
-        let names = names(&self.path)?.into_iter();
-        Ok(names.filter(|name| name.ends_with(SUFFIX) && !listed.contains(&**name)).collect())
+        unlisted(&self.path, &self.entries)
     }
 
     /// Begins a file of jobs of a month.
@@ -181,13 +194,18 @@ impl Directory {
         Ok(jobs)
     }
 
-    /// Names a file in the manifest: its run is finished. False where there is no file.
-    pub fn list(&mut self, name: &str) -> anyhow::Result<bool> {
+    /// What the manifest is to say of a file; `None` where there is no file.
+    pub fn entry(&self, name: &str) -> anyhow::Result<Option<Entry>> {
         if !self.path.join(name).exists() {
-            return Ok(false);
+            return Ok(None);
         }
         let facts = scan(&self.path, name, |_, _| Ok(()))?;
-        let entry = Entry { file: name.to_owned(), facts, previous: self.head.clone() };
+        Ok(Some(Entry { file: name.to_owned(), facts, previous: self.head.clone() }))
+    }
+
+    /// Names a file in the manifest: its run is finished.
+    pub fn list(&mut self, entry: Entry) -> anyhow::Result<()> {
+        self.head = hex(&entry.digest()?);
         self.entries.push(entry);
         let mut text = String::new();
         for entry in &self.entries {
@@ -202,8 +220,7 @@ impl Directory {
         written.with_context(|| format!("cannot write {}", path.display()))?;
         self.rename(MANIFEST)?;
         reach(Point::ArchiveListed);
-        self.head = hex(&Sha256::digest(text.trim_end().rsplit('\n').next().unwrap_or_default()));
-        Ok(true)
+        Ok(())
     }
 
     /// Gives a file that is whole its name.
@@ -355,27 +372,86 @@ fn manifest_text(path: &Path) -> anyhow::Result<String> {
     }
 }
 
-/// Reads an archive's jobs, of the files that are wanted. Only files that the manifest names are read:
-/// their jobs have no rows any more.
+/// The manifest's entries, for somebody who only reads.
 ///
 /// # Errors
-/// When the manifest or a file is not what was written.
+/// When there is no such directory, or the manifest is not what was written.
+pub fn entries(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    anyhow::ensure!(path.is_dir(), "--archive: {} is no directory", path.display());
+    Ok(read_manifest(path)?.0)
+}
+
+/// Sees to it that the manifest names every file.
+///
+/// # Errors
+/// When it does not: such a file's jobs may have no rows any more, or have them still.
+pub fn check_finished(path: &Path, entries: &[Entry]) -> anyhow::Result<()> {
+    match unlisted(path, entries)?.first() {
+        None => Ok(()),
+        Some(name) => anyhow::bail!(
+            "{name} is not in {MANIFEST} of {}: an archive is unfinished; run `kyc-worker archive` again first",
+            path.display()
+        ),
+    }
+}
+
+/// The files that the manifest does not name.
+fn unlisted(path: &Path, entries: &[Entry]) -> anyhow::Result<Vec<String>> {
+    let listed: HashSet<&str> = entries.iter().map(|entry| &*entry.file).collect();
+    let names = names(path)?.into_iter();
+    Ok(names.filter(|name| name.ends_with(SUFFIX) && !listed.contains(&**name)).collect())
+}
+
+/// Compares a manifest with what the database knows of its archive. A run may have ended before it named
+/// its last file; the next one does.
+///
+/// # Errors
+/// When the directory is not this database's, or one of them is of another time than the other.
+pub fn compare(path: &Path, entries: &[Entry], mut known: HashMap<String, Vec<u8>>) -> anyhow::Result<()> {
+    let of = format!("{MANIFEST} of {}", path.display());
+    for entry in entries {
+        match known.remove(&entry.file) {
+            Some(digest) if digest == entry.digest()? => {}
+            Some(_) => anyhow::bail!(
+                "{of} says of {} something else than when it was archived; take the directory from a copy of it, \
+                 if it is this database's at all",
+                entry.file
+            ),
+            None => anyhow::bail!(
+                "{of} names {}, which this database has not archived; is it another database's archive, or was the \
+                 database restored or failed over to before that run? The runbook says what to do then (Archiving \
+                 old jobs)",
+                entry.file
+            ),
+        }
+    }
+    let is_unfinished = known.len() == 1 && known.keys().all(|file| path.join(file).exists());
+    match known.into_keys().min() {
+        Some(file) if !is_unfinished => anyhow::bail!(
+            "{of} lacks {file}, which this database has archived; is the volume mounted, and is it the right \
+             directory?"
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Reads the jobs of a file.
+///
+/// # Errors
+/// When it is not what was written.
 pub fn read(
     path: &Path,
-    is_wanted: impl Fn(&Entry) -> bool,
-    mut each: impl FnMut(&Entry, &WrittenJob, &str) -> anyhow::Result<()>,
+    entries: &[Entry],
+    name: &str,
+    mut each: impl FnMut(&WrittenJob, &str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    anyhow::ensure!(path.is_dir(), "--archive: {} is no directory", path.display());
-    let (entries, _) = read_manifest(path)?;
-    for entry in entries.iter().filter(|entry| is_wanted(entry)) {
-        let facts = scan(path, &entry.file, |job, line| each(entry, job, line))?;
-        anyhow::ensure!(
-            facts == entry.facts,
-            "{} is not what {MANIFEST} says of it; `kyc-worker audit --archive {}` says more",
-            entry.file,
-            path.display()
-        );
-    }
+    let facts = scan(path, name, |job, line| each(job, line))?;
+    let told = entries.iter().find(|entry| entry.file == name);
+    anyhow::ensure!(
+        told.is_none_or(|told| told.facts == facts),
+        "{name} is not what {MANIFEST} says of it; `kyc-worker audit --archive {}` says more",
+        path.display()
+    );
     Ok(())
 }
 
@@ -400,6 +476,8 @@ pub struct Verified {
 
 const RESTORE: &str =
     "it was changed by hand, or the disk is not sound; a copy of the archive has it as it was";
+const TWICE: &str = "the database was set back to before a run, and archived them again; `archived_job` names the \
+    file that counts";
 const ADDED: &str = "it was added by hand, or a run of `kyc-worker archive` was interrupted: run it again, and audit \
     then";
 
@@ -419,6 +497,9 @@ pub fn verify(path: &Path) -> anyhow::Result<Verified> {
         tell(MANIFEST, "is missing".to_owned(), RESTORE);
     }
     let mut listed = HashSet::new();
+    // Which of the files has a job, by its place among them.
+    let mut files: Vec<String> = Vec::new();
+    let mut holders: HashMap<Uuid, usize> = HashMap::new();
     for (line, number) in manifest_text(path)?.lines().zip(1..) {
         match parse_entry(line) {
             Ok(entry) => {
@@ -433,7 +514,21 @@ pub fn verify(path: &Path) -> anyhow::Result<Verified> {
                 } else if !unlisted.remove(&entry.file) {
                     tell(&entry.file, "is missing".to_owned(), RESTORE);
                 } else {
-                    match scan(path, &entry.file, |_, _| Ok(())) {
+                    let (place, mut again, mut example) = (files.len(), 0_u64, None);
+                    files.push(entry.file.clone());
+                    let scanned = scan(path, &entry.file, |job, _| {
+                        if let Some(other) = holders.insert(job.job_id, place) {
+                            again += 1;
+                            example.get_or_insert((job.job_id, other));
+                        }
+                        Ok(())
+                    });
+                    if let Some((job_id, other)) = example {
+                        let what =
+                            format!("{again} of its jobs stand twice: {job_id} is in {} too", files[other]);
+                        tell(&entry.file, what, TWICE);
+                    }
+                    match scanned {
                         Ok(facts) if facts == entry.facts => {}
                         Ok(facts) => tell(&entry.file, difference(&facts, &entry.facts), RESTORE),
                         Err(error) => tell(&entry.file, format!("cannot be read: {error:#}"), RESTORE),

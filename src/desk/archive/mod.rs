@@ -5,7 +5,8 @@
 //! 3. Wait for statements that do not see that yet.
 //! 4. Remove the jobs' rows, in the commit that keeps what later jobs of their customers are decided by,
 //!    where the rows are still what the file has.
-//! 5. Write the file anew without what stayed, if anything did. Name it in the manifest.
+//! 5. Write the file anew without what stayed, if anything did. In `archived_file`, write down that it is
+//!    finished; name it in the manifest.
 //!
 //! | it dies | what comes of it |
 //! |---|---|
@@ -15,7 +16,6 @@
 mod files;
 mod rows;
 
-use std::cell::RefCell;
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
@@ -24,13 +24,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::files::{Directory, Fault, Verified, verify};
-use self::files::{Entry, WrittenJob, read};
-use self::rows::Cursor;
+use self::files::{Entry, WrittenJob, check_finished, compare, entries, read};
 pub use self::rows::archived_in;
+use self::rows::{Cursor, Group};
 use crate::desk::export::{ExportedJob, Span};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, spent};
@@ -61,7 +62,7 @@ pub struct Archived {
     pub archived: u64,
     /// How many that ended before stay in the tables.
     pub staying: u64,
-    /// How many were written and stayed after all: they changed meanwhile, or were held by somebody.
+    /// How many were to go and stayed after all: they changed meanwhile, or were held by somebody.
     pub changed: u64,
     /// The files that were finished.
     pub files: Vec<String>,
@@ -104,6 +105,20 @@ pub async fn hold_off(connection: &mut PgConnection) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sees to it that jobs which ended before then have been over for a day.
+///
+/// # Errors
+/// When they may not have been, or the database fails.
+pub async fn check_before(connection: &mut PgConnection, before: OffsetDateTime) -> anyhow::Result<()> {
+    let latest = rows::latest_before(connection).await?;
+    anyhow::ensure!(
+        before <= latest,
+        "--before must lie a day back by the database's clock: give {} or earlier",
+        latest.replace_nanosecond(0)?.format(&Rfc3339)?
+    );
+    Ok(())
+}
+
 /// How many jobs ended before.
 pub async fn count(connection: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
     rows::count(connection, before).await
@@ -126,7 +141,7 @@ pub async fn dry_run(
         }
         cursor = last.cursor();
         let going = rows::going(connection, &page, rules.before, rules.window).await?;
-        found.archived += going.job_ids.len() as u64;
+        found.archived += going.groups.iter().map(|group| group.job_ids.len() as u64).sum::<u64>();
         found.staying += going.staying;
         (watch.inspected)(page.len() as u64);
     }
@@ -145,6 +160,7 @@ pub async fn archive(
     watch: &Watch<'_>,
 ) -> anyhow::Result<Archived> {
     let mut done = Archived::default();
+    compare(directory.path(), directory.entries(), rows::files(connection).await?)?;
     directory.remove_partials()?;
     let mut run = Run { connection, directory, rules, watch };
     for name in run.directory.unlisted()? {
@@ -178,6 +194,9 @@ impl Run<'_> {
     async fn write(&mut self, cursor: &mut Cursor, done: &mut Archived) -> anyhow::Result<Option<String>> {
         let Rules { before, window, .. } = *self.rules;
         let mut file: Option<(files::Writer<'_>, (i32, time::Month))> = None;
+        // The jobs that the file has, and whose they are. A group whose place the walk has passed gets
+        // another where a job of it ends meanwhile, before `before` all the same.
+        let mut written = HashSet::new();
         loop {
             if self.watch.stop.is_cancelled() {
                 file.map(|(writer, _)| writer.discard()).transpose()?;
@@ -191,18 +210,27 @@ impl Run<'_> {
             let (Some(month), false) = (month, is_full) else { break };
             page.retain(|job| month_of(job.ended_at) == month);
             let going = rows::going(self.connection, &page, before, window).await?;
-            if !going.job_ids.is_empty() {
+            let (again, new): (Vec<_>, Vec<_>) =
+                going.groups.into_iter().partition(|group| written.contains(&group.owner()));
+            let again = again.iter().flat_map(|group| &group.job_ids);
+            let added = again.filter(|job_id| !written.contains(*job_id)).count() as u64;
+            done.changed += added;
+            written.extend(new.iter().map(Group::owner));
+            let job_ids: Vec<Uuid> = new.into_iter().flat_map(|group| group.job_ids).collect();
+            if !job_ids.is_empty() {
+                written.extend(&job_ids);
                 let (writer, _) = match &mut file {
                     Some(file) => file,
                     none => none.insert((self.directory.begin(month)?, month)),
                 };
-                for (_, line) in rows::lines(self.connection, &going.job_ids).await? {
+                for (_, line) in rows::lines(self.connection, &job_ids).await? {
                     writer.push(&line)?;
                 }
             }
             done.staying += going.staying;
-            (self.watch.inspected)(going.staying);
+            (self.watch.inspected)(going.staying + added);
             *cursor = page.last().map_or(*cursor, rows::Ended::cursor);
+            reach(Point::ArchivePaged);
         }
         file.map(|(writer, _)| writer.finish()).transpose()
     }
@@ -211,7 +239,7 @@ impl Run<'_> {
     /// that is to stop leaves that to the next.
     async fn finish(&mut self, name: &str, done: &mut Archived) -> anyhow::Result<()> {
         let jobs = self.directory.jobs(name)?;
-        let mut left = HashSet::new();
+        let (mut left, mut removed) = (HashSet::new(), HashSet::new());
         for step in steps(&jobs) {
             if self.watch.stop.is_cancelled() {
                 return Ok(());
@@ -219,17 +247,27 @@ impl Run<'_> {
             rows::mark(self.connection, step, name).await?;
             reach(Point::ArchiveMarked);
             rows::wait_for_openers(self.connection).await?;
-            let removed = rows::remove(self.connection, step, name, self.rules.window).await?;
+            let came_of = rows::remove(self.connection, step, name, self.rules.window).await?;
             reach(Point::ArchiveRemoved);
-            done.archived += removed.removed;
+            done.archived += came_of.removed.len() as u64;
             (self.watch.inspected)(step.len() as u64);
-            left.extend(removed.left);
+            left.extend(came_of.left);
+            removed.extend(came_of.removed);
         }
+        // The file is all that has what a later step removed.
+        left.retain(|job_id| !removed.contains(job_id));
         done.changed += left.len() as u64;
         if !left.is_empty() {
             self.directory.take_out(name, &left)?;
         }
-        if self.directory.list(name)? {
+        if let Some(entry) = self.directory.entry(name)? {
+            anyhow::ensure!(
+                rows::know_file(self.connection, name, &entry.digest()?).await?,
+                "{name} or the manifest is not what it was when the database was told of it; take the directory \
+                 from a copy of it"
+            );
+            reach(Point::ArchiveKnown);
+            self.directory.list(entry)?;
             done.files.push(name.to_owned());
         }
         Ok(())
@@ -274,17 +312,28 @@ pub async fn archived_story(
     path: &Path,
     job_id: Uuid,
 ) -> anyhow::Result<Option<JobStory>> {
-    let file = archived_in(connection, job_id).await?;
-    let found = RefCell::new(None);
-    let is_wanted =
-        |entry: &Entry| found.borrow().is_none() && file.as_ref().is_none_or(|file| *file == entry.file);
-    read(path, is_wanted, |entry, job, line| {
-        if job.job_id == job_id {
-            *found.borrow_mut() = Some((entry.file.clone(), line.to_owned()));
+    let entries = entries(path)?;
+    compare(path, &entries, rows::files(connection).await?)?;
+    let files: Vec<String> = match archived_in(connection, job_id).await? {
+        Some(file) => vec![file],
+        None => {
+            check_finished(path, &entries)?;
+            entries.iter().map(|entry| entry.file.clone()).collect()
         }
-        Ok(())
-    })?;
-    let Some((file, line)) = found.into_inner() else { return Ok(None) };
+    };
+    let mut found = None;
+    for file in files {
+        read(path, &entries, &file, |job, line| {
+            if job.job_id == job_id {
+                found = Some((file.clone(), line.to_owned()));
+            }
+            Ok(())
+        })?;
+        if found.is_some() {
+            break;
+        }
+    }
+    let Some((file, line)) = found else { return Ok(None) };
     let Line { submission, attempts, observations, interventions } = serde_json::from_str(&line)?;
     // Version, trace, parent, flags.
     let trace_id = submission["traceparent"].as_str().and_then(|trace| trace.split('-').nth(1));
@@ -311,8 +360,9 @@ pub async fn archived_story(
 /// The jobs of the span that are in the archive, as auditors see them, file by file.
 ///
 /// # Errors
-/// When the archive is not what was written, or `each` fails.
-pub fn archived_jobs(
+/// When the archive is not what was written, is unfinished or another database's, or `each` fails.
+pub async fn archived_jobs(
+    connection: &mut PgConnection,
     path: &Path,
     span: Span,
     mut each: impl FnMut(ExportedJob) -> anyhow::Result<()>,
@@ -320,7 +370,10 @@ pub fn archived_jobs(
     let is_wanted = |entry: &Entry| {
         entry.facts.first_received_at < span.until && entry.facts.last_received_at >= span.since
     };
-    read(path, is_wanted, |_, _, line| {
+    let entries = entries(path)?;
+    compare(path, &entries, rows::files(connection).await?)?;
+    check_finished(path, &entries)?;
+    let mut tell = |line: &str| {
         let Line { mut submission, attempts, interventions, .. } = serde_json::from_str(line)?;
         let verdicts = attempts.iter().filter_map(|attempt| attempt.verdict.as_deref()?.parse().ok());
         submission["spent"] = verdicts.filter(|verdict| spends(*verdict)).count().into();
@@ -330,7 +383,11 @@ pub fn archived_jobs(
             true => each(job),
             false => Ok(()),
         }
-    })
+    };
+    for entry in entries.iter().filter(|entry| is_wanted(entry)) {
+        read(path, &entries, &entry.file, |_, line| tell(line))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -22,6 +22,10 @@ use crate::journal::{LOCK_NOT_AVAILABLE, code_of};
 /// How many jobs are inspected at once.
 const PAGE: i64 = 1_000;
 
+/// How long a job must have ended: longer than an answer may be late, and than what a failover of the
+/// database lost is remembered.
+const SETTLED: Duration = Duration::from_hours(24);
+
 /// How often it is asked whether a statement has ended that began before, and for how long.
 const OPENERS_POLL: Duration = Duration::from_millis(5);
 const OPENERS_TIME_MAX: Duration = Duration::from_secs(60);
@@ -53,19 +57,25 @@ impl Ended {
 }
 
 /// The jobs of one customer, or one that names none.
-struct Group {
+pub(super) struct Group {
     customer_id: Option<Uuid>,
-    job_ids: Vec<Uuid>,
+    pub job_ids: Vec<Uuid>,
     /// The one that ended last: the group belongs to its place.
     last: Uuid,
     may_go: bool,
 }
 
+impl Group {
+    /// Whose jobs these are: the customer's, or the job itself.
+    pub fn owner(&self) -> Uuid {
+        self.customer_id.unwrap_or(self.last)
+    }
+}
+
 /// What goes to the archive of some jobs of the walk.
 #[derive(Default)]
 pub(super) struct Going {
-    /// The jobs, those of a customer together.
-    pub job_ids: Vec<Uuid>,
+    pub groups: Vec<Group>,
     /// How many jobs stay.
     pub staying: u64,
 }
@@ -97,6 +107,17 @@ fn is_locked(locked: sqlx::Result<PgQueryResult>) -> sqlx::Result<bool> {
         Err(error) if code_of(&error) == LOCK_NOT_AVAILABLE => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Before when a job must have ended at the latest, by the database's clock.
+pub(super) async fn latest_before(connection: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
+    sqlx::query_scalar!(
+        r#"-- latest_before
+        select now() - make_interval(secs => $1) as "latest!""#,
+        SETTLED.as_secs_f64(),
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// How many jobs ended before.
@@ -149,26 +170,26 @@ pub(super) async fn going(
     let groups = sqlx::query_as!(
         Group,
         r#"-- groups_of_archivable
-        with held as materialized (
-            select job_id from outcome_event
-            union
-            select job_id from dead_lettered_delivery where job_id is not null
-        ), job as (
+        with job as (
             select
                 customer_id, job_id, ended_at, received_at,
                 coalesce(ended_at < $3, false) and state <> 'needs_review' and sealed_payload is null
-                    and verification_due_at is null and job_id not in (select job_id from held) as may_go
+                    and verification_due_at is null as is_over
             from submission
             where customer_id = any($1)
             union all
-            select null, job_id, ended_at, received_at, job_id not in (select job_id from held)
+            select null, job_id, ended_at, received_at, true
             from submission
             where job_id = any($2) and customer_id is null
         )
         select
             customer_id, array_agg(job_id order by received_at, job_id) as "job_ids!",
             (array_agg(job_id order by ended_at desc nulls last, job_id desc))[1] as "last!",
-            bool_and(may_go) as "may_go!"
+            bool_and(
+                is_over
+                and not exists (select from outcome_event e where e.job_id = job.job_id)
+                and not exists (select from dead_lettered_delivery d where d.job_id = job.job_id)
+            ) as "may_go!"
         from job
         group by customer_id, case when customer_id is null then job_id end"#,
         &customers,
@@ -188,7 +209,7 @@ pub(super) async fn going(
     for job in page {
         let Some(group) = groups.remove(&job.job_id) else { continue };
         match may_go(&group) {
-            true => going.job_ids.extend(group.job_ids),
+            true => going.groups.push(group),
             false => going.staying += group.job_ids.len() as u64,
         }
     }
@@ -297,7 +318,7 @@ pub(super) struct Removed {
     /// Those whose rows stay, or stayed: they are no more what the file has of them, or not all of the
     /// customer's.
     pub left: Vec<Uuid>,
-    pub removed: u64,
+    pub removed: Vec<Uuid>,
 }
 
 /// Removes the rows of whole groups, in one commit: where they are what the file has of them, and the
@@ -364,7 +385,7 @@ pub(super) async fn remove(
         .await?;
     check_marked(&mut tx, jobs, &left, file).await?;
     tx.commit().await?;
-    Ok(Removed { left, removed: going.len() as u64 })
+    Ok(Removed { left, removed: going })
 }
 
 /// Checks that what has no row is known to be in the file: else the file is another database's.
@@ -492,6 +513,32 @@ pub(super) async fn forget_ids(connection: &mut PgConnection, kept: Duration) ->
     .execute(connection)
     .await?;
     Ok(removed.rows_affected())
+}
+
+/// The files that were archived, with the SHA-256 of their lines in the manifest.
+pub(super) async fn files(connection: &mut PgConnection) -> sqlx::Result<HashMap<String, Vec<u8>>> {
+    let files = sqlx::query!("-- archived_files\nselect file, entry_sha256 from archived_file")
+        .fetch_all(connection)
+        .await?;
+    Ok(files.into_iter().map(|row| (row.file, row.entry_sha256)).collect())
+}
+
+/// Writes down that a file is finished. False where another line of it is known.
+pub(super) async fn know_file(
+    connection: &mut PgConnection,
+    file: &str,
+    entry: &[u8; 32],
+) -> sqlx::Result<bool> {
+    sqlx::query!(
+        "-- know_file
+        insert into archived_file (file, entry_sha256) values ($1, $2) on conflict (file) do nothing",
+        file,
+        entry,
+    )
+    .execute(&mut *connection)
+    .await?;
+    let known = files(connection).await?;
+    Ok(known.get(file).is_some_and(|known| known == entry))
 }
 
 /// The file that has a job; `None` where none is known.

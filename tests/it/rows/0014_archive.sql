@@ -13,3 +13,5 @@ values (
     '00000000-0000-0000-0001-000000000021', 1, 0, now(), '00000000-0000-0000-0000-000000000021', now(), now(),
     now(), now(), 'VERIFIED', now(), now(), array['2026-07-0001.jsonl.zst']
 );
+
+insert into archived_file (file, entry_sha256) values ('2026-07-0001.jsonl.zst', decode(repeat('ab', 32), 'hex'));
