@@ -81,10 +81,6 @@ comment on table archived_file is 'A file of the archive, by which the directory
 comment on column archived_file.file is 'The file';
 comment on column archived_file.entry_sha256 is 'The SHA-256 of its line in the manifest, which has that of the line before';
 
--- `archive` asks whether a dead letter or an event of a job is still there.
-create index dead_lettered_delivery_job on dead_lettered_delivery (job_id) where job_id is not null;
-create index outcome_event_job on outcome_event (job_id);
-
 -- A row of history goes only once a file has it. In the order in which the worker writes the tables.
 create function refuse_removing() returns trigger language plpgsql as $$
 begin
