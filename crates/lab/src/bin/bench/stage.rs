@@ -184,9 +184,12 @@ impl Provider {
         let url = self.admin("oracle/patches");
         let answer = self.http.get(url).timeout(ANSWER_TIME_MAX).send().await?.error_for_status()?;
         #[expect(clippy::disallowed_methods, reason = "the sandbox on this machine alone")]
-        let patches: Vec<Patch> = answer.json().await?;
-        let receipt = |patch: Patch| Ok((patch.customer_id, humantime::parse_rfc3339(&patch.at)?));
-        patches.into_iter().map(receipt).collect()
+        let lines = answer.text().await?;
+        let receipt = |line| {
+            let patch: Patch = serde_json::from_str(line)?;
+            Ok((patch.customer_id, humantime::parse_rfc3339(&patch.at)?))
+        };
+        lines.lines().map(receipt).collect()
     }
 
     /// Answers 500 to this share of the updates, and applies none of them; but only to a
