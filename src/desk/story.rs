@@ -27,10 +27,14 @@ impl Spent {
     }
 }
 
-/// How many of a customer's updates are spent.
-pub(crate) async fn spent(connection: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Spent> {
+/// How many of a customer's updates are spent; `None` of an invalid job that named none.
+pub(crate) async fn spent(
+    connection: &mut PgConnection,
+    customer_id: Option<Uuid>,
+) -> sqlx::Result<Option<Spent>> {
+    let Some(customer_id) = customer_id else { return Ok(None) };
     let customers = read_customers(connection, [(customer_id, None)]).await?;
-    Ok(customers.get(&customer_id).map(Spent::of).unwrap_or_default())
+    Ok(Some(customers.get(&customer_id).map(Spent::of).unwrap_or_default()))
 }
 
 /// A submission as people see it.
@@ -155,10 +159,7 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
     .await?;
     let interventions = interventions_of(&mut connection, job_id).await?;
     let dead_letters = dead_letters_of(&mut connection, job_id).await?;
-    let spent = match submission.customer_id {
-        Some(customer_id) => Some(spent(&mut connection, customer_id).await?),
-        None => None,
-    };
+    let spent = spent(&mut connection, submission.customer_id).await?;
     let unordered_with = unordered_with(&mut connection, job_id).await?;
     Ok(Some(JobStory {
         submission,

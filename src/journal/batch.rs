@@ -250,7 +250,7 @@ impl Committer {
                 }
                 written => written?,
             };
-            lineage::hold(adopted_at)?;
+            lineage::check_unreplaced(adopted_at)?;
             *self.kept.lock() = Some(Kept { connection, made_at, used_at: Instant::now() });
             Ok(written)
         })

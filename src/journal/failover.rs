@@ -13,11 +13,12 @@ use time::OffsetDateTime;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::journal::error::{ANSWER_TIME_MAX, JournalError, ONE_CLAIM, is_taken};
+use crate::journal::error::{JournalError, ONE_CLAIM, is_taken};
 use crate::journal::handle::Journal;
 use crate::journal::lineage::{self, Lineage};
 use crate::journal::memory::Write;
 use crate::journal::pause::{Pause, current_pause};
+use crate::journal::pool::in_time;
 use crate::journal::replicas::SEEN_WITHIN_SECONDS;
 use crate::journal::rows::NewRow;
 use crate::journal::session::{CONNECT_TIME_MAX, Session};
@@ -95,8 +96,8 @@ pub struct Survey {
     pub missing: Vec<LostCommit>,
     /// The replicas that are waited for, and whether each of them writes.
     pub awaited: Vec<Other>,
-    /// Whether this replica has said that it has written what it remembers.
-    pub has_stood: bool,
+    /// Whether this replica has told the others that it has written what it remembers.
+    pub has_confirmed: bool,
     /// Whether the wait is over. [`Journal::adopt`] goes on, once the pause is obeyed.
     pub is_over: bool,
     /// The pause that holds then.
@@ -112,30 +113,39 @@ pub struct Other {
     is_of_other_history: bool,
 }
 
-/// A job, and which of its writes is the first that the tables have not.
+/// A job of which something is missing.
 struct Missing {
     writes: Vec<Write>,
+    /// The first write that the tables have not.
     first: usize,
+    lost: LostCommit,
 }
 
 impl Missing {
-    fn describe(&self) -> Option<LostCommit> {
-        let lost = self.writes.get(self.first)?;
-        let claim = self.writes.iter().rev().find_map(Write::claim);
-        Some(LostCommit {
-            job_id: lost.job_id(),
-            customer_id: lost.customer_id(),
-            lost: match lost {
+    /// What is missing of a job's writes; `None` if all are there.
+    fn of(writes: &[Write], known: &Known) -> Option<Self> {
+        let (first, missing) = writes.iter().enumerate().find(|(_, write)| !known.has(write))?;
+        let claim = writes.iter().rev().find_map(Write::claim);
+        let lost = LostCommit {
+            job_id: missing.job_id(),
+            customer_id: missing.customer_id(),
+            lost: match missing {
                 Write::Opened(_) => Lost::Job,
                 Write::Begun(_) => Lost::Attempt,
                 Write::Closed(..) => Lost::Result,
             },
             attempt: claim.map(|claim| claim.attempt),
-            verdict: self.writes.last().and_then(|write| match write {
+            verdict: writes.last().and_then(|write| match write {
                 Write::Closed(closing, _) => Some(closing.attempt.verdict),
                 Write::Opened(_) | Write::Begun(_) => None,
             }),
-        })
+        };
+        Some(Self { writes: writes.to_owned(), first, lost })
+    }
+
+    /// The first write that is still missing.
+    fn left(&self, known: &Known) -> Option<usize> {
+        self.writes.iter().position(|write| !known.has(write))
     }
 }
 
@@ -164,14 +174,8 @@ fn name_of(claim: &Claim) -> (Uuid, i32, OffsetDateTime) {
     (claim.job.id, claim.attempt, claim.t0.wall.into())
 }
 
-/// Waits for the database, but not for ever.
-async fn in_time<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T, JournalError> {
-    let name = "survey";
-    match timeout(ANSWER_TIME_MAX, work).await {
-        Ok(done) => done.map_err(|source| JournalError::Database { name, source }),
-        Err(_elapsed) => Err(JournalError::TimedOut { name }),
-    }
-}
+/// What stands in errors.
+const NAME: &str = "survey";
 
 impl Journal {
     /// Whether this process remembers anything that it has committed.
@@ -193,8 +197,8 @@ impl Journal {
         let options = self.pool.connect_options();
         let connecting = timeout(CONNECT_TIME_MAX, Session::Work.connect(&options));
         let mut connection =
-            in_time(async { connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) }).await?;
-        let found = in_time(Lineage::of(&mut connection)).await?;
+            in_time(NAME, async { connecting.await.unwrap_or(Err(sqlx::Error::PoolTimedOut)) }).await?;
+        let found = in_time(NAME, Lineage::of(&mut connection)).await?;
         if survey.lineage != found {
             // It was started anew, or replaced, in the middle. What was lost before that was lost.
             let Survey { restored, missing, has_lost, is_bottomless, .. } = std::mem::take(survey);
@@ -206,7 +210,7 @@ impl Journal {
             return Ok(());
         };
         let is_failover = lineage::known().is_some_and(|known| known.history != found.history);
-        let others = in_time(others(&mut connection, instance, &found)).await?;
+        let others = in_time(NAME, others(&mut connection, instance, &found)).await?;
         let is_awaiting = others.iter().any(|other| survey.answering < self.patience(other, survey));
         let wait = match (survey.has_lost, is_failover) {
             (true, _) => self.limits.claim_lease,
@@ -220,12 +224,12 @@ impl Journal {
             let has_lost = survey.has_lost;
             survey.awaited.retain(|other| has_lost || other.is_of_other_history);
         }
-        if at_start || survey.has_stood && is_waiting {
+        if at_start || survey.has_confirmed && is_waiting {
             survey.is_over = at_start && !is_waiting;
             return Ok(());
         }
         let unwritten = self.compare(&mut connection, survey, instance).await?;
-        if !unwritten.is_empty() || survey.is_bottomless && !survey.has_stood {
+        if !unwritten.is_empty() || survey.is_bottomless && !survey.has_confirmed {
             let is_stuck = survey.answering.saturating_sub(survey.progressed_at) >= STUCK_AFTER;
             if !unwritten.is_empty() && (!is_stuck || is_awaiting) {
                 return Ok(());
@@ -236,22 +240,23 @@ impl Journal {
                 (true, _) => format!("commits of {jobs} jobs that it cannot write again, and more"),
                 (false, _) => format!("commits of {jobs} jobs that it cannot write again"),
             };
-            in_time(self.hand_over(&mut connection, &unwritten, &why)).await?;
+            in_time(NAME, self.hand_over(&mut connection, &unwritten, &why)).await?;
             survey.missing = unwritten;
         }
-        let had_stood = survey.has_stood;
-        in_time(stand(&mut connection, &self.worker, instance, &found.text())).await?;
-        survey.has_stood = true;
+        let had_confirmed = survey.has_confirmed;
+        let lineage = found.text();
+        in_time(NAME, write_row(&mut connection, &self.worker, instance, Some(&lineage))).await?;
+        survey.has_confirmed = true;
         // Whether anything was lost is known only now, and with it how long to wait.
-        if !had_stood && (is_failover || survey.has_lost || is_waiting) {
+        if !had_confirmed && (is_failover || survey.has_lost || is_waiting) {
             return Ok(());
         }
         if survey.has_lost && !survey.awaited.is_empty() {
             let silent: Vec<&str> = survey.awaited.iter().map(|other| other.replica.as_str()).collect();
             let why = format!("commits, and {} did not say what they had committed", silent.join(", "));
-            in_time(self.hand_over(&mut connection, &[], &why)).await?;
+            in_time(NAME, self.hand_over(&mut connection, &[], &why)).await?;
         }
-        survey.pause = in_time(current_pause(&mut connection)).await?;
+        survey.pause = in_time(NAME, current_pause(&mut connection)).await?;
         survey.is_over = true;
         Ok(())
     }
@@ -282,57 +287,50 @@ impl Journal {
     ) -> Result<Vec<LostCommit>, JournalError> {
         let (jobs, horizon) = (self.memory.by_job(), self.memory.horizon());
         let beat_at = self.memory.beat_at();
-        survey.has_lost |= in_time(is_beat_lost(connection, &self.worker, instance, beat_at)).await?;
+        survey.has_lost |= in_time(NAME, is_beat_lost(connection, &self.worker, instance, beat_at)).await?;
         let mut unwritten = Vec::new();
         for jobs in jobs.chunks(AT_ONCE) {
-            let known = in_time(self.known(connection, jobs)).await?;
-            let missing = jobs.iter().filter_map(|job| {
-                let first = job.iter().position(|write| !known.has(write))?;
-                Some(Missing { writes: job.clone(), first })
-            });
-            let missing: Vec<Missing> = missing.collect();
+            let ids: Vec<Uuid> = jobs.iter().filter_map(|job| job.first()).map(Write::job_id).collect();
+            let known = in_time(NAME, self.known(connection, &ids)).await?;
+            let missing: Vec<Missing> = jobs.iter().filter_map(|job| Missing::of(job, &known)).collect();
             if missing.is_empty() {
                 continue;
             }
             survey.has_lost = true;
             survey.is_bottomless |=
-                missing.iter().any(|job| job.first == 0 && job.writes.first().map(Write::job_id) == horizon);
-            in_time(announce(connection, &self.worker, instance)).await?;
+                missing.iter().any(|job| job.first == 0 && Some(job.lost.job_id) == horizon);
+            in_time(NAME, write_row(connection, &self.worker, instance, None)).await?;
             let left = self.write_again(connection, instance, &missing).await?;
-            for (job, left) in missing.iter().zip(left) {
-                let Some(lost) = job.describe() else { continue };
-                if left.is_some_and(|left| left > job.first) || left.is_none() {
+            for (job, left) in missing.into_iter().zip(left) {
+                if left.is_none_or(|left| left > job.first) {
                     survey.progressed_at = survey.answering;
                 }
-                match left {
-                    None => survey.restored.push(lost),
-                    Some(_) => unwritten.push(lost),
-                }
+                let list = if left.is_none() { &mut survey.restored } else { &mut unwritten };
+                list.push(job.lost);
             }
         }
         Ok(unwritten)
     }
 
     /// What the tables have of jobs, and of this replica's attempts at them.
-    async fn known(&self, connection: &mut PgConnection, jobs: &[Vec<Write>]) -> sqlx::Result<Known> {
-        let ids: Vec<Uuid> = jobs.iter().filter_map(|job| job.first()).map(Write::job_id).collect();
+    async fn known(&self, connection: &mut PgConnection, ids: &[Uuid]) -> sqlx::Result<Known> {
         let rows = sqlx::query_scalar!(
             "-- remembered_jobs
             select job_id from submission where job_id = any($1) and state <> 'invalid'",
-            &ids
+            ids
         );
         let rows = rows.fetch_all(&mut *connection).await?.into_iter().collect();
         let archived = sqlx::query_scalar!(
             "-- remembered_archived
             select job_id from archived_job where job_id = any($1) and holds_id",
-            &ids
+            ids
         );
         let archived = archived.fetch_all(&mut *connection).await?.into_iter().collect();
         let attempts = sqlx::query!(
             r#"-- remembered_attempts
             select job_id, number, signed_at, ended_at is not null as "is_closed!"
             from attempt where job_id = any($1) and worker = $2"#,
-            &ids,
+            ids,
             self.worker,
         );
         let attempts = attempts.fetch_all(connection).await?;
@@ -349,7 +347,7 @@ impl Journal {
         instance: &str,
         missing: &[Missing],
     ) -> Result<Vec<Option<usize>>, JournalError> {
-        match in_time(self.try_to_write_again(connection, missing)).await {
+        match in_time(NAME, self.try_to_write_again(connection, missing)).await {
             // The others do not wait for the one that the database refuses: it is found by halves.
             Err(error) if is_of_one(&error) => match missing {
                 [job] => Ok(vec![Some(job.first)]),
@@ -357,7 +355,7 @@ impl Journal {
                     let mut left = Vec::with_capacity(missing.len());
                     let (some, others) = missing.split_at(missing.len() / 2);
                     for half in [some, others] {
-                        in_time(announce(connection, &self.worker, instance)).await?;
+                        in_time(NAME, write_row(connection, &self.worker, instance, None)).await?;
                         left.extend(Box::pin(self.write_again(connection, instance, half)).await?);
                     }
                     Ok(left)
@@ -373,7 +371,7 @@ impl Journal {
         missing: &[Missing],
     ) -> sqlx::Result<Vec<Option<usize>>> {
         let mut tx = connection.begin().await?;
-        let all: Vec<Vec<Write>> = missing.iter().map(|job| job.writes.clone()).collect();
+        let ids: Vec<Uuid> = missing.iter().map(|job| job.lost.job_id).collect();
         let opened = missing.iter().filter_map(|job| match job.writes.get(job.first) {
             Some(Write::Opened(row)) => Some(&**row),
             _ => None,
@@ -382,12 +380,11 @@ impl Journal {
         if !opened.is_empty() {
             restore_rows(&mut tx, &opened).await?;
         }
-        let first_missing = |known: &Known| -> Vec<Option<usize>> {
-            all.iter().map(|job| job.iter().position(|write| !known.has(write))).collect()
-        };
-        let mut left = first_missing(&self.known(&mut tx, &all).await?);
+        let first_missing =
+            |known: &Known| -> Vec<Option<usize>> { missing.iter().map(|job| job.left(known)).collect() };
+        let mut left = first_missing(&self.known(&mut tx, &ids).await?);
         loop {
-            let next = || all.iter().zip(&left).filter_map(|(job, left)| job.get((*left)?));
+            let next = || missing.iter().zip(&left).filter_map(|(job, left)| job.writes.get((*left)?));
             // Of a customer's jobs one has the slot, until its result is written.
             let mut customers = HashSet::new();
             let claims = next().filter_map(Write::claim);
@@ -400,16 +397,14 @@ impl Journal {
                 Write::Opened(_) | Write::Begun(_) => None,
             });
             self.close_again(&mut tx, &closings.collect::<Vec<_>>()).await?;
-            let now_left = first_missing(&self.known(&mut tx, &all).await?);
+            let now_left = first_missing(&self.known(&mut tx, &ids).await?);
             if now_left == left {
                 break;
             }
             left = now_left;
         }
-        for (job, left) in missing.iter().zip(&left) {
-            if let (Some(lost), None) = (job.describe(), left) {
-                note(&mut tx, &self.worker, &lost, true).await?;
-            }
+        for (job, _) in missing.iter().zip(&left).filter(|(_, left)| left.is_none()) {
+            note(&mut tx, &self.worker, &job.lost, true).await?;
         }
         tx.commit().await?;
         Ok(left)
@@ -506,41 +501,30 @@ async fn is_beat_lost(
     Ok(beat_at.is_some_and(|beat_at| seen_at.is_none_or(|seen_at| seen_at < beat_at)))
 }
 
-/// Tells the others that this replica writes again what it remembers. Its row keeps the time at which it was
-/// seen on the old server: it tells who else was alive then.
-async fn announce(connection: &mut PgConnection, worker: &str, instance: &str) -> sqlx::Result<()> {
-    sqlx::query!(
-        "-- announce_survey
-        insert into worker (
-            name, instance, version, started_at, seen_at, in_flight, paused_for, lineage, surveyed_at
-        )
-        values ($1, $2, $3, now(), coalesce((select max(seen_at) from worker), now()), 0, '{database}', '', now())
-        on conflict (name, instance) do update set surveyed_at = now()",
-        worker,
-        instance,
-        env!("CARGO_PKG_VERSION"),
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Tells the others that it has written all that it can.
-async fn stand(
+/// Tells the others that this replica writes again what it remembers or, with the lineage that it has
+/// compared, that it has written all that it can. Its row keeps the time at which it was seen on the old
+/// server: it tells who else was alive then.
+async fn write_row(
     connection: &mut PgConnection,
     worker: &str,
     instance: &str,
-    lineage: &str,
+    compared: Option<&str>,
 ) -> sqlx::Result<()> {
     sqlx::query!(
-        "-- stand
-        insert into worker (name, instance, version, started_at, seen_at, in_flight, paused_for, lineage)
-        values ($1, $2, $3, now(), coalesce((select max(seen_at) from worker), now()), 0, '{database}', $4)
-        on conflict (name, instance) do update set lineage = $4",
+        "-- write_row_of_survey
+        insert into worker as w (
+            name, instance, version, started_at, seen_at, in_flight, paused_for, lineage, surveyed_at
+        )
+        values (
+            $1, $2, $3, now(), coalesce((select max(seen_at) from worker), now()), 0, '{database}',
+            coalesce($4, ''), case when $4::text is null then now() end
+        )
+        on conflict (name, instance) do update
+            set lineage = coalesce($4, w.lineage), surveyed_at = coalesce(excluded.surveyed_at, w.surveyed_at)",
         worker,
         instance,
         env!("CARGO_PKG_VERSION"),
-        lineage,
+        compared,
     )
     .execute(connection)
     .await?;

@@ -136,11 +136,11 @@ pub(crate) fn adopted_at() -> Option<Instant> {
     GROUND.lock().adopted_at
 }
 
-/// Whether what was begun when `adopted_at` held was committed where the worker's rows stand.
+/// Whether no other server was adopted since.
 ///
 /// # Errors
-/// When it was not.
-pub(crate) fn hold(adopted_at: Option<Instant>) -> sqlx::Result<()> {
+/// When one was: what was committed meanwhile was committed elsewhere.
+pub(crate) fn check_unreplaced(adopted_at: Option<Instant>) -> sqlx::Result<()> {
     if GROUND.lock().adopted_at == adopted_at {
         return Ok(());
     }

@@ -68,20 +68,28 @@ impl Drop for Lent {
     }
 }
 
+/// Does `work` over one connection of the pool.
+///
+/// # Errors
+/// Those of `work`; else the database's, as where another server took its place meanwhile.
+async fn lend<T, E: From<sqlx::Error>>(
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    let adopted_at = lineage::adopted_at();
+    let mut lent = Lent::by(pool).await?;
+    let done = work(&mut lent.0).await?;
+    lineage::check_unreplaced(adopted_at)?;
+    Ok(done)
+}
+
 /// Does `work` over one connection of the pool, within a time limit. `name` stands in the error.
 pub(crate) async fn run<T>(
     name: &'static str,
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> sqlx::Result<T>,
 ) -> Result<T, JournalError> {
-    bounded(name, async {
-        let adopted_at = lineage::adopted_at();
-        let mut lent = Lent::by(pool).await?;
-        let done = work(&mut lent.0).await?;
-        lineage::hold(adopted_at)?;
-        Ok(done)
-    })
-    .await
+    bounded(name, lend(pool, work)).await
 }
 
 /// Does `work` in one transaction, and commits it. Where it fails, nothing of it stays.
@@ -92,13 +100,13 @@ pub(crate) async fn transact<T, E: From<sqlx::Error>>(
     pool: &PgPool,
     work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
 ) -> Result<T, E> {
-    let adopted_at = lineage::adopted_at();
-    let mut lent = Lent::by(pool).await?;
-    let mut tx = lent.0.begin().await?;
-    let done = work(&mut tx).await?;
-    tx.commit().await?;
-    lineage::hold(adopted_at)?;
-    Ok(done)
+    lend(pool, async |connection| {
+        let mut tx = connection.begin().await?;
+        let done = work(&mut tx).await?;
+        tx.commit().await?;
+        Ok(done)
+    })
+    .await
 }
 
 /// The same, within a time limit. `name` stands in the error.
@@ -110,30 +118,41 @@ pub(crate) async fn run_tx<T>(
     bounded(name, transact(pool, work)).await
 }
 
-/// Waits for the database, but not for ever. `name` stands in the error.
-pub(crate) async fn bounded<T>(
+/// Waits for an answer, but not for ever. `name` stands in the error.
+pub(crate) async fn in_time<T>(
     name: &'static str,
     work: impl Future<Output = sqlx::Result<T>>,
 ) -> Result<T, JournalError> {
     match timeout(ANSWER_TIME_MAX, work).await {
-        Ok(Ok(done)) => {
-            *ANSWERED_AT.lock() = Some(Instant::now());
-            Ok(done)
-        }
-        Ok(Err(error @ sqlx::Error::PoolTimedOut)) if others_are_answered() => {
-            Err(JournalError::Crowded { name, source: error })
-        }
-        Ok(Err(error)) => {
-            if code_of(&error) == READ_ONLY {
-                distrust_connections();
-            }
-            if matches!(error, sqlx::Error::Io(_) | sqlx::Error::Tls(_)) {
-                *BROKEN_AT.lock() = Some(Instant::now());
-            }
-            Err(JournalError::Database { name, source: error })
-        }
+        Ok(done) => done.map_err(|source| JournalError::Database { name, source }),
         Err(_elapsed) => Err(JournalError::TimedOut { name }),
     }
+}
+
+/// The same, and notes what it tells of the other connections.
+pub(crate) async fn bounded<T>(
+    name: &'static str,
+    work: impl Future<Output = sqlx::Result<T>>,
+) -> Result<T, JournalError> {
+    let done = in_time(name, work).await;
+    match done {
+        Ok(_) => *ANSWERED_AT.lock() = Some(Instant::now()),
+        Err(JournalError::Database { source: source @ sqlx::Error::PoolTimedOut, .. })
+            if others_are_answered() =>
+        {
+            return Err(JournalError::Crowded { name, source });
+        }
+        Err(JournalError::Database { ref source, .. }) => {
+            if code_of(source) == READ_ONLY {
+                distrust_connections();
+            }
+            if matches!(source, sqlx::Error::Io(_) | sqlx::Error::Tls(_)) {
+                *BROKEN_AT.lock() = Some(Instant::now());
+            }
+        }
+        Err(_) => {}
+    }
+    done
 }
 
 fn others_are_answered() -> bool {

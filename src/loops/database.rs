@@ -19,14 +19,14 @@ use crate::metrics::METRICS;
 /// Between two tries to reach the database at start.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// The same, where a person must let us in: a server may lock out who fails too often.
+const REFUSED_DELAY: Duration = Duration::from_secs(5);
+
 /// So many turns that fail for no outage do not mend themselves.
 const FAILURES_TOLD: u32 = 10;
 
 /// How many jobs a line names; all of them stand in lost_commit.
 const NAMED_MAX: usize = 20;
-
-/// The same, where a person must let us in: a server may lock out who fails too often.
-const REFUSED_DELAY: Duration = Duration::from_secs(5);
 
 /// Opens the database, waiting for it as long as it takes; its URL is read anew for each try. `None`
 /// when stopped meanwhile.
@@ -117,19 +117,11 @@ pub async fn follow(
                 debug!(error = format!("{error:#}"), "the database still refuses this worker");
             }
             let is_last = finished.is_cancelled();
-            if failover::is_due() || is_last {
-                let mut is_over = surveying.take_turn(&context, &instance).await;
-                // One that begins nothing any more need not wait for others.
-                if !is_over && context.stopping.is_cancelled() && surveying.survey.has_stood {
-                    surveying.go_on(&context);
-                    is_over = true;
+            if (failover::is_due() || is_last) && surveying.take_turn(&context, &instance).await {
+                if is_last {
+                    return;
                 }
-                if is_over {
-                    if is_last {
-                        return;
-                    }
-                    surveying = Surveying::default();
-                }
+                surveying = Surveying::default();
             }
         }
         sleep(RETRY_DELAY).await;
@@ -143,8 +135,9 @@ struct Surveying {
     at_start: bool,
     /// When the last turn was taken that was answered.
     answered_at: Option<Instant>,
-    /// Whether it was told that others are waited for, and that it cannot be gone on.
+    /// Whether it was told that others are waited for.
     told_awaited: bool,
+    /// How many turns have failed since one was answered.
     failures: u32,
 }
 
@@ -174,7 +167,12 @@ impl Surveying {
                     "the database failed over; this replica waits until the others have compared their rows"
                 );
             }
-            return false;
+            // One that begins nothing any more need not wait for others.
+            let is_over = context.stopping.is_cancelled() && survey.has_confirmed;
+            if is_over {
+                self.go_on(context);
+            }
+            return is_over;
         }
         if survey.is_bottomless {
             error!(

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use crate::context::{Context, chain, log_outcome};
 use crate::control::intake::Reason;
 use crate::journal::JournalError;
-use crate::loops::{OUTAGE_TOLD_AFTER, PAUSE_MIN, QUIET_POLLS};
+use crate::loops::{OUTAGE_TOLD_AFTER, PAUSE_MIN, wait_for_alarm};
 
 /// How many rows one statement touches at most.
 const BATCH: i64 = 250;
@@ -71,10 +71,6 @@ impl Maintenance {
         F: Future<Output = Result<bool, JournalError>>,
     {
         let Context { intake, stopping, .. } = &*self.context;
-        let (interval, retry_interval) = match alarm {
-            Some(_) => (self.poll * QUIET_POLLS, self.poll),
-            None => (SWEEP_INTERVAL, SWEEP_INTERVAL),
-        };
         let (mut failing, mut is_told): (Option<(String, Instant)>, bool) = (None, false);
         while let Some(done) = stopping.run_until_cancelled(work()).await {
             let pause = match done {
@@ -83,7 +79,7 @@ impl Maintenance {
                         info!(chore, "a maintenance task works again");
                     }
                     failing = None;
-                    if was_all { interval } else { PAUSE_MIN }
+                    (!was_all).then_some(PAUSE_MIN)
                 }
                 Err(error) => {
                     let cause = chain(&error);
@@ -102,13 +98,14 @@ impl Maintenance {
                         is_told = true;
                     }
                     failing = Some((cause, since));
-                    retry_interval
+                    Some(if alarm.is_some() { self.poll } else { SWEEP_INTERVAL })
                 }
             };
             let waiting = async {
-                match alarm {
-                    Some(alarm) if pause == interval => drop(timeout(pause, alarm.notified()).await),
-                    _ => sleep(pause).await,
+                match (pause, alarm) {
+                    (Some(pause), _) => sleep(pause).await,
+                    (None, Some(alarm)) => wait_for_alarm(alarm, self.poll).await,
+                    (None, None) => sleep(SWEEP_INTERVAL).await,
                 }
             };
             if stopping.run_until_cancelled(waiting).await.is_none() {

@@ -15,6 +15,9 @@ pub mod tracker;
 
 use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
 /// How long the database may be away for one task before that is told.
 const OUTAGE_TOLD_AFTER: Duration = Duration::from_secs(60);
 
@@ -23,3 +26,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(20);
 
 /// A loop that no alarm wakes looks for itself after so many times `SCHEDULER_POLL`.
 const QUIET_POLLS: u32 = 30;
+
+/// Waits until the alarm rings, or it is time for a loop to look for itself.
+async fn wait_for_alarm(alarm: &Notify, poll: Duration) {
+    let _rung = timeout(poll * QUIET_POLLS, alarm.notified()).await;
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{debug, error, info, warn};
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use crate::context::{Context, chain};
 use crate::control::intake::Reason;
 use crate::failpoint::{self, Point};
 use crate::journal::{JournalError, TURN, WaitingEvent};
-use crate::loops::{OUTAGE_TOLD_AFTER, QUIET_POLLS};
+use crate::loops::{OUTAGE_TOLD_AFTER, wait_for_alarm};
 use crate::metrics::METRICS;
 
 /// How many events are published before the broker has confirmed the first of them.
@@ -71,8 +71,7 @@ impl OutcomeEvents {
                         info!("outcome events are published again");
                     }
                     if is_all {
-                        let ringing = self.context.alarms.events.notified();
-                        let waiting = timeout(self.poll * QUIET_POLLS, ringing);
+                        let waiting = wait_for_alarm(&self.context.alarms.events, self.poll);
                         let _stopped = stopping.run_until_cancelled(waiting).await;
                     }
                     Duration::ZERO

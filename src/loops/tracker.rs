@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
@@ -17,7 +17,7 @@ use crate::domain::read_back::{CustomerStatus, Reading};
 use crate::domain::verification::{FAILED, NextRead, Tracking};
 use crate::failpoint::{self, Point};
 use crate::journal::{DueVerifications, JournalError, Pace, VerificationClaim};
-use crate::loops::QUIET_POLLS;
+use crate::loops::wait_for_alarm;
 use crate::metrics::METRICS;
 use crate::traces::Kind;
 
@@ -81,7 +81,7 @@ impl Tracker {
             let waiting = async {
                 match pause {
                     Some(pause) => sleep(pause).await,
-                    None => drop(timeout(self.poll * QUIET_POLLS, alarm.notified()).await),
+                    None => wait_for_alarm(alarm, self.poll).await,
                 }
             };
             if self.context.stopping.run_until_cancelled(waiting).await.is_none() {

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
-use crate::harness::{World, job_body, world_with};
+use crate::harness::{WorkerProcess, World, job_body, world_with};
 use crate::verification::world_that_verifies_in;
 
 /// The latest that `--before` takes.
@@ -31,6 +31,15 @@ fn archive(to: &str) -> [String; 6] {
 }
 
 impl World {
+    /// A job whose verification has ended, and the worker that has followed it.
+    async fn verify_a_job(&self) -> (WorkerProcess, Uuid) {
+        let worker = self.start_worker_with(&FOLLOWING);
+        self.declare_topology().await;
+        let job_id = self.publish_job().await;
+        self.wait_for_end_of_verification(job_id).await;
+        (worker, job_id)
+    }
+
     /// Dates back what has ended, to a day in the middle of a month.
     async fn let_a_day_pass(&self) {
         let mut tx = self.pool.begin().await.expect("a transaction");
@@ -249,10 +258,7 @@ fn forget_names_the_files_and_a_copy_is_still_known() {
 #[test]
 fn ids_that_were_kept_long_enough_are_known_no_more() {
     world_to_archive(async |world| {
-        let _worker = world.start_worker_with(&FOLLOWING);
-        world.declare_topology().await;
-        let job_id = world.publish_job().await;
-        world.wait_for_end_of_verification(job_id).await;
+        let (_worker, job_id) = world.verify_a_job().await;
         let to = world.directory("archive");
         assert_eq!(world.archive(&to).await["forgotten_ids"], 0);
         let spent = world.budgets().await;
@@ -418,10 +424,7 @@ fn what_a_later_step_removed_is_not_taken_out() {
 #[test]
 fn no_row_goes_while_a_statement_may_not_know_its_job_as_archived() {
     world_to_archive(async |world| {
-        let _worker = world.start_worker_with(&FOLLOWING);
-        world.declare_topology().await;
-        let job_id = world.publish_job().await;
-        world.wait_for_end_of_verification(job_id).await;
+        let (_worker, _) = world.verify_a_job().await;
         let mut opener = world.pool.begin().await.expect("a transaction");
         sqlx::query("delete from submission where false").execute(&mut *opener).await.expect("its lock");
         let to = world.directory("archive");
@@ -530,10 +533,7 @@ fn whatever_is_changed_in_an_archive_is_found_and_named() {
 #[test]
 fn a_file_of_jobs_that_the_database_does_not_know_is_refused() {
     world_to_archive(async |world| {
-        let _worker = world.start_worker_with(&FOLLOWING);
-        world.declare_topology().await;
-        let job_id = world.publish_job().await;
-        world.wait_for_end_of_verification(job_id).await;
+        let (_worker, _) = world.verify_a_job().await;
         let to = world.directory("archive");
         let file = world.archive(&to).await["files"][0].as_str().expect("a file").to_owned();
         let other = world.directory("other");

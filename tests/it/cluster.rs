@@ -65,7 +65,8 @@ impl Scene<'_> {
         let (world, begun) = (self.world, Instant::now());
         let (more, file) = world.write_jobs(100);
         let amqp_url = self.cluster.url();
-        while !world.run(&["enqueue", &file], &[("AMQP_URL", &amqp_url)]).await.status.success() {}
+        let enqueue = async || world.run(&["enqueue", &file], &[("AMQP_URL", &amqp_url)]).await;
+        world.wait_for("a confirm", async || enqueue().await.status.success().then_some(())).await;
         for count in [1, 80] {
             world
                 .wait_for("jobs that were published since", async || {

@@ -36,19 +36,11 @@ impl Pair {
     }
 
     /// The standby receives nothing more, as when the network between the two is slow.
-    async fn hold_back(&self) {
-        let mut standby = PgConnection::connect(&self.standby.url()).await.expect("it answers");
-        standby.execute("alter system set primary_conninfo = ''").await.expect("it is set");
-        standby.execute("select pg_reload_conf()").await.expect("it is read");
-        let mut primary = PgConnection::connect(&self.primary.url()).await.expect("it answers");
-        while sqlx::query_scalar::<_, i64>("select count(*) from pg_stat_replication")
-            .fetch_one(&mut primary)
-            .await
-            .expect("it answers")
-            > 0
-        {
-            tokio::task::yield_now().await;
-        }
+    async fn hold_back(&self, world: &World) {
+        set(&self.standby, "alter system set primary_conninfo = ''").await;
+        let receivers = "select count(*) from pg_stat_replication";
+        let is_alone = async || (world.count(receivers).await == 0).then_some(());
+        world.wait_for("the standby to receive nothing more", is_alone).await;
     }
 
     /// The primary is gone for good, and the standby takes its place.
@@ -61,6 +53,13 @@ impl Pair {
         let options: PgConnectOptions = options.port(url.port().expect("a port"));
         world.pool.set_connect_options(options);
     }
+}
+
+/// Sets something for all of a server.
+async fn set(server: &OwnPostgres, setting: &'static str) {
+    let mut connection = PgConnection::connect(&server.url()).await.expect("it answers");
+    connection.execute(setting).await.expect("it is set");
+    connection.execute("select pg_reload_conf()").await.expect("it is read");
 }
 
 fn database(world: &World) -> &str {
@@ -109,9 +108,7 @@ async fn check_books(world: &World, jobs: &[(Uuid, Uuid)]) {
 #[test]
 fn a_standby_that_had_every_commit_takes_over() {
     with_standby(async |world, mut pair| {
-        let mut primary = PgConnection::connect(&pair.primary.url()).await.expect("it answers");
-        primary.execute("alter system set synchronous_standby_names = '*'").await.expect("it is set");
-        primary.execute("select pg_reload_conf()").await.expect("it is read");
+        set(&pair.primary, "alter system set synchronous_standby_names = '*'").await;
         let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         pair.fail_over(&world).await;
         check_books(&world, &jobs).await;
@@ -141,7 +138,7 @@ fn what_a_standby_had_not_received_is_written_again() {
         .execute(&world.pool)
         .await
         .expect("the rows are there");
-        pair.hold_back().await;
+        pair.hold_back(&world).await;
         world.wait_for_accepted(world.count_accepted().await + 100).await;
         let ends = async || -> BTreeMap<Uuid, OffsetDateTime> {
             sqlx::query_as::<_, (Uuid, OffsetDateTime)>(
@@ -177,7 +174,7 @@ fn a_replica_that_does_not_answer_is_waited_for() {
     with_standby(async |world, mut pair| {
         let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
         let [first, second] = &workers;
-        pair.hold_back().await;
+        pair.hold_back(&world).await;
         world.wait_for_accepted(world.count_accepted().await + 60).await;
         second.signal("STOP");
         pair.fail_over(&world).await;
@@ -196,7 +193,7 @@ fn a_replica_that_does_not_answer_is_waited_for() {
 fn a_replica_that_starts_before_the_standby_is_promoted_waits() {
     with_standby(async |world, mut pair| {
         let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
-        pair.hold_back().await;
+        pair.hold_back(&world).await;
         world.wait_for_accepted(world.count_accepted().await + 60).await;
         workers.iter().for_each(|worker| worker.signal("STOP"));
         pair.primary.crash().expect("it does");
@@ -216,7 +213,7 @@ fn a_replica_that_starts_before_the_standby_is_promoted_waits() {
 fn a_replica_that_is_stopped_meanwhile_says_first_what_it_remembers() {
     with_standby(async |world, mut pair| {
         let (mut workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
-        pair.hold_back().await;
+        pair.hold_back(&world).await;
         world.wait_for_accepted(world.count_accepted().await + 60).await;
         pair.primary.crash().expect("it does");
         for worker in &workers {
@@ -265,7 +262,7 @@ fn a_server_that_comes_back_with_less_is_noticed() {
 fn what_cannot_be_written_again_is_named_and_the_work_pauses() {
     with_standby(async |world, mut pair| {
         let (workers, jobs) = start_at_work(&world, &pair.url(&world)).await;
-        pair.hold_back().await;
+        pair.hold_back(&world).await;
         let known: Vec<Uuid> = sqlx::query_scalar("select job_id from submission")
             .fetch_all(&world.pool)
             .await

@@ -174,8 +174,7 @@ impl Directory {
         })?;
         match writer.jobs {
             0 => {
-                drop(writer);
-                self.remove(&partial(name))?;
+                writer.discard()?;
                 self.remove(name)?;
             }
             _ => drop(writer.finish()?),

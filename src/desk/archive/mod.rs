@@ -30,13 +30,15 @@ use uuid::Uuid;
 
 pub use self::files::{Directory, Fault, Verified, verify};
 use self::files::{Entry, WrittenJob, check_finished, compare, entries, read};
-pub use self::rows::archived_in;
+pub use self::rows::count;
 use self::rows::{Cursor, Group};
 use crate::desk::export::{ExportedJob, Span};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, spent};
 use crate::domain::budget::spends;
+use crate::domain::trace_context::TraceContext;
 use crate::failpoint::{Point, reach};
+pub use crate::journal::history::archived_in;
 
 /// How many jobs a file holds at most, and a few more where a customer has many.
 const FILE_JOBS: u64 = 100_000;
@@ -117,11 +119,6 @@ pub async fn check_before(connection: &mut PgConnection, before: OffsetDateTime)
         latest.replace_nanosecond(0)?.format(&Rfc3339)?
     );
     Ok(())
-}
-
-/// How many jobs ended before.
-pub async fn count(connection: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
-    rows::count(connection, before).await
 }
 
 /// Says what a run would archive, and changes nothing.
@@ -335,14 +332,10 @@ pub async fn archived_story(
     }
     let Some((file, line)) = found else { return Ok(None) };
     let Line { submission, attempts, observations, interventions } = serde_json::from_str(&line)?;
-    // Version, trace, parent, flags.
-    let trace_id = submission["traceparent"].as_str().and_then(|trace| trace.split('-').nth(1));
-    let trace_id = trace_id.map(str::to_owned);
+    let trace = submission["traceparent"].as_str().and_then(|text| text.parse::<TraceContext>().ok());
+    let trace_id = trace.map(|trace| trace.trace_id().to_string());
     let submission = SubmissionView { trace_id, ..serde_json::from_value(submission)? };
-    let spent = match submission.customer_id {
-        Some(customer_id) => Some(spent(connection, customer_id).await?),
-        None => None,
-    };
+    let spent = spent(connection, submission.customer_id).await?;
     let (dead_letters, unordered_with) = (Vec::new(), Vec::new());
     let archived_in = Some(file);
     Ok(Some(JobStory {

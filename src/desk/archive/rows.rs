@@ -121,7 +121,7 @@ pub(super) async fn latest_before(connection: &mut PgConnection) -> sqlx::Result
 }
 
 /// How many jobs ended before.
-pub(super) async fn count(connection: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
+pub async fn count(connection: &mut PgConnection, before: OffsetDateTime) -> sqlx::Result<u64> {
     let count = sqlx::query_scalar!(
         r#"-- count_archivable
         select count(*) as "count!" from submission where ended_at < $1"#,
@@ -537,15 +537,14 @@ pub(super) async fn know_file(
     )
     .execute(&mut *connection)
     .await?;
-    let known = files(connection).await?;
-    Ok(known.get(file).is_some_and(|known| known == entry))
-}
-
-/// The file that has a job; `None` where none is known.
-pub async fn archived_in(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<String>> {
-    sqlx::query_scalar!("-- archived_in\nselect file from archived_job where job_id = $1", job_id)
-        .fetch_optional(connection)
-        .await
+    sqlx::query_scalar!(
+        r#"-- is_file_known
+        select entry_sha256 = $2 as "is_known!" from archived_file where file = $1"#,
+        file,
+        entry,
+    )
+    .fetch_one(connection)
+    .await
 }
 
 fn ids(jobs: &[WrittenJob]) -> Vec<Uuid> {

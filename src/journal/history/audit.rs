@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::history::{Attempt, History, Intervention, Observation, Sibling, Submission};
 use crate::domain::outcome::named_job;
+use crate::journal::history::archived_in;
 pub use crate::journal::history::examine::Finding;
 use crate::journal::history::examine::{Examined, examine};
 use crate::seal::Fingerprinter;
@@ -87,7 +88,7 @@ impl Audit {
         let mut histories = self.histories(job_ids).await?;
         for job_id in job_ids {
             let Some(history) = histories.remove(job_id) else {
-                match self.archived_in(*job_id).await? {
+                match archived_in(&mut self.tx, *job_id).await? {
                     Some(file) => page.archived.push((*job_id, file)),
                     None => page.findings.push(Finding::unknown(*job_id)),
                 }
@@ -101,12 +102,6 @@ impl Audit {
             page.findings.extend(findings);
         }
         Ok(page)
-    }
-
-    async fn archived_in(&mut self, job_id: Uuid) -> sqlx::Result<Option<String>> {
-        sqlx::query_scalar!("-- audit_archived\nselect file from archived_job where job_id = $1", job_id)
-            .fetch_optional(&mut *self.tx)
-            .await
     }
 
     async fn histories(&mut self, job_ids: &[Uuid]) -> sqlx::Result<HashMap<Uuid, History>> {
