@@ -3,8 +3,10 @@
 pub mod archive;
 pub mod budget;
 pub mod dead_letters;
+pub mod errors;
 pub mod events;
 pub mod export;
+pub mod figures;
 pub mod forget;
 pub mod interventions;
 pub mod list;

@@ -414,6 +414,24 @@ async fn lost_commits(pool: &PgPool, since: OffsetDateTime) -> sqlx::Result<Lost
     Ok(LostCommits { restored: counts.restored, missing: counts.missing, jobs })
 }
 
+/// The last twenty jobs of which a failover lost commits that nobody could write again, unless a person has
+/// resumed the work since: that settles them.
+pub(crate) async fn missing_jobs(pool: &PgPool) -> sqlx::Result<Vec<LostJob>> {
+    sqlx::query_as!(
+        LostJob,
+        "-- missing_jobs
+        select job_id, customer_id, lost, attempt, verdict, worker, noticed_at, is_restored
+        from lost_commit
+        where not is_restored and noticed_at > coalesce(
+            (select at from intervention where action = 'resume' order by id desc limit 1), '-infinity'
+        )
+        order by noticed_at desc
+        limit 20",
+    )
+    .fetch_all(pool)
+    .await
+}
+
 async fn events_waiting(pool: &PgPool) -> sqlx::Result<EventsWaiting> {
     sqlx::query_as!(
         EventsWaiting,

@@ -12,7 +12,7 @@ begin
         grant select on
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
-            reconciliation, fleet_figure, fleet_reading, outcome_event, event_publishing, archived_job,
+            reconciliation, fleet_figure, fleet_reading, fleet_ended, fleet_error, outcome_event, event_publishing, archived_job,
             archived_customer, archived_file, lost_commit
             to kyc_worker;
         -- What a job is, is written once.
@@ -36,14 +36,14 @@ begin
         grant insert, delete, update on worker to kyc_worker;
         grant update on verification_pace, fleet_reading, event_publishing to kyc_worker;
         grant insert, delete on outcome_event to kyc_worker;
-        grant insert, delete, update on fleet_figure to kyc_worker;
+        grant insert, delete, update on fleet_figure, fleet_ended, fleet_error to kyc_worker;
         grant update (deliveries, content_hmac) on archived_job to kyc_worker;
     end if;
 
     if to_regrole('kyc_auditor') is not null then
         grant select on
             job_overview, open_work, customer_budget, provider_errors_hourly, reconciliation, fleet_figure,
-            fleet_reading
+            fleet_reading, fleet_ended, fleet_error
             to kyc_auditor;
     end if;
 

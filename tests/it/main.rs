@@ -32,6 +32,7 @@ mod export;
 #[cfg(feature = "failpoints")]
 mod failover;
 mod failpoints;
+mod figures;
 mod forget;
 mod gateways;
 mod growth;

@@ -13,6 +13,9 @@ use crate::{dashboards, deployment};
 const VIEWS: [&str; 5] =
     ["job_overview", "open_work", "customer_budget", "provider_errors_hourly", "reconciliation"];
 
+/// What ended and what failed, by the minute.
+const MINUTES: [&str; 2] = ["fleet_ended", "fleet_error"];
+
 fn url_of(world: &World, user: &str) -> String {
     let mut url: url::Url = world.database_url().parse().expect("a URL");
     url.set_username(user).expect("a user");
@@ -203,7 +206,7 @@ async fn check_archiver_role(world: &World) {
 /// Looks through the views, and at nothing else.
 async fn check_auditor_role(world: &World) {
     let audit = log_in(world, "audit").await;
-    for view in VIEWS {
+    for view in VIEWS.into_iter().chain(MINUTES) {
         let rows = sqlx::query(&format!("select * from {view}")).fetch_all(&audit).await;
         rows.unwrap_or_else(|error| panic!("{view}: {error}"));
         let refusal = refusal(&audit, &format!("delete from {view}")).await;
@@ -245,7 +248,7 @@ async fn check_scaler_role(world: &World) {
         .await
         .expect("the figure that KEDA asks for");
     assert!(working >= 0.0);
-    for table in VIEWS.into_iter().chain(["submission", "attempt", "worker"]) {
+    for table in VIEWS.into_iter().chain(MINUTES).chain(["submission", "attempt", "worker"]) {
         assert_eq!(refusal(&scale, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
     }
     assert_eq!(refusal(&scale, "update fleet_figure set value = 9").await, NO_PRIVILEGE);

@@ -1,0 +1,252 @@
+//! What replicas count for all, and what a console reads of it and of the tables: true to the books, and
+//! without a count of its own.
+
+use kyc_worker::desk::{errors, figures, interventions};
+use kyc_worker::journal::Journal;
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use crate::harness::{World, world};
+use crate::one_customer::journal;
+
+/// Rows that the minutes have and the books do not, and the reverse.
+const DIFFERENCES: &str = "
+    with ended as (
+        select date_trunc('minute', ended_at) as minute, state, count(*)::integer as jobs
+        from submission where ended_at is not null group by 1, 2
+    ), failed as (
+        select
+            date_trunc('minute', begun_at) as minute, verdict, coalesce(detail, '') as detail,
+            coalesce(http_status, 0) as http_status, count(*)::integer as attempts
+        from attempt where verdict <> 'accepted' group by 1, 2, 3, 4
+    )
+    select
+        (select count(*) from (select * from ended except select * from fleet_ended) missing)
+            + (select count(*) from (select * from fleet_ended except select * from ended) more)
+            + (select count(*) from (select * from failed except select * from fleet_error) missing)
+            + (select count(*) from (select * from fleet_error except select * from failed) more)";
+
+async fn execute(world: &World, statement: &str) {
+    sqlx::query(statement).execute(&world.pool).await.expect("the database does it");
+}
+
+/// Has a replica read, however lately another did.
+async fn read(world: &World, journal: &Journal) {
+    execute(world, "update fleet_reading set begun_at = 'epoch', took_seconds = 0").await;
+    assert!(journal.refresh_figures().await.expect("the database answers"), "it is this replica's turn");
+}
+
+/// Reads until all that is due is counted; returns how many readings that took.
+async fn catch_up(world: &World, journal: &Journal) -> usize {
+    let lacking = "select count(*) from fleet_reading where minutes_until < now() - interval '30 seconds'";
+    for readings in 1..50 {
+        read(world, journal).await;
+        if world.count(lacking).await == 0 {
+            return readings;
+        }
+    }
+    panic!("fifty readings do not catch up");
+}
+
+/// Ended jobs, and failed attempts, as long ago as is said.
+async fn make_past(world: &World, ago: &[&str]) {
+    world.is_tampered_with();
+    for ago in ago {
+        sqlx::query(
+            "with made as (
+                insert into submission (job_id, customer_id, state, requested_at, received_at, ended_at)
+                select gen_random_uuid(), gen_random_uuid(), state, at, at, at
+                from (select now() - $1::text::interval as at) past
+                cross join unnest(array['accepted', 'accepted', 'exhausted']) state
+                returning job_id, ended_at
+            )
+            insert into attempt (job_id, number, worker, begun_at, signed_at, ended_at, verdict, detail, http_status)
+            select job_id, number, 'one', ended_at, ended_at, ended_at, verdict, detail, http_status
+            from made
+            cross join (values
+                (1, 'unknown', 'server_error', 500), (2, 'throttled', null, 429), (3, 'not_sent', 'held_back', null),
+                (4, 'accepted', null, 200)
+            ) tried (number, verdict, detail, http_status)",
+        )
+        .bind(ago)
+        .execute(&world.pool)
+        .await
+        .expect("the database does it");
+    }
+}
+
+#[test]
+fn minutes_agree_with_the_books_after_a_run() {
+    world(async |world| {
+        world.declare_topology().await;
+        let mut worker = world.start_worker();
+        world.publish_jobs(5).await;
+        let refusal = r#"{"status":false,"message":"KYC already in use"}"#;
+        for (status, body) in [(409, refusal), (429, "slow down"), (500, "oops")] {
+            let answer = json!({ "kind": "respond", "status": status, "body": body });
+            let job_id = Uuid::new_v4();
+            world.break_job_once(job_id, json!({ "apply": "never", "answer": answer })).await;
+            world.publish_job_named(Uuid::new_v4(), job_id).await;
+        }
+        world.wait_for_ended(8).await;
+        worker.stop().await;
+        catch_up(&world, &journal(&world, "one")).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+        assert_eq!(world.count("select sum(jobs)::bigint from fleet_ended").await, 8);
+        assert!(world.count("select count(distinct verdict) from fleet_error").await >= 3);
+        let by_cause = errors::errors(&world.pool).await.expect("the database answers");
+        let counted: i64 = by_cause.hours.iter().map(|hour| hour.attempts).sum();
+        assert_eq!(counted, world.count("select count(*) from attempt where verdict <> 'accepted'").await);
+        assert!(by_cause.hours.iter().any(|hour| hour.http_status == Some(500)), "{by_cause:?}");
+    });
+}
+
+#[test]
+fn what_is_committed_late_is_counted_and_what_changes_is_counted_anew() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        catch_up(&world, &journal).await;
+        make_past(&world, &["0 s", "20 s"]).await;
+        let mut late = world.pool.begin().await.expect("a transaction");
+        sqlx::query(
+            "insert into submission (job_id, customer_id, state, requested_at, received_at, ended_at)
+            values (gen_random_uuid(), gen_random_uuid(), 'rejected', now(), now(), now())",
+        )
+        .execute(&mut *late)
+        .await
+        .expect("the database does it");
+        read(&world, &journal).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+        late.commit().await.expect("it commits");
+        assert_eq!(world.count(DIFFERENCES).await, 1, "it is not counted yet");
+        read(&world, &journal).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+
+        execute(&world, "update submission set state = 'superseded' where state = 'rejected'").await;
+        read(&world, &journal).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0, "what is no more so has no row");
+    });
+}
+
+#[test]
+fn a_gap_is_caught_up_by_the_hour_and_a_day_at_most() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        make_past(&world, &["23 hours 50 minutes", "5 hours", "61 minutes", "3 minutes"]).await;
+        let counted = "select sum(jobs)::bigint from fleet_ended";
+        read(&world, &journal).await;
+        assert_eq!(world.count(counted).await, 3, "the first hour of the day");
+        let readings = catch_up(&world, &journal).await;
+        assert!((22..=26).contains(&readings), "{readings} readings for 23 hours");
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+        let hours = figures::home(&world.pool).await.expect("the database answers").hours;
+        assert_eq!(hours.iter().map(|hour| hour.jobs).sum::<i64>(), 12, "{hours:?}");
+
+        // No replica worked for three hours.
+        make_past(&world, &["90 minutes"]).await;
+        execute(&world, "update fleet_reading set minutes_until = now() - interval '3 hours'").await;
+        let readings = catch_up(&world, &journal).await;
+        assert!((3..=5).contains(&readings), "{readings} readings for three hours");
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+
+        // A clock that was ahead, and was put right.
+        execute(&world, "update fleet_reading set minutes_until = now() + interval '3 hours'").await;
+        make_past(&world, &["1 s"]).await;
+        read(&world, &journal).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+    });
+}
+
+#[test]
+fn minutes_are_kept_for_25_hours() {
+    world(async |world| {
+        for (ago, state) in [("26 hours", "accepted"), ("24 hours 30 minutes", "rejected")] {
+            let minute = format!("date_trunc('minute', now() - interval '{ago}')");
+            execute(&world, &format!("insert into fleet_ended values ({minute}, '{state}', 1)")).await;
+            execute(
+                &world,
+                &format!(
+                    "insert into fleet_error (minute, verdict, attempts) values ({minute}, 'unknown', 1)"
+                ),
+            )
+            .await;
+        }
+        read(&world, &journal(&world, "one")).await;
+        let kept: Vec<String> =
+            sqlx::query_scalar("select state from fleet_ended").fetch_all(&world.pool).await.expect("rows");
+        assert_eq!(kept, ["rejected"]);
+        assert_eq!(world.count("select count(*) from fleet_error").await, 1);
+    });
+}
+
+#[test]
+fn one_replica_reads_at_a_time_and_a_failure_leaves_what_stands() {
+    world(async |world| {
+        let (one, two) = (journal(&world, "one"), journal(&world, "two"));
+        let (first, second) = tokio::join!(one.refresh_figures(), two.refresh_figures());
+        let turns = [first.expect("the database answers"), second.expect("the database answers")];
+        assert!(turns[0] != turns[1], "{turns:?}");
+        assert!(!two.refresh_figures().await.expect("the database answers"), "it was read just now");
+
+        catch_up(&world, &one).await;
+        make_past(&world, &["0 s"]).await;
+        read(&world, &one).await;
+        let stands = "select sum(jobs)::bigint from fleet_ended";
+        assert_eq!(world.count(stands).await, 3);
+        make_past(&world, &["0 s"]).await;
+        execute(&world, "alter table fleet_error add constraint none check (attempts < 0) not valid").await;
+        execute(
+            &world,
+            "update fleet_reading set begun_at = 'epoch', read_at = 'epoch', minutes_until = now() - interval '1 minute'",
+        )
+        .await;
+        let until = "select extract(epoch from minutes_until)::bigint from fleet_reading";
+        let before = world.count(until).await;
+        one.refresh_figures().await.expect_err("the minutes cannot be written");
+        assert_eq!((world.count(stands).await, world.count(until).await), (3, before));
+        let figures = "select count(*) from fleet_reading where read_at > 'epoch'";
+        assert_eq!(world.count(figures).await, 1, "the figures were read all the same");
+        execute(&world, "alter table fleet_error drop constraint none").await;
+        read(&world, &one).await;
+        assert_eq!(world.count(DIFFERENCES).await, 0);
+    });
+}
+
+#[test]
+fn the_home_page_has_the_last_errors_of_the_day_and_what_a_failover_lost() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        make_past(&world, &["20 hours", "7 hours", "6 hours", "2 minutes"]).await;
+        catch_up(&world, &journal).await;
+        execute(
+            &world,
+            "insert into lost_commit (worker, job_id, customer_id, lost, is_restored)
+            select 'one', gen_random_uuid(), gen_random_uuid(), 'job', is_restored
+            from unnest(array[true, false]) is_restored",
+        )
+        .await;
+        let home = figures::home(&world.pool).await.expect("the database answers");
+        assert!(home.figures.iter().any(|figure| figure.figure == "replicas_alive"), "{home:?}");
+        assert!(home.read_at > OffsetDateTime::now_utc() - Duration::MINUTE);
+        // Three jobs each time, with two such errors each.
+        let times: Vec<OffsetDateTime> = home.last_errors.iter().map(|attempt| attempt.begun_at).collect();
+        assert_eq!(times.len(), 10);
+        assert!(times.is_sorted_by(|newer, older| newer >= older), "{times:?}");
+        assert!(home.last_errors.iter().all(|attempt| attempt.verdict.as_deref() != Some("throttled")));
+        assert!(
+            times[9] < OffsetDateTime::now_utc() - Duration::hours(5),
+            "those of hours ago are found, too"
+        );
+        assert_eq!(home.missing.iter().filter(|job| !job.is_restored).count(), 1);
+        assert!(home.pause.is_none());
+
+        interventions::pause(&world.pool, interventions::Attribution { by: "ana", note: "a failover" })
+            .await
+            .expect("the database answers");
+        assert!(figures::home(&world.pool).await.expect("the database answers").pause.is_some());
+        interventions::resume(&world.pool, Some("ana"), None).await.expect("the database answers");
+        let home = figures::home(&world.pool).await.expect("the database answers");
+        assert!(home.missing.is_empty() && home.pause.is_none(), "a person has settled it");
+    });
+}
