@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures_util::future::{OptionFuture, join_all};
 use parking_lot::Mutex;
+use serde_json::Value;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -62,11 +63,12 @@ const LAST_READS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the database may take to let this replica go.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs the worker until it is told to stop or, draining, until nothing is left.
+/// Runs the worker until it is told to stop or, draining, until nothing is left. Its row among the replicas has
+/// the settings that are `told`.
 ///
 /// # Errors
 /// When it cannot start, or its schema is too old. Once it runs, outages only pause it.
-pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow::Result<()> {
+pub async fn run(settings: RunSettings, checked: Checked, mode: Mode, told: Value) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let hurry = CancellationToken::new();
     let signals = Signals::new()?;
@@ -95,7 +97,7 @@ pub async fn run(settings: RunSettings, checked: Checked, mode: Mode) -> anyhow:
     let slots = JobSlots::new(settings.work.concurrency as usize, settings.provider.send_window);
     watched.watch(Arc::clone(&context), Arc::clone(&slots));
     let ending = Arc::clone(&context);
-    let mut running = Running::start(&settings, &broker, &context, slots, instance).await;
+    let mut running = Running::start(&settings, &broker, &context, slots, instance, told).await;
     if mode.drain {
         let (jobs, tells) = (running.jobs.clone(), settings.broker.outcome_events);
         tokio::spawn(stop_when_drained(broker, Arc::clone(&context), jobs, tells));
@@ -136,11 +138,12 @@ impl Running {
         context: &Arc<Context>,
         slots: Arc<JobSlots>,
         instance: String,
+        told: Value,
     ) -> Self {
         let RunSettings { work, verification, .. } = settings;
         let jobs = TaskTracker::new();
         // Before anything is taken: the work may be paused. While that is not known, it is.
-        let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone(), instance.clone());
+        let heartbeat = Heartbeat::new(Arc::clone(context), jobs.clone(), instance.clone(), told);
         heartbeat.beat().await;
         let (leaving, finished) = (CancellationToken::new(), CancellationToken::new());
         let heartbeat = tokio::spawn(heartbeat.run(leaving.clone()));

@@ -100,7 +100,9 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
     };
     let misspelt = env_file.misspelt(&command);
     let done = match cli.command {
-        Command::Run(args) => run::run(*args, faults, &misspelt).await,
+        Command::Run(args) => {
+            run::run(*args, faults, sources_of(&command, &matches, env_file), &misspelt).await
+        }
         Command::Check(args) => {
             check::run(&args, faults, sources_of(&command, &matches, env_file), &misspelt).await
         }

@@ -7,7 +7,7 @@ use tracing::warn;
 
 use super::terminal::refuse;
 use crate::app::{self, Mode};
-use crate::config::{LogSettings, RunSettings, SettingFault};
+use crate::config::{LogSettings, RunSettings, SettingFault, SettingSource, told_settings};
 use crate::telemetry;
 
 /// Work: consume jobs, submit them, record what happened
@@ -32,6 +32,7 @@ pub(super) struct RunArgs {
 pub(super) async fn run(
     args: RunArgs,
     mut faults: Vec<SettingFault>,
+    sources: Vec<SettingSource>,
     misspelt: &[(&str, String)],
 ) -> anyhow::Result<ExitCode> {
     let checked = match args.settings.check() {
@@ -46,6 +47,6 @@ pub(super) async fn run(
         warn!(name, meant, "a name in .env is no setting, and nearly one");
     }
     let mode = Mode { drain: args.drain, migrate: args.migrate };
-    app::run(args.settings, checked, mode).await?;
+    app::run(args.settings, checked, mode, told_settings(sources)).await?;
     Ok(ExitCode::SUCCESS)
 }

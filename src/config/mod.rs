@@ -21,5 +21,5 @@ pub use self::settings::{
     ProviderArgs, ReadBackSettings, RunSettings, TopologyMode, TraceSettings, VerificationSettings,
     WorkSettings,
 };
-pub use self::sources::{EnvFile, SettingSource, setting_sources};
+pub use self::sources::{EnvFile, SettingSource, setting_sources, told_settings};
 pub use self::urls::{database_urls, parse_amqp_url};

@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::secret::read_file;
 
@@ -128,6 +129,11 @@ pub fn setting_sources(command: &Command, matches: &ArgMatches, env_file: &EnvFi
     command.get_arguments().filter_map(|arg| setting_source(arg, matches, env_file)).collect()
 }
 
+/// The values of settings by their variables, without the secrets: what may be told of a replica.
+pub fn told_settings(sources: Vec<SettingSource>) -> Value {
+    sources.into_iter().filter_map(|SettingSource { variable, value, .. }| Some((variable, value?))).collect()
+}
+
 fn setting_source(arg: &Arg, matches: &ArgMatches, env_file: &EnvFile) -> Option<SettingSource> {
     let variable = arg.get_env()?.to_str()?.to_owned();
     let id = arg.get_id().as_str();
@@ -180,6 +186,17 @@ mod tests {
         let file = EnvFile { names: names.collect(), ..EnvFile::default() };
         let expected = [("CONCURENCY", "CONCURRENCY"), ("PERFETCH", "PREFETCH"), ("prefetch", "PREFETCH")];
         assert_eq!(file.misspelt(&command), expected.map(|(name, meant)| (name, meant.to_owned())));
+    }
+
+    #[test]
+    fn what_is_told_of_a_replica_has_no_secret() {
+        let source = |variable: &str, value: Option<&str>| SettingSource {
+            variable: variable.to_owned(),
+            source: "environment",
+            value: value.map(str::to_owned),
+        };
+        let told = told_settings(vec![source("QUEUE", Some("q")), source("PAYLOAD_KEY", None)]);
+        assert_eq!(told, serde_json::json!({ "QUEUE": "q" }));
     }
 
     #[test]

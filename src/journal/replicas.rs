@@ -1,6 +1,7 @@
 //! Which replicas work, as each of them writes down, and as people see it.
 
 use serde::Serialize;
+use serde_json::Value;
 use sqlx::PgPool;
 use time::OffsetDateTime;
 
@@ -27,6 +28,15 @@ pub struct Pulse<'a> {
     pub paused_for: Vec<String>,
 }
 
+/// What a replica heard as it beat.
+#[derive(Debug)]
+pub struct Heard {
+    /// The pause that holds, if one does.
+    pub pause: Option<Pause>,
+    /// Whether its row has its settings.
+    pub has_settings: bool,
+}
+
 /// A replica as people see it.
 #[derive(Debug, Serialize)]
 pub struct WorkerView {
@@ -45,7 +55,7 @@ pub struct WorkerView {
 
 impl Journal {
     /// Writes down that this replica lives, and reads whether the work is paused.
-    pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Option<Pause>, JournalError> {
+    pub async fn beat(&self, pulse: &Pulse<'_>) -> Result<Heard, JournalError> {
         let beaten = run("beat", &self.pool, async |connection| {
             sqlx::query!(
                 r#"-- beat
@@ -57,6 +67,7 @@ impl Journal {
                     on conflict (name, instance) do update
                         set version = $2, started_at = $3, seen_at = now(), in_flight = $4, paused_for = $5,
                             lineage = $7
+                    returning settings is not null as has_settings
                 ), newest as (
                     select action, at, by, note
                     from intervention
@@ -64,8 +75,10 @@ impl Journal {
                     order by id desc
                     limit 1
                 )
-                select now() as "seen_at!", at as "at?", by as "by?", note as "note?"
-                from (values (1)) as one
+                select
+                    now() as "seen_at!", has_settings as "has_settings!", at as "at?", by as "by?",
+                    note as "note?"
+                from beaten
                 left join newest on action = 'pause'"#,
                 self.worker,
                 env!("CARGO_PKG_VERSION"),
@@ -80,11 +93,28 @@ impl Journal {
         })
         .await?;
         self.memory.note_beat(beaten.seen_at);
-        let pause = (beaten.at, beaten.by, beaten.note);
-        Ok(match pause {
+        let pause = match (beaten.at, beaten.by, beaten.note) {
             (Some(at), Some(by), Some(note)) => Some(Pause { at, by, note }),
             _ => None,
+        };
+        Ok(Heard { pause, has_settings: beaten.has_settings })
+    }
+
+    /// Writes down what this replica is set to. Its row keeps that: no heartbeat writes it again.
+    pub async fn tell_settings(&self, instance: &str, settings: &Value) -> Result<(), JournalError> {
+        run("tell_settings", &self.pool, async |connection| {
+            sqlx::query!(
+                "-- tell_settings
+                update worker set settings = $3::text::jsonb where name = $1 and instance = $2",
+                self.worker,
+                instance,
+                settings.to_string(),
+            )
+            .execute(connection)
+            .await
         })
+        .await?;
+        Ok(())
     }
 
     /// Removes this replica's row: it stops in good order.
@@ -117,6 +147,32 @@ impl Journal {
         .await?;
         Ok(())
     }
+}
+
+/// What a replica is set to, as it wrote that down.
+#[derive(Debug, Serialize)]
+pub struct WorkerSettings {
+    pub name: String,
+    pub instance: String,
+    /// Each value by its variable, secrets excepted. None before the first heartbeat was answered, and of an
+    /// older version.
+    pub settings: Option<Value>,
+}
+
+/// What every replica that lives or died lately is set to.
+pub async fn worker_settings(pool: &PgPool) -> sqlx::Result<Vec<WorkerSettings>> {
+    let rows = sqlx::query!(
+        "-- worker_settings
+        select name, instance, settings::text as settings from worker order by name, instance",
+    )
+    .fetch_all(pool)
+    .await?;
+    let told = rows.into_iter().map(|row| {
+        let settings = row.settings.map(|text| serde_json::from_str(&text)).transpose();
+        let settings = settings.map_err(|error| sqlx::Error::Decode(error.into()))?;
+        Ok(WorkerSettings { name: row.name, instance: row.instance, settings })
+    });
+    told.collect()
 }
 
 /// Every replica that lives or died lately.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use time::OffsetDateTime;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,7 @@ use crate::context::Context;
 use crate::control::intake::{HEARD_WITHIN, Intake, Reason, Severity};
 use crate::journal::JournalError;
 use crate::journal::pause::Pause;
-use crate::journal::replicas::Pulse;
+use crate::journal::replicas::{Heard, Pulse};
 
 /// Every replica obeys an operator within 5 s, a slow database included; one whose heartbeats are
 /// not answered begins nothing once it has heard nothing for [`HEARD_WITHIN`].
@@ -29,13 +30,15 @@ pub struct Heartbeat {
     context: Arc<Context>,
     jobs: TaskTracker,
     instance: String,
+    /// What the replica is set to, as it may be seen.
+    settings: Value,
     started_at: OffsetDateTime,
 }
 
 impl Heartbeat {
-    /// A heartbeat of this process, named `instance`, that counts `jobs` as in flight.
-    pub fn new(context: Arc<Context>, jobs: TaskTracker, instance: String) -> Self {
-        Self { context, jobs, instance, started_at: OffsetDateTime::now_utc() }
+    /// A heartbeat of this process, named `instance`, that counts `jobs` as in flight and tells `settings`.
+    pub fn new(context: Arc<Context>, jobs: TaskTracker, instance: String, settings: Value) -> Self {
+        Self { context, jobs, instance, settings, started_at: OffsetDateTime::now_utc() }
     }
 
     /// Beats once. What a heartbeat read of a pause holds for a while; once none was answered for
@@ -77,7 +80,7 @@ impl Heartbeat {
         };
         let begun = Moment::now();
         match timeout(ANSWER_TIME_MAX, journal.beat(&pulse)).await {
-            Ok(Ok(pause)) => {
+            Ok(Ok(Heard { pause, has_settings })) => {
                 let was_held = intake.is_held();
                 obey(intake, pause);
                 intake.hear(begun);
@@ -85,11 +88,25 @@ impl Heartbeat {
                 if was_held {
                     scheduled.notify_one();
                 }
+                if !has_settings {
+                    self.tell_settings().await;
+                }
             }
             // Nobody else may notice that this table alone is out of reach.
             Ok(Err(error)) if error.remedy().is_some() => self.context.note_journal_failure(&error),
             Ok(Err(error)) => debug!(%error, "no heartbeat"),
             Err(_elapsed) => debug!("no heartbeat: no answer within {ANSWER_TIME_MAX:?}"),
+        }
+    }
+
+    /// Tells what this replica is set to, once its row is there. Where that fails, the next heartbeat finds it
+    /// untold.
+    async fn tell_settings(&self) {
+        let told = self.context.journal.tell_settings(&self.instance, &self.settings);
+        match timeout(ANSWER_TIME_MAX, told).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, "the settings are not told"),
+            Err(_elapsed) => debug!("the settings are not told: no answer within {ANSWER_TIME_MAX:?}"),
         }
     }
 

@@ -3,7 +3,8 @@
 
 use kyc_worker::desk::{errors, figures, interventions};
 use kyc_worker::journal::Journal;
-use serde_json::json;
+use kyc_worker::journal::replicas::worker_settings;
+use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -248,5 +249,39 @@ fn the_home_page_has_the_last_errors_of_the_day_and_what_a_failover_lost() {
         interventions::resume(&world.pool, Some("ana"), None).await.expect("the database answers");
         let home = figures::home(&world.pool).await.expect("the database answers");
         assert!(home.missing.is_empty() && home.pause.is_none(), "a person has settled it");
+    });
+}
+
+/// What `check` shows of the settings, by their variables.
+async fn shown_by_check(world: &World) -> Map<String, Value> {
+    let (areas, _) = world.ask(&["check"]).await;
+    let settings = areas[0]["settings"].as_array().expect("settings").clone();
+    let shown = settings.into_iter().filter_map(|mut setting| {
+        let value = setting.get_mut("value")?.take();
+        Some((setting["variable"].as_str().expect("a name").to_owned(), value))
+    });
+    shown.collect()
+}
+
+#[test]
+fn a_replicas_row_has_the_settings_that_check_shows() {
+    world(async |world| {
+        world.declare_topology().await;
+        let worker = world.start_worker();
+        let told = async || {
+            let rows = worker_settings(&world.pool).await.expect("the database answers");
+            rows.into_iter().next()?.settings
+        };
+        let settings = world.wait_for("the settings", told).await;
+        let shown = shown_by_check(&world).await;
+        assert_eq!(settings, Value::Object(shown));
+        assert_eq!(settings["CONCURRENCY"], "16");
+        for secret in ["DATABASE_URL", "AMQP_URL", "DOLLARPE_API_SECRET", "PAYLOAD_KEY", "FINGERPRINT_KEY"] {
+            assert!(settings.get(secret).is_none(), "{secret}");
+        }
+        // A row that is swept while its replica hangs comes again.
+        execute(&world, "delete from worker").await;
+        assert_eq!(world.wait_for("the settings again", told).await, settings);
+        drop(worker);
     });
 }

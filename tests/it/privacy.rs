@@ -248,6 +248,8 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
         for event in upstream.wait_for_implied(&world, &[held]).await {
             check_clean("an event", &event.to_string());
         }
+        let told = "select count(*) from worker where settings ->> 'QUEUE' is not null";
+        assert!(world.count(told).await >= 2, "the tables that are searched have the settings of both");
         next.stop().await;
 
         for (path, text) in world.logs() {
