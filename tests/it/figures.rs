@@ -1,6 +1,8 @@
 //! What replicas count for all, and what a console reads of it and of the tables: true to the books, and
 //! without a count of its own.
 
+use kyc_worker::desk::find::{Found, find};
+use kyc_worker::desk::verifications::verifications;
 use kyc_worker::desk::{errors, figures, interventions};
 use kyc_worker::journal::Journal;
 use kyc_worker::journal::replicas::worker_settings;
@@ -283,5 +285,97 @@ fn a_replicas_row_has_the_settings_that_check_shows() {
         execute(&world, "delete from worker").await;
         assert_eq!(world.wait_for("the settings again", told).await, settings);
         drop(worker);
+    });
+}
+
+fn id(nth: u128) -> Uuid {
+    Uuid::from_u128(nth)
+}
+
+#[test]
+fn a_text_is_found_as_an_id_of_any_kind() {
+    world(async |world| {
+        world.is_tampered_with();
+        execute(
+            &world,
+            "insert into submission (
+                job_id, customer_id, state, requested_at, received_at, ended_at, correlation_id
+            )
+            select
+                ('00000000-0000-0000-0000-' || lpad(to_hex(nth), 12, '0'))::uuid,
+                '00000000-0000-0000-0000-0000000c0001', 'accepted', now(), now() + nth * interval '1 s',
+                now() + interval '1 hour',
+                case when nth = 1 then '00000000-0000-0000-0000-0000000d0001' else 'order 7' end
+            from generate_series(1, 60) nth",
+        )
+        .await;
+        execute(&world, "insert into customer (customer_id) values ('00000000-0000-0000-0000-0000000c0002')")
+            .await;
+        execute(
+            &world,
+            "insert into archived_customer (customer_id, accepted, unknown_outcome, files)
+            values ('00000000-0000-0000-0000-0000000c0003', 1, 0, '{a}')",
+        )
+        .await;
+        execute(
+            &world,
+            "insert into archived_job (job_id, state, holds_id, ended_at, deliveries, file)
+            values ('00000000-0000-0000-0000-0000000a0001', 'accepted', true, now(), 1, '2026-07-0001')",
+        )
+        .await;
+        let found = async |text: &str| find(&world.pool, text).await.expect("the database answers");
+        assert!(matches!(found(&id(5).to_string()).await, Found::Job(job) if job == id(5)));
+        assert!(matches!(found(&format!(" {} ", id(5))).await, Found::Job(job) if job == id(5)));
+        for customer in [0xc0001, 0xc0002, 0xc0003] {
+            let text = id(customer).to_string();
+            assert!(matches!(found(&text).await, Found::Customer(known) if known == id(customer)), "{text}");
+        }
+        let archived = found(&id(0xa0001).to_string()).await;
+        assert!(
+            matches!(&archived, Found::Archived { job_id, file } if *job_id == id(0xa0001) && file == "2026-07-0001"),
+            "{archived:?}"
+        );
+        // A correlation_id may be a UUID, too.
+        let Found::Correlated(jobs) = found(&id(0xd0001).to_string()).await else {
+            panic!("a correlation_id")
+        };
+        assert_eq!(jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), [id(1)]);
+        let Found::Correlated(jobs) = found("order 7").await else { panic!("a correlation_id") };
+        assert_eq!(jobs.len(), 50);
+        assert_eq!((jobs[0].job_id, jobs[49].job_id), (id(60), id(11)), "the newest, in order");
+        for nothing in ["order", "", &id(0xffff).to_string()] {
+            let Found::Correlated(jobs) = found(nothing).await else { panic!("{nothing} is nothing") };
+            assert!(jobs.is_empty(), "{nothing}");
+        }
+    });
+}
+
+#[test]
+fn overdue_verifications_come_first_and_then_those_that_are_read_next() {
+    world(async |world| {
+        world.is_tampered_with();
+        execute(
+            &world,
+            "insert into submission (
+                job_id, customer_id, state, evidence, requested_at, received_at, ended_at, verification_due_at,
+                verification_overdue_at, verification_status
+            )
+            select
+                ('00000000-0000-0000-0000-' || lpad(nth::text, 12, '0'))::uuid, gen_random_uuid(), 'accepted',
+                'response', now() - interval '1 day', now() - interval '1 day', now() - interval '1 day',
+                case when nth <> 4 then now() + nth * interval '1 minute' end,
+                case when nth % 2 = 0 then now() - nth * interval '1 hour' end, 'PROCESSING'
+            from generate_series(1, 230) nth",
+        )
+        .await;
+        let found = verifications(&world.pool).await.expect("the database answers");
+        let nth = |job: Uuid| job.to_string()[24..].parse::<i64>().expect("a number");
+        let overdue: Vec<i64> = found.overdue.iter().map(|job| nth(job.job_id)).collect();
+        let next: Vec<i64> = found.next.iter().map(|job| nth(job.job_id)).collect();
+        assert_eq!((overdue.len(), next.len()), (100, 100));
+        assert_eq!((overdue[0], overdue[1]), (230, 228), "the longest first");
+        assert_eq!(next[..5], [1, 2, 3, 5, 6], "one that is followed no more is not read");
+        assert!(found.overdue.iter().all(|job| job.overdue_since.is_some() && job.accepted_at.is_some()));
+        assert_eq!(found.next[0].status.as_deref(), Some("PROCESSING"));
     });
 }
