@@ -1,11 +1,18 @@
 //! What the records know of dead letters.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
+use crate::domain::job::places_in;
+
+/// Of how many dead letters the faults are grouped, the newest.
+const GROUPED: i64 = 10_000;
 
 /// Why a worker dead-lettered a message.
 #[derive(Debug, Serialize)]
@@ -49,6 +56,88 @@ pub async fn find_dead_letter(pool: &PgPool, body_sha256: &[u8]) -> sqlx::Result
     )
     .fetch_optional(pool)
     .await
+}
+
+/// A fault that dead letters have in common.
+#[derive(Clone, Debug, Serialize)]
+pub struct DeadLetterFault {
+    pub reason_code: String,
+    /// The JSON pointer of what is wrong, or `body`; none where the reason is about the whole delivery.
+    pub place: Option<String>,
+    /// How many of the newest 10,000 have it.
+    pub count: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub first_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_at: OffsetDateTime,
+    /// The row of the newest.
+    pub example_id: i64,
+    /// How its id begins in `kyc-worker dead-letters list`; none where its customer was forgotten.
+    pub example_sha256: Option<String>,
+}
+
+/// What the newest dead letters have in common, the most frequent first. A letter with several faults counts
+/// for each of their places.
+pub async fn dead_letter_faults(pool: &PgPool) -> sqlx::Result<Vec<DeadLetterFault>> {
+    let reasons = sqlx::query!(
+        r#"-- dead_letter_faults
+        with newest as materialized (
+            select id, reason_code, reason, received_at, body_sha256
+            from dead_lettered_delivery
+            order by id desc
+            limit $1
+        ), grouped as (
+            select
+                reason_code, reason, count(*) as count, min(received_at) as first_at, max(received_at) as last_at,
+                max(id) as example_id
+            from newest
+            group by reason_code, reason
+        )
+        select
+            g.reason_code, g.reason, g.count as "count!", g.first_at as "first_at!", g.last_at as "last_at!",
+            g.example_id as "example_id!", nullif(encode(substr(n.body_sha256, 1, 6), 'hex'), '') as example_sha256
+        from grouped g
+        join newest n on n.id = g.example_id"#,
+        GROUPED,
+    )
+    .fetch_all(pool)
+    .await?;
+    let mut faults: BTreeMap<(String, Option<String>), DeadLetterFault> = BTreeMap::new();
+    for row in reasons {
+        let mut places: Vec<Option<&str>> = places_in(&row.reason).map(Some).collect();
+        places.sort_unstable();
+        places.dedup();
+        if places.is_empty() {
+            places.push(None);
+        }
+        for place in places.into_iter().map(|place| place.map(str::to_owned)) {
+            let fault = DeadLetterFault {
+                reason_code: row.reason_code.clone(),
+                place: place.clone(),
+                count: row.count,
+                first_at: row.first_at,
+                last_at: row.last_at,
+                example_id: row.example_id,
+                example_sha256: row.example_sha256.clone(),
+            };
+            match faults.entry((row.reason_code.clone(), place)) {
+                Entry::Vacant(vacant) => drop(vacant.insert(fault)),
+                Entry::Occupied(mut known) => known.get_mut().join(fault),
+            }
+        }
+    }
+    let mut faults: Vec<DeadLetterFault> = faults.into_values().collect();
+    faults.sort_by_key(|fault| -fault.count);
+    Ok(faults)
+}
+
+impl DeadLetterFault {
+    /// Takes in what other letters with the same fault come to.
+    fn join(&mut self, other: Self) {
+        let (first_at, count) = (self.first_at.min(other.first_at), self.count + other.count);
+        let newest = if other.example_id > self.example_id { other.clone() } else { self.clone() };
+        *self = Self { count, first_at, last_at: self.last_at.max(other.last_at), ..newest };
+    }
 }
 
 /// Writes down that a person has a dead letter delivered again; or, after that, why it was not.

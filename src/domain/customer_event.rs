@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::foreign_text::known_words;
-use super::job::{instant, text_at, uuid};
+use super::job::{instant, line_of, text_at, uuid};
 use super::message::Message;
 use dollarpe::canonical_json::{Fault, Json, Profile};
 use dollarpe::signature::Signer;
@@ -156,7 +156,7 @@ fn time_of(text: &str) -> Result<OffsetDateTime, &'static str> {
 }
 
 fn refuse(faults: &[Fault]) -> Refusal {
-    invalid(faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    invalid(line_of(faults))
 }
 
 fn invalid(reason: impl Into<String>) -> Refusal {

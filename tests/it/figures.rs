@@ -1,16 +1,19 @@
 //! What replicas count for all, and what a console reads of it and of the tables: true to the books, and
 //! without a count of its own.
 
+use kyc_worker::desk::dead_letters::dead_letter_faults;
 use kyc_worker::desk::find::{Found, find};
 use kyc_worker::desk::verifications::verifications;
 use kyc_worker::desk::{errors, figures, interventions};
+use kyc_worker::domain::job::{Job, Rules};
+use kyc_worker::domain::message::Message;
 use kyc_worker::journal::Journal;
 use kyc_worker::journal::replicas::worker_settings;
 use serde_json::{Map, Value, json};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use crate::harness::{World, world};
+use crate::harness::{World, job_body, world};
 use crate::one_customer::journal;
 
 /// Rows that the minutes have and the books do not, and the reverse.
@@ -347,6 +350,62 @@ fn a_text_is_found_as_an_id_of_any_kind() {
             let Found::Correlated(jobs) = found(nothing).await else { panic!("{nothing} is nothing") };
             assert!(jobs.is_empty(), "{nothing}");
         }
+    });
+}
+
+#[test]
+fn dead_letters_are_grouped_by_what_is_wrong_with_them() {
+    world(async |world| {
+        let journal = journal(&world, "one");
+        let record = async |change: &dyn Fn(&mut Value)| {
+            let mut body = job_body(Uuid::new_v4(), Uuid::new_v4());
+            change(&mut body);
+            let message_id = Some(Uuid::new_v4().to_string());
+            let message = Message { body: body.to_string().into(), message_id, ..Message::default() };
+            let now = OffsetDateTime::now_utc();
+            let invalid = Job::parse(&message, now, &Rules::default()).expect_err("no job");
+            journal.record_invalid(&message, now, &invalid).await.expect("the database answers");
+            invalid.faults.len()
+        };
+        let no_type = |body: &mut Value| body["document_type"] = json!("LIBRARY_CARD");
+        for _ in 0..3 {
+            record(&no_type).await;
+        }
+        let both = |body: &mut Value| {
+            body["document_type"] = json!("LIBRARY_CARD");
+            body["full_address"] = json!("");
+        };
+        assert!(record(&both).await >= 2);
+        let text = Message { body: "no JSON".into(), ..Message::default() };
+        let now = OffsetDateTime::now_utc();
+        journal.record_conflict(&text, now, Uuid::new_v4()).await.expect("the database answers");
+        journal.record_worker_failed(&text, now).await.expect("the database answers");
+
+        let faults = dead_letter_faults(&world.pool).await.expect("the database answers");
+        let counted: Vec<(&str, Option<&str>, i64)> =
+            faults.iter().map(|fault| (&*fault.reason_code, fault.place.as_deref(), fault.count)).collect();
+        assert_eq!(counted[0], ("invalid", Some("/document_type"), 4), "{counted:?}");
+        for expected in [
+            ("invalid", Some("/full_address"), 1),
+            ("conflict", Some("/job_id"), 1),
+            ("worker_failed", None, 1),
+        ] {
+            assert!(counted.contains(&expected), "{expected:?} in {counted:?}");
+        }
+        assert_eq!(counted.len(), 4, "{counted:?}");
+        let newest = "select max(id) from dead_lettered_delivery where reason_code = 'invalid'";
+        assert_eq!(faults[0].example_id, world.count(newest).await);
+        let sha: String =
+            sqlx::query_scalar("select encode(body_sha256, 'hex') from dead_lettered_delivery where id = $1")
+                .bind(faults[0].example_id)
+                .fetch_one(&world.pool)
+                .await
+                .expect("a row");
+        assert_eq!(faults[0].example_sha256.as_deref(), Some(&sha[..12]));
+        assert!(faults[0].first_at < faults[0].last_at);
+        execute(&world, r"update dead_lettered_delivery set body_sha256 = '\x'").await;
+        let faults = dead_letter_faults(&world.pool).await.expect("the database answers");
+        assert!(faults.iter().all(|fault| fault.example_sha256.is_none()), "a customer was forgotten");
     });
 }
 

@@ -29,6 +29,9 @@ pub const BODY_BYTES_MAX: usize = 64 * 1024;
 const FAULTS_MAX: usize = 32;
 const INVALID_CHARS_MAX: usize = 2_000;
 
+/// What stands between two faults of one line.
+const BETWEEN_FAULTS: &str = "; ";
+
 /// Ours, of a message's body; the rest of it is the provider's.
 pub const OUR_FIELDS: [&str; 3] = ["job_id", "requested_at", "expires_at"];
 /// The provider's, of the same.
@@ -298,11 +301,24 @@ impl Invalid {
     }
 }
 
+/// All faults in one line.
+pub(super) fn line_of(faults: &[Fault]) -> String {
+    faults.iter().map(Fault::to_string).collect::<Vec<_>>().join(BETWEEN_FAULTS)
+}
+
+/// Where the faults of such a line are: the JSON pointer of each, or `body`. A fault's own words may have what
+/// stands between two; none of them begins as a fault does. One that was cut off before its words is not told.
+pub fn places_in(line: &str) -> impl Iterator<Item = &str> {
+    line.split(BETWEEN_FAULTS).filter_map(|part| {
+        let (place, _words) = part.split_once(": ")?;
+        (place == "body" || place.starts_with('/')).then_some(place)
+    })
+}
+
 impl fmt::Display for Invalid {
     /// All faults in one line of at most 2,000 characters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let faults: Vec<_> = self.faults.iter().map(Fault::to_string).collect();
-        let line = faults.join("; ");
+        let line = line_of(&self.faults);
         match line.char_indices().nth(INVALID_CHARS_MAX - 1) {
             Some((end, c)) if end + c.len_utf8() < line.len() => write!(f, "{}…", &line[..end]),
             _ => f.write_str(&line),

@@ -619,3 +619,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_line_of_faults_tells_where_each_is() {
+    let line = |faults: Vec<Fault>| Invalid { job_id: None, customer_id: None, faults }.to_string();
+    let three = line(vec![
+        Fault::new("/document_type", "is none; name one: PASSPORT"),
+        Fault::new("", "is larger than 64 KiB"),
+        Fault::new("/document_details/?17", "is unknown"),
+    ]);
+    assert_eq!(places_in(&three).collect::<Vec<_>>(), ["/document_type", "body", "/document_details/?17"]);
+    let refused = "body: the database cannot hold a value of this job; see its log, then requeue the message";
+    assert_eq!(places_in(refused).collect::<Vec<_>>(), ["body"]);
+    for whole in ["the worker failed: a bug; report it", "X-SIGNATURE: is missing", ""] {
+        assert_eq!(places_in(whole).count(), 0, "{whole}");
+    }
+    // Cut wherever 2,000 characters end: a place is whole, or not told.
+    for width in 0..30 {
+        let words = "x".repeat(width);
+        let faults: Vec<Fault> = (0..100).map(|_| Fault::new("/full_address", words.clone())).collect();
+        let line = line(faults);
+        assert!(line.chars().count() <= INVALID_CHARS_MAX && places_in(&line).count() > 40);
+        assert!(places_in(&line).all(|place| place == "/full_address"), "{line}");
+    }
+}
