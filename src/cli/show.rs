@@ -41,7 +41,7 @@ pub(super) async fn run(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
     match (args.job_id, args.customer) {
         (_, Some(customer_id)) => {
-            let story = customer_story(&pool, customer_id).await?;
+            let story = customer_story(&pool, customer_id, None).await?;
             let story = story.ok_or_else(|| unknown_customer(customer_id))?;
             args.desk.print(&story, print_customer)
         }
@@ -147,6 +147,9 @@ fn print_story(story: &JobStory) {
     }
     for other in &story.unordered_with {
         println!("  nothing orders it before or after {other}; have its publisher give requested_at");
+    }
+    if story.is_cut {
+        println!("  older attempts or reads are left out: the newest of each kind are here");
     }
     println!();
     let mut events: Vec<(OffsetDateTime, String)> = Vec::new();

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
-use crate::desk::story::{Spent, SubmissionView, submission};
+use crate::desk::story::{Spent, SubmissionView, submissions_of};
 use crate::domain::suspicion::PastJob;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::transact;
@@ -23,6 +23,8 @@ pub struct CustomerStory {
     pub limit_reached_at: Option<OffsetDateTime>,
     /// Their jobs, the newest first, each with the number of updates it spent or may have spent.
     pub jobs: Vec<CustomerJob>,
+    /// Whether they have older ones that are left out.
+    pub is_cut: bool,
     /// The files of the archive that hold more of them.
     pub files: Vec<String>,
 }
@@ -78,19 +80,16 @@ pub async fn set_budget(
     .await
 }
 
-/// What is known of a customer; `None` if nothing is.
-pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Option<CustomerStory>> {
+/// What is known of a customer, with their newest jobs, all of them without a `limit`; `None` if nothing is.
+pub async fn customer_story(
+    pool: &PgPool,
+    customer_id: Uuid,
+    limit: Option<u32>,
+) -> sqlx::Result<Option<CustomerStory>> {
     let mut connection = pool.acquire().await?;
-    let ids = sqlx::query_scalar!(
-        "-- customer_jobs
-        select s.job_id
-        from submission s
-        where s.customer_id = $1
-        order by s.requested_at desc nulls last, s.received_at desc, s.job_id desc",
-        customer_id,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
+    let mut submissions = submissions_of(&mut connection, customer_id, limit).await?;
+    let is_cut = limit.is_some_and(|limit| submissions.len() > limit as usize);
+    submissions.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
     let known = sqlx::query!(
         "-- customer
         select budget_set_at, budget_set_by, budget_note, limit_reached_at
@@ -101,24 +100,22 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     .fetch_optional(&mut *connection)
     .await?;
     let files = files_of(&mut connection, customer_id).await?;
-    if ids.is_empty() && known.is_none() && files.is_empty() {
+    if submissions.is_empty() && known.is_none() && files.is_empty() {
         return Ok(None);
     }
     let mut customers = read_customers(&mut connection, [(customer_id, None)]).await?;
     let customer = customers.remove(&customer_id).unwrap_or_default();
-    let mut jobs = Vec::with_capacity(ids.len());
-    for job_id in ids {
-        if let Some(submission) = submission(&mut connection, job_id).await? {
-            let spent = customer.job(job_id).map_or(0, PastJob::spent);
-            jobs.push(CustomerJob { submission, spent });
-        }
-    }
+    let job = |submission: SubmissionView| {
+        let spent = customer.job(submission.job_id).map_or(0, PastJob::spent);
+        CustomerJob { submission, spent }
+    };
+    let jobs = submissions.into_iter().map(job).collect();
     let limit_reached_at = known.as_ref().and_then(|known| known.limit_reached_at);
     let budget_set = known.and_then(|known| {
         Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
     });
     let spent = Spent::of(&customer);
-    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, files }))
+    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, is_cut, files }))
 }
 
 /// The files of the archive that hold jobs of a customer.

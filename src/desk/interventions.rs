@@ -37,6 +37,41 @@ pub struct InterventionView {
     pub detail: Option<String>,
 }
 
+/// What a person did, among all that people did.
+#[derive(Debug, Serialize)]
+pub struct ListedIntervention {
+    pub id: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub action: String,
+    pub by: Option<String>,
+    pub note: Option<String>,
+    pub job_id: Option<Uuid>,
+    pub customer_id: Option<Uuid>,
+    pub detail: Option<String>,
+}
+
+/// What people did, the newest first: of those before a number, which is that of the page before.
+pub async fn interventions(
+    pool: &PgPool,
+    before_id: Option<i64>,
+    limit: i64,
+) -> sqlx::Result<Vec<ListedIntervention>> {
+    sqlx::query_as!(
+        ListedIntervention,
+        "-- interventions
+        select id, at, action, by, note, job_id, customer_id, detail
+        from intervention
+        where id < $1
+        order by id desc
+        limit $2",
+        before_id.unwrap_or(i64::MAX),
+        limit,
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// What people did to a job, in order.
 pub(crate) async fn interventions_of(
     connection: &mut PgConnection,

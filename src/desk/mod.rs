@@ -16,5 +16,6 @@ pub mod reconcile;
 pub mod replay;
 pub mod report;
 pub mod resolve;
+pub mod review;
 pub mod story;
 pub mod verifications;

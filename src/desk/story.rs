@@ -95,6 +95,9 @@ pub struct AttemptView {
     pub checked: Option<String>,
 }
 
+/// How many attempts of a job are told, and how many reads, the newest: few have ten.
+const ENTRIES_MAX: i64 = 500;
+
 /// The story of one job.
 #[derive(Debug, Serialize)]
 pub struct JobStory {
@@ -106,6 +109,8 @@ pub struct JobStory {
     pub interventions: Vec<InterventionView>,
     /// Its deliveries that were dead-lettered.
     pub dead_letters: Vec<DeadLetterView>,
+    /// Whether older attempts or reads are left out.
+    pub is_cut: bool,
     pub spent: Option<Spent>,
     /// The customer's other jobs that nothing orders before or after this one: both were asked
     /// for at the same time, or within a minute of each other and dated by their receipt alone.
@@ -133,30 +138,9 @@ pub struct ObservationView {
 pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobStory>> {
     let mut connection = pool.acquire().await?;
     let Some(submission) = submission(&mut connection, job_id).await? else { return Ok(None) };
-    let attempts = sqlx::query_as!(
-        AttemptView,
-        "-- show_attempts
-        select
-            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
-            provider_message, error, duration_ms, checked
-        from attempt
-        where job_id = $1
-        order by number",
-        job_id,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let observations = sqlx::query_as!(
-        ObservationView,
-        "-- show_observations
-        select at, purpose, status, failure_reason, error, conclusion, document_types
-        from observation
-        where job_id = $1
-        order by id",
-        job_id,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
+    let mut attempts = attempts(&mut connection, job_id).await?;
+    let mut observations = observations(&mut connection, job_id).await?;
+    let is_cut = [cut(&mut attempts), cut(&mut observations)].contains(&true);
     let interventions = interventions_of(&mut connection, job_id).await?;
     let dead_letters = dead_letters_of(&mut connection, job_id).await?;
     let spent = spent(&mut connection, submission.customer_id).await?;
@@ -167,10 +151,55 @@ pub async fn job_story(pool: &PgPool, job_id: Uuid) -> sqlx::Result<Option<JobSt
         observations,
         interventions,
         dead_letters,
+        is_cut,
         spent,
         unordered_with,
         archived_in: None,
     }))
+}
+
+/// Takes the oldest out of what has more than is told, and puts the rest in order. Says whether it has.
+fn cut<T>(newest_first: &mut Vec<T>) -> bool {
+    let is_cut = i64::try_from(newest_first.len()).is_ok_and(|count| count > ENTRIES_MAX);
+    newest_first.truncate(newest_first.len() - usize::from(is_cut));
+    newest_first.reverse();
+    is_cut
+}
+
+/// One more attempt than is told, the newest first.
+async fn attempts(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Vec<AttemptView>> {
+    sqlx::query_as!(
+        AttemptView,
+        "-- show_attempts
+        select
+            job_id, number, worker, begun_at, ended_at, verdict, late_verdict, detail, http_status,
+            provider_message, error, duration_ms, checked
+        from attempt
+        where job_id = $1
+        order by number desc
+        limit $2",
+        job_id,
+        ENTRIES_MAX + 1,
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// One more read than is told, the newest first.
+async fn observations(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Vec<ObservationView>> {
+    sqlx::query_as!(
+        ObservationView,
+        "-- show_observations
+        select at, purpose, status, failure_reason, error, conclusion, document_types
+        from observation
+        where job_id = $1
+        order by id desc
+        limit $2",
+        job_id,
+        ENTRIES_MAX + 1,
+    )
+    .fetch_all(connection)
+    .await
 }
 
 /// The customer's other jobs that nothing orders before or after this one.
@@ -195,10 +224,7 @@ async fn unordered_with(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Re
 }
 
 /// One submission; `None` if it is not known.
-pub(crate) async fn submission(
-    connection: &mut PgConnection,
-    job_id: Uuid,
-) -> sqlx::Result<Option<SubmissionView>> {
+async fn submission(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<SubmissionView>> {
     sqlx::query_as!(
         SubmissionView,
         r#"-- show_submission
@@ -212,5 +238,31 @@ pub(crate) async fn submission(
         job_id,
     )
     .fetch_optional(connection)
+    .await
+}
+
+/// The submissions of a customer, the newest first: one more than `limit`, by which it is seen that there are
+/// more, or all.
+pub(crate) async fn submissions_of(
+    connection: &mut PgConnection,
+    customer_id: Uuid,
+    limit: Option<u32>,
+) -> sqlx::Result<Vec<SubmissionView>> {
+    sqlx::query_as!(
+        SubmissionView,
+        r#"-- customer_jobs
+        select
+            job_id, customer_id, document_type, document_number_last4, state, waiting_for,
+            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
+            expires_at, expiring_link, ended_at, provider_reference, evidence, verification_status, failure_reason,
+            correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
+        from submission
+        where customer_id = $1
+        order by requested_at desc nulls last, received_at desc, job_id desc
+        limit $2"#,
+        customer_id,
+        limit.map(|limit| i64::from(limit) + 1),
+    )
+    .fetch_all(connection)
     .await
 }

@@ -3,8 +3,9 @@
 
 use kyc_worker::desk::dead_letters::dead_letter_faults;
 use kyc_worker::desk::find::{Found, find};
+use kyc_worker::desk::review::worklist;
 use kyc_worker::desk::verifications::verifications;
-use kyc_worker::desk::{errors, figures, interventions};
+use kyc_worker::desk::{budget, errors, figures, interventions, story};
 use kyc_worker::domain::job::{Job, Rules};
 use kyc_worker::domain::message::Message;
 use kyc_worker::journal::Journal;
@@ -410,6 +411,47 @@ fn dead_letters_are_grouped_by_what_is_wrong_with_them() {
 }
 
 #[test]
+fn the_worklist_begins_with_what_waits_the_longest() {
+    world(async |world| {
+        world.is_tampered_with();
+        execute(
+            &world,
+            "with made as (
+                insert into submission (
+                    job_id, customer_id, document_type, document_number_last4, state, reason_code, reason, attempts,
+                    requested_at, received_at, ended_at
+                )
+                select
+                    ('00000000-0000-0000-0000-' || lpad(nth::text, 12, '0'))::uuid, gen_random_uuid(), 'PASSPORT',
+                    '4567', state, case when nth % 2 = 0 then 'last_update' else 'fate_unknown' end, 'why', 2,
+                    now() - interval '1 day', now() - interval '1 day', now() - nth * interval '1 minute'
+                from generate_series(1, 9) nth
+                cross join lateral (select case when nth = 9 then 'exhausted' else 'needs_review' end as state) stood
+                returning job_id
+            )
+            insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
+            select job_id, number, 'one', now(), now(), 'unknown' from made cross join generate_series(1, 2) number",
+        )
+        .await;
+        let list = async |reason: Option<&str>, limit: i64| {
+            worklist(&world.pool, reason, limit).await.expect("the database answers")
+        };
+        let jobs = list(None, 100).await;
+        let expected: Vec<Uuid> = (1..=8)
+            .rev()
+            .map(|nth| format!("00000000-0000-0000-0000-{nth:012}").parse().expect("a UUID"))
+            .collect();
+        assert_eq!(jobs.iter().map(|job| job.job_id).collect::<Vec<_>>(), expected);
+        assert_eq!((jobs[0].spent.here, jobs[0].spent.elsewhere, jobs[0].attempts), (2, 0, 2));
+        assert_eq!(jobs[0].document_number_last4.as_deref(), Some("4567"));
+        assert_eq!(list(None, 3).await.len(), 3);
+        let last = list(Some("last_update"), 100).await;
+        assert_eq!(last.len(), 4);
+        assert!(last.iter().all(|job| job.reason_code.as_deref() == Some("last_update")));
+    });
+}
+
+#[test]
 fn overdue_verifications_come_first_and_then_those_that_are_read_next() {
     world(async |world| {
         world.is_tampered_with();
@@ -436,5 +478,83 @@ fn overdue_verifications_come_first_and_then_those_that_are_read_next() {
         assert_eq!(next[..5], [1, 2, 3, 5, 6], "one that is followed no more is not read");
         assert!(found.overdue.iter().all(|job| job.overdue_since.is_some() && job.accepted_at.is_some()));
         assert_eq!(found.next[0].status.as_deref(), Some("PROCESSING"));
+    });
+}
+
+#[test]
+fn interventions_are_told_page_by_page() {
+    world(async |world| {
+        for nth in 0..7 {
+            let note = format!("pause {nth}");
+            interventions::pause(&world.pool, interventions::Attribution { by: "ana", note: &note })
+                .await
+                .expect("the database answers");
+        }
+        let (mut before, mut notes) = (None, Vec::new());
+        loop {
+            let page =
+                interventions::interventions(&world.pool, before, 3).await.expect("the database answers");
+            before = page.last().map(|intervention| intervention.id);
+            notes.extend(page.into_iter().filter_map(|intervention| intervention.note));
+            if before.is_none() {
+                break;
+            }
+        }
+        let expected: Vec<String> = (0..7).rev().map(|nth| format!("pause {nth}")).collect();
+        assert_eq!(notes, expected);
+    });
+}
+
+#[test]
+fn a_long_story_is_cut_and_says_so() {
+    world(async |world| {
+        world.is_tampered_with();
+        execute(
+            &world,
+            "insert into submission (job_id, customer_id, state, requested_at, received_at, ended_at)
+            select
+                ('00000000-0000-0000-0000-' || lpad(nth::text, 12, '0'))::uuid,
+                '00000000-0000-0000-0000-0000000c0001', 'superseded', now() + nth * interval '1 s', now(), now()
+            from generate_series(1, 150) nth",
+        )
+        .await;
+        let customer = async |limit: Option<u32>| {
+            let story =
+                budget::customer_story(&world.pool, id(0xc0001), limit).await.expect("the database answers");
+            story.expect("they are known")
+        };
+        let story = customer(Some(100)).await;
+        assert_eq!((story.jobs.len(), story.is_cut), (100, true));
+        assert!(story.jobs[0].submission.job_id.to_string().ends_with("0150"), "the newest first");
+        for limit in [None, Some(150)] {
+            let story = customer(limit).await;
+            assert_eq!((story.jobs.len(), story.is_cut), (150, false), "{limit:?}");
+        }
+
+        execute(
+            &world,
+            "insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
+            select '00000000-0000-0000-0000-000000000001', number, 'one', now(), now(), 'not_sent'
+            from generate_series(1, 501) number",
+        )
+        .await;
+        execute(
+            &world,
+            "insert into observation (job_id, customer_id, at, purpose, status)
+            select '00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-0000000c0001', now(),
+                'verification', 'PROCESSING'
+            from generate_series(1, 500)",
+        )
+        .await;
+        let told =
+            story::job_story(&world.pool, id(1)).await.expect("the database answers").expect("it is known");
+        assert_eq!((told.attempts.len(), told.observations.len(), told.is_cut), (500, 500, true));
+        assert_eq!((told.attempts[0].number, told.attempts[499].number), (2, 501), "the newest, in order");
+        assert!(
+            world.say(&["show", &id(1).to_string()]).await.contains("older attempts or reads are left out")
+        );
+        let told =
+            story::job_story(&world.pool, id(2)).await.expect("the database answers").expect("it is known");
+        assert!(!told.is_cut);
     });
 }

@@ -344,6 +344,7 @@ pub async fn archived_story(
         observations,
         interventions,
         dead_letters,
+        is_cut: false,
         spent,
         unordered_with,
         archived_in,

@@ -301,7 +301,7 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
     let explained = journal::connect(&settings, &Secret::from(url.as_str())).await?;
     report::report(&explained, Duration::from_secs(24 * 3600), 3).await?;
     story::job_story(&explained, job_id).await?;
-    budget::customer_story(&explained, customer_id).await?;
+    budget::customer_story(&explained, customer_id, Some(100)).await?;
     let filter = list::Filter {
         state: None,
         reason_code: None,
