@@ -1,6 +1,7 @@
 //! What replicas count for all, and what a console reads of it and of the tables: true to the books, and
 //! without a count of its own.
 
+use kyc_worker::config::{DatabaseSettings, Secret};
 use kyc_worker::desk::dead_letters::dead_letter_faults;
 use kyc_worker::desk::find::{Found, find};
 use kyc_worker::desk::review::worklist;
@@ -11,6 +12,7 @@ use kyc_worker::domain::message::Message;
 use kyc_worker::journal::Journal;
 use kyc_worker::journal::replicas::worker_settings;
 use serde_json::{Map, Value, json};
+use sqlx::PgPool;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -557,4 +559,40 @@ fn a_long_story_is_cut_and_says_so() {
             story::job_story(&world.pool, id(2)).await.expect("the database answers").expect("it is known");
         assert!(!told.is_cut);
     });
+}
+
+/// A pool like a command's.
+pub async fn desk_pool(world: &World) -> PgPool {
+    let settings = DatabaseSettings {
+        database_url: None,
+        database_url_file: None,
+        database_connections: 2,
+        allow_unsafe_database: true,
+    };
+    let pool = kyc_worker::journal::connect(&settings, &Secret::from(world.database_url())).await;
+    pool.expect("the database is there")
+}
+
+/// Asks what each page of a console asks, about rows that are few among many.
+pub async fn ask_every_page(world: &World) {
+    let pool = desk_pool(world).await;
+    figures::home(&pool).await.expect("the database answers");
+    errors::errors(&pool).await.expect("the database answers");
+    verifications(&pool).await.expect("the database answers");
+    worklist(&pool, None, 100).await.expect("the database answers");
+    dead_letter_faults(&pool).await.expect("the database answers");
+    interventions::interventions(&pool, None, 100).await.expect("the database answers");
+    let (job_id, customer_id): (Uuid, Uuid) =
+        sqlx::query_as("select job_id, customer_id from submission where correlation_id = 'order 7' limit 1")
+            .fetch_one(&pool)
+            .await
+            .expect("a job");
+    for text in
+        [job_id.to_string(), customer_id.to_string(), Uuid::new_v4().to_string(), "order 7".to_owned()]
+    {
+        find(&pool, &text).await.expect("the database answers");
+    }
+    budget::customer_story(&pool, customer_id, Some(100)).await.expect("the database answers");
+    story::job_story(&pool, job_id).await.expect("the database answers");
+    pool.close().await;
 }

@@ -6,6 +6,7 @@ use kyc_worker::journal::{Journal, connect_to_work};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::figures::{ask_every_page, desk_pool};
 use crate::harness::{World, world};
 use crate::many_jobs::{jobs, open_all, settle};
 use crate::one_customer::journal_with;
@@ -194,5 +195,78 @@ fn people_who_ask_of_a_day_read_no_more_than_that_day() {
         }
         let read = rows_read(&world, "submission").await;
         assert!(read < 2_000, "{read} submissions were read for questions about 20");
+    });
+}
+
+#[test]
+fn pages_of_a_console_and_the_minutes_that_they_show_read_no_table_whole() {
+    world(async |world| {
+        make_history(&world, 50_000).await;
+        for statement in [
+            "alter table observation set (autovacuum_enabled = false)",
+            "alter table intervention set (autovacuum_enabled = false)",
+            "alter table dead_lettered_delivery set (autovacuum_enabled = false)",
+            "insert into observation (job_id, customer_id, at, purpose, status)
+            select gen_random_uuid(), gen_random_uuid(), now(), 'verification', 'VERIFIED'
+            from generate_series(1, 50000)",
+            "insert into intervention (action, by, note, job_id, customer_id)
+            select 'requeue', 'ana', 'why', gen_random_uuid(), gen_random_uuid() from generate_series(1, 50000)",
+            "insert into dead_lettered_delivery (received_at, size, body_sha256, reason_code, reason, job_id)
+            select
+                now() - interval '1 year', 2, sha256(nth::text::bytea), 'invalid', '/document_type: is none',
+                gen_random_uuid()
+            from generate_series(1, 50000) nth",
+            // What is shown: few rows of each kind, of today.
+            "with made as (
+                insert into submission (
+                    job_id, customer_id, state, evidence, reason_code, requested_at, received_at, ended_at,
+                    verification_due_at, verification_overdue_at, correlation_id
+                )
+                select
+                    gen_random_uuid(), gen_random_uuid(), state, case when state = 'accepted' then 'response' end,
+                    'why', now(), now(), now(), case when state = 'accepted' then now() + interval '1 hour' end,
+                    case when state = 'accepted' then now() end, 'order 7'
+                from generate_series(1, 20)
+                cross join unnest(array['accepted', 'needs_review']) state
+                returning job_id, customer_id
+            ), tried as (
+                insert into attempt (job_id, number, worker, signed_at, ended_at, verdict)
+                select job_id, 1, 'one', now(), now(), 'unknown' from made
+            )
+            insert into observation (job_id, customer_id, at, purpose, status)
+            select job_id, customer_id, now(), 'baseline', 'PROCESSING' from made",
+            "update fleet_reading set minutes_until = now() - interval '5 minutes'",
+        ] {
+            world.tamper(statement).await;
+        }
+        // As autovacuum does: block ranges are used once there are statistics, and so is the order in which dead
+        // letters lie. It reads every attempt.
+        let autovacuum = desk_pool(&world).await;
+        for statement in [
+            "analyze attempt",
+            "analyze dead_lettered_delivery",
+            "select brin_summarize_new_values('attempt_begun')",
+        ] {
+            sqlx::query(statement).execute(&autovacuum).await.expect("the database does it");
+        }
+        drop(autovacuum);
+        let read_before = rows_read(&world, "attempt").await;
+
+        let journal = worker_journal(&world).await;
+        assert!(journal.refresh_figures().await.expect("the database answers"), "it is its turn");
+        drop(journal);
+        assert_eq!(world.count("select sum(attempts)::bigint from fleet_error").await, 40);
+        ask_every_page(&world).await;
+        for (table, most) in [
+            // A range of its blocks for the minutes, and one for the page.
+            ("attempt", read_before + 8_000),
+            ("submission", 2_000),
+            ("observation", 2_000),
+            ("intervention", 2_000),
+            ("dead_lettered_delivery", 12_000),
+        ] {
+            let read = rows_read(&world, table).await;
+            assert!(read < most, "{read} rows of {table} were read, {most} is too many");
+        }
     });
 }

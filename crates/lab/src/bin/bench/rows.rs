@@ -9,7 +9,10 @@ use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kyc_worker::config::{DatabaseSettings, Secret};
 use kyc_worker::{
-    desk::{budget, list, report, story},
+    desk::{
+        budget, dead_letters, errors, figures, find, interventions, list, report, review, story,
+        verifications,
+    },
     journal,
 };
 use parking_lot::Mutex;
@@ -312,9 +315,24 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
     };
     list::list(&explained, &filter).await?;
     list::list(&explained, &list::Filter { customer_id: Some(customer_id), since: None, ..filter }).await?;
+    explain_pages(&explained, job_id).await?;
     explained.close().await;
     drop(guard);
     Ok(plans::read(&log.text()))
+}
+
+/// What the pages of a console ask.
+async fn explain_pages(pool: &PgPool, job_id: Uuid) -> anyhow::Result<()> {
+    figures::home(pool).await?;
+    errors::errors(pool).await?;
+    verifications::verifications(pool).await?;
+    review::worklist(pool, None, 100).await?;
+    dead_letters::dead_letter_faults(pool).await?;
+    interventions::interventions(pool, None, 100).await?;
+    find::find(pool, &job_id.to_string()).await?;
+    // No id: a correlation_id.
+    find::find(pool, "order 7").await?;
+    Ok(())
 }
 
 /// Log lines kept in memory.
