@@ -150,6 +150,13 @@ async fn check_worker_role(world: &World) {
         "insert into archived_job (job_id, state, holds_id, ended_at, deliveries, file) values (gen_random_uuid(), 'accepted', true, now(), 1, 'x')",
         "delete from archived_job",
         "update archived_customer set accepted = 0",
+        "update approval_policy set demands = 'none'",
+        "delete from approval_policy",
+        "insert into approval_policy default values",
+        "insert into proposal (action, note, proposed_by, version, decision) values ('resume', 'a', 'b', 'c', 'void')",
+        "update proposal set proposed_by = 'another'",
+        "delete from proposal",
+        "truncate proposal",
         "create table mine (x int)",
         "drop table attempt",
         "alter table attempt disable trigger all",
@@ -191,6 +198,8 @@ async fn check_archiver_role(world: &World) {
         "delete from customer",
         "delete from outcome_event",
         "delete from archived_customer",
+        "update proposal set decided_by = 'another'",
+        "update approval_policy set demands = 'none'",
         "create table mine (x int)",
     ] {
         assert_eq!(refusal(&keep, statement).await, NO_PRIVILEGE, "{statement}");
@@ -209,9 +218,15 @@ async fn check_auditor_role(world: &World) {
         let refusal = refusal(&audit, &format!("delete from {view}")).await;
         assert!([NO_PRIVILEGE, NOT_UPDATABLE].contains(&refusal.as_str()), "{view}: {refusal}");
     }
-    for table in
-        ["submission", "attempt", "observation", "customer", "dead_lettered_delivery", "intervention"]
-    {
+    for table in [
+        "submission",
+        "attempt",
+        "observation",
+        "customer",
+        "dead_lettered_delivery",
+        "intervention",
+        "proposal",
+    ] {
         assert_eq!(refusal(&audit, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
     }
     assert_eq!(refusal(&audit, "select sealed_payload from submission").await, NO_PRIVILEGE);
