@@ -90,7 +90,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             Some(attribution) if args.yes => Intent::Replay { attribution, delay },
             _ => Intent::DryRun,
         };
-        let job = replay(&pool, job_id, rules, intent).await?;
+        let job = replay(&pool, job_id, rules, intent, None).await?;
         replayed += u32::from(job.refusal.is_none());
         jobs.push(job);
     }
