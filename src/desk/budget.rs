@@ -35,6 +35,8 @@ pub struct BudgetSet {
     pub at: OffsetDateTime,
     pub by: String,
     pub note: String,
+    /// Who approved it, where somebody was asked.
+    pub approved_by: Option<String>,
 }
 
 /// A job of a customer.
@@ -144,10 +146,19 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     .fetch_all(&mut *connection)
     .await?;
     let known = sqlx::query!(
-        "-- customer
-        select budget_set_at, budget_set_by, budget_note, limit_reached_at
-        from customer
-        where customer_id = $1",
+        r#"-- customer
+        select
+            budget_set_at, budget_set_by, budget_note, limit_reached_at,
+            (
+                select p.decided_by
+                from intervention i
+                left join proposal p on p.id = i.proposal_id
+                where i.customer_id = c.customer_id and i.action = 'budget'
+                order by i.id desc
+                limit 1
+            ) as approved_by
+        from customer c
+        where customer_id = $1"#,
         customer_id,
     )
     .fetch_optional(&mut *connection)
@@ -167,7 +178,12 @@ pub async fn customer_story(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Op
     }
     let limit_reached_at = known.as_ref().and_then(|known| known.limit_reached_at);
     let budget_set = known.and_then(|known| {
-        Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
+        Some(BudgetSet {
+            at: known.budget_set_at?,
+            by: known.budget_set_by?,
+            note: known.budget_note?,
+            approved_by: known.approved_by,
+        })
     });
     let spent = Spent::of(&customer);
     Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, files }))

@@ -9,6 +9,7 @@ pub mod forget;
 pub mod interventions;
 mod job_row;
 pub mod list;
+pub mod proposals;
 pub mod reconcile;
 pub mod replay;
 pub mod report;

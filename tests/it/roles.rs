@@ -117,6 +117,20 @@ async fn check_worker_role(world: &World) {
         &["export", "--since", "2026-01-01"],
         &["audit"],
         &["events", "replay", "--since", "2026-01-01"],
+        &[
+            "propose",
+            "budget",
+            "--customer",
+            &customer,
+            "--used",
+            "0",
+            signed[0],
+            signed[1],
+            signed[2],
+            signed[3],
+        ],
+        &["proposals"],
+        &["approve", "1", "--by", "ben", "--note", "so it is"],
         &["dead-letters", "list"],
         &["dead-letters", "requeue", "--all", signed[0], signed[1], signed[2], signed[3]],
     ] {
@@ -163,6 +177,8 @@ async fn check_worker_role(world: &World) {
     ] {
         assert_eq!(refusal(&app, statement).await, NO_PRIVILEGE, "{statement}");
     }
+    let approved = "update proposal set decided_by = 'another'";
+    assert_eq!(refusal(&app, approved).await, APPEND_ONLY);
     let closed = "update attempt set verdict = 'rejected' where verdict = 'accepted'";
     assert_eq!(refusal(&app, closed).await, APPEND_ONLY);
 }

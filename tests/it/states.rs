@@ -29,7 +29,7 @@ use crate::harness::{FINGERPRINT_KEY, World, world};
 use crate::one_customer::{job_asked, journal};
 
 const AFTER: Duration = Duration::from_secs(3_600);
-const BY_ANA: Attribution<'static> = Attribution { by: "ana", note: "why" };
+const BY_ANA: Attribution<'static> = Attribution { by: "ana", note: "why", proposal: None };
 
 /// Where a job stands, and how that is known.
 #[derive(Clone, Debug, Eq, FromRow, Hash, PartialEq)]
