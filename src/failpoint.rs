@@ -45,6 +45,7 @@ points! {
     EventsTaken = "events-taken",
     EventsConfirmed = "events-confirmed",
     EventsRemoved = "events-removed",
+    ProposalApproved = "proposal-approved",
     ArchivePaged = "archive-paged",
     ArchiveWritten = "archive-written",
     ArchiveNamed = "archive-named",

@@ -17,7 +17,7 @@ pub(super) struct AttributionArgs {
 
 impl AttributionArgs {
     pub fn attribution(&self) -> Attribution<'_> {
-        Attribution { by: &self.by, note: &self.note }
+        Attribution { by: &self.by, note: &self.note, proposal: None }
     }
 }
 
@@ -34,7 +34,7 @@ pub(super) struct MaybeAttributionArgs {
 
 impl MaybeAttributionArgs {
     pub fn attribution(&self) -> Option<Attribution<'_>> {
-        Some(Attribution { by: self.by.as_deref()?, note: self.note.as_deref()? })
+        Some(Attribution { by: self.by.as_deref()?, note: self.note.as_deref()?, proposal: None })
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) async fn run(command: &BudgetCommand) -> anyhow::Result<ExitCode> {
 
 async fn set(args: &SetArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
-    set_budget(&pool, args.customer, i32::try_from(args.used)?, args.attribution.attribution()).await?;
+    set_budget(&pool, args.customer, i32::try_from(args.used)?, None, args.attribution.attribution()).await?;
     let story = customer_story(&pool, args.customer, None).await?;
     if args.desk.json {
         println!("{}", serde_json::to_string_pretty(&story)?);

@@ -7,13 +7,15 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::attribution::AttributionArgs;
+use super::attribution::MaybeAttributionArgs;
 use super::database::DeskArgs;
 use super::terminal::{age_text, say_exactly, table, time_text, wait_aloud};
 use crate::broker::dead_letters::{DeadLetter, DeadLetters};
 use crate::broker::{Broker, NotTaken, Publisher};
 use crate::config::BrokerSettings;
 use crate::desk::dead_letters::{DeadLetterView, find_dead_letter, record_requeue};
+use crate::desk::interventions::Attribution;
+use crate::desk::proposals::{Deed, approved};
 use crate::visible::visible;
 use dollarpe::canonical_json::Fault;
 
@@ -56,21 +58,24 @@ pub(super) struct ShowArgs {
 /// Publish dead letters again for the queue they were in, and remove them once that is confirmed
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker dead-letters requeue 1f2e3d4c5b6a --by ana --note 'the contract allows it now'\n  kyc-worker dead-letters requeue --reason worker_failed --by ana --note 'fixed in 1.2.3'"
+    after_help = "Example:\n  kyc-worker dead-letters requeue 1f2e3d4c5b6a --by ana --note 'the contract allows it now'\n  kyc-worker dead-letters requeue --reason worker_failed --by ana --note 'fixed in 1.2.3'\n  kyc-worker dead-letters requeue --proposal 17"
 )]
-#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "reason", "all"]))]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "reason", "all", "proposal"]))]
 pub(super) struct RequeueArgs {
     /// The dead letters, as `list` names them
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", requires = "by", requires = "note")]
     ids: Vec<String>,
     /// All with this reason: invalid, conflict, worker_failed, delivery_limit, …
-    #[arg(long, value_name = "CODE")]
+    #[arg(long, value_name = "CODE", requires = "by", requires = "note")]
     reason: Option<String>,
     /// All
-    #[arg(long)]
+    #[arg(long, requires = "by", requires = "note")]
     all: bool,
+    /// In place of dead letters, of who asks and why: an approved proposal, which says all three
+    #[arg(long, value_name = "ID", conflicts_with_all = ["ids", "reason", "all", "by", "note"])]
+    proposal: Option<i64>,
     #[command(flatten)]
-    attribution: AttributionArgs,
+    attribution: MaybeAttributionArgs,
     #[command(flatten)]
     desk: DeskArgs,
     #[command(flatten)]
@@ -226,13 +231,37 @@ struct Refused {
     reason: String,
 }
 
+/// Which dead letters are meant, and by whom.
+struct Meant<'a> {
+    ids: &'a [String],
+    reason: Option<&'a str>,
+    all: bool,
+    attribution: Attribution<'a>,
+}
+
 async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
+    let allowed = match args.proposal {
+        Some(id) => Some(approved(&pool, id, "requeue").await?),
+        None => None,
+    };
+    let meant = match (&allowed, args.attribution.attribution()) {
+        (Some((proposal, Deed::Requeue { letter_id })), _) => Meant {
+            ids: std::slice::from_ref(letter_id),
+            reason: None,
+            all: false,
+            attribution: proposal.attribution(),
+        },
+        (None, Some(attribution)) => {
+            Meant { ids: &args.ids, reason: args.reason.as_deref(), all: args.all, attribution }
+        }
+        _ => anyhow::bail!("give dead letters with --by and --note, or --proposal"),
+    };
     let broker = broker(&args.broker)?;
     let mut publisher = Publisher::open(&broker).await?;
     let letters = DeadLetters::open(&broker).await?;
     let mut done = Requeued::default();
-    let ended = requeue_each(args, &pool, &mut publisher, &letters, &mut done).await;
+    let ended = requeue_each(&meant, &pool, &mut publisher, &letters, &mut done).await;
     letters.close().await;
     publisher.close().await;
     // What was done is told, whatever ended it.
@@ -240,7 +269,7 @@ async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
     ended?;
     let is_done =
         |id: &String| done.requeued.contains(id) || done.refused.iter().any(|refused| refused.id == *id);
-    if let Some(id) = args.ids.iter().find(|id| !is_done(id)) {
+    if let Some(id) = meant.ids.iter().find(|id| !is_done(id)) {
         return Err(not_queued(id));
     }
     Ok(if done.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -250,7 +279,7 @@ async fn requeue(args: &RequeueArgs) -> anyhow::Result<ExitCode> {
 /// tried; a broker that takes nothing ends it. What was meant and did not happen is written
 /// down behind what was meant.
 async fn requeue_each(
-    args: &RequeueArgs,
+    meant: &Meant<'_>,
     pool: &sqlx::PgPool,
     publisher: &mut Publisher,
     letters: &DeadLetters,
@@ -266,7 +295,7 @@ async fn requeue_each(
         let row = find_dead_letter(pool, &letter.body_sha256).await?;
         let reason = row.as_ref().map(|row| row.reason_code.as_str()).or(letter.cause.as_deref());
         let is_meant =
-            args.all || args.ids.contains(&id) || args.reason.is_some() && args.reason.as_deref() == reason;
+            meant.all || meant.ids.contains(&id) || meant.reason.is_some() && meant.reason == reason;
         if !is_meant {
             done.left += 1;
             continue;
@@ -278,7 +307,7 @@ async fn requeue_each(
             done.refused.push(Refused { id, reason });
             continue;
         }
-        let (job_id, attribution) = (row.and_then(|row| row.job_id), args.attribution.attribution());
+        let (job_id, attribution) = (row.and_then(|row| row.job_id), meant.attribution);
         record_requeue(pool, &id, job_id, None, attribution).await?;
         let (wait, tell) = (publisher.wait(), |why: &str| eprintln!("{why}"));
         let Err(failure) = wait_aloud(letters.requeue(publisher, &letter), wait, tell).await else {

@@ -20,6 +20,8 @@ mod health;
 mod list;
 mod migrate;
 mod pause;
+mod proposals;
+mod propose;
 mod reconcile;
 mod replay;
 mod report;
@@ -36,6 +38,7 @@ use clap::{ArgMatches, Parser, Subcommand};
 
 use self::terminal::refuse;
 use crate::config::{EnvFile, Parsed, SettingFault, SettingSource, parse_all, setting_sources};
+use crate::desk::interventions::demand_of;
 use crate::visible::visible;
 
 /// Submits customers' document updates from RabbitMQ to the DollarPe KYC API, and keeps
@@ -69,6 +72,11 @@ enum Command {
     Resolve(resolve::ResolveArgs),
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
+    #[command(subcommand)]
+    Propose(Box<propose::ProposeCommand>),
+    Proposals(proposals::ProposalsArgs),
+    Approve(proposals::ApproveArgs),
+    Decline(proposals::DeclineArgs),
     Export(export::ExportArgs),
     Audit(audit::AuditArgs),
     Archive(Box<archive::ArchiveArgs>),
@@ -119,6 +127,10 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Replay(args) => replay::run(&args).await,
         Command::Resolve(args) => resolve::run(&args).await,
         Command::DeadLetters(command) => dead_letters::run(&command).await,
+        Command::Propose(command) => propose::run(&command).await,
+        Command::Proposals(args) => proposals::list(&args).await,
+        Command::Approve(args) => proposals::approve(&args).await,
+        Command::Decline(args) => proposals::decline(&args).await,
         Command::Export(args) => export::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
         Command::Archive(args) => archive::run(&args).await,
@@ -133,7 +145,10 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
     terminal::end(done.unwrap_or_else(|error| match error.downcast_ref::<SettingFault>() {
         Some(fault) => refuse(std::slice::from_ref(fault)),
         None => {
-            eprintln!("kyc-worker: {}", visible(&format!("{error:#}")));
+            // What a second person must approve is no failure of the database's.
+            let demand = error.chain().filter_map(|cause| cause.downcast_ref()).find_map(demand_of);
+            let told = demand.map_or_else(|| format!("{error:#}"), str::to_owned);
+            eprintln!("kyc-worker: {}", visible(&told));
             ExitCode::FAILURE
         }
     }))

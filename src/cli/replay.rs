@@ -55,6 +55,14 @@ fn parse_rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// What decides whether a job may be sent again.
+pub(super) fn rules_of(settings: &ReadBackSettings) -> ReplayRules {
+    ReplayRules {
+        customer_updates: settings.customer_update_limit,
+        read_back_window: settings.read_back_window,
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     /// Whether nothing was done.
@@ -78,10 +86,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     } else {
         args.job_ids.clone()
     };
-    let rules = ReplayRules {
-        customer_updates: args.read_back.customer_update_limit,
-        read_back_window: args.read_back.read_back_window,
-    };
+    let rules = rules_of(&args.read_back);
     let mut jobs = Vec::with_capacity(job_ids.len());
     let mut replayed = 0_u32;
     for job_id in job_ids {
@@ -90,7 +95,7 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
             Some(attribution) if args.yes => Intent::Replay { attribution, delay },
             _ => Intent::DryRun,
         };
-        let job = replay(&pool, job_id, rules, intent).await?;
+        let job = replay(&pool, job_id, rules, intent, None).await?;
         replayed += u32::from(job.refusal.is_none());
         jobs.push(job);
     }

@@ -194,6 +194,14 @@ fn print_open(report: &Report) {
             time_text(since)
         );
     }
+    let proposals = &report.proposals;
+    if let Some(since) = proposals.oldest_since {
+        println!(
+            "proposals that wait for a second person: {}, the oldest since {}; see `kyc-worker proposals`",
+            proposals.count,
+            time_text(since)
+        );
+    }
     println!("customers at their limit, of those served: {}\n", report.customers_at_limit);
     if report.unordered_pairs > 0 {
         println!(

@@ -78,7 +78,7 @@ pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
         report.found = job_ids;
     } else {
         for job_id in job_ids {
-            match resolve(&pool, job_id, args.finding, args.attribution.attribution()).await {
+            match resolve(&pool, job_id, args.finding, None, args.attribution.attribution()).await {
                 Ok(resolved) => report.resolved.push(resolved),
                 Err(error @ ResolveError::Database(_)) => return Err(error.into()),
                 Err(refusal) => report.refused.push(Refused { job_id, why: refusal.to_string() }),

@@ -79,9 +79,10 @@ fn print_customer(story: &CustomerStory) {
     println!("  updates spent or possibly spent here: {}", story.spent.here);
     match &story.budget_set {
         Some(set) => println!(
-            "  spent elsewhere: {} (says {}, {}: {})",
+            "  spent elsewhere: {} (says {}{}, {}: {})",
             story.spent.elsewhere,
             visible(&set.by),
+            visible(&set.approved_by.as_ref().map(|by| format!(", approved by {by}")).unwrap_or_default()),
             time_text(set.at),
             visible(&set.note)
         ),
@@ -201,9 +202,11 @@ fn describe_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, Str
     events.push((ended_at, format!("attempt {} ended {verdict} ({})", attempt.number, details.join(", "))));
 }
 
-fn describe_intervention(InterventionView { action, by, note, detail, .. }: &InterventionView) -> String {
+fn describe_intervention(intervention: &InterventionView) -> String {
+    let InterventionView { action, by, note, detail, approved_by, .. } = intervention;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    format!("{action} by {} ({}): {}", text(by), text(detail), text(note))
+    let approved = approved_by.as_ref().map(|by| format!(", approved by {by}")).unwrap_or_default();
+    format!("{action} by {}{approved} ({}): {}", text(by), text(detail), text(note))
 }
 
 fn describe_observation(observation: &ObservationView) -> String {

@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
-use crate::desk::story::{Spent, SubmissionView, submissions_of};
+use crate::desk::story::{Spent, SubmissionView, spent, submissions_of};
+use crate::desk::version::{Changed, Version};
 use crate::domain::suspicion::PastJob;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::transact;
@@ -36,6 +37,8 @@ pub struct BudgetSet {
     pub at: OffsetDateTime,
     pub by: String,
     pub note: String,
+    /// Who approved it, where somebody was asked.
+    pub approved_by: Option<String>,
 }
 
 /// A job of a customer.
@@ -47,37 +50,94 @@ pub struct CustomerJob {
     pub spent: u32,
 }
 
-/// Writes down how many updates a customer spent elsewhere, who says so, and why.
+/// Why a budget is not set.
+#[derive(Debug, thiserror::Error)]
+pub enum BudgetError {
+    /// Somebody decided by what is no more so.
+    #[error("customer {customer_id} {changed}")]
+    Changed {
+        /// The customer.
+        customer_id: Uuid,
+        /// What had changed.
+        changed: Changed,
+    },
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Writes down how many updates a customer spent elsewhere, who says so, and why; where `expected` is given,
+/// only if that is still what is known of their updates.
+///
+/// # Errors
+/// When it is not, or the database fails.
 pub async fn set_budget(
     pool: &PgPool,
     customer_id: Uuid,
     used: i32,
+    expected: Option<&Version>,
     attribution: Attribution<'_>,
-) -> sqlx::Result<()> {
+) -> Result<(), BudgetError> {
     transact(pool, async |tx| {
-        sqlx::query!(
-            "-- set_budget
-        insert into customer (customer_id, updates_elsewhere, budget_set_at, budget_set_by, budget_note)
-        values ($1, $2, now(), $3, $4)
-        on conflict (customer_id) do update
-            set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4",
-            customer_id,
-            used,
-            attribution.by,
-            attribution.note,
-        )
-        .execute(&mut *tx)
-        .await?;
-        let detail = format!("{used} spent elsewhere");
-        let intervention = Intervention {
-            action: "budget",
-            job_id: None,
-            customer_id: Some(customer_id),
-            detail: Some(&detail),
-        };
-        record(&mut *tx, intervention, attribution).await
+        let is = lock_customer(tx, customer_id).await?.version();
+        is.expect(expected).map_err(|changed| BudgetError::Changed { customer_id, changed })?;
+        Ok(set_budget_in(tx, customer_id, used, attribution).await?)
     })
     .await
+}
+
+/// How many of a customer's updates are spent.
+pub async fn spent_by(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Spent> {
+    let mut connection = pool.acquire().await?;
+    Ok(spent(&mut connection, Some(customer_id)).await?.unwrap_or_default())
+}
+
+/// Locks what a person told us of a customer, and reads what they have spent.
+pub(crate) async fn lock_customer(tx: &mut PgConnection, customer_id: Uuid) -> sqlx::Result<Spent> {
+    // A row that is not there cannot be locked.
+    sqlx::query!(
+        "-- open_customer
+        insert into customer (customer_id) values ($1) on conflict (customer_id) do nothing",
+        customer_id,
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query_scalar!(
+        "-- lock_budget
+        select customer_id from customer where customer_id = $1 for update",
+        customer_id,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    Ok(spent(tx, Some(customer_id)).await?.unwrap_or_default())
+}
+
+/// Sets the budget of a customer who is locked.
+pub(crate) async fn set_budget_in(
+    tx: &mut PgConnection,
+    customer_id: Uuid,
+    used: i32,
+    attribution: Attribution<'_>,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "-- set_budget
+        update customer
+        set updates_elsewhere = $2, budget_set_at = now(), budget_set_by = $3, budget_note = $4
+        where customer_id = $1",
+        customer_id,
+        used,
+        attribution.by,
+        attribution.note,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let detail = format!("{used} spent elsewhere");
+    let intervention = Intervention {
+        action: "budget",
+        job_id: None,
+        customer_id: Some(customer_id),
+        detail: Some(&detail),
+    };
+    record(tx, intervention, attribution).await
 }
 
 /// What is known of a customer, with their newest jobs, all of them without a `limit`; `None` if nothing is.
@@ -91,10 +151,19 @@ pub async fn customer_story(
     let is_cut = limit.is_some_and(|limit| submissions.len() > limit as usize);
     submissions.truncate(limit.map_or(usize::MAX, |limit| limit as usize));
     let known = sqlx::query!(
-        "-- customer
-        select budget_set_at, budget_set_by, budget_note, limit_reached_at
-        from customer
-        where customer_id = $1",
+        r#"-- customer
+        select
+            budget_set_at, budget_set_by, budget_note, limit_reached_at,
+            (
+                select p.decided_by
+                from intervention i
+                left join proposal p on p.id = i.proposal_id
+                where i.customer_id = c.customer_id and i.action = 'budget'
+                order by i.id desc
+                limit 1
+            ) as approved_by
+        from customer c
+        where customer_id = $1"#,
         customer_id,
     )
     .fetch_optional(&mut *connection)
@@ -112,7 +181,12 @@ pub async fn customer_story(
     let jobs = submissions.into_iter().map(job).collect();
     let limit_reached_at = known.as_ref().and_then(|known| known.limit_reached_at);
     let budget_set = known.and_then(|known| {
-        Some(BudgetSet { at: known.budget_set_at?, by: known.budget_set_by?, note: known.budget_note? })
+        Some(BudgetSet {
+            at: known.budget_set_at?,
+            by: known.budget_set_by?,
+            note: known.budget_note?,
+            approved_by: known.approved_by,
+        })
     });
     let spent = Spent::of(&customer);
     Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, is_cut, files }))

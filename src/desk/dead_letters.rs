@@ -140,6 +140,11 @@ impl DeadLetterFault {
     }
 }
 
+/// A dead letter, as what is done with it names it.
+pub(crate) fn name_of_letter(letter_id: &str) -> String {
+    format!("dead letter {letter_id}")
+}
+
 /// Writes down that a person has a dead letter delivered again; or, after that, why it was not.
 pub async fn record_requeue(
     pool: &PgPool,
@@ -149,9 +154,11 @@ pub async fn record_requeue(
     attribution: Attribution<'_>,
 ) -> sqlx::Result<()> {
     let detail = match failure {
-        None => format!("dead letter {letter_id}"),
-        Some(failure) => format!("dead letter {letter_id} stays: {failure}"),
+        None => name_of_letter(letter_id),
+        Some(failure) => format!("{} stays: {failure}", name_of_letter(letter_id)),
     };
+    // What did not happen carries out no proposal.
+    let proposal = attribution.proposal.filter(|_| failure.is_none());
     let intervention = Intervention { action: "requeue", job_id, customer_id: None, detail: Some(&detail) };
-    record(pool, intervention, attribution).await
+    record(pool, intervention, Attribution { proposal, ..attribution }).await
 }

@@ -6,12 +6,15 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::journal::pause::{Pause, current_pause};
+use crate::journal::transact;
 
 /// Who does something by hand, and why.
 #[derive(Clone, Copy, Debug)]
 pub struct Attribution<'a> {
     pub by: &'a str,
     pub note: &'a str,
+    /// The proposal that is carried out, whose row says who approved it.
+    pub proposal: Option<i64>,
 }
 
 /// What is done by hand.
@@ -35,6 +38,12 @@ pub struct InterventionView {
     pub by: Option<String>,
     pub note: Option<String>,
     pub detail: Option<String>,
+    /// The proposal that it carried out. No file of the archive has one from before there were any.
+    #[serde(default)]
+    pub proposal_id: Option<i64>,
+    /// Who approved that.
+    #[serde(default)]
+    pub approved_by: Option<String>,
 }
 
 /// What a person did, among all that people did.
@@ -79,8 +88,12 @@ pub(crate) async fn interventions_of(
 ) -> sqlx::Result<Vec<InterventionView>> {
     sqlx::query_as!(
         InterventionView,
-        "-- interventions_of
-        select at, action, by, note, detail from intervention where job_id = $1 order by id",
+        r#"-- interventions_of
+        select i.at, i.action, i.by, i.note, i.detail, i.proposal_id, p.decided_by as "approved_by?"
+        from intervention i
+        left join proposal p on p.id = i.proposal_id
+        where i.job_id = $1
+        order by i.id"#,
         job_id,
     )
     .fetch_all(connection)
@@ -95,14 +108,15 @@ pub(crate) async fn record(
 ) -> sqlx::Result<()> {
     sqlx::query!(
         "-- record_intervention
-        insert into intervention (action, by, note, job_id, customer_id, detail, entries)
-        values ($1, $2, $3, $4, $5, $6, (select entries from submission where job_id = $4))",
+        insert into intervention (action, by, note, job_id, customer_id, detail, proposal_id, entries)
+        values ($1, $2, $3, $4, $5, $6, $7, (select entries from submission where job_id = $4))",
         intervention.action,
         attribution.by,
         attribution.note,
         intervention.job_id,
         intervention.customer_id,
         intervention.detail,
+        attribution.proposal,
     )
     .execute(executor)
     .await?;
@@ -117,14 +131,34 @@ pub async fn pause(pool: &PgPool, attribution: Attribution<'_>) -> sqlx::Result<
 
 /// Ends the pause. Returns the pause that was ended; `None` if there was none.
 pub async fn resume(pool: &PgPool, by: Option<&str>, note: Option<&str>) -> sqlx::Result<Option<Pause>> {
-    let Some(pause) = current_pause(pool).await? else { return Ok(None) };
+    transact(pool, async |tx| resume_in(tx, by, note, None).await).await
+}
+
+/// The same in a transaction, where it may carry out a proposal.
+pub(crate) async fn resume_in(
+    tx: &mut PgConnection,
+    by: Option<&str>,
+    note: Option<&str>,
+    proposal: Option<i64>,
+) -> sqlx::Result<Option<Pause>> {
+    let Some(pause) = current_pause(&mut *tx).await? else { return Ok(None) };
     sqlx::query!(
         "-- resume
-        insert into intervention (action, by, note) values ('resume', $1, $2)",
+        insert into intervention (action, by, note, proposal_id) values ('resume', $1, $2, $3)",
         by,
         note,
+        proposal,
     )
-    .execute(pool)
+    .execute(tx)
     .await?;
     Ok(Some(pause))
+}
+
+/// The constraint that stands for the policy, which a trigger keeps.
+const SECOND_PERSON: &str = "intervention_second_person";
+
+/// What the policy demands, in a sentence, where the database refused for it what one person did alone.
+pub fn demand_of(error: &sqlx::Error) -> Option<&str> {
+    let refusal = error.as_database_error()?;
+    (refusal.constraint() == Some(SECOND_PERSON)).then(|| refusal.message())
 }

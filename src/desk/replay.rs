@@ -9,13 +9,14 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
-use crate::desk::locked_job::{LockedJob, lock_job};
+use crate::desk::job_row::{JobRow, lock_job, read_job};
+use crate::desk::version::{Changed, Version};
 use crate::domain::budget::Budget;
 use crate::domain::precedence::{Asking, Decision, decide};
 use crate::domain::state::State;
 use crate::domain::suspicion::{Customer, FATE_UNKNOWN};
 use crate::journal::statements::customers::read_customers;
-use crate::journal::transact;
+use crate::journal::{read_snapshot, transact};
 
 /// Which jobs to send again.
 #[derive(Clone, Debug)]
@@ -38,7 +39,7 @@ pub struct ReplayRules {
 /// Whether a replay is to be.
 #[derive(Clone, Copy, Debug)]
 pub enum Intent<'a> {
-    /// Only to know: everything is done, and nothing committed.
+    /// Only to know: nothing is locked or written.
     DryRun,
     /// To do it, due after so long.
     Replay {
@@ -54,6 +55,8 @@ pub struct Replay {
     pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
     pub was: Option<String>,
+    /// What it was, for who decides by it.
+    pub version: Option<Version>,
     /// How many updates the customer has left before it.
     pub updates_left: Option<u32>,
     /// Why it is not sent again; none if it is.
@@ -64,6 +67,7 @@ pub struct Replay {
 #[derive(Debug, Eq, PartialEq)]
 pub enum Refusal {
     NotKnown,
+    Changed(Changed),
     InMotion,
     EndedForGood(State),
     FateUnknown,
@@ -81,6 +85,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotKnown => "no such job is known; is it still in the queue, or dead-lettered?",
+            Self::Changed(changed) => return write!(f, "{changed}"),
             Self::InMotion => "is in motion already",
             Self::EndedForGood(State::Accepted) => "was accepted: nothing is left to be sent",
             Self::EndedForGood(State::Superseded) => {
@@ -128,48 +133,84 @@ pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Resul
     .await
 }
 
-/// Sends one job again, or says why not. One commit; of a dry run, none.
+/// Sends one job again, or says why not; where `expected` is given, only if the job is that still. One
+/// commit; of a dry run, none.
 pub async fn replay(
     pool: &PgPool,
     job_id: Uuid,
     rules: ReplayRules,
     intent: Intent<'_>,
+    expected: Option<&Version>,
 ) -> sqlx::Result<Replay> {
-    transact(pool, async |tx| {
-        let Some(row) = lock_job(tx, job_id).await? else {
-            let refusal = Some(Refusal::NotKnown);
-            return Ok(Replay { job_id, customer_id: None, was: None, updates_left: None, refusal });
-        };
-        let customer = match row.customer_id {
-            Some(customer_id) => {
-                let mut customers = read_customers(tx, [(customer_id, None)]).await?;
-                Some(customers.remove(&customer_id).unwrap_or_default())
-            }
-            None => None,
-        };
-        let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
-        let refusal =
-            refusal_of_row(&row).or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
-        let was = row.describe();
-        if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
-            schedule_again(tx, job_id, delay).await?;
-            let detail = format!("was {was}");
-            let intervention = Intervention {
-                action: "replay",
-                job_id: Some(job_id),
-                customer_id: row.customer_id,
-                detail: Some(&detail),
-            };
-            record(&mut *tx, intervention, attribution).await?;
+    match intent {
+        Intent::DryRun => {
+            read_snapshot(pool, async |tx| replay_in(tx, job_id, rules, intent, expected).await).await
         }
-        let updates_left = budget.map(Budget::left);
-        Ok(Replay { job_id, customer_id: row.customer_id, was: Some(was), updates_left, refusal })
+        Intent::Replay { .. } => {
+            transact(pool, async |tx| replay_in(tx, job_id, rules, intent, expected).await).await
+        }
+    }
+}
+
+/// The same in a transaction.
+pub(crate) async fn replay_in(
+    tx: &mut PgConnection,
+    job_id: Uuid,
+    rules: ReplayRules,
+    intent: Intent<'_>,
+    expected: Option<&Version>,
+) -> sqlx::Result<Replay> {
+    let row = match intent {
+        Intent::DryRun => read_job(tx, job_id).await?,
+        Intent::Replay { .. } => lock_job(tx, job_id).await?,
+    };
+    let Some(row) = row else {
+        let refusal = Some(Refusal::NotKnown);
+        return Ok(Replay {
+            job_id,
+            customer_id: None,
+            was: None,
+            version: None,
+            updates_left: None,
+            refusal,
+        });
+    };
+    let customer = match row.customer_id {
+        Some(customer_id) => {
+            let mut customers = read_customers(tx, [(customer_id, None)]).await?;
+            Some(customers.remove(&customer_id).unwrap_or_default())
+        }
+        None => None,
+    };
+    let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
+    let (was, version) = (row.describe(), row.version());
+    let refusal = version.expect(expected).err().map(Refusal::Changed);
+    let refusal = refusal
+        .or_else(|| refusal_of_row(&row))
+        .or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
+    if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
+        schedule_again(tx, job_id, delay).await?;
+        let detail = format!("was {was}");
+        let intervention = Intervention {
+            action: "replay",
+            job_id: Some(job_id),
+            customer_id: row.customer_id,
+            detail: Some(&detail),
+        };
+        record(tx, intervention, attribution).await?;
+    }
+    Ok(Replay {
+        job_id,
+        customer_id: row.customer_id,
+        was: Some(was),
+        version: Some(version),
+        updates_left: budget.map(Budget::left),
+        refusal,
     })
-    .await
 }
 
 /// Why the job's own row forbids it.
-fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
+fn refusal_of_row(row: &JobRow) -> Option<Refusal> {
     if row.state.is_in_motion() {
         return Some(Refusal::InMotion);
     }
@@ -191,7 +232,7 @@ fn refusal_of_row(row: &LockedJob) -> Option<Refusal> {
 /// Why the customer's other jobs or their budget forbid it.
 fn refusal_of_customer(
     job_id: Uuid,
-    row: &LockedJob,
+    row: &JobRow,
     customer: Option<&Customer>,
     rules: ReplayRules,
 ) -> Option<Refusal> {

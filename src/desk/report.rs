@@ -37,6 +37,8 @@ pub struct Report {
     pub verifications: Verifications,
     /// Outcome events that are not published yet.
     pub events_waiting: EventsWaiting,
+    /// What waits for a second person.
+    pub proposals: ProposalsWaiting,
     /// How many of the customers whose jobs ended since have spent all their updates, or may have.
     pub customers_at_limit: i64,
     /// How many pairs of jobs of one customer, received since, nothing orders: both were asked
@@ -105,6 +107,15 @@ pub struct EventsWaiting {
     pub oldest_since: Option<OffsetDateTime>,
 }
 
+/// The proposals that nobody has decided on.
+#[derive(Debug, Serialize)]
+pub struct ProposalsWaiting {
+    pub count: i64,
+    /// Since when the first of them waits.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub oldest_since: Option<OffsetDateTime>,
+}
+
 /// What failovers lost of what replicas had committed.
 #[derive(Debug, Serialize)]
 pub struct LostCommits {
@@ -164,6 +175,7 @@ pub async fn report(pool: &PgPool, since: Duration, customer_updates: u32) -> sq
         oldest_needs_review: oldest(pool, |state| state == State::NeedsReview).await?,
         verifications: verifications(pool).await?,
         events_waiting: events_waiting(pool).await?,
+        proposals: proposals(pool).await?,
         customers_at_limit: customers_at_limit(pool, since, customer_updates).await?,
         unordered_pairs: unordered_pairs(pool, since).await?,
         dead_lettered: dead_lettered(pool, since).await?,
@@ -439,6 +451,16 @@ async fn events_waiting(pool: &PgPool) -> sqlx::Result<EventsWaiting> {
         select
             count(*) as "count!", (select written_at from outcome_event order by id limit 1) as oldest_since
         from outcome_event"#,
+    )
+    .fetch_one(pool)
+    .await
+}
+
+async fn proposals(pool: &PgPool) -> sqlx::Result<ProposalsWaiting> {
+    sqlx::query_as!(
+        ProposalsWaiting,
+        r#"-- report_proposals
+        select count(*) as "count!", min(proposed_at) as oldest_since from proposal where decision is null"#,
     )
     .fetch_one(pool)
     .await

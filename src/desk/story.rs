@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::desk::dead_letters::{DeadLetterView, dead_letters_of};
 use crate::desk::interventions::{InterventionView, interventions_of};
+use crate::desk::version::Version;
 use crate::domain::suspicion::Customer;
 use crate::journal::statements::customers::read_customers;
 
@@ -24,6 +25,11 @@ impl Spent {
         // Of any limit.
         let budget = customer.budget(u32::MAX);
         Self { here: budget.spent_here, elsewhere: budget.spent_elsewhere }
+    }
+
+    /// What was known when somebody saw it.
+    pub fn version(self) -> Version {
+        format!("{} spent here, {} elsewhere", self.here, self.elsewhere).into()
     }
 }
 

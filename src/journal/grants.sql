@@ -13,7 +13,7 @@ begin
             _sqlx_migrations, submission, attempt, observation, customer, dead_lettered_delivery, worker,
             intervention, verification_pace, fingerprint_key, job_overview, open_work, customer_budget, provider_errors_hourly,
             reconciliation, fleet_figure, fleet_reading, fleet_ended, fleet_error, outcome_event, event_publishing, archived_job,
-            archived_customer, archived_file, lost_commit
+            archived_customer, archived_file, lost_commit, approval_policy, proposal
             to kyc_worker;
         -- What a job is, is written once.
         select string_agg(quote_ident(attname), ', ') into columns
@@ -38,6 +38,9 @@ begin
         grant insert, delete on outcome_event to kyc_worker;
         grant insert, delete, update on fleet_figure, fleet_ended, fleet_error to kyc_worker;
         grant update (deliveries, content_hmac) on archived_job to kyc_worker;
+        -- A proposal is made open, and decided on after that. Nobody is given the policy to change.
+        grant insert (action, job_id, customer_id, finding, used, note, proposed_by, version) on proposal to kyc_worker;
+        grant update (decision, decided_by, decided_at, decision_note) on proposal to kyc_worker;
     end if;
 
     if to_regrole('kyc_auditor') is not null then
@@ -51,7 +54,7 @@ begin
     if to_regrole('kyc_archiver') is not null then
         grant select on
             _sqlx_migrations, submission, attempt, observation, intervention, customer, dead_lettered_delivery,
-            outcome_event, archived_job, archived_customer, archived_file
+            outcome_event, archived_job, archived_customer, archived_file, proposal
             to kyc_archiver;
         -- `update` of a column, so that it may lock a row before it removes it.
         grant delete, update (deliveries) on submission to kyc_archiver;

@@ -1,7 +1,9 @@
 //! Inspects the database for `check`: whether a worker could work there. Changes nothing.
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::Serialize;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Error};
 use tokio::time::timeout;
@@ -25,8 +27,9 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 const RECENT_DAYS: i32 = 7;
 
 /// What a worker does with our tables. Columns may be enough: a job's identity never changes.
-const NEEDED_RIGHTS: [(&str, &[&str]); 15] = [
+const NEEDED_RIGHTS: [(&str, &[&str]); 17] = [
     ("_sqlx_migrations", &["select"]),
+    ("approval_policy", &["select"]),
     ("archived_customer", &["select"]),
     ("archived_job", &["select", "update"]),
     ("attempt", &["select", "insert", "update"]),
@@ -38,6 +41,7 @@ const NEEDED_RIGHTS: [(&str, &[&str]); 15] = [
     ("lost_commit", &["select", "insert"]),
     ("observation", &["select", "insert"]),
     ("outcome_event", &["select", "insert", "delete"]),
+    ("proposal", &["select", "insert", "update"]),
     // A valid body takes an invalid one's place.
     ("submission", &["select", "insert", "update", "delete"]),
     ("verification_pace", &["select", "update"]),
@@ -308,8 +312,65 @@ async fn inspect_schema(
             ),
         });
     }
+    findings.push(inspect_policy(connection, role).await?);
     findings.extend(count_acceptances(connection).await?);
     Ok(())
+}
+
+/// What a second person must approve, and whether the one who runs the commands may change that.
+async fn inspect_policy(connection: &mut PgConnection, role: &str) -> sqlx::Result<Finding> {
+    let policy = approval_policy(connection).await?;
+    let may_change = sqlx::query_scalar!(
+        r#"-- may_change_policy
+        select has_table_privilege('approval_policy', 'update') as "may_change!""#
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(match may_change && !policy.actions.is_empty() {
+        true => Finding::note(
+            format!("{policy}, and {role}, who runs the commands, may change it"),
+            "let a member of kyc_worker run them (deploy/roles.sql): it does not own the tables",
+        ),
+        false => Finding::ok(policy.to_string()),
+    })
+}
+
+/// What a second person must approve.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct ApprovalPolicy {
+    /// The policy's word.
+    pub demands: String,
+    /// The actions that it means.
+    pub actions: Vec<String>,
+}
+
+impl fmt::Display for ApprovalPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let actions = match self.actions.as_slice() {
+            [] => "nothing".to_owned(),
+            actions => actions.join(", "),
+        };
+        write!(f, "approval_policy is {}: a second person must approve {actions}", self.demands)
+    }
+}
+
+/// The policy in force.
+pub(crate) async fn approval_policy(connection: &mut PgConnection) -> sqlx::Result<ApprovalPolicy> {
+    sqlx::query_as!(
+        ApprovalPolicy,
+        r#"-- approval_policy
+        select
+            coalesce((select demands from approval_policy), 'all') as "demands!",
+            array(
+                select action
+                from unnest(array['replay', 'resolve', 'budget', 'resume', 'requeue', 'forget'])
+                    with ordinality as known (action, place)
+                where needs_approval(action)
+                order by place
+            ) as "actions!""#
+    )
+    .fetch_one(connection)
+    .await
 }
 
 /// What the role may not do with our tables, and must.

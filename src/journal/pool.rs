@@ -109,7 +109,24 @@ pub(crate) async fn transact<T, E: From<sqlx::Error>>(
     .await
 }
 
-/// The same, within a time limit. `name` stands in the error.
+/// Does `work` over one snapshot, in a transaction that locks and writes nothing.
+///
+/// # Errors
+/// Those of `work`; else the database's.
+pub(crate) async fn read_snapshot<T, E: From<sqlx::Error>>(
+    pool: &PgPool,
+    work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, E>,
+) -> Result<T, E> {
+    lend(pool, async |connection| {
+        let mut tx = connection.begin_with("begin isolation level repeatable read, read only").await?;
+        let found = work(&mut tx).await?;
+        tx.commit().await?;
+        Ok(found)
+    })
+    .await
+}
+
+/// A transaction that is committed, within a time limit. `name` stands in the error.
 pub(crate) async fn run_tx<T>(
     name: &'static str,
     pool: &PgPool,

@@ -381,7 +381,7 @@ fn moves(known: &States) -> BTreeMap<String, (States, States)> {
         ("conclude_read", states(&["unknown"]), after_a_read()),
         ("record_late", before_a_late_acceptance(), states(&["accepted"])),
         // What a person may find.
-        ("resolve", states(&["needs_review"]), states(&["accepted", "rejected", "exhausted"])),
+        ("resolve_in", states(&["needs_review"]), states(&["accepted", "rejected", "exhausted"])),
     ]
     .map(|(name, from, to)| (name.to_owned(), (from, to)))
     .into()

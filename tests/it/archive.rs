@@ -65,7 +65,7 @@ impl World {
     }
 
     /// Archives what may go, and returns what the command says.
-    async fn archive(&self, to: &str) -> Value {
+    pub(crate) async fn archive(&self, to: &str) -> Value {
         self.archive_with(to, &[]).await
     }
 
@@ -130,11 +130,11 @@ impl World {
 }
 
 /// A worker that reads verifications when they may have ended.
-const FOLLOWING: [(&str, &str); 2] =
+pub(crate) const FOLLOWING: [(&str, &str); 2] =
     [("VERIFICATION_POLL_AFTER", "10s"), ("VERIFICATION_READS_PER_SECOND", "200")];
 
 /// A world in which verifications end, and no sooner than `READ_BACK_WINDOW`.
-fn world_to_archive<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>) -> F) {
+pub(crate) fn world_to_archive<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>) -> F) {
     world_with(world_that_verifies_in(10_000), test);
 }
 

@@ -9,6 +9,7 @@ use kyc_worker::failpoint::{ALL, Point};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::approvals::check_approval_killed_at;
 use crate::archive::check_archive_killed_at;
 use crate::dead_letters::wait_for_letters;
 use crate::harness::{JOBS, Submission, WorkerProcess, World, job_body, world, world_with};
@@ -122,6 +123,7 @@ fn check_after_a_kill(point: Point) {
         Point::EventsTaken | Point::EventsConfirmed | Point::EventsRemoved => {
             check_publisher_killed_at(point)
         }
+        Point::ProposalApproved => check_approval_killed_at(point),
         Point::ArchivePaged
         | Point::ArchiveWritten
         | Point::ArchiveNamed

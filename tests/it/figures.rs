@@ -250,9 +250,12 @@ fn the_home_page_has_the_last_errors_of_the_day_and_what_a_failover_lost() {
         assert_eq!(home.missing.iter().filter(|job| !job.is_restored).count(), 1);
         assert!(home.pause.is_none());
 
-        interventions::pause(&world.pool, interventions::Attribution { by: "ana", note: "a failover" })
-            .await
-            .expect("the database answers");
+        interventions::pause(
+            &world.pool,
+            interventions::Attribution { by: "ana", note: "a failover", proposal: None },
+        )
+        .await
+        .expect("the database answers");
         assert!(figures::home(&world.pool).await.expect("the database answers").pause.is_some());
         interventions::resume(&world.pool, Some("ana"), None).await.expect("the database answers");
         let home = figures::home(&world.pool).await.expect("the database answers");
@@ -488,9 +491,12 @@ fn interventions_are_told_page_by_page() {
     world(async |world| {
         for nth in 0..7 {
             let note = format!("pause {nth}");
-            interventions::pause(&world.pool, interventions::Attribution { by: "ana", note: &note })
-                .await
-                .expect("the database answers");
+            interventions::pause(
+                &world.pool,
+                interventions::Attribution { by: "ana", note: &note, proposal: None },
+            )
+            .await
+            .expect("the database answers");
         }
         let (mut before, mut notes) = (None, Vec::new());
         loop {

@@ -8,6 +8,7 @@ mod relay;
 
 mod acceptance;
 mod alerts;
+mod approvals;
 mod architecture;
 mod archive;
 mod audit;

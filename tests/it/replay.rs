@@ -7,10 +7,10 @@ use uuid::Uuid;
 use crate::harness::{World, world};
 
 /// One answer that puts a job off is the end of it.
-const IMPATIENT: [(&str, &str); 2] = [("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
+pub(crate) const IMPATIENT: [(&str, &str); 2] = [("RETRY_MAX_ATTEMPTS", "1"), ("BREAKER_FAILURES", "1000")];
 
 /// A job of a customer that ends `exhausted`, and would be accepted when sent again.
-async fn exhaust(world: &World, customer_id: Uuid) -> Uuid {
+pub(crate) async fn exhaust(world: &World, customer_id: Uuid) -> Uuid {
     let answer = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
     let fault = json!({ "apply": "never", "answer": answer });
     let matched = json!({ "method": "PATCH", "customer_id": customer_id });

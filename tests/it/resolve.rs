@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::harness::{World, world};
 
 /// A job that may have been applied, and whose customer tells nothing.
-async fn publish_unsettled(world: &World) -> Uuid {
+pub(crate) async fn publish_unsettled(world: &World) -> Uuid {
     let customer_id = Uuid::new_v4();
     world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
     let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });

@@ -120,6 +120,20 @@ async fn check_worker_role(world: &World) {
         &["export", "--since", "2026-01-01"],
         &["audit"],
         &["events", "replay", "--since", "2026-01-01"],
+        &[
+            "propose",
+            "budget",
+            "--customer",
+            &customer,
+            "--used",
+            "0",
+            signed[0],
+            signed[1],
+            signed[2],
+            signed[3],
+        ],
+        &["proposals"],
+        &["approve", "1", "--by", "ben", "--note", "so it is"],
         &["dead-letters", "list"],
         &["dead-letters", "requeue", "--all", signed[0], signed[1], signed[2], signed[3]],
     ] {
@@ -153,12 +167,21 @@ async fn check_worker_role(world: &World) {
         "insert into archived_job (job_id, state, holds_id, ended_at, deliveries, file) values (gen_random_uuid(), 'accepted', true, now(), 1, 'x')",
         "delete from archived_job",
         "update archived_customer set accepted = 0",
+        "update approval_policy set demands = 'none'",
+        "delete from approval_policy",
+        "insert into approval_policy default values",
+        "insert into proposal (action, note, proposed_by, version, decision) values ('resume', 'a', 'b', 'c', 'void')",
+        "update proposal set proposed_by = 'another'",
+        "delete from proposal",
+        "truncate proposal",
         "create table mine (x int)",
         "drop table attempt",
         "alter table attempt disable trigger all",
     ] {
         assert_eq!(refusal(&app, statement).await, NO_PRIVILEGE, "{statement}");
     }
+    let approved = "update proposal set decided_by = 'another'";
+    assert_eq!(refusal(&app, approved).await, APPEND_ONLY);
     let closed = "update attempt set verdict = 'rejected' where verdict = 'accepted'";
     assert_eq!(refusal(&app, closed).await, APPEND_ONLY);
 }
@@ -194,6 +217,8 @@ async fn check_archiver_role(world: &World) {
         "delete from customer",
         "delete from outcome_event",
         "delete from archived_customer",
+        "update proposal set decided_by = 'another'",
+        "update approval_policy set demands = 'none'",
         "create table mine (x int)",
     ] {
         assert_eq!(refusal(&keep, statement).await, NO_PRIVILEGE, "{statement}");
@@ -212,9 +237,15 @@ async fn check_auditor_role(world: &World) {
         let refusal = refusal(&audit, &format!("delete from {view}")).await;
         assert!([NO_PRIVILEGE, NOT_UPDATABLE].contains(&refusal.as_str()), "{view}: {refusal}");
     }
-    for table in
-        ["submission", "attempt", "observation", "customer", "dead_lettered_delivery", "intervention"]
-    {
+    for table in [
+        "submission",
+        "attempt",
+        "observation",
+        "customer",
+        "dead_lettered_delivery",
+        "intervention",
+        "proposal",
+    ] {
         assert_eq!(refusal(&audit, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
     }
     assert_eq!(refusal(&audit, "select sealed_payload from submission").await, NO_PRIVILEGE);

@@ -29,7 +29,7 @@ use crate::harness::{FINGERPRINT_KEY, World, world};
 use crate::one_customer::{job_asked, journal};
 
 const AFTER: Duration = Duration::from_secs(3_600);
-const BY_ANA: Attribution<'static> = Attribution { by: "ana", note: "why" };
+const BY_ANA: Attribution<'static> = Attribution { by: "ana", note: "why", proposal: None };
 
 /// Where a job stands, and how that is known.
 #[derive(Clone, Debug, Eq, FromRow, Hash, PartialEq)]
@@ -153,7 +153,7 @@ impl Maker<'_> {
 
     async fn resolved(&self, finding: Finding) -> Uuid {
         let job_id = self.unsettled().await;
-        resolve(&self.world.pool, job_id, finding, BY_ANA).await.expect("it is settled");
+        resolve(&self.world.pool, job_id, finding, None, BY_ANA).await.expect("it is settled");
         job_id
     }
 
@@ -165,7 +165,8 @@ impl Maker<'_> {
     async fn replayed(&self, job_id: Uuid) -> Uuid {
         let rules = ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(60) };
         let intent = Intent::Replay { attribution: BY_ANA, delay: AFTER };
-        let replayed = replay(&self.world.pool, job_id, rules, intent).await.expect("the database answers");
+        let replayed =
+            replay(&self.world.pool, job_id, rules, intent, None).await.expect("the database answers");
         assert_eq!(replayed.refusal, None);
         job_id
     }
@@ -315,7 +316,7 @@ impl Maker<'_> {
         let last = self.new_claim().await;
         let cleared = self.leave_unknown(&last).await;
         self.clear(cleared).await;
-        set_budget(&self.world.pool, last.customer_id, 2, BY_ANA).await.expect("it is counted");
+        set_budget(&self.world.pool, last.customer_id, 2, None, BY_ANA).await.expect("it is counted");
         let next = self.next(cleared).await;
         let is_last = Outcome::NeedsReview(Review::LastUpdate);
         assert!(matches!(next, NextAttempt::YieldedSlot(_, Some(outcome)) if outcome == is_last));

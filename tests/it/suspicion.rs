@@ -323,7 +323,8 @@ fn a_decision_on_the_slot_is_that_of_the_whole_history() {
         let rules = ReplayRules { customer_updates: LIMIT, read_back_window: WINDOW };
         let mut told: HashMap<&str, usize> = HashMap::new();
         for case in &cases {
-            let replayed = replay(&world.pool, case.ours, rules, Intent::DryRun).await.expect("it is told");
+            let replayed =
+                replay(&world.pool, case.ours, rules, Intent::DryRun, None).await.expect("it is told");
             let left = case.customer.budget(LIMIT).left();
             let (name, expected) = match decided(case) {
                 _ if left == 0 => ("spent", Some(Refusal::BudgetSpent)),

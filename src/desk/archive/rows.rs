@@ -237,7 +237,20 @@ pub(super) async fn lines(
                     from observation o where o.job_id = s.job_id
                 ),
                 'interventions', (
-                    select coalesce(jsonb_agg(to_jsonb(i) order by i.id), '[]')
+                    select coalesce(
+                        -- Who approved it: the proposal stays, and the file says it by itself.
+                        jsonb_agg(
+                            to_jsonb(i) || coalesce(
+                                (
+                                    select jsonb_build_object('approved_by', p.decided_by)
+                                    from proposal p where p.id = i.proposal_id
+                                ),
+                                '{}'
+                            )
+                            order by i.id
+                        ),
+                        '[]'
+                    )
                     from intervention i where i.job_id = s.job_id
                 )
             )::text as "text!"

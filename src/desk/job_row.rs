@@ -1,15 +1,16 @@
-//! A job's row, locked for what a person does with it.
+//! A job's row, as a person finds it or locks it for what they do.
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::desk::version::Version;
 use crate::domain::state::State;
 use crate::journal::Head;
 use crate::journal::statements::move_on::Position;
 
-/// A job as it stands, until the transaction ends.
-pub(crate) struct LockedJob {
+/// A job as it stands; where it was locked, until the transaction ends.
+pub(crate) struct JobRow {
     pub customer_id: Option<Uuid>,
     pub requested_at: Option<OffsetDateTime>,
     pub received_at: OffsetDateTime,
@@ -20,13 +21,13 @@ pub(crate) struct LockedJob {
     pub may_be_applied: bool,
     pub is_accepted_late: bool,
     pub state: State,
-    token: i64,
-    chain: Option<[u8; 32]>,
-    entries: i32,
+    pub token: i64,
+    pub chain: Option<[u8; 32]>,
+    pub entries: i32,
     pub reason_code: Option<String>,
 }
 
-impl LockedJob {
+impl JobRow {
     /// Where its row stands; none for one that is no job, and so no customer's.
     pub fn position(&self, job_id: Uuid) -> Option<Position> {
         let head = Head::of_row(self.chain, self.entries);
@@ -40,13 +41,26 @@ impl LockedJob {
             None => self.state.to_string(),
         }
     }
+
+    /// Its state with its claims and the entries of its history: every move raises one of those.
+    pub fn version(&self) -> Version {
+        format!("{}, claim {}, {} entries", self.state, self.token, self.entries).into()
+    }
 }
 
-/// Locks a job's row, if it is known.
-pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<LockedJob>> {
+/// Locks a job's row, if it is known, and reads it with what is there then.
+pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<JobRow>> {
+    sqlx::query_scalar!("-- lock_job\nselect job_id from submission where job_id = $1 for update", job_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    read_job(tx, job_id).await
+}
+
+/// Reads a job's row, if it is known.
+pub(crate) async fn read_job(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<JobRow>> {
     sqlx::query_as!(
-        LockedJob,
-        r#"-- lock_job
+        JobRow,
+        r#"-- read_job
         select
             customer_id, state as "state: State", claim_token as token, chain as "chain: [u8; 32]", entries, reason_code, requested_at, received_at, content_hmac,
             sealed_payload is not null as "has_payload!",
@@ -58,10 +72,9 @@ pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Resul
                 select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
             ) as "is_accepted_late!"
         from submission s
-        where job_id = $1
-        for update"#,
+        where job_id = $1"#,
         job_id,
     )
-    .fetch_optional(tx)
+    .fetch_optional(connection)
     .await
 }
