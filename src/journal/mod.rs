@@ -31,7 +31,7 @@ mod words;
 
 pub use self::claim::{ClaimedJob, NextAttempt, Probe};
 pub use self::error::{JournalError, is_away, is_refused};
-pub(crate) use self::error::{LOCK_NOT_AVAILABLE, code_of};
+pub(crate) use self::error::{LOCK_NOT_AVAILABLE, READ_ONLY, code_of};
 pub use self::events::{TURN, WaitingEvent};
 pub use self::fingerprint_key::check_fingerprint_key;
 pub use self::handle::Journal;
@@ -39,7 +39,7 @@ pub use self::history::chain::Head;
 pub(crate) use self::inspect::approval_policy;
 pub use self::inspect::{ApprovalPolicy, inspect};
 pub use self::maintenance::{NextDue, Rescued};
-pub use self::pool::{check_session, connect, connect_to_work};
+pub use self::pool::{check_session, connect, connect_for_console, connect_to_work, lead_console_anew};
 pub(crate) use self::pool::{read_snapshot, transact};
 pub use self::read_back::{ReadClaim, Settled};
 pub use self::rows::{Admission, AtEnd, AttemptResult, Limits};

@@ -44,6 +44,9 @@ const FOR_BATCHES: u32 = 1;
 /// time whatever else waits.
 const CONNECTIONS_PER_READER: u32 = 2;
 
+/// How many of a console's connections are for what people do by it; the others are for its pages.
+const CONNECTIONS_FOR_ACTIONS: u32 = 2;
+
 /// A connection that is given back within a limit of time. The pool tests what it is given back, without
 /// one: a connection that the network forgets meanwhile would keep its place until the kernel gives up.
 struct Lent(PoolConnection<Postgres>);
@@ -261,6 +264,22 @@ pub(crate) async fn lead_anew(
     Ok(())
 }
 
+/// The same for a console's pools.
+///
+/// # Errors
+/// When there is no way in.
+pub async fn lead_console_anew(
+    pools: [&PgPool; 2],
+    settings: &DatabaseSettings,
+    known: &mut Option<Secret>,
+) -> anyhow::Result<()> {
+    for pool in pools {
+        lead_anew(pool, settings, &mut known.clone()).await?;
+    }
+    *known = Some(settings.url()?);
+    Ok(())
+}
+
 /// How many connections are for reads beside so many for all else but batches.
 pub(crate) fn readers(others: u32) -> u32 {
     (others / CONNECTIONS_PER_READER).max(1)
@@ -272,6 +291,21 @@ pub(crate) fn readers(others: u32) -> u32 {
 /// When Postgres cannot be reached; the error names the setting and never the password.
 pub async fn connect(settings: &DatabaseSettings, url: &Secret) -> anyhow::Result<PgPool> {
     connect_with(settings.database_connections, url, Session::Command).await
+}
+
+/// Opens two pools of connections for the console: for its pages, which change nothing, and for what people
+/// do by it.
+///
+/// # Errors
+/// When Postgres cannot be reached; the error names the setting and never the password.
+pub async fn connect_for_console(
+    settings: &DatabaseSettings,
+    url: &Secret,
+) -> anyhow::Result<(PgPool, PgPool)> {
+    let for_pages = settings.database_connections.saturating_sub(CONNECTIONS_FOR_ACTIONS).max(1);
+    let pages = connect_with(for_pages, url, Session::Page).await?;
+    let actions = connect_with(CONNECTIONS_FOR_ACTIONS, url, Session::Action).await?;
+    Ok((pages, actions))
 }
 
 /// Opens a pool of connections for a worker, and leaves those to the journal that batches are

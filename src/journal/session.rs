@@ -60,6 +60,17 @@ const BATCH_LOCK_TIMEOUT: &str = "set lock_timeout = '250ms';";
 /// that day, Postgres would read the years before it, too.
 const READ_BY_INDEX: &str = "set enable_seqscan = off; set jit = off;";
 
+/// The console is used by a role that may see no sealed payload and no fingerprint: for it, `desk` has what
+/// it may see of the tables (grants.sql). A page that takes long is given up: nobody's work waits for it.
+/// What a person asks for may be few rows or very many, so each plan is made for what is asked; and it reads
+/// few, so no other process shares it.
+const READ_FOR_PAGES: &str = "
+    set search_path = desk, public; set statement_timeout = '3s'; set lock_timeout = '1s';
+    set plan_cache_mode = force_custom_plan; set max_parallel_workers_per_gather = 0;";
+
+/// A page changes nothing.
+const READ_ONLY: &str = "set default_transaction_read_only = on;";
+
 /// A pooler hands our transactions around.
 pub(crate) const POOLED: &str = "DATABASE_URL: a pooler hands each transaction another session of the \
     database, and the worker's settings and prepared statements belong to one";
@@ -85,14 +96,20 @@ pub(crate) enum Session {
     Batches,
     /// A command that people wait for.
     Command,
+    /// A page of the console.
+    Page,
+    /// What somebody does by the console.
+    Action,
 }
 
 impl Session {
     pub async fn set_up(self, connection: &mut PgConnection) -> sqlx::Result<()> {
         let statements = match self {
-            Self::Work => [SESSION, LOOK_UP_BY_INDEX, ""],
-            Self::Batches => [SESSION, LOOK_UP_BY_INDEX, BATCH_LOCK_TIMEOUT],
-            Self::Command => [SESSION, READ_BY_INDEX, ""],
+            Self::Work => [SESSION, LOOK_UP_BY_INDEX, "", ""],
+            Self::Batches => [SESSION, LOOK_UP_BY_INDEX, BATCH_LOCK_TIMEOUT, ""],
+            Self::Command => [SESSION, READ_BY_INDEX, "", ""],
+            Self::Page => [SESSION, READ_BY_INDEX, READ_FOR_PAGES, READ_ONLY],
+            Self::Action => [SESSION, READ_BY_INDEX, READ_FOR_PAGES, ""],
         };
         connection.execute(&*statements.concat()).await.map(|_set| ())
     }
