@@ -1,8 +1,10 @@
-//! Texts of others on their way to a terminal. Whoever can name a message can write escape
+//! Texts of others on their way to a terminal, or to a spreadsheet. Whoever can name a message can write escape
 //! sequences into its name: they move the cursor, overwrite lines, or set the clipboard.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+
+use serde_json::Value;
 
 /// One line in which nothing is obeyed and nothing is hidden: control characters, line breaks
 /// and what turns the direction of text are written as JSON writes them, `\n` or `\u001b`.
@@ -41,9 +43,25 @@ fn is_obeyed(c: char) -> bool {
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
+/// A value as a spreadsheet reads it. It takes a text that begins with one of these for a formula,
+/// and runs it, unless a quote comes first (OWASP, "CSV Injection"); numbers and times are none.
+pub fn cell(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text)
+            if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) =>
+        {
+            format!("'{text}")
+        }
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -62,6 +80,26 @@ mod tests {
             assert_eq!(visible(text), shown);
         }
         assert_eq!(visible_lines("a\n\tb\r\u{1b}c"), "a\n\tb\\r\\u001bc");
+    }
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        for (value, expected) in [
+            (json!("=1+1"), "'=1+1"),
+            (json!("+91"), "'+91"),
+            (json!("-1"), "'-1"),
+            (json!("@a"), "'@a"),
+            (json!("\t=1"), "'\t=1"),
+            (json!("\r=1"), "'\r=1"),
+            (json!("＝1"), "'＝1"),
+            (json!("a=1"), "a=1"),
+            (json!("2026-11-24T10:00:00Z"), "2026-11-24T10:00:00Z"),
+            (json!(-1), "-1"),
+            (json!(3), "3"),
+            (json!(null), ""),
+        ] {
+            assert_eq!(cell(&value), expected);
+        }
     }
 
     proptest! {

@@ -9,7 +9,6 @@ use clap::{Args, ValueEnum};
 use futures_util::TryStreamExt as _;
 use indicatif::HumanCount;
 use serde::Serialize as _;
-use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime};
@@ -19,6 +18,7 @@ use super::terminal::progress;
 use crate::config::DatabaseSettings;
 use crate::desk::archive::{archived_jobs, hold_off};
 use crate::desk::export::{ExportedJob, Span, count_jobs, jobs, lift_time_limit};
+use crate::visible::cell;
 
 /// Write jobs to standard output for auditors, masked
 #[derive(Args, Debug)]
@@ -131,21 +131,6 @@ impl Sink {
     }
 }
 
-/// A value as a spreadsheet reads it. It takes a text that begins with one of these for a formula,
-/// and runs it, unless a quote comes first (OWASP, "CSV Injection"); numbers and times are none.
-fn cell(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text)
-            if text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) =>
-        {
-            format!("'{text}")
-        }
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
 /// The columns of the CSV.
 const COLUMNS: [&str; 19] = [
     "job_id",
@@ -168,30 +153,3 @@ const COLUMNS: [&str; 19] = [
     "correlation_id",
     "interventions",
 ];
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn no_cell_is_a_formula() {
-        for (value, expected) in [
-            (json!("=1+1"), "'=1+1"),
-            (json!("+91"), "'+91"),
-            (json!("-1"), "'-1"),
-            (json!("@a"), "'@a"),
-            (json!("\t=1"), "'\t=1"),
-            (json!("\r=1"), "'\r=1"),
-            (json!("＝1"), "'＝1"),
-            (json!("a=1"), "a=1"),
-            (json!("2026-11-24T10:00:00Z"), "2026-11-24T10:00:00Z"),
-            (json!(-1), "-1"),
-            (json!(3), "3"),
-            (json!(null), ""),
-        ] {
-            assert_eq!(cell(&value), expected);
-        }
-    }
-}

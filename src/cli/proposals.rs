@@ -71,7 +71,7 @@ struct Waiting {
 
 pub(super) async fn list(args: &ProposalsArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
-    let pending = pending(&pool, rules_of(&args.read_back)).await?;
+    let pending = pending(&pool, rules_of(&args.read_back), None).await?;
     args.desk.print(&Waiting { policy: policy(&pool).await?, pending }, print_waiting)
 }
 

@@ -152,7 +152,9 @@ pub(super) async fn run(command: &ProposeCommand) -> anyhow::Result<ExitCode> {
     for deed in &deeds {
         match propose(&pool, deed, rules, attribution).await {
             Ok(pending) => report.proposed.push(pending),
-            Err(ProposeError::Refused(why)) => report.refused.push(why),
+            Err(error @ (ProposeError::Refused(_) | ProposeError::Waits(_))) => {
+                report.refused.push(error.to_string())
+            }
             Err(error @ ProposeError::Database(_)) => return Err(error.into()),
         }
     }

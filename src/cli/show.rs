@@ -4,18 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::database::DeskArgs;
 use super::terminal::{table, time_text};
 use crate::desk::archive::{archived_in, archived_story};
 use crate::desk::budget::{CustomerStory, customer_story};
-use crate::desk::interventions::InterventionView;
-use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, job_story};
-use crate::domain::outcome::EXPIRED;
-use crate::domain::state::Purpose;
-use crate::domain::verdict::Rejection;
+use crate::desk::story::{Event, JobStory, SubmissionView, job_story};
 use crate::visible::visible;
 
 /// Show what happened to one job, or where a customer's updates went
@@ -111,7 +106,7 @@ fn print_customer(story: &CustomerStory) {
 }
 
 fn print_story(story: &JobStory) {
-    let JobStory { submission, attempts, observations, spent, .. } = story;
+    let JobStory { submission, spent, .. } = story;
     let SubmissionView { state, reason, .. } = submission;
     println!("job {}: {state}", submission.job_id);
     if let Some(reason) = reason {
@@ -130,7 +125,7 @@ fn print_story(story: &JobStory) {
         ("correlation", submission.correlation_id.clone()),
         ("trace", submission.trace_id.clone()),
         ("reason code", submission.reason_code.clone()),
-        ("saved", saved(submission).map(str::to_owned)),
+        ("saved", submission.saved().map(str::to_owned)),
         ("waiting for", submission.waiting_for.clone()),
         ("due", submission.due_at.map(time_text)),
         ("expires", expiry),
@@ -153,79 +148,7 @@ fn print_story(story: &JobStory) {
         println!("  older attempts or reads are left out: the newest of each kind are here");
     }
     println!();
-    let mut events: Vec<(OffsetDateTime, String)> = Vec::new();
-    events.extend(submission.requested_at.map(|at| (at, "requested".to_owned())));
-    let times = if submission.deliveries == 1 { "once" } else { "more than once" };
-    let received = format!("received (delivered {times}: {})", submission.deliveries);
-    events.push((submission.received_at, received));
-    attempts.iter().for_each(|attempt| describe_attempt(attempt, &mut events));
-    events.extend(observations.iter().map(|observation| (observation.at, describe_observation(observation))));
-    events.extend(
-        story.interventions.iter().map(|intervention| (intervention.at, describe_intervention(intervention))),
-    );
-    events.extend(story.dead_letters.iter().map(|letter| {
-        (
-            letter.received_at,
-            format!("a delivery was dead-lettered, {}: {}", letter.reason_code, letter.reason),
-        )
-    }));
-    events.sort_by_key(|(at, _)| *at);
-    for (at, event) in events {
-        println!("{}  {}", time_text(at), visible(&event));
-    }
-    if let Some(ended_at) = submission.ended_at {
-        println!("{}  ended {state}", time_text(ended_at));
-    }
-}
-
-/// What a job that ended before a send did not cost its customer.
-fn saved(submission: &SubmissionView) -> Option<&'static str> {
-    let code = submission.reason_code.as_deref()?;
-    let is_by_check = Rejection::CODES_OF_CHECKS.contains(&code);
-    let is_by_link = code == EXPIRED && submission.expiring_link.is_some();
-    (is_by_check || is_by_link).then_some("one update: nothing was sent")
-}
-
-fn describe_attempt(attempt: &AttemptView, events: &mut Vec<(OffsetDateTime, String)>) {
-    events.push((attempt.begun_at, format!("attempt {} begun by {}", attempt.number, attempt.worker)));
-    let (Some(ended_at), Some(verdict)) = (attempt.ended_at, &attempt.verdict) else { return };
-    let details = [
-        attempt.detail.clone(),
-        attempt.http_status.map(|status| format!("HTTP {status}")),
-        attempt.duration_ms.map(|ms| format!("{ms} ms")),
-        attempt.provider_message.as_ref().map(|message| format!("the provider said: {message}")),
-        attempt.error.clone(),
-        attempt.checked.as_ref().map(|checked| format!("checked before: {}", checked.replace(',', ", "))),
-        attempt.late_verdict.as_ref().map(|late| format!("known later: {late}")),
-    ];
-    let details: Vec<String> = details.into_iter().flatten().collect();
-    events.push((ended_at, format!("attempt {} ended {verdict} ({})", attempt.number, details.join(", "))));
-}
-
-fn describe_intervention(intervention: &InterventionView) -> String {
-    let InterventionView { action, by, note, detail, approved_by, .. } = intervention;
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let approved = approved_by.as_ref().map(|by| format!(", approved by {by}")).unwrap_or_default();
-    format!("{action} by {}{approved} ({}): {}", text(by), text(detail), text(note))
-}
-
-fn describe_observation(observation: &ObservationView) -> String {
-    if observation.purpose == Purpose::Configuration.name() {
-        return match (&observation.document_types, &observation.error) {
-            (Some(types), _) => format!("the provider lists {} for the customer", types.replace(',', ", ")),
-            (None, error) => {
-                let error = error.clone().unwrap_or_default();
-                format!("the provider did not tell which document types the customer may use: {error}")
-            }
-        };
-    }
-    let said = match (&observation.status, &observation.failure_reason, &observation.error) {
-        (Some(status), Some(reason), _) => format!("the customer read {status} ({reason})"),
-        (Some(status), None, _) => format!("the customer read {status}"),
-        (None, _, error) => format!("a read of the customer failed: {}", error.clone().unwrap_or_default()),
-    };
-    match &observation.conclusion {
-        Some(conclusion) => format!("{said}: {conclusion}"),
-        None => format!("{said} ({})", observation.purpose),
+    for Event { at, what } in story.timeline() {
+        println!("{}  {}", time_text(at), visible(&what));
     }
 }

@@ -8,6 +8,8 @@ use uuid::Uuid;
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::desk::story::{Spent, SubmissionView, spent, submissions_of};
 use crate::desk::version::{Changed, Version};
+use crate::domain::budget::spends;
+use crate::domain::state::Applied;
 use crate::domain::suspicion::PastJob;
 use crate::journal::statements::customers::read_customers;
 use crate::journal::transact;
@@ -85,10 +87,53 @@ pub async fn set_budget(
     .await
 }
 
-/// How many of a customer's updates are spent.
-pub async fn spent_by(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Spent> {
+/// An attempt that took one of a customer's updates, or may have.
+#[derive(Clone, Debug, Serialize)]
+pub struct TakenUpdate {
+    pub job_id: Uuid,
+    pub attempt: i32,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Whether the provider said, a read showed, or a person found that it was made.
+    pub is_sure: bool,
+}
+
+/// What became of a customer's updates.
+#[derive(Clone, Debug, Default)]
+pub struct Updates {
+    pub spent: Spent,
+    /// Which attempts took them, in order: those of archived jobs are counted and not named.
+    pub taken: Vec<TakenUpdate>,
+    /// When the provider last said that they are used up.
+    pub limit_reached_at: Option<OffsetDateTime>,
+}
+
+/// What became of a customer's updates.
+pub async fn updates(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Updates> {
     let mut connection = pool.acquire().await?;
-    Ok(spent(&mut connection, Some(customer_id)).await?.unwrap_or_default())
+    let limit_reached_at = sqlx::query_scalar!(
+        "-- limit_reached
+        select limit_reached_at from customer where customer_id = $1",
+        customer_id,
+    )
+    .fetch_optional(&mut *connection)
+    .await?
+    .flatten();
+    let mut customers = read_customers(&mut connection, [(customer_id, None)]).await?;
+    let customer = customers.remove(&customer_id).unwrap_or_default();
+    let of_job = |job: &PastJob| {
+        let spending = job.updates.iter().filter(|update| update.verdict.is_some_and(spends));
+        let taken = spending.map(|update| TakenUpdate {
+            job_id: job.job_id,
+            attempt: update.number,
+            at: update.begun_at,
+            is_sure: job.applied(update, &customer.reads) == Some(Applied::Yes),
+        });
+        taken.collect::<Vec<_>>()
+    };
+    let mut taken: Vec<TakenUpdate> = customer.jobs.iter().flat_map(of_job).collect();
+    taken.sort_by_key(|update| update.at);
+    Ok(Updates { spent: Spent::of(&customer), taken, limit_reached_at })
 }
 
 /// Locks what a person told us of a customer, and reads what they have spent.

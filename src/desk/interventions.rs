@@ -46,6 +46,20 @@ pub struct InterventionView {
     pub approved_by: Option<String>,
 }
 
+impl InterventionView {
+    pub(crate) fn describe(&self) -> String {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let approved = self.approved_by.as_ref().map(|by| format!(", approved by {by}")).unwrap_or_default();
+        format!(
+            "{} by {}{approved} ({}): {}",
+            self.action,
+            text(&self.by),
+            text(&self.detail),
+            text(&self.note)
+        )
+    }
+}
+
 /// What a person did, among all that people did.
 #[derive(Debug, Serialize)]
 pub struct ListedIntervention {
@@ -58,6 +72,9 @@ pub struct ListedIntervention {
     pub job_id: Option<Uuid>,
     pub customer_id: Option<Uuid>,
     pub detail: Option<String>,
+    pub proposal_id: Option<i64>,
+    /// Who approved that.
+    pub approved_by: Option<String>,
 }
 
 /// What people did, the newest first: of those before a number, which is that of the page before.
@@ -68,12 +85,15 @@ pub async fn interventions(
 ) -> sqlx::Result<Vec<ListedIntervention>> {
     sqlx::query_as!(
         ListedIntervention,
-        "-- interventions
-        select id, at, action, by, note, job_id, customer_id, detail
-        from intervention
-        where id < $1
-        order by id desc
-        limit $2",
+        r#"-- interventions
+        select
+            i.id, i.at, i.action, i.by, i.note, i.job_id, i.customer_id, i.detail, i.proposal_id,
+            p.decided_by as "approved_by?"
+        from intervention i
+        left join proposal p on p.id = i.proposal_id
+        where i.id < $1
+        order by i.id desc
+        limit $2"#,
         before_id.unwrap_or(i64::MAX),
         limit,
     )

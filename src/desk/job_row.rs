@@ -1,5 +1,7 @@
 //! A job's row, as a person finds it or locks it for what they do.
 
+use std::collections::HashMap;
+
 use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -11,6 +13,7 @@ use crate::journal::statements::move_on::Position;
 
 /// A job as it stands; where it was locked, until the transaction ends.
 pub(crate) struct JobRow {
+    pub job_id: Uuid,
     pub customer_id: Option<Uuid>,
     pub requested_at: Option<OffsetDateTime>,
     pub received_at: OffsetDateTime,
@@ -58,11 +61,19 @@ pub(crate) async fn lock_job(tx: &mut PgConnection, job_id: Uuid) -> sqlx::Resul
 
 /// Reads a job's row, if it is known.
 pub(crate) async fn read_job(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Option<JobRow>> {
-    sqlx::query_as!(
+    Ok(read_jobs(connection, &[job_id]).await?.remove(&job_id))
+}
+
+/// Reads the rows of those jobs that are known.
+pub(crate) async fn read_jobs(
+    connection: &mut PgConnection,
+    job_ids: &[Uuid],
+) -> sqlx::Result<HashMap<Uuid, JobRow>> {
+    let rows = sqlx::query_as!(
         JobRow,
-        r#"-- read_job
+        r#"-- read_jobs
         select
-            customer_id, state as "state: State", claim_token as token, chain as "chain: [u8; 32]", entries, reason_code, requested_at, received_at, content_hmac,
+            job_id, customer_id, state as "state: State", claim_token as token, chain as "chain: [u8; 32]", entries, reason_code, requested_at, received_at, content_hmac,
             sealed_payload is not null as "has_payload!",
             coalesce(expires_at <= now(), false) as "is_expired!",
             exists (
@@ -72,9 +83,10 @@ pub(crate) async fn read_job(connection: &mut PgConnection, job_id: Uuid) -> sql
                 select from attempt a where a.job_id = s.job_id and a.late_verdict = 'accepted'
             ) as "is_accepted_late!"
         from submission s
-        where job_id = $1"#,
-        job_id,
+        where job_id = any($1)"#,
+        job_ids,
     )
-    .fetch_optional(connection)
-    .await
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.job_id, row)).collect())
 }

@@ -1,5 +1,6 @@
 //! What people ask of the records, and do to them. Nothing here takes part in the flow of a job.
 
+pub mod access;
 pub mod archive;
 pub mod budget;
 pub mod dead_letters;

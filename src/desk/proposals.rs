@@ -2,6 +2,7 @@
 //! one commit with the decision; what needs the broker too is only allowed by it, and done by its command
 //! within a day.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,13 +14,15 @@ use uuid::Uuid;
 use crate::desk::budget::{lock_customer, set_budget_in};
 use crate::desk::dead_letters::name_of_letter;
 use crate::desk::interventions::{Attribution, resume_in};
-use crate::desk::job_row::{lock_job, read_job};
-use crate::desk::replay::{Intent, ReplayRules, replay_in};
+use crate::desk::job_row::{JobRow, lock_job, read_jobs};
+use crate::desk::replay::{Intent, ReplayRules, replay_in, version_of, weigh};
 use crate::desk::resolve::{Finding, ResolveError, check, resolve_in};
-use crate::desk::story::spent;
+use crate::desk::story::{Spent, spent};
 use crate::desk::version::{Changed, Version};
+use crate::domain::suspicion::Customer;
 use crate::failpoint::{Point, reach};
 use crate::journal::pause::{Pause, current_pause};
+use crate::journal::statements::customers::read_customers;
 use crate::journal::{ApprovalPolicy, approval_policy, read_snapshot, transact};
 
 /// The word for the decision that has a proposal carried out.
@@ -146,6 +149,9 @@ pub enum ProposeError {
     /// It would be refused.
     #[error("{0}")]
     Refused(String),
+    /// Somebody has proposed the same, and nobody has decided on it.
+    #[error("that is proposed already, as proposal {0}; approve or decline that one")]
+    Waits(i64),
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
@@ -195,7 +201,8 @@ pub async fn propose(
     attribution: Attribution<'_>,
 ) -> Result<Pending, ProposeError> {
     transact(pool, async |tx| {
-        let Outlook { customer_id, version, effect, refusal } = foresee(tx, deed, rules, None).await?;
+        let outlook = Known::of(tx, std::slice::from_ref(deed)).await?.foresee(deed, rules, None);
+        let Outlook { customer_id, version, effect, refusal } = outlook;
         if let Some(refusal) = refusal {
             return Err(ProposeError::Refused(format!("cannot {deed}: {refusal}")));
         }
@@ -209,6 +216,7 @@ pub async fn propose(
             "-- propose
             insert into proposal (action, job_id, customer_id, finding, used, note, proposed_by, version)
             values ($1, $2, $3, $4, $5, $6, $7, $8)
+            on conflict do nothing
             returning id",
             deed.action(),
             job_id,
@@ -219,31 +227,90 @@ pub async fn propose(
             attribution.by,
             version.as_str(),
         )
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?;
+        let Some(id) = id else {
+            return Err(ProposeError::Waits(
+                waiting_for_same(tx, deed, job_id, customer_id, &version).await?,
+            ));
+        };
         let proposal = read(tx, &[id]).await?.pop().ok_or(sqlx::Error::RowNotFound)?;
         Ok(Pending { proposal, asks: deed.to_string(), effect, refusal: None })
     })
     .await
 }
 
+/// The proposal that asks for the same and waits.
+async fn waiting_for_same(
+    tx: &mut PgConnection,
+    deed: &Deed,
+    job_id: Option<Uuid>,
+    customer_id: Option<Uuid>,
+    version: &Version,
+) -> sqlx::Result<i64> {
+    sqlx::query_scalar!(
+        "-- waiting_for_same
+        select id from proposal
+        where decision is null and action = $1 and job_id is not distinct from $2
+            and customer_id is not distinct from $3 and (action <> 'requeue' or version = $4)",
+        deed.action(),
+        job_id,
+        customer_id,
+        version.as_str(),
+    )
+    .fetch_one(tx)
+    .await
+}
+
 /// The proposals that nobody has decided on, the oldest first, with what an approval of each would do now.
-pub async fn pending(pool: &PgPool, rules: ReplayRules) -> sqlx::Result<Vec<Pending>> {
+/// At most `limit` of them, if there is one.
+pub async fn pending(pool: &PgPool, rules: ReplayRules, limit: Option<i64>) -> sqlx::Result<Vec<Pending>> {
     read_snapshot(pool, async |tx| {
         let ids = sqlx::query_scalar!(
             "-- pending_proposals
-            select id from proposal where decision is null order by id"
+            select id from proposal where decision is null order by id limit $1",
+            limit,
         )
         .fetch_all(&mut *tx)
         .await?;
-        let mut pending = Vec::with_capacity(ids.len());
-        for proposal in read(tx, &ids).await? {
-            let deed = proposal.deed()?;
-            let expected = Version::from(proposal.version.clone());
-            let Outlook { effect, refusal, .. } = foresee(tx, &deed, rules, Some(&expected)).await?;
-            pending.push(Pending { proposal, asks: deed.to_string(), effect, refusal });
-        }
-        Ok(pending)
+        let proposals = read(tx, &ids).await?;
+        foresee_each(tx, proposals, rules).await
+    })
+    .await
+}
+
+/// How many proposals nobody has decided on, and since when the oldest waits.
+pub async fn waiting(pool: &PgPool) -> sqlx::Result<(i64, Option<OffsetDateTime>)> {
+    let waiting = sqlx::query!(
+        r#"-- waiting_proposals
+        select count(*) as "count!", min(proposed_at) as oldest from proposal where decision is null"#
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok((waiting.count, waiting.oldest))
+}
+
+/// What an approval of each would do now.
+async fn foresee_each(
+    tx: &mut PgConnection,
+    proposals: Vec<Proposal>,
+    rules: ReplayRules,
+) -> sqlx::Result<Vec<Pending>> {
+    let deeds: Vec<Deed> = proposals.iter().map(Proposal::deed).collect::<Result<_, _>>()?;
+    let known = Known::of(tx, &deeds).await?;
+    let pending = proposals.into_iter().zip(deeds).map(|(proposal, deed)| {
+        let expected = Version::from(proposal.version.clone());
+        let Outlook { effect, refusal, .. } = known.foresee(&deed, rules, Some(&expected));
+        Pending { proposal, asks: deed.to_string(), effect, refusal }
+    });
+    Ok(pending.collect())
+}
+
+/// One proposal, with what an approval of it would do now; `None` if there is none such.
+pub async fn proposal(pool: &PgPool, id: i64, rules: ReplayRules) -> sqlx::Result<Option<Pending>> {
+    read_snapshot(pool, async |tx| {
+        let proposals = read(tx, &[id]).await?;
+        Ok(foresee_each(tx, proposals, rules).await?.pop())
     })
     .await
 }
@@ -332,71 +399,96 @@ struct Outlook {
     refusal: Option<String>,
 }
 
-/// What would come of a deed now, where what it is about is to be `expected`. Nothing is locked.
-async fn foresee(
-    tx: &mut PgConnection,
-    deed: &Deed,
-    rules: ReplayRules,
-    expected: Option<&Version>,
-) -> sqlx::Result<Outlook> {
-    let (customer_id, version, effect, refusal) = match deed {
-        Deed::Replay { job_id } => {
-            let replay = replay_in(tx, *job_id, rules, Intent::DryRun, None).await?;
-            let left = replay.updates_left.unwrap_or_default();
-            let effect = format!("sent again; may spend 1 of the customer's {left} updates left");
-            let refusal = replay.refusal.map(|refusal| refusal.to_string());
-            (replay.customer_id, replay.version.unwrap_or_else(gone), effect, refusal)
+/// What deeds are about, as it stands now. Nothing is locked.
+struct Known {
+    jobs: HashMap<Uuid, JobRow>,
+    customers: HashMap<Uuid, Customer>,
+    pause: Option<Pause>,
+}
+
+impl Known {
+    /// Of any number of deeds, in three statements.
+    async fn of(tx: &mut PgConnection, deeds: &[Deed]) -> sqlx::Result<Self> {
+        let (mut job_ids, mut customer_ids) = (Vec::new(), Vec::new());
+        for deed in deeds {
+            match deed {
+                Deed::Replay { job_id } | Deed::Resolve { job_id, .. } => job_ids.push(*job_id),
+                Deed::Budget { customer_id, .. } | Deed::Forget { customer_id } => {
+                    customer_ids.push(*customer_id);
+                }
+                Deed::Resume | Deed::Requeue { .. } => {}
+            }
         }
-        Deed::Resolve { job_id, finding } => {
-            let row = read_job(tx, *job_id).await?;
-            let checked = match &row {
-                Some(row) => check(*job_id, row, *finding),
-                None => Err(ResolveError::NotKnown(*job_id)),
-            };
-            let version = row.as_ref().map_or_else(gone, |row| row.version());
-            let effect = format!("ends as {}; {}", finding.state(), finding.effect());
-            let refusal = checked.err().map(|refusal| refusal.to_string());
-            (row.and_then(|row| row.customer_id), version, effect, refusal)
-        }
-        Deed::Budget { customer_id, used } => {
-            let spent = spent(tx, Some(*customer_id)).await?.unwrap_or_default();
-            let effect = format!(
-                "{used} spent elsewhere in place of {}; {} spent or possibly spent here",
-                spent.elsewhere, spent.here
-            );
-            (Some(*customer_id), spent.version(), effect, None)
-        }
-        Deed::Resume => {
-            let pause = current_pause(&mut *tx).await?;
-            let effect = match &pause {
-                Some(Pause { by, note, .. }) => format!("the work goes on; paused by {by}: {note}"),
-                None => "nothing".to_owned(),
-            };
-            let refusal = pause.is_none().then(|| "the work is not paused".to_owned());
-            (None, version_of_pause(pause.as_ref()), effect, refusal)
-        }
-        Deed::Requeue { letter_id } => {
-            let effect =
-                "delivered again, once `kyc-worker dead-letters requeue --proposal` is run".to_owned();
-            (None, name_of_letter(letter_id).into(), effect, None)
-        }
-        Deed::Forget { customer_id } => {
-            let spent = spent(tx, Some(*customer_id)).await?.unwrap_or_default();
-            let effect =
-                "what identifies them goes for good, once `kyc-worker forget --proposal` is run".to_owned();
-            (Some(*customer_id), spent.version(), effect, None)
-        }
-    };
-    let changed = version.expect(expected).err().map(|changed| changed.to_string());
-    Ok(Outlook { customer_id, version, effect, refusal: changed.or(refusal) })
+        let jobs = read_jobs(tx, &job_ids).await?;
+        customer_ids.extend(jobs.values().filter_map(|row| row.customer_id));
+        let customers = read_customers(tx, customer_ids.into_iter().map(|id| (id, None))).await?;
+        Ok(Self { jobs, customers, pause: current_pause(&mut *tx).await? })
+    }
+
+    fn spent(&self, customer_id: Uuid) -> Spent {
+        self.customers.get(&customer_id).map(Spent::of).unwrap_or_default()
+    }
+
+    /// What would come of a deed now, where what it is about is to be `expected`.
+    fn foresee(&self, deed: &Deed, rules: ReplayRules, expected: Option<&Version>) -> Outlook {
+        let (customer_id, version, effect, refusal) = match deed {
+            Deed::Replay { job_id } => {
+                let replay = weigh(*job_id, self.jobs.get(job_id), &self.customers, rules, None);
+                let left = replay.updates_left.unwrap_or_default();
+                let effect = format!("sent again; may spend 1 of the customer's {left} updates left");
+                let refusal = replay.refusal.map(|refusal| refusal.to_string());
+                (replay.customer_id, replay.version.unwrap_or_else(gone), effect, refusal)
+            }
+            Deed::Resolve { job_id, finding } => {
+                let row = self.jobs.get(job_id);
+                let checked = match row {
+                    Some(row) => check(*job_id, row, *finding),
+                    None => Err(ResolveError::NotKnown(*job_id)),
+                };
+                let version = row.map_or_else(gone, JobRow::version);
+                let effect = format!("ends as {}; {}", finding.state(), finding.effect());
+                let refusal = checked.err().map(|refusal| refusal.to_string());
+                (row.and_then(|row| row.customer_id), version, effect, refusal)
+            }
+            Deed::Budget { customer_id, used } => {
+                let spent = self.spent(*customer_id);
+                let effect = format!(
+                    "{used} spent elsewhere in place of {}; {} spent or possibly spent here",
+                    spent.elsewhere, spent.here
+                );
+                (Some(*customer_id), spent.version(), effect, None)
+            }
+            Deed::Resume => {
+                let effect = match &self.pause {
+                    Some(Pause { by, note, .. }) => format!("the work goes on; paused by {by}: {note}"),
+                    None => "nothing".to_owned(),
+                };
+                let refusal = self.pause.is_none().then(|| "the work is not paused".to_owned());
+                (None, version_of_pause(self.pause.as_ref()), effect, refusal)
+            }
+            Deed::Requeue { letter_id } => {
+                let effect =
+                    "delivered again, once `kyc-worker dead-letters requeue --proposal` is run".to_owned();
+                (None, name_of_letter(letter_id).into(), effect, None)
+            }
+            Deed::Forget { customer_id } => {
+                let effect = "what identifies them goes for good, once `kyc-worker forget --proposal` is run";
+                (Some(*customer_id), self.spent(*customer_id).version(), effect.to_owned(), None)
+            }
+        };
+        let changed = version.expect(expected).err().map(|changed| changed.to_string());
+        Outlook { customer_id, version, effect, refusal: changed.or(refusal) }
+    }
 }
 
 /// What a deed is about now, locked for whoever does it.
 async fn lock_version(tx: &mut PgConnection, deed: &Deed) -> sqlx::Result<Version> {
     Ok(match deed {
-        Deed::Replay { job_id } | Deed::Resolve { job_id, .. } => {
-            lock_job(tx, *job_id).await?.map_or_else(gone, |row| row.version())
-        }
+        Deed::Replay { job_id } => match lock_job(tx, *job_id).await? {
+            Some(row) => version_of(&row, spent(tx, row.customer_id).await?),
+            None => gone(),
+        },
+        Deed::Resolve { job_id, .. } => lock_job(tx, *job_id).await?.map_or_else(gone, |row| row.version()),
         Deed::Budget { customer_id, .. } => lock_customer(tx, *customer_id).await?.version(),
         Deed::Resume => version_of_pause(current_pause(&mut *tx).await?.as_ref()),
         Deed::Requeue { letter_id } => name_of_letter(letter_id).into(),

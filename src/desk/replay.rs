@@ -1,6 +1,7 @@
 //! A person sends ended jobs again. Each is checked inside the transaction that schedules it:
 //! precedence and budget as a claim checks them, and the claim will check them once more.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
-use crate::desk::job_row::{JobRow, lock_job, read_job};
+use crate::desk::job_row::{JobRow, lock_job, read_job, read_jobs};
+use crate::desk::story::Spent;
 use crate::desk::version::{Changed, Version};
-use crate::domain::budget::Budget;
 use crate::domain::precedence::{Asking, Decision, decide};
 use crate::domain::state::State;
 use crate::domain::suspicion::{Customer, FATE_UNKNOWN};
@@ -116,20 +117,64 @@ impl Serialize for Refusal {
 
 /// The ended jobs that `selection` means, those asked for first before the others.
 pub async fn find_ended(pool: &PgPool, selection: &Selection<'_>) -> sqlx::Result<Vec<Uuid>> {
+    let state = selection.state.map(State::name);
+    // Two statements, so that each has its index, which has the jobs of a state in this order. Of whom the payload
+    // is gone, nothing can be sent again. Asked so, the index of kept payloads serves whoever may see that there
+    // is one, and not what it is.
+    let Some(reason_code) = selection.reason_code else {
+        return sqlx::query_scalar!(
+            "-- find_ended
+            select found.job_id
+            from unnest(array['exhausted', 'needs_review']) ended (state)
+            cross join lateral (
+                select job_id, requested_at, received_at
+                from submission s
+                where s.state = ended.state and s.state in ('exhausted', 'needs_review')
+                    and octet_length(s.sealed_payload) >= 0
+                order by s.requested_at, s.received_at, s.job_id
+                limit $2
+            ) found
+            where $1::text is null or ended.state = $1
+            order by found.requested_at, found.received_at, found.job_id
+            limit $2",
+            state,
+            selection.limit,
+        )
+        .fetch_all(pool)
+        .await;
+    };
     sqlx::query_scalar!(
-        "-- find_ended
-        -- Of whom the payload is gone, nothing can be sent again: those that remain are few.
-        select job_id
-        from submission
-        where state in ('exhausted', 'needs_review') and sealed_payload is not null
-            and ($1::text is null or state = $1) and ($2::text is null or reason_code = $2)
-        order by requested_at, received_at, job_id
+        "-- find_ended_for_reason
+        select found.job_id
+        from unnest(array['exhausted', 'needs_review']) ended (state)
+        cross join lateral (
+            select job_id, requested_at, received_at
+            from submission s
+            where s.state = ended.state and s.state in ('exhausted', 'needs_review')
+                and octet_length(s.sealed_payload) >= 0 and s.reason_code = $2
+            order by s.requested_at, s.received_at, s.job_id
+            limit $3
+        ) found
+        where $1::text is null or ended.state = $1
+        order by found.requested_at, found.received_at, found.job_id
         limit $3",
-        selection.state.map(State::name),
-        selection.reason_code,
+        state,
+        reason_code,
         selection.limit,
     )
     .fetch_all(pool)
+    .await
+}
+
+/// What sending each of some jobs again would do, as far as nothing is sent of the others; over one snapshot.
+pub async fn foresee(pool: &PgPool, job_ids: &[Uuid], rules: ReplayRules) -> sqlx::Result<Vec<Replay>> {
+    read_snapshot(pool, async |tx| {
+        let rows = read_jobs(tx, job_ids).await?;
+        let asked = rows.values().filter_map(|row| Some((row.customer_id?, None)));
+        let customers = read_customers(tx, asked).await?;
+        let replay = |job_id: &Uuid| weigh(*job_id, rows.get(job_id), &customers, rules, None);
+        Ok(job_ids.iter().map(replay).collect())
+    })
     .await
 }
 
@@ -164,49 +209,55 @@ pub(crate) async fn replay_in(
         Intent::DryRun => read_job(tx, job_id).await?,
         Intent::Replay { .. } => lock_job(tx, job_id).await?,
     };
-    let Some(row) = row else {
-        let refusal = Some(Refusal::NotKnown);
-        return Ok(Replay {
-            job_id,
-            customer_id: None,
-            was: None,
-            version: None,
-            updates_left: None,
-            refusal,
-        });
-    };
-    let customer = match row.customer_id {
-        Some(customer_id) => {
-            let mut customers = read_customers(tx, [(customer_id, None)]).await?;
-            Some(customers.remove(&customer_id).unwrap_or_default())
-        }
-        None => None,
-    };
-    let budget = customer.as_ref().map(|customer| customer.budget(rules.customer_updates));
-    let (was, version) = (row.describe(), row.version());
-    let refusal = version.expect(expected).err().map(Refusal::Changed);
-    let refusal = refusal
-        .or_else(|| refusal_of_row(&row))
-        .or_else(|| refusal_of_customer(job_id, &row, customer.as_ref(), rules));
-    if let (None, Intent::Replay { attribution, delay }) = (&refusal, intent) {
-        schedule_again(tx, job_id, delay).await?;
-        let detail = format!("was {was}");
+    let asked = row.as_ref().and_then(|row| Some((row.customer_id?, None)));
+    let customers = read_customers(tx, asked).await?;
+    let replay = weigh(job_id, row.as_ref(), &customers, rules, expected);
+    if let (None, Intent::Replay { attribution, delay }) = (&replay.refusal, intent) {
+        let detail = replay.was.as_ref().map(|was| format!("was {was}"));
         let intervention = Intervention {
             action: "replay",
             job_id: Some(job_id),
-            customer_id: row.customer_id,
-            detail: Some(&detail),
+            customer_id: replay.customer_id,
+            detail: detail.as_deref(),
         };
-        record(tx, intervention, attribution).await?;
+        record(&mut *tx, intervention, attribution).await?;
+        schedule_again(tx, job_id, delay).await?;
     }
-    Ok(Replay {
+    Ok(replay)
+}
+
+/// What sending a job again would do, by its row and what is known of customers.
+pub(crate) fn weigh(
+    job_id: Uuid,
+    row: Option<&JobRow>,
+    customers: &HashMap<Uuid, Customer>,
+    rules: ReplayRules,
+    expected: Option<&Version>,
+) -> Replay {
+    let Some(row) = row else {
+        let refusal = Some(Refusal::NotKnown);
+        return Replay { job_id, customer_id: None, was: None, version: None, updates_left: None, refusal };
+    };
+    let nothing = Customer::default();
+    let customer = row.customer_id.map(|id| customers.get(&id).unwrap_or(&nothing));
+    let (was, version) = (row.describe(), version_of(row, customer.map(Spent::of)));
+    let refusal = version.expect(expected).err().map(Refusal::Changed);
+    let refusal =
+        refusal.or_else(|| refusal_of_row(row)).or_else(|| refusal_of_customer(job_id, row, customer, rules));
+    Replay {
         job_id,
         customer_id: row.customer_id,
         was: Some(was),
         version: Some(version),
-        updates_left: budget.map(Budget::left),
+        updates_left: customer.map(|customer| customer.budget(rules.customer_updates).left()),
         refusal,
-    })
+    }
+}
+
+/// What a replay is decided by: the job's row, and what the customer has left.
+pub(crate) fn version_of(row: &JobRow, spent: Option<Spent>) -> Version {
+    let spent = spent.unwrap_or_default();
+    format!("{}; {}", row.version(), spent.version()).into()
 }
 
 /// Why the job's own row forbids it.

@@ -42,6 +42,15 @@ impl Finding {
         }
     }
 
+    /// What was found, for people.
+    pub fn about(self) -> &'static str {
+        match self {
+            Self::Accepted => "The provider has the update",
+            Self::Rejected => "It is not to be sent any more",
+            Self::NotApplied => "No attempt was applied",
+        }
+    }
+
     /// The state that the job ends in by it.
     pub(crate) fn state(self) -> State {
         self.ended().state
@@ -254,7 +263,6 @@ pub(crate) async fn resolve_in(
     let to = Destination::End(finding.ended());
     // An acceptance is followed to the end of its verification, as any other is.
     let at_end = AtEnd { verification_after: Duration::ZERO, is_told: is_told_lately(tx).await? };
-    move_locked(tx, at_end, &[Move::new(from, &to)]).await?;
     let detail = format!("was {was}, resolved as {}", finding.name());
     let intervention = Intervention {
         action: "resolve",
@@ -262,7 +270,8 @@ pub(crate) async fn resolve_in(
         customer_id: row.customer_id,
         detail: Some(&detail),
     };
-    record(tx, intervention, attribution).await?;
+    record(&mut *tx, intervention, attribution).await?;
+    move_locked(tx, at_end, &[Move::new(from, &to)]).await?;
     Ok(Resolved { job_id, customer_id: row.customer_id, was, state: finding.state().name() })
 }
 
@@ -277,6 +286,7 @@ mod tests {
     fn each_finding_is_refused_where_it_would_leave_the_books_wrong() {
         let refusals = |state, reason_code: &str, may_be_applied, is_accepted_late| {
             let row = JobRow {
+                job_id: Uuid::nil(),
                 customer_id: Some(Uuid::nil()),
                 requested_at: None,
                 received_at: OffsetDateTime::UNIX_EPOCH,

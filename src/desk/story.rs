@@ -8,7 +8,10 @@ use uuid::Uuid;
 use crate::desk::dead_letters::{DeadLetterView, dead_letters_of};
 use crate::desk::interventions::{InterventionView, interventions_of};
 use crate::desk::version::Version;
+use crate::domain::outcome::EXPIRED;
+use crate::domain::state::Purpose;
 use crate::domain::suspicion::Customer;
+use crate::domain::verdict::Rejection;
 use crate::journal::statements::customers::read_customers;
 
 /// How many of a customer's updates are spent, as far as the records know.
@@ -58,6 +61,9 @@ pub struct SubmissionView {
     pub due_at: Option<OffsetDateTime>,
     pub deliveries: i32,
     pub claimed_by: Option<String>,
+    /// When its claim's lease ends.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub claimed_until: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub requested_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339")]
@@ -72,6 +78,9 @@ pub struct SubmissionView {
     pub evidence: Option<String>,
     pub verification_status: Option<String>,
     pub failure_reason: Option<String>,
+    /// When its verification is read next.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub verification_due_at: Option<OffsetDateTime>,
     pub correlation_id: Option<String>,
     /// The trace that it was published in.
     pub trace_id: Option<String>,
@@ -211,18 +220,33 @@ async fn observations(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Resu
 /// The customer's other jobs that nothing orders before or after this one.
 async fn unordered_with(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result<Vec<Uuid>> {
     sqlx::query_scalar!(
-        "-- show_unordered
-        select other.job_id
+        r#"-- show_unordered
+        -- Of those that nothing was sent of there may be very many: an index has those of a span of time.
+        select other.job_id as "job_id!"
         from submission s
-        join submission other on other.customer_id = s.customer_id and other.job_id <> s.job_id
-        where s.job_id = $1 and s.content_hmac is distinct from other.content_hmac
+        cross join lateral (
+            select job_id, requested_at, received_at, content_hmac
+            from submission
+            where customer_id = s.customer_id and attempts > 0
+            union all
+            (
+                select job_id, requested_at, received_at, content_hmac
+                from submission
+                where customer_id = s.customer_id and attempts = 0
+                    and requested_at >= s.requested_at - interval '1 min' and requested_at <= s.requested_at + interval '1 min'
+                -- In the order of that index, so that Postgres reads that whatever it thinks of the table.
+                order by requested_at desc nulls last, received_at desc, job_id desc
+                offset 0
+            )
+        ) other
+        where s.job_id = $1 and other.job_id <> s.job_id and s.content_hmac is distinct from other.content_hmac
             and (
                 s.requested_at = other.requested_at
                 -- Dated by their receipt alone.
                 or s.requested_at = s.received_at and other.requested_at = other.received_at
                     and abs(extract(epoch from s.received_at - other.received_at)) < 60
             )
-        order by other.received_at",
+        order by other.received_at"#,
         job_id,
     )
     .fetch_all(connection)
@@ -236,9 +260,9 @@ async fn submission(connection: &mut PgConnection, job_id: Uuid) -> sqlx::Result
         r#"-- show_submission
         select
             job_id, customer_id, document_type, document_number_last4, state, waiting_for,
-            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
+            reason_code, reason, due_at, deliveries, claimed_by, claimed_until, requested_at, received_at,
             expires_at, expiring_link, ended_at, provider_reference, evidence, verification_status, failure_reason,
-            correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
+            verification_due_at, correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
         from submission
         where job_id = $1"#,
         job_id,
@@ -259,16 +283,126 @@ pub(crate) async fn submissions_of(
         r#"-- customer_jobs
         select
             job_id, customer_id, document_type, document_number_last4, state, waiting_for,
-            reason_code, reason, due_at, deliveries, claimed_by, requested_at, received_at,
+            reason_code, reason, due_at, deliveries, claimed_by, claimed_until, requested_at, received_at,
             expires_at, expiring_link, ended_at, provider_reference, evidence, verification_status, failure_reason,
-            correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
+            verification_due_at, correlation_id, substr(traceparent, 4, 32) as trace_id, sealed_payload is not null as "has_payload!"
         from submission
-        where customer_id = $1
-        order by requested_at desc nulls last, received_at desc, job_id desc
-        limit $2"#,
+        -- Of those that nothing was sent of there may be very many: an index has the newest of them.
+        where job_id = any(array(
+            select job_id
+            from (
+                select job_id, requested_at, received_at
+                from submission
+                where customer_id = $1 and attempts > 0
+                union all
+                (
+                    select job_id, requested_at, received_at
+                    from submission
+                    where customer_id = $1 and attempts = 0
+                    order by requested_at desc nulls last, received_at desc, job_id desc
+                    limit $2
+                )
+            ) theirs
+            order by requested_at desc nulls last, received_at desc, job_id desc
+            limit $2
+        ))
+        order by requested_at desc nulls last, received_at desc, job_id desc"#,
         customer_id,
         limit.map(|limit| i64::from(limit) + 1),
     )
     .fetch_all(connection)
     .await
+}
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// For people.
+    pub what: String,
+}
+
+impl SubmissionView {
+    /// What a job that ended before a send did not cost its customer.
+    pub fn saved(&self) -> Option<&'static str> {
+        let code = self.reason_code.as_deref()?;
+        let is_by_check = Rejection::CODES_OF_CHECKS.contains(&code);
+        let is_by_link = code == EXPIRED && self.expiring_link.is_some();
+        (is_by_check || is_by_link).then_some("one update: nothing was sent")
+    }
+}
+
+impl JobStory {
+    /// What happened to it, in order.
+    pub fn timeline(&self) -> Vec<Event> {
+        let submission = &self.submission;
+        let mut events: Vec<Event> = Vec::new();
+        let mut note = |at, what| events.push(Event { at, what });
+        if let Some(at) = submission.requested_at {
+            note(at, "requested".to_owned());
+        }
+        let times = if submission.deliveries == 1 { "once" } else { "more than once" };
+        note(submission.received_at, format!("received (delivered {times}: {})", submission.deliveries));
+        for attempt in &self.attempts {
+            note(attempt.begun_at, format!("attempt {} begun by {}", attempt.number, attempt.worker));
+            if let Some((at, what)) = attempt.end() {
+                note(at, what);
+            }
+        }
+        self.observations.iter().for_each(|observation| note(observation.at, observation.describe()));
+        self.interventions.iter().for_each(|intervention| note(intervention.at, intervention.describe()));
+        for letter in &self.dead_letters {
+            let what = format!("a delivery was dead-lettered, {}: {}", letter.reason_code, letter.reason);
+            note(letter.received_at, what);
+        }
+        events
+            .extend(submission.ended_at.map(|at| Event { at, what: format!("ended {}", submission.state) }));
+        events.sort_by_key(|event| event.at);
+        events
+    }
+}
+
+impl AttemptView {
+    fn end(&self) -> Option<(OffsetDateTime, String)> {
+        let (ended_at, verdict) = (self.ended_at?, self.verdict.as_ref()?);
+        let details = [
+            self.detail.clone(),
+            self.http_status.map(|status| format!("HTTP {status}")),
+            self.duration_ms.map(|ms| format!("{ms} ms")),
+            self.provider_message.as_ref().map(|message| format!("the provider said: {message}")),
+            self.error.clone(),
+            self.checked.as_ref().map(|checked| format!("checked before: {}", checked.replace(',', ", "))),
+            self.late_verdict.as_ref().map(|late| format!("known later: {late}")),
+        ];
+        let details: Vec<String> = details.into_iter().flatten().collect();
+        Some((ended_at, format!("attempt {} ended {verdict} ({})", self.number, details.join(", "))))
+    }
+}
+
+impl ObservationView {
+    fn describe(&self) -> String {
+        if self.purpose == Purpose::Configuration.name() {
+            return match (&self.document_types, &self.error) {
+                (Some(types), _) => {
+                    format!("the provider lists {} for the customer", types.replace(',', ", "))
+                }
+                (None, error) => {
+                    let error = error.clone().unwrap_or_default();
+                    format!("the provider did not tell which document types the customer may use: {error}")
+                }
+            };
+        }
+        let said = match (&self.status, &self.failure_reason, &self.error) {
+            (Some(status), Some(reason), _) => format!("the customer read {status} ({reason})"),
+            (Some(status), None, _) => format!("the customer read {status}"),
+            (None, _, error) => {
+                format!("a read of the customer failed: {}", error.clone().unwrap_or_default())
+            }
+        };
+        match &self.conclusion {
+            Some(conclusion) => format!("{said}: {conclusion}"),
+            None => format!("{said} ({})", self.purpose),
+        }
+    }
 }

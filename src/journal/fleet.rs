@@ -23,8 +23,11 @@ const REST: f64 = 50.0;
 /// A job that has been due for so long is late: replicas take up what is due within a second.
 const LATE_SECONDS: f64 = 60.0;
 
-/// A turn counts the minutes of no longer a span: the turns after it go on from there.
+/// One statement counts the minutes of no longer a span.
 const MINUTES_AT_ONCE: time::Duration = time::Duration::HOUR;
+
+/// A turn begins no further span after so long: the turns after it go on from there.
+const COUNTING_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A figure of the fleet.
 #[derive(Clone, Debug, Serialize)]
@@ -156,7 +159,17 @@ impl Journal {
     /// Counts what ended, and which attempts failed, in the minutes that are due, anew; forgets those of more
     /// than a day ago. The counts are committed with how far they reach.
     async fn count_minutes(&self, Turn { now, minutes_since }: Turn) -> Result<(), JournalError> {
-        let until = now.min(minutes_since + MINUTES_AT_ONCE);
+        let begun = Instant::now();
+        let mut since = minutes_since;
+        while since < now && begun.elapsed() < COUNTING_TIME_MAX {
+            let until = now.min(since + MINUTES_AT_ONCE);
+            self.count_span(since, until).await?;
+            since = until;
+        }
+        Ok(())
+    }
+
+    async fn count_span(&self, since: OffsetDateTime, until: OffsetDateTime) -> Result<(), JournalError> {
         let counted = sqlx::query!(
             "-- count_fleet_minutes
             with ended as materialized (
@@ -194,7 +207,7 @@ impl Journal {
                 on conflict (minute, verdict, detail, http_status) do update set attempts = excluded.attempts
             )
             update fleet_reading set minutes_until = $2",
-            minutes_since,
+            since,
             until,
         );
         let counted =

