@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo storm storm-cluster storm-short bench bench-quick bench-full bench-docs test test-stress test-full test-servers services env sqlx check docs build
+.PHONY: help demo storm storm-cluster storm-short bench bench-quick bench-full bench-docs test test-stress test-full test-servers services env sqlx check docs screenshots build
 
 help: ## Show this list
 	@echo "kyc-worker: start with \`make demo\`. Targets:"
@@ -23,11 +23,11 @@ bench: ## Measure the worker: against the same without a database, latencies, re
 bench-quick: ## Its throughput alone, in under a minute; ends with its ratio
 	@scripts/bench.sh --only throughput --runs 3
 
-bench-full: ## All of it, with peers, a run of a million jobs and rows by the million; half an hour, 20 GB of disk
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,events
+bench-full: ## All of it, with peers, a run of a million jobs and rows by the million, the console beside them; 45 minutes, 20 GB of disk
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,console,events
 
 bench-docs: ## The same, and write the figures into docs/
-	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,events --write-docs
+	@scripts/bench.sh --only throughput,latency,replicas,retries,idle,single,peers,memory,rows,console,events --write-docs
 
 test: ## Run every test: unit, integration over real services, documentation
 	@scripts/test.sh
@@ -56,6 +56,9 @@ check: ## Check format, lints, docs, .sqlx and dependencies
 docs: ## Write settings, schemas, figures, dashboards and Kubernetes' rules anew
 	@UPDATE_DOCS=1 cargo test --locked --quiet --test it documents
 	@UPDATE_DOCS=1 cargo test --locked --quiet --package kyc-lab --bin bench documents
+
+screenshots: ## Take the documents' picture of the console anew, in a real browser
+	@UPDATE_DOCS=1 scripts/test.sh --test it console_browser
 
 build: ## Build the optimized worker and the simulated provider, man pages and completions
 	@cargo build --locked --release --workspace --bins

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes PostgreSQL and RabbitMQ answer, and writes where they are to target/services.env. The tests
-# want promtool, prometheus, tinyproxy and pgbouncer beside them, which it installs in the same way.
+# want promtool, prometheus, tinyproxy, pgbouncer and nginx beside them, which it installs in the same way.
 #
 #   scripts/services.sh [demo|test]     for the one or the other; both by default
 #
@@ -55,6 +55,22 @@ install() {
         tail -n 5 target/services.log >&2
         fail "apt-get could not install $1; the whole story is in target/services.log"
     fi
+}
+
+# The same of a package whose service is not wanted: it is started neither now nor when the machine is.
+install_without_service() {
+    if [[ -e /usr/sbin/policy-rc.d ]]; then
+        install "$1"
+    else
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        install "$1"
+        rm -f /usr/sbin/policy-rc.d
+        trap - EXIT
+    fi
+    update-rc.d "$1" disable >>target/services.log 2>&1 ||
+        fail "the service $1 was installed for the tests, and cannot be switched off; see target/services.log"
 }
 
 as_postgres() { (cd / && runuser -u postgres -- "$@"); }
@@ -135,14 +151,14 @@ find_management() {
   enable it with: rabbitmq-plugins enable rabbitmq_management"
 }
 
-# What the tests start of Debian's package $1: program $2, and others.
+# What the tests start of Debian's package $2: program $3, and others. $1 is what installs it.
 find_programs() {
-    local package=$1 program
-    for program in "${@:2}"; do
+    local package=$2 program
+    for program in "${@:3}"; do
         # An ordinary user's path may not lead to it.
         PATH=$PATH:/usr/sbin command -v "$program" >/dev/null && continue
         is_apt_root || fail "$program is missing, which the tests use; install it (Debian: apt-get install $package)"
-        install "$package"
+        "$1" "$package"
         return
     done
 }
@@ -166,9 +182,11 @@ main() {
         find_rabbitmq AMQP_URL "$(setting AMQP_URL)" && note AMQP_URL 5672
     fi
     if [[ $scope != demo ]]; then
-        find_programs prometheus promtool prometheus
-        find_programs tinyproxy-bin tinyproxy
-        find_programs pgbouncer pgbouncer
+        find_programs install prometheus promtool prometheus
+        find_programs install tinyproxy-bin tinyproxy
+        find_programs install pgbouncer pgbouncer
+        # It would take port 80.
+        find_programs install_without_service nginx nginx
         find_postgres TEST_DATABASE_URL "$(setting TEST_DATABASE_URL)" && note TEST_DATABASE_URL 5432
         find_rabbitmq TEST_AMQP_URL "$(setting TEST_AMQP_URL)" && note TEST_AMQP_URL 5672
         find_management TEST_RABBITMQ_MANAGEMENT_URL "$(setting TEST_RABBITMQ_MANAGEMENT_URL)"

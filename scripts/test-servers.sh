@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 source scripts/lib.sh
 
 usage="usage: scripts/test-servers.sh [--postgres 14|15|16|17|18] [what is passed on to cargo test]"
-packages=(postgresql rabbitmq-server prometheus tinyproxy-bin pgbouncer openssl procps iproute2 python3-venv npm)
+packages=(postgresql rabbitmq-server prometheus tinyproxy-bin pgbouncer nginx openssl procps iproute2 python3-venv npm)
 servers=$PWD/target/servers
 root=$servers/trixie
 data=$servers/data
@@ -31,13 +31,17 @@ apart() {
     setpriv --pdeathsig KILL "${isolate[@]}" bash "$0" --apart "$step" "$@"
 }
 
-# The root sees this checkout where it lies, with publishers' libraries for its own Python, and trusts
+# The root sees this checkout where it lies, with publishers' libraries and a browser of its own, and trusts
 # whom this machine trusts.
 mount_root() {
     mount --bind "$root" "$root"
-    mkdir -p "$root$PWD" "$servers/publishers" target/publishers
+    local own
+    mkdir -p "$root$PWD"
     mount --bind "$PWD" "$root$PWD"
-    mount --bind "$servers/publishers" "$root$PWD/target/publishers"
+    for own in publishers browser; do
+        mkdir -p "$servers/$own" "target/$own"
+        mount --bind "$servers/$own" "$root$PWD/target/$own"
+    done
     local shared
     for shared in /dev /proc /sys /tmp /etc/ssl/certs; do
         mount --rbind "$shared" "$root$shared"
@@ -69,6 +73,7 @@ install() {
         printf '%s' "${packages[*]}" >"$root/installed"
     fi
     in_root scripts/publishers.sh
+    in_root scripts/browser.sh
     [[ -z $1 ]] || install_postgres "$1"
 }
 

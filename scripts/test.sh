@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 source scripts/lib.sh
 scripts/services.sh test
 scripts/publishers.sh
+scripts/browser.sh
 # shellcheck source=/dev/null
 source target/services.env
 

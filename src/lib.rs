@@ -8,7 +8,7 @@
 //! The modules, in reading order: [`worker`] is the flow of one job, over the parts in [`context`];
 //! [`domain`] holds its rules; [`journal`], [`provider`] and [`broker`] are the edges; [`control`]
 //! decides whether and how much is done; [`loops`] run beside the flow; [`app`] puts it together;
-//! [`desk`] is what people ask and do; [`config`], [`telemetry`] and [`cli`] face the operator.
+//! [`desk`] is what people ask and do, [`console`] the same in a browser; [`config`], [`telemetry`] and [`cli`] face the operator.
 
 pub mod checks;
 pub mod context;
@@ -29,6 +29,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod console;
 pub mod failpoint;
 pub mod finding;
 pub mod instance;

@@ -10,6 +10,7 @@ mod attribution;
 mod audit;
 mod budget;
 mod check;
+mod console;
 mod database;
 mod dead_letters;
 mod enqueue;
@@ -59,6 +60,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Migrate(migrate::MigrateArgs),
     Check(Box<check::CheckArgs>),
+    Console(Box<console::ConsoleArgs>),
     Health(health::HealthArgs),
     Sign(Box<sign::SignArgs>),
     Schema(Box<schema::SchemaArgs>),
@@ -113,6 +115,10 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         }
         Command::Check(args) => {
             check::run(&args, faults, sources_of(&command, &matches, env_file), &misspelt).await
+        }
+        Command::Console(args) => {
+            let sources = sources_of(&command, &matches, env_file);
+            console::run(*args, faults, sources, &misspelt).await
         }
         _ if !faults.is_empty() => Ok(refuse(&faults)),
         Command::Migrate(args) => migrate::run(&args).await,

@@ -74,7 +74,7 @@ pub(super) fn refuse(faults: &[SettingFault]) -> ExitCode {
     for fault in faults {
         eprintln!("  {}", visible(&fault.to_string()));
     }
-    eprintln!("`kyc-worker run --help` explains every setting; .env.example has them all.");
+    eprintln!("`--help` of the command explains each setting; .env.example has them all.");
     ExitCode::from(2)
 }
 

@@ -3,6 +3,7 @@
 
 mod check;
 mod command_line;
+mod console;
 mod fault;
 mod secret;
 mod settings;
@@ -13,6 +14,7 @@ mod urls;
 
 pub use self::check::{BrokerCertificates, Checked, ClientIdentity, Otlp, host_name};
 pub use self::command_line::{Parsed, parse_all};
+pub use self::console::{CheckedConsole, ConsoleSettings, Login, SECRET_HEADER, user_name};
 pub use self::fault::SettingFault;
 pub use self::secret::Secret;
 pub(crate) use self::settings::parse_duration;

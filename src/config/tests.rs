@@ -451,3 +451,224 @@ fn no_setting_is_without_its_range() {
         assert!(has_range || WITHOUT_RANGE.contains(&setting), "{setting}: say in RANGES what it takes");
     }
 }
+
+#[derive(Debug, Parser)]
+struct ConsoleProgram {
+    #[command(subcommand)]
+    command: ConsoleSubcommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ConsoleSubcommand {
+    Console(Box<ConsoleSettings>),
+}
+
+/// What the console's settings amount to, or what is wrong with them.
+fn check_console(flags: &[&str]) -> Result<CheckedConsole, Vec<String>> {
+    let command = <ConsoleProgram as clap::CommandFactory>::command()
+        .mut_subcommands(|console| console.args_override_self(true));
+    let arguments = ["kyc-worker", "console"].iter().chain(flags).map(OsString::from);
+    let Parsed { value, mut faults, .. } =
+        parse_all::<ConsoleProgram>(&command, arguments).expect("usage is right");
+    let ConsoleSubcommand::Console(settings) = value.command;
+    let checked = settings.check();
+    faults.extend(checked.as_ref().err().cloned().unwrap_or_default());
+    match checked {
+        Ok(checked) if faults.is_empty() => Ok(checked),
+        _ => Err(faults.iter().map(ToString::to_string).collect()),
+    }
+}
+
+/// 32 characters, and one fewer.
+const PROXY_SECRET: &str = "--console-proxy-secret=ABCDEFGHIJKLMNOPQRSTUVWXYZ012345";
+const SHORT_SECRET: &str = "--console-proxy-secret=ABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+
+const PROXY: &str = "--console-login=proxy";
+const SIDECAR: &str = "--console-login=sidecar";
+const LOCAL: &str = "--console-login=local";
+const ANA: &str = "--console-local-user=ana";
+const PUBLIC: &str = "--console-public-url=https://kyc.example.com";
+const EVERYWHERE: &str = "--console-listen=0.0.0.0:8080";
+
+/// How somebody is known, where the pages are answered and what comes with it; and the setting that is
+/// blamed, if one is.
+#[test]
+fn a_console_starts_only_where_it_is_clear_who_asks() {
+    let table: &[(&[&str], Option<&str>)] = &[
+        (&[], Some("CONSOLE_LOGIN")),
+        (&[ANA], Some("CONSOLE_LOGIN")),
+        (&[PROXY_SECRET, PUBLIC], Some("CONSOLE_LOGIN")),
+        (&["--console-login=none"], Some("CONSOLE_LOGIN")),
+        (&["--console-login=Local", ANA], Some("CONSOLE_LOGIN")),
+        // One who uses it, on this machine.
+        (&[LOCAL, ANA], None),
+        (&[LOCAL, ANA, "--console-listen=[::1]:8080"], None),
+        (&[LOCAL, ANA, "--console-listen=127.9.9.9:0"], None),
+        (&[LOCAL], Some("CONSOLE_LOCAL_USER")),
+        (&[LOCAL, "--console-local-user= "], Some("CONSOLE_LOCAL_USER")),
+        (&[LOCAL, "--console-local-user=a\u{7}na"], Some("CONSOLE_LOCAL_USER")),
+        (&[LOCAL, ANA, EVERYWHERE], Some("CONSOLE_LISTEN")),
+        (&[LOCAL, ANA, "--console-listen=[::]:8080"], Some("CONSOLE_LISTEN")),
+        (&[LOCAL, ANA, "--console-listen=10.0.0.1:8080"], Some("CONSOLE_LISTEN")),
+        (&[LOCAL, ANA, PROXY_SECRET], Some("CONSOLE_PROXY_SECRET")),
+        (&[LOCAL, ANA, "--console-proxy-secret-file=/etc/hostname"], Some("CONSOLE_PROXY_SECRET")),
+        // A proxy of the same pod.
+        (&[SIDECAR, PUBLIC], None),
+        (&[SIDECAR], Some("CONSOLE_PUBLIC_URL")),
+        (&[SIDECAR, PUBLIC, EVERYWHERE], Some("CONSOLE_LISTEN")),
+        (&[SIDECAR, PUBLIC, PROXY_SECRET], Some("CONSOLE_PROXY_SECRET")),
+        (&[SIDECAR, PUBLIC, ANA], Some("CONSOLE_LOCAL_USER")),
+        // A proxy that proves itself, wherever the console listens.
+        (&[PROXY, PUBLIC, PROXY_SECRET], None),
+        (&[PROXY, PUBLIC, PROXY_SECRET, EVERYWHERE], None),
+        (&[PROXY, PUBLIC], Some("CONSOLE_PROXY_SECRET")),
+        (&[PROXY, PUBLIC, EVERYWHERE], Some("CONSOLE_PROXY_SECRET")),
+        (&[PROXY, PUBLIC, SHORT_SECRET], Some("CONSOLE_PROXY_SECRET")),
+        (
+            &[PROXY, PUBLIC, PROXY_SECRET, "--console-proxy-secret-file=/etc/hostname"],
+            Some("CONSOLE_PROXY_SECRET"),
+        ),
+        (&[PROXY, PUBLIC, "--console-proxy-secret-file=/nowhere"], Some("CONSOLE_PROXY_SECRET")),
+        (&[PROXY, PROXY_SECRET], Some("CONSOLE_PUBLIC_URL")),
+        (&[PROXY, PUBLIC, PROXY_SECRET, ANA], Some("CONSOLE_LOCAL_USER")),
+    ];
+    for (flags, blamed) in table {
+        match (check_console(flags), blamed) {
+            (Ok(_), None) => {}
+            (Err(faults), Some(setting)) => {
+                let is_told = |fault: &String| fault.starts_with(&format!("{setting}: "));
+                assert!(!faults.is_empty() && faults.iter().all(is_told), "{flags:?}: {faults:?}");
+                assert!(!faults[0].contains("ABCDEFGH"), "{faults:?}");
+            }
+            (found, _) => panic!("{flags:?}: {found:?}"),
+        }
+    }
+}
+
+/// What a setting of the console takes and refuses, beside others that are sound.
+#[test]
+fn every_setting_of_the_console_takes_what_it_is_for_and_nothing_else() {
+    for Range { setting, takes, refuses, beside } in &RANGES_OF_CONSOLE {
+        let flag = setting.to_lowercase().replace('_', "-");
+        let check = |value| check_console(&[beside, &[format!("--{flag}={value}").as_str()][..]].concat());
+        for value in *takes {
+            assert!(check(value).is_ok(), "{setting}={value}: {:?}", check(value));
+        }
+        for value in *refuses {
+            let faults = check(value).expect_err(value);
+            assert!(faults[0].starts_with(&format!("{setting}: ")), "{setting}={value}: {faults:?}");
+        }
+    }
+}
+
+const RANGES_OF_CONSOLE: [Range; 8] = [
+    range(
+        "CONSOLE_LISTEN",
+        &["127.0.0.1:0", "[::1]:8080"],
+        &["8080", "localhost:8080", "", "127.0.0.1:65536"],
+        &[LOCAL, ANA],
+    ),
+    range("CONSOLE_LOCAL_USER", &["ana", "Ana Muster", "ana@example.com"], &["", "\n"], &[LOCAL]),
+    range(
+        "CONSOLE_USER_HEADER",
+        &["X-Forwarded-Email", "remote-user"],
+        &["", "X Forwarded", "X-Email:"],
+        &[LOCAL, ANA],
+    ),
+    range(
+        "CONSOLE_GROUPS_HEADER",
+        &["X-Forwarded-Groups", "remote-groups"],
+        &["", "X Groups"],
+        &[LOCAL, ANA],
+    ),
+    range(
+        "CONSOLE_ROLES",
+        &[
+            "viewer=a",
+            "viewer=a,viewer=b,operator=a",
+            " auditor = kyc audit , reviewer=/kyc/reviewer",
+            "viewer=a=b",
+        ],
+        &["", "viewer", "viewer=", "admin=a", "Viewer=a", "=a", "viewer=a,", "viewer=a;operator=b,x"],
+        &[LOCAL, ANA],
+    ),
+    range(
+        "CONSOLE_PUBLIC_URL",
+        &[
+            "https://kyc.example.com",
+            "https://kyc.example.com/",
+            "https://kyc.example.com:8443",
+            "http://localhost:8080",
+            "http://127.0.0.1:8080",
+            "http://[::1]:8080",
+        ],
+        &[
+            "",
+            "kyc.example.com",
+            "http://kyc.example.com",
+            "http://10.0.0.1:8080",
+            "http://localhost.example.com",
+            "ftp://kyc.example.com",
+            "https://kyc.example.com/console",
+            "https://kyc.example.com/?a=b",
+            "https://kyc.example.com/#a",
+            "https://ana@kyc.example.com",
+            "https://:pw@kyc.example.com",
+        ],
+        &[SIDECAR],
+    ),
+    range(
+        "CONSOLE_TRACE_URL",
+        &["https://tempo.example.com/trace/{trace_id}", "http://localhost:16686/trace/{trace_id}?a=b"],
+        &[
+            "",
+            "https://tempo.example.com",
+            "https://tempo.example.com/{job_id}",
+            "javascript:alert('{trace_id}')",
+            "{trace_id}",
+        ],
+        &[LOCAL, ANA],
+    ),
+    range(
+        "CONSOLE_LOG_URL",
+        &["https://logs.example.com/?q={job_id}"],
+        &[
+            "",
+            "https://logs.example.com",
+            "https://logs.example.com/{trace_id}",
+            "javascript:alert('{job_id}')",
+            "{job_id}",
+        ],
+        &[LOCAL, ANA],
+    ),
+];
+
+#[test]
+fn no_setting_of_the_console_is_without_its_range() {
+    let command = <ConsoleProgram as clap::CommandFactory>::command();
+    let console = command.find_subcommand("console").expect("it is there");
+    // Those are in the table of who asks.
+    let modes = ["CONSOLE_LOGIN", "CONSOLE_PROXY_SECRET", "CONSOLE_PROXY_SECRET_FILE"];
+    for argument in console.get_arguments().filter_map(clap::Arg::get_env) {
+        let setting = argument.to_str().expect("UTF-8");
+        let has_range = RANGES_OF_CONSOLE.iter().any(|range| range.setting == setting);
+        assert!(has_range || modes.contains(&setting), "{setting}: say in RANGES_OF_CONSOLE what it takes");
+    }
+}
+
+#[test]
+fn a_local_console_is_reached_where_it_listens_and_others_where_they_are_told() {
+    let url = |flags: &[&str]| check_console(flags).expect("sound").public_url.to_string();
+    assert_eq!(url(&[LOCAL, ANA]), "http://127.0.0.1:8080/");
+    assert_eq!(url(&[LOCAL, ANA, "--console-listen=[::1]:9000"]), "http://[::1]:9000/");
+    assert_eq!(url(&[LOCAL, ANA, "--console-public-url=http://localhost:8080"]), "http://localhost:8080/");
+    assert_eq!(url(&[SIDECAR, PUBLIC]), "https://kyc.example.com/");
+}
+
+#[test]
+fn a_link_out_of_the_console_has_the_name_in_its_place() {
+    let trace = "--console-trace-url=https://t.example.com/{trace_id}?again={trace_id}";
+    let checked = check_console(&[LOCAL, ANA, trace]).expect("sound");
+    let link = checked.trace_url.expect("a template").with("abc");
+    assert_eq!(link, "https://t.example.com/abc?again=abc");
+}

@@ -27,6 +27,7 @@ fn yaml(name: &str) -> Vec<Value> {
 
 const KUBERNETES: &str = "deploy/kubernetes";
 const MONITORING: &str = "deploy/kubernetes/components/monitoring";
+const CONSOLE: &str = "deploy/kubernetes/components/console";
 const DASHBOARDS: &str = "deploy/monitoring/dashboards";
 
 /// The files of a directory, by their names.
@@ -94,9 +95,14 @@ fn variables_of(command: &clap::Command) -> BTreeSet<String> {
     variables.map(|variable| variable.to_str().expect("UTF-8").to_owned()).collect()
 }
 
+/// The variables of a command's settings.
+fn settings_of(name: &str) -> BTreeSet<String> {
+    variables_of(cli::command().find_subcommand(name).expect("a command"))
+}
+
 /// The variables of the worker's settings.
 fn settings() -> BTreeSet<String> {
-    variables_of(cli::command().find_subcommand("run").expect("a command `run`"))
+    settings_of("run")
 }
 
 fn sandbox_settings() -> BTreeSet<String> {
@@ -146,7 +152,7 @@ fn the_image_runs_commands_that_exist_and_is_made_of_files_that_exist() {
         assert!(path(kept).exists(), ".dockerignore keeps {kept}, which is not there");
     }
     // What the compiler reads beside src is in the image's context.
-    for needed in ["Cargo.toml", "Cargo.lock", ".cargo", ".sqlx", "migrations", "src"] {
+    for needed in ["Cargo.toml", "Cargo.lock", "askama.toml", ".cargo", ".sqlx", "migrations", "src"] {
         assert!(
             ignored.contains(&format!("!{needed}\n")) || ignored.ends_with(&format!("!{needed}")),
             "{needed}"
@@ -170,6 +176,8 @@ fn compose_names_variables_commands_and_secrets_that_exist() {
         are_known(environment(service), &settings());
     }
     are_known(environment("sandbox"), &sandbox_settings());
+    understands(&texts(&services["console"]["command"]));
+    are_known(environment("console"), &settings_of("console"));
     for (name, secret) in compose["secrets"].as_object().expect("secrets") {
         let file = secret["file"].as_str().expect("a file");
         assert!(path(file).exists(), "{name}: {file}");
@@ -218,6 +226,36 @@ fn compose_mounts_files_that_exist_and_watches_its_own_workers() {
     assert!(mounts.contains(&format!("./{DASHBOARDS}:{shown}:ro")), "{mounts:?}");
     let login = grafana["datasources"][1]["user"].as_str().expect("a login");
     assert!(read("deploy/compose/auditor.sql").contains(&format!("create role {login} login")), "{login}");
+}
+
+/// In a container the console cannot be on loopback: so it asks its proxy for a secret, and nothing but the
+/// proxy is published.
+#[test]
+fn compose_publishes_the_console_by_its_proxy_alone() {
+    let compose = &yaml("compose.yaml")[0];
+    let (console, proxy) = (&compose["services"]["console"], &compose["services"]["console-proxy"]);
+    assert!(console["ports"].is_null() && console["network_mode"].is_null(), "{console}");
+    let environment = &console["environment"];
+    assert_eq!(environment["CONSOLE_LOGIN"], "proxy");
+    let configuration = read("deploy/compose/console.conf");
+    let listens = environment["CONSOLE_LISTEN"].as_str().and_then(|address| address.split_once(':'));
+    let (_, port) = listens.expect("an address");
+    assert!(configuration.contains(&format!("proxy_pass http://console:{port};")), "{configuration}");
+    let secret = read("deploy/compose/console-proxy-secret");
+    let sent = format!("proxy_set_header X-Console-Secret {};", secret.trim());
+    assert!(configuration.contains(&sent), "{configuration}");
+
+    let published = texts(&proxy["ports"]);
+    let [published] = &published[..] else { panic!("{published:?}") };
+    let (outside, inside) = published.rsplit_once(':').expect("two ports");
+    assert!(configuration.contains(&format!("listen {inside};")), "{configuration}");
+    let public = environment["CONSOLE_PUBLIC_URL"].as_str().expect("a URL");
+    assert_eq!(outside.strip_prefix("127.0.0.1:"), public.strip_prefix("http://localhost:"), "{outside}");
+
+    let url: url::Url = read("deploy/compose/console-database-url").trim().parse().expect("a URL");
+    let (user, password) = (url.username(), url.password().expect("a password"));
+    let login = format!("create role {user} login password '{password}' in role kyc_desk;");
+    assert!(read("deploy/compose/console.sql").contains(&login), "{login}");
 }
 
 #[test]
@@ -332,6 +370,153 @@ fn kubernetes_monitoring_scrapes_the_workers_and_has_every_dashboard() {
     let mut dashboards = files(DASHBOARDS);
     dashboards.retain(|file| file != "kustomization.yaml");
     assert_eq!(texts(generated).into_iter().collect::<BTreeSet<_>>(), dashboards.into_iter().collect());
+}
+
+/// The container of the console's pod that has this name.
+fn container<'a>(pod: &'a Value, name: &str) -> &'a Value {
+    let containers = pod["containers"].as_array().expect("containers");
+    containers.iter().find(|each| each["name"] == name).unwrap_or_else(|| panic!("no container {name}"))
+}
+
+/// The variables that the manifest gives the console.
+fn environment_of(console: &Value) -> Vec<(&str, &str)> {
+    let entries = console["env"].as_array().expect("a list").iter();
+    entries
+        .map(|entry| (entry["name"].as_str().expect("a name"), entry["value"].as_str().expect("a value")))
+        .collect()
+}
+
+#[test]
+fn kubernetes_has_a_console_that_nobody_reaches_but_by_its_login() {
+    let (base, component) = (manifests(KUBERNETES), manifests(CONSOLE));
+    let workers = &of_kind(&base, "Deployment")["spec"]["template"]["spec"];
+    let deployment = of_kind(&component, "Deployment");
+    let pod = &deployment["spec"]["template"]["spec"];
+    assert_eq!(pod["securityContext"], workers["securityContext"]);
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    for each in pod["containers"].as_array().expect("containers") {
+        assert_eq!(each["securityContext"], workers["containers"][0]["securityContext"], "{}", each["name"]);
+    }
+    // On loopback, and its proxy proves itself all the same.
+    let console = container(pod, "console");
+    assert_eq!(console["image"], workers["containers"][0]["image"]);
+    understands(&texts(&console["args"]));
+    assert!(console["ports"].is_null(), "{console}");
+    let environment = environment_of(console);
+    for expected in [("CONSOLE_LISTEN", "127.0.0.1:8080"), ("CONSOLE_LOGIN", "proxy")] {
+        assert!(environment.contains(&expected), "{environment:?}");
+    }
+    // Who is let in reaches nginx, and so does the kubelet, which cannot reach loopback.
+    let port = &container(pod, "nginx")["ports"][0];
+    assert!(read(&format!("{CONSOLE}/console.conf")).contains(&format!("listen {};", port["containerPort"])));
+    for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/readyz")] {
+        let asked = &console[probe]["httpGet"];
+        assert_eq!((&asked["path"], &asked["port"]), (&Value::from(path), &port["containerPort"]));
+    }
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    let service = &of_kind(&component, "Service")["spec"];
+    assert_eq!((&service["selector"], &service["ports"][0]["targetPort"]), (labels, &port["name"]));
+    let policy = &of_kind(&component, "NetworkPolicy")["spec"];
+    assert_eq!(policy["podSelector"]["matchLabels"], *labels);
+    let admitted = policy["ingress"].as_array().expect("rules");
+    assert_eq!(admitted.len(), 1);
+    assert_eq!(
+        admitted[0]["ports"],
+        serde_json::json!([{ "protocol": "TCP", "port": port["containerPort"] }])
+    );
+    // The workers' own policy is not about this pod.
+    assert_ne!(of_kind(&base, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"], *labels);
+
+    let kustomization = of_kind(&component, "Component");
+    assert_eq!(kustomization["images"], of_kind(&base, "Kustomization")["images"]);
+    for resource in texts(&kustomization["resources"]) {
+        assert!(path(CONSOLE).join(&resource).exists(), "{resource}");
+    }
+    for file in files(CONSOLE).iter().filter(|file| *file != "kustomization.yaml") {
+        assert!(read(&format!("{CONSOLE}/kustomization.yaml")).contains(&format!("- {file}\n")), "{file}");
+    }
+}
+
+/// What an overlay generates for the console is what its pod asks for, in settings that there are.
+#[test]
+fn kubernetes_has_the_settings_of_the_console_from_the_overlay_of_the_document() {
+    let component = manifests(CONSOLE);
+    let pod = &of_kind(&component, "Deployment")["spec"]["template"]["spec"];
+    let document = read("docs/console.md");
+    let overlay = document.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next());
+    let overlay: Value = serde_saphyr::from_str(overlay.expect("an overlay")).expect("YAML");
+    assert!(texts(&overlay["components"])[0].ends_with(CONSOLE), "{overlay}");
+    let generated = overlay["configMapGenerator"].as_array().expect("a list");
+    let mut asked = Vec::new();
+    all(pod, "configMapRef", &mut asked);
+    let names = |maps: &[&Value]| maps.iter().map(|map| map["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(&generated.iter().collect::<Vec<_>>()), names(&asked));
+
+    let variables = |map: &Value| -> Vec<String> {
+        let literals = texts(&map["literals"]);
+        literals.iter().map(|literal| literal.split('=').next().expect("a name").to_owned()).collect()
+    };
+    let given = environment_of(container(pod, "console"));
+    let given = given.iter().map(|(name, _)| (*name).to_owned());
+    are_known(given.chain(variables(&generated[0])), &settings_of("console"));
+    let of_login = variables(&generated[1]);
+    assert!(of_login.iter().all(|name| name.starts_with("OAUTH2_PROXY_")), "{of_login:?}");
+}
+
+/// Of the secret each container has the keys that it reads, and the document makes them all.
+#[test]
+fn kubernetes_shows_no_container_of_the_console_more_of_the_secret_than_it_needs() {
+    let component = manifests(CONSOLE);
+    let pod = &of_kind(&component, "Deployment")["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let mut mounted = BTreeSet::new();
+    for (name, keys) in [
+        ("console", &["database-url", "proxy-secret"][..]),
+        ("nginx", &["proxy-secret.conf"]),
+        ("oauth2-proxy", &["client-secret", "cookie-secret"]),
+    ] {
+        let mounts = container(pod, name)["volumeMounts"].as_array().expect("mounts");
+        let is_its = |volume: &&Value| mounts.iter().any(|mount| mount["name"] == volume["name"]);
+        let mut items = Vec::new();
+        for volume in volumes.iter().filter(is_its).filter(|volume| !volume["secret"].is_null()) {
+            assert_eq!(volume["secret"]["secretName"], "kyc-worker-console", "{name}");
+            all(&volume["secret"], "key", &mut items);
+        }
+        assert_eq!(items, keys, "{name}");
+        mounted.extend(keys.iter().copied());
+    }
+    let document = read("docs/console.md").replace("\\\n", " ");
+    let made =
+        document.lines().find(|line| line.starts_with("kubectl create secret generic kyc-worker-console "));
+    let made = made.expect("a command").split("--from-file=").skip(1);
+    let made: BTreeSet<&str> = made.map(|key| key.trim().split('=').next().expect("a key")).collect();
+    assert_eq!(made, mounted);
+    for (name, file) in environment_of(container(pod, "console")) {
+        if name.ends_with("_FILE") {
+            let key = file.strip_prefix("/run/secrets/kyc-worker-console/").expect("a file of the secret");
+            assert!(mounted.contains(key), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_login_before_the_console_skips_no_address_and_is_what_the_document_has() {
+    let component = manifests(CONSOLE);
+    let pod = &of_kind(&component, "Deployment")["spec"]["template"]["spec"];
+    let arguments = texts(&container(pod, "oauth2-proxy")["args"]);
+    // What an address skips, a browser can name in a header.
+    assert!(arguments.iter().all(|argument| !argument.contains("skip-auth")), "{arguments:?}");
+    let document = read("docs/console.md").replace("\\\n", " ");
+    let shown = document.lines().find(|line| line.starts_with("oauth2-proxy ")).expect("its command line");
+    let shown = shlex::split(shown).expect("a command line");
+    let is_of_a_place = |argument: &&String| {
+        ["--http-address=", "--client-secret-file=", "--cookie-secret-file="]
+            .iter()
+            .any(|name| argument.starts_with(name))
+    };
+    for argument in arguments.iter().filter(|argument| !is_of_a_place(argument)) {
+        assert!(shown.contains(argument), "docs/console.md: oauth2-proxy without {argument}");
+    }
 }
 
 /// As the documents say and `scripts/test-servers.sh` can be asked for.

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::Arg;
 use kyc_worker::cli;
+use kyc_worker::console::ROUTES;
+use kyc_worker::domain::permission::{Permission, Role};
 use kyc_worker::metrics::{METRICS, Standing};
 use tempfile::TempDir;
 
@@ -22,10 +24,22 @@ struct Setting {
     group: String,
 }
 
-fn settings() -> Vec<Setting> {
+/// The settings of a command.
+fn settings_of(name: &str) -> Vec<Setting> {
     let command = cli::command();
-    let run = command.find_subcommand("run").expect("there is a command `run`");
-    run.get_arguments().filter_map(read).collect()
+    let command = command.find_subcommand(name).unwrap_or_else(|| panic!("there is a command `{name}`"));
+    command.get_arguments().filter_map(read).collect()
+}
+
+fn settings() -> Vec<Setting> {
+    settings_of("run")
+}
+
+/// The settings that the console alone has; it shares others with `run`.
+fn settings_of_console() -> Vec<Setting> {
+    let shared = settings();
+    let is_its_own = |setting: &Setting| shared.iter().all(|other| other.variable != setting.variable);
+    settings_of("console").into_iter().filter(is_its_own).collect()
 }
 
 fn read(arg: &Arg) -> Option<Setting> {
@@ -68,7 +82,8 @@ fn table(settings: &[Setting]) -> String {
 
 fn env_example(settings: &[Setting]) -> String {
     let mut text = String::from(
-        "# Every setting of `kyc-worker run`, with its default. Copy this file to .env for development.\n\
+        "# Every setting of `kyc-worker run`, with its default, and those that `kyc-worker console` alone has.\n\
+         # Copy this file to .env for development.\n\
          # A secret can also be given as a file: set its variable with _FILE appended to the file's path.\n",
     );
     let mut group = "";
@@ -125,12 +140,78 @@ fn hold_between(path: &str, part: &str, expected: &str) {
 
 #[test]
 fn the_env_example_has_every_setting() {
-    hold(".env.example", &env_example(&settings()));
+    let settings: Vec<Setting> = settings().into_iter().chain(settings_of_console()).collect();
+    hold(".env.example", &env_example(&settings));
 }
 
 #[test]
 fn the_table_of_settings_has_every_setting() {
     hold_between("docs/settings.md", "settings", &table(&settings()));
+    hold_between("docs/settings.md", "settings of the console", &table(&settings_of_console()));
+}
+
+/// What the console shares with `run` means the same there, and it knows of nothing else.
+#[test]
+fn the_console_has_its_own_settings_and_those_that_it_shares() {
+    let own = settings_of_console();
+    assert!(own.iter().all(|setting| setting.group == "Console"), "a setting of another group");
+    let shared: Vec<String> = settings_of("console")
+        .into_iter()
+        .filter(|setting| setting.group != "Console")
+        .map(|setting| setting.variable)
+        .collect();
+    let secrets = ["AMQP_URL", "DOLLARPE_API_KEY", "DOLLARPE_API_SECRET", "PAYLOAD_KEY", "FINGERPRINT_KEY"];
+    for secret in secrets {
+        assert!(!shared.iter().any(|name| name.starts_with(secret)), "the console is given {secret}");
+    }
+    assert!(shared.contains(&"DATABASE_URL".to_owned()), "{shared:?}");
+}
+
+/// What somebody may do in the console.
+const PERMISSIONS: [Permission; 6] = [
+    Permission::View,
+    Permission::Pause,
+    Permission::Replay,
+    Permission::Decide,
+    Permission::Approve,
+    Permission::Audit,
+];
+
+const fn meaning(permission: Permission) -> &'static str {
+    match permission {
+        Permission::View => "see jobs, customers, worklists, the fleet and the settings",
+        Permission::Pause => "pause all the work, and resume it",
+        Permission::Replay => "send ended jobs again",
+        Permission::Decide => "settle jobs, and say how many updates a customer spent elsewhere",
+        Permission::Approve => "decide on what another person proposed, where their own roles let them do it",
+        Permission::Audit => "see what people did and why, and who saw which customer",
+    }
+}
+
+/// A column for each role.
+fn heading(of: &str) -> String {
+    let names = Role::ALL.map(Role::name).join(" | ");
+    format!("| {of} | {names} |\n|---{}|\n", "|---".repeat(Role::ALL.len()))
+}
+
+/// Which roles have a permission.
+fn marks(permission: Permission) -> String {
+    Role::ALL.map(|role| if permission.is_of(&[role]) { "yes" } else { "" }).join(" | ")
+}
+
+#[test]
+fn the_document_of_the_console_says_who_may_what() {
+    let mut roles = heading("may");
+    for permission in PERMISSIONS {
+        writeln!(roles, "| {} | {} |", meaning(permission), marks(permission)).expect("a string grows");
+    }
+    hold_between("docs/console.md", "roles", &roles);
+    let mut addresses = heading("address");
+    for route in ROUTES {
+        let (method, marks) = (route.method.to_uppercase(), marks(route.permission));
+        writeln!(addresses, "| `{method} {}` | {marks} |", route.path).expect("a string grows");
+    }
+    hold_between("docs/console.md", "addresses", &addresses);
 }
 
 /// A row for each metric: its name, its type, its labels with how many values each has, its meaning.
@@ -204,12 +285,12 @@ fn kubernetes_has_the_rules_of_prometheus() {
 
 #[test]
 fn every_secret_can_be_a_file() {
-    let settings = settings();
+    let settings: Vec<Setting> = settings().into_iter().chain(settings_of_console()).collect();
     for secret in settings.iter().filter(|setting| setting.is_secret) {
         let file = format!("{}_FILE", secret.variable);
         assert!(settings.iter().any(|setting| setting.variable == file), "{file} is missing");
     }
-    assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 8);
+    assert_eq!(settings.iter().filter(|setting| setting.is_secret).count(), 9);
 }
 
 /// What a command prints where nothing is set.

@@ -2,6 +2,7 @@
 //! as it likes. It speaks in verbs and leaves nothing behind.
 
 mod broker;
+pub mod console;
 mod database;
 mod jobs;
 mod provider;

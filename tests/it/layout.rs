@@ -20,7 +20,7 @@ const FLOORS: [&[&str]; 13] = [
     &["checks", "listener"],
     &["worker"],
     &["loops"],
-    &["app"],
+    &["app", "console"],
     &["cli"],
 ];
 
@@ -33,7 +33,7 @@ const JOURNAL: [&[&str]; 4] = [
 ];
 
 /// The rooms that may import the desk: what people ask and do takes no part in the flow of a job.
-const KNOW_THE_DESK: [&str; 2] = ["desk", "cli"];
+const KNOW_THE_DESK: [&str; 3] = ["desk", "console", "cli"];
 
 /// The sources of src by their paths below it.
 pub(crate) type Sources = BTreeMap<String, String>;

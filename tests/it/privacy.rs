@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::console::{forms_of, pages};
+use crate::harness::console::{EVERYBODY, SECRET};
 use crate::harness::{WorkerProcess, World, job_body, world_on};
 use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
@@ -257,10 +259,38 @@ fn no_canary_is_found_in_logs_outputs_and_tables() {
         }
         check_clean("the tables", &everything_stored(&world).await);
         check_commands(&world, &settings, &[&jobs[..], &[held]].concat()).await;
+        check_console(&world, database_url.as_str(), &[&jobs[..], &[held]].concat()).await;
         // Chained with another key than other worlds' histories.
         world.is_tampered_with();
         assert!(world.run(&["audit"], &settings).await.status.success(), "every history verifies");
     });
+}
+
+/// Every page of the console in every form, and its log.
+async fn check_console(world: &World, database_url: &str, jobs: &[Uuid]) {
+    let settings = [
+        ("DATABASE_URL", database_url),
+        ("CONSOLE_LOGIN", "proxy"),
+        ("CONSOLE_PROXY_SECRET", SECRET),
+        ("RUST_LOG", "trace"),
+    ];
+    let console = world.start_console_with(&settings).await;
+    for job in jobs {
+        let customer: Uuid = sqlx::query_scalar("select customer_id from submission where job_id = $1")
+            .bind(job)
+            .fetch_one(&world.pool)
+            .await
+            .expect("the job");
+        for path in pages(*job, customer).iter().flat_map(|path| forms_of(path)) {
+            let answer = console.get(EVERYBODY, &path).await;
+            assert!(answer.status < 500, "{path}: {}", answer.text);
+            check_clean(&path, &answer.text);
+            assert!(!answer.text.contains(SECRET), "{path}");
+        }
+    }
+    let log = console.process.log();
+    assert!(log.contains("answered") && !log.contains(SECRET));
+    check_clean("the console's log", &log);
 }
 
 /// Brings jobs to every end that needs no crash.

@@ -1,10 +1,24 @@
-//! Five roles: one makes the tables, one works, one archives, one looks, one counts; and history that nobody rewrites.
+//! Six roles: one makes the tables, one works, one serves the desk, one archives, one looks, one counts; and
+//! history that nobody rewrites.
 
+use std::time::Duration;
+
+use kyc_worker::config::{DatabaseSettings, Secret};
+use kyc_worker::desk::budget::{customer_story, set_budget};
+use kyc_worker::desk::interventions::{Attribution, pause, resume};
+use kyc_worker::desk::list::{Filter, list};
+use kyc_worker::desk::replay::{Intent, ReplayRules, Selection, find_ended, replay};
+use kyc_worker::desk::resolve::{Finding, resolve};
+use kyc_worker::desk::story::job_story;
+use kyc_worker::domain::state::State;
+use kyc_worker::journal::connect_for_console;
 use serde_json::json;
+use sqlx::postgres::PgDatabaseError;
 use sqlx::{Column as _, Executor as _, PgPool};
 use uuid::Uuid;
 
 use crate::archive::a_day_ago;
+use crate::console_proxy::{Console, ask};
 use crate::harness::{World, world, world_on};
 use crate::outcome_events::TOLD;
 use crate::own_services::{Disk, own_postgres};
@@ -36,29 +50,13 @@ async fn refusal(pool: &PgPool, statement: &str) -> String {
 const NO_PRIVILEGE: &str = "42501";
 const APPEND_ONLY: &str = "23001";
 const NOT_UPDATABLE: &str = "55000";
+const READ_ONLY: &str = "25006";
 
 #[test]
 fn each_role_may_do_its_work_and_nothing_else() {
     let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
-        world.tamper("drop schema public cascade").await;
-        world.tamper("create schema public").await;
-        let roles = include_str!("../../deploy/roles.sql");
-        let logins = "create role deploy login in role kyc_migrator;
-            alter role deploy set role = 'kyc_migrator';
-            create role app login in role kyc_worker;
-            create role keep login in role kyc_archiver;
-            create role audit login in role kyc_auditor;
-            create role scale login in role kyc_scaler;";
-        for script in [roles, roles, logins] {
-            sqlx::raw_sql(script).execute(&world.pool).await.expect("the roles are made, and made once");
-        }
-        let deploy = url_of(&world, "deploy");
-        for _ in 0..2 {
-            let migrated = world.run(&["migrate"], &[("DATABASE_URL", &deploy)]).await;
-            assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
-        }
-
+        make_roles(&world).await;
         check_worker_role(&world).await;
         check_archiver_role(&world).await;
         check_auditor_role(&world).await;
@@ -67,6 +65,28 @@ fn each_role_may_do_its_work_and_nothing_else() {
         assert_eq!(refusal(&deploy, "create role more").await, NO_PRIVILEGE);
         assert_eq!(refusal(&deploy, "delete from observation").await, APPEND_ONLY, "not even the owner");
     });
+}
+
+/// Makes the tables anew, by whom they are made in production.
+async fn make_roles(world: &World) {
+    world.tamper("drop schema public cascade").await;
+    world.tamper("create schema public").await;
+    let roles = include_str!("../../deploy/roles.sql");
+    let logins = "create role deploy login in role kyc_migrator;
+        alter role deploy set role = 'kyc_migrator';
+        create role app login in role kyc_worker;
+        create role desk login in role kyc_desk;
+        create role keep login in role kyc_archiver;
+        create role audit login in role kyc_auditor;
+        create role scale login in role kyc_scaler;";
+    for script in [roles, roles, logins] {
+        sqlx::raw_sql(script).execute(&world.pool).await.expect("the roles are made, and made once");
+    }
+    let deploy = url_of(world, "deploy");
+    for _ in 0..2 {
+        let migrated = world.run(&["migrate"], &[("DATABASE_URL", &deploy)]).await;
+        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    }
 }
 
 /// Works a day as the worker's role, commands included.
@@ -283,6 +303,293 @@ async fn check_scaler_role(world: &World) {
         assert_eq!(refusal(&scale, &format!("select * from {table}")).await, NO_PRIVILEGE, "{table}");
     }
     assert_eq!(refusal(&scale, "update fleet_figure set value = 9").await, NO_PRIVILEGE);
+}
+
+/// Two jobs that wait for a person, one of each kind: it could not be sent, and nobody knows whether it was
+/// applied.
+async fn make_jobs_for_a_person(world: &World, as_app: &[(&str, &str)]) -> [(Uuid, Uuid); 2] {
+    world.declare_topology().await;
+    let (exhausted_of, unsettled_of) = (Uuid::new_v4(), Uuid::new_v4());
+    let asks_to_wait = json!({ "kind": "respond", "status": 429, "headers": { "retry-after": "1" } });
+    let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
+    for (customer_id, answer) in [(exhausted_of, asks_to_wait), (unsettled_of, crash)] {
+        world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
+        let matched = json!({ "method": "PATCH", "customer_id": customer_id });
+        let fault = json!({ "apply": "never", "answer": answer });
+        world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
+    }
+    let mut worker = world.start_worker_with(as_app);
+    let (exhausted, _) = world.publish_job_for(exhausted_of).await;
+    let (unsettled, _) = world.publish_job_for(unsettled_of).await;
+    world.wait_for_state(exhausted, &["exhausted"]).await;
+    world.wait_for_state(unsettled, &["needs_review"]).await;
+    worker.stop().await;
+    [(exhausted, exhausted_of), (unsettled, unsettled_of)]
+}
+
+const BY_HAND: Attribution<'_> =
+    Attribution { by: "ana@example.com", note: "seen in the dashboard", proposal: None };
+
+#[test]
+fn the_desk_does_what_its_commands_do_and_sees_nothing_that_is_sealed() {
+    let cluster = own_postgres(Disk::Ample, &[]);
+    world_on(&cluster.url(), async |world| {
+        make_roles(&world).await;
+        let app = url_of(&world, "app");
+        let as_app = [
+            ("DATABASE_URL", app.as_str()),
+            ("RETRY_MAX_ATTEMPTS", "1"),
+            ("BREAKER_FAILURES", "1000"),
+            ("READ_BACK_DEADLINE", "10s"),
+            TOLD,
+        ];
+        let upstream = world.listen().await;
+        let jobs = make_jobs_for_a_person(&world, &as_app).await;
+        check_desk_sees_nothing_sealed(&world).await;
+        check_desk_rewrites_nothing(&world).await;
+        check_desk_acts(&world, jobs).await;
+        check_console_writes_down_who_saw_whom(&world, jobs[0].0).await;
+
+        // What it did is what a worker goes on from, and the books agree.
+        let [(exhausted, _), (unsettled, _)] = jobs;
+        let mut worker = world.start_worker_with(&as_app);
+        world.wait_for_state(exhausted, &["accepted"]).await;
+        upstream.wait_for_implied(&world, &[exhausted, unsettled]).await;
+        worker.stop().await;
+        let audited = world.run(&["audit"], &as_app).await;
+        assert!(audited.status.success(), "{}", String::from_utf8_lossy(&audited.stdout));
+    });
+}
+
+/// By no table, view, copy or statistic.
+async fn check_desk_sees_nothing_sealed(world: &World) {
+    let kept =
+        "select count(*) from submission where octet_length(sealed_payload) > 0 and content_hmac is not null";
+    assert_eq!(world.count(kept).await, 2, "there is something to be seen");
+    let desk = log_in(world, "desk").await;
+    for statement in [
+        "select * from public.submission",
+        "select sealed_payload from public.submission",
+        "select content_hmac from public.submission",
+        "select count(sealed_payload) from public.submission",
+        "select content_hmac from archived_job",
+        "select * from archived_job",
+        "select * from public.attempt",
+        "select * from fingerprint_key",
+        "select * from customer_budget",
+        "copy public.submission to stdout",
+        "copy (select sealed_payload from public.submission) to stdout",
+        "copy (select 1) to program 'id'",
+        "select pg_read_file('postgresql.conf')",
+        "select * from pg_statistic",
+        "select stavalues1 from pg_statistic",
+        "create view desk.mine as select 1",
+        "create table mine (x int)",
+        "create or replace view desk.submission as select * from public.submission",
+        "alter view desk.submission owner to desk",
+        "drop view desk.submission",
+        "alter function desk.move_submission() owner to desk",
+        "create policy mine on public.submission using (true)",
+        "alter table public.submission disable row level security",
+        "grant select on public.submission to desk",
+        "set role kyc_migrator",
+        "set role kyc_worker",
+        "set session_replication_role = replica",
+    ] {
+        assert_eq!(refusal(&desk, statement).await, NO_PRIVILEGE, "{statement}");
+    }
+    // A payload shows as empty where there is one, and a fingerprint tells no more than whether two are the same.
+    let shown: (i64, i64) = sqlx::query_as(
+        "select count(*) filter (where sealed_payload = ''), count(content_hmac) from desk.submission",
+    )
+    .fetch_one(&desk)
+    .await
+    .expect("the view");
+    assert_eq!(shown, (2, 2));
+    world.tamper("analyze submission").await;
+    let known: i64 = sqlx::query_scalar(
+        "select count(*) from pg_stats where tablename = 'submission' and attname in ('sealed_payload', 'content_hmac')",
+    )
+    .fetch_one(&desk)
+    .await
+    .expect("the catalog");
+    assert_eq!(known, 0);
+    let digests = "select count(*) from submission s join desk.submission d using (job_id)
+        where d.content_hmac = sha256(s.content_hmac) and d.content_hmac <> s.content_hmac";
+    assert_eq!(world.count(digests).await, 2);
+}
+
+async fn check_desk_rewrites_nothing(world: &World) {
+    let desk = log_in(world, "desk").await;
+    for statement in [
+        "update public.submission set state = 'accepted'",
+        "update desk.submission set customer_id = gen_random_uuid()",
+        "update desk.submission set content_hmac = null",
+        "update desk.submission set received_at = now()",
+        "insert into desk.submission (job_id) values (gen_random_uuid())",
+        "delete from desk.submission",
+        "delete from public.submission",
+        "update public.attempt set verdict = 'accepted'",
+        "update desk.attempt set worker = 'another'",
+        "insert into desk.attempt (job_id) values (gen_random_uuid())",
+        "delete from desk.attempt",
+        "insert into observation (job_id) values (gen_random_uuid())",
+        "update observation set status = 'VERIFIED'",
+        "update intervention set by = 'nobody'",
+        "delete from intervention",
+        "truncate intervention",
+        "update access_record set by = 'nobody'",
+        "delete from access_record",
+        "truncate access_record",
+        "update customer set customer_id = gen_random_uuid()",
+        "delete from customer",
+        "delete from outcome_event",
+        "delete from dead_lettered_delivery",
+        "update worker set version = 'x'",
+        "update fleet_figure set value = 9",
+    ] {
+        assert_eq!(refusal(&desk, statement).await, NO_PRIVILEGE, "{statement}");
+    }
+    for statement in
+        ["update desk.attempt set verdict = 'accepted'", "update desk.attempt set ended_at = now()"]
+    {
+        assert_eq!(refusal(&desk, statement).await, APPEND_ONLY, "{statement}");
+    }
+    check_desk_moves_nothing_by_itself(&desk).await;
+}
+
+/// No job moves without the intervention that says so, whose time is the database's; and what is refused tells
+/// nothing of the row.
+async fn check_desk_moves_nothing_by_itself(desk: &PgPool) {
+    let before: Vec<(Uuid, Vec<u8>)> = sealed(desk).await;
+    for statement in [
+        "update desk.submission set state = 'bogus'",
+        "update desk.submission set sealed_payload = null",
+        "update desk.submission set verification_status = 'VERIFIED', evidence = 'person'",
+        "update desk.submission set state = 'waiting', waiting_for = 'retry', due_at = now(), ended_at = null",
+        "insert into intervention (action, by, note, at) values ('pause', 'ceo', 'forged', '2001-01-01')",
+        "insert into access_record (by, page, job_id, at) values ('ceo', '/', gen_random_uuid(), '2001-01-01')",
+        "insert into access_record (id, by, page, job_id) overriding system value values (1, 'ceo', '/', gen_random_uuid())",
+    ] {
+        assert_eq!(refusal(desk, statement).await, NO_PRIVILEGE, "{statement}");
+    }
+    for column in
+        ["attempts = -5", "retries = -1", "waiting_for = null", "sealed_payload = null", "due_at = null"]
+    {
+        let mut tx = desk.begin().await.expect("a transaction");
+        sqlx::query(
+            "insert into intervention (action, by, note, job_id, entries)
+            select 'replay', 'eve', 'n', job_id, entries from desk.submission where state = 'exhausted'",
+        )
+        .execute(&mut *tx)
+        .await
+        .expect("it may");
+        let set =
+            "state = 'waiting', waiting_for = 'retry', due_at = now(), ended_at = null, claimed_until = null";
+        let columns = match column.split_once(" = ") {
+            Some((name, _)) if set.contains(name) => {
+                let value = set.split(", ").find(|each| each.starts_with(name)).expect("it is set");
+                set.replace(value, column)
+            }
+            _ => format!("{set}, {column}"),
+        };
+        let refused = sqlx::query(&format!("update desk.submission set {columns} where state = 'exhausted'"))
+            .execute(&mut *tx)
+            .await
+            .expect_err("the row's checks refuse it");
+        let refused = refused.as_database_error().expect("the database's");
+        let refused = refused.downcast_ref::<PgDatabaseError>();
+        assert_eq!(refused.message(), "the job's row cannot become that", "{column}");
+        assert_eq!(
+            (refused.detail(), refused.r#where().map(|at| at.contains("\\x"))),
+            (None, Some(false)),
+            "{column}"
+        );
+    }
+    assert_eq!(sealed(desk).await, before);
+}
+
+/// What shows of payloads and fingerprints.
+async fn sealed(desk: &PgPool) -> Vec<(Uuid, Vec<u8>)> {
+    sqlx::query_as(
+        "select job_id, content_hmac from desk.submission where sealed_payload is not null order by 1",
+    )
+    .fetch_all(desk)
+    .await
+    .expect("the view")
+}
+
+/// Everything that a person does by the console, over its own sessions.
+async fn check_desk_acts(world: &World, jobs: [(Uuid, Uuid); 2]) {
+    let [(exhausted, _), (unsettled, customer_id)] = jobs;
+    let url = Secret::from(url_of(world, "desk"));
+    let settings = DatabaseSettings {
+        database_url: Some(url.clone()),
+        database_url_file: None,
+        database_connections: 10,
+        allow_unsafe_database: true,
+    };
+    let (pages, actions) = connect_for_console(&settings, &url).await.expect("the desk's sessions");
+    let filter = Filter {
+        state: Some(State::NeedsReview),
+        reason_code: None,
+        customer_id: None,
+        is_overdue: false,
+        since: None,
+        limit: 10,
+    };
+    let listed = list(&pages, &filter).await.expect("a list");
+    assert_eq!(listed.iter().map(|job| job.job_id).collect::<Vec<_>>(), [unsettled]);
+    let story = job_story(&pages, exhausted).await.expect("a story").expect("it is known");
+    assert!(story.submission.has_payload, "it may be sent again");
+    let selection = Selection { state: Some(State::Exhausted), reason_code: None, limit: 10 };
+    assert_eq!(find_ended(&pages, &selection).await.expect("ended jobs"), [exhausted]);
+    assert_eq!(refusal(&pages, "insert into access_record (by, page) values ('a', 'b')").await, READ_ONLY);
+
+    pause(&actions, BY_HAND).await.expect("a pause");
+    let ended = resume(&actions, Some(BY_HAND.by), Some(BY_HAND.note)).await.expect("its end");
+    assert_eq!(ended.expect("a pause").by, BY_HAND.by);
+    set_budget(&actions, customer_id, 1, None, BY_HAND).await.expect("a budget");
+    let rules = ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(10) };
+    let dry = replay(&actions, exhausted, rules, Intent::DryRun, None).await.expect("a dry run");
+    assert_eq!((dry.refusal, dry.updates_left), (None, Some(3)));
+    let again = Intent::Replay { attribution: BY_HAND, delay: Duration::ZERO };
+    let done = replay(&actions, exhausted, rules, again, None).await.expect("a replay");
+    assert_eq!(done.refusal, None);
+    let refused = replay(&actions, unsettled, rules, again, None).await.expect("a refusal");
+    assert!(refused.refusal.is_some(), "it may have been applied: {refused:?}");
+    resolve(&actions, unsettled, Finding::Accepted, None, BY_HAND).await.expect("it is settled");
+    let customer =
+        customer_story(&pages, customer_id, None).await.expect("a customer").expect("they are known");
+    assert_eq!(customer.spent.elsewhere, 1);
+    let by = "select count(*) from intervention where by = 'ana@example.com'";
+    assert_eq!(world.count(by).await, 5, "pause, resume, budget, replay and resolve");
+    let settled = "select count(*) from submission where state = 'accepted' and evidence = 'person' and sealed_payload is null";
+    assert_eq!(world.count(settled).await, 1);
+    pages.close().await;
+    actions.close().await;
+}
+
+async fn check_console_writes_down_who_saw_whom(world: &World, job_id: Uuid) {
+    let desk = url_of(world, "desk");
+    let local = [("CONSOLE_LOGIN", "local"), ("CONSOLE_LOCAL_USER", "ana")];
+    let console = Console::start(world, &[&local[..], &[("DATABASE_URL", &desk)]].concat()).await;
+    for (path, form) in [("", ""), (".json", ".json"), (".csv", ".csv")] {
+        let page = ask(&world.http, &console.url(&format!("/jobs/{job_id}{path}")), &[]).await;
+        assert_eq!(page.status, 200, "{form}: {}", page.text);
+    }
+    let seen: Vec<String> = sqlx::query_scalar(
+        "select page from access_record where by = 'ana' and job_id = $1 and customer_id is not null order by id",
+    )
+    .bind(job_id)
+    .fetch_all(&world.pool)
+    .await
+    .expect("records");
+    assert_eq!(seen, ["/jobs/{id}", "/jobs/{id}.json", "/jobs/{id}.csv"]);
+    let warned = "may see sealed payloads";
+    assert!(!console.process.log().contains(warned), "{}", console.process.log());
+    let owner = Console::start(world, &local).await;
+    assert!(owner.process.log().contains(warned), "{}", owner.process.log());
 }
 
 #[test]

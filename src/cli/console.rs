@@ -1,0 +1,51 @@
+//! `kyc-worker console`: the desk in a browser.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use tracing::warn;
+
+use super::terminal::refuse;
+use crate::config::{
+    ConsoleSettings, DatabaseSettings, LogSettings, ReadBackSettings, SettingFault, SettingSource,
+};
+use crate::{console, telemetry};
+
+/// Serve the desk to browsers: jobs, customers, reviews, and what people may do about them
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Example:\n  CONSOLE_LOGIN=local CONSOLE_LOCAL_USER=ana kyc-worker console\n  CONSOLE_LOGIN=proxy CONSOLE_LISTEN=0.0.0.0:8080 CONSOLE_PUBLIC_URL=https://kyc.example.com CONSOLE_PROXY_SECRET_FILE=/run/secrets/console kyc-worker console\n\nIt needs a role of the database of its own (deploy/roles.sql: kyc_desk), and no key, provider or broker.\n\nExit codes: 0 stopped, 1 failed, 2 wrong settings."
+)]
+pub(super) struct ConsoleArgs {
+    #[command(flatten)]
+    settings: ConsoleSettings,
+    #[command(flatten)]
+    database: DatabaseSettings,
+    /// What a customer may spend.
+    #[command(flatten)]
+    read_back: ReadBackSettings,
+    #[command(flatten)]
+    log: LogSettings,
+}
+
+/// Answers, unless there are `faults` or more are found.
+pub(super) async fn run(
+    args: ConsoleArgs,
+    mut faults: Vec<SettingFault>,
+    sources: Vec<SettingSource>,
+    misspelt: &[(&str, String)],
+) -> anyhow::Result<ExitCode> {
+    let checked = match args.settings.check() {
+        Ok(checked) if faults.is_empty() => checked,
+        checked => {
+            faults.extend(checked.err().unwrap_or_default());
+            return Ok(refuse(&faults));
+        }
+    };
+    let _last_lines = telemetry::start(args.log.log_format, args.log.rust_log)?;
+    for (name, meant) in misspelt {
+        warn!(name, meant, "a name in .env is no setting, and nearly one");
+    }
+    console::run(args.database, args.settings, checked, &args.read_back, sources).await?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,77 @@
+//! All the work, paused and resumed.
+
+use axum::response::Response;
+
+use super::ask::{AskPage, Reason, is_proposed, propose_it, refused_by_database};
+use crate::console::answer::{Failure, see_other};
+use crate::console::visit::{Filled, Visit};
+use crate::desk::interventions::{pause, resume};
+use crate::desk::proposals::Deed;
+
+pub(in crate::console) async fn ask_pause(visit: Visit) -> Result<Response, Failure> {
+    let mut effects = vec![
+        "No replica takes a job or begins an attempt, from five seconds later on. What is in flight finishes, and reads go on.".to_owned(),
+        "Jobs wait in the queue; nothing is lost.".to_owned(),
+    ];
+    if let Some(pause) = &visit.standing().pause {
+        effects.insert(
+            0,
+            format!(
+                "The work is paused already, by {}: {}. This renews it with your reason.",
+                pause.by, pause.note
+            ),
+        );
+    }
+    let page = AskPage {
+        frame: visit.frame("", "Pause all the work"),
+        what: "Pause all the work".to_owned(),
+        effects,
+        refusal: None,
+        is_proposal: false,
+        spends: false,
+        fields: Vec::new(),
+        path: "/pause".to_owned(),
+        back: "/".to_owned(),
+    };
+    visit.page(&page)
+}
+
+pub(in crate::console) async fn do_pause(
+    visit: Visit,
+    Filled(reason): Filled<Reason>,
+) -> Result<Response, Failure> {
+    let attribution = reason.attribution(&visit)?;
+    pause(&visit.console.actions, attribution).await.map_err(refused_by_database)?;
+    see_other("/")
+}
+
+pub(in crate::console) async fn ask_resume(visit: Visit) -> Result<Response, Failure> {
+    let paused = visit.standing().pause.clone();
+    let page = AskPage {
+        frame: visit.frame("", "Resume the work"),
+        what: "Resume the work".to_owned(),
+        effects: vec!["Replicas take jobs again within five seconds.".to_owned()],
+        refusal: paused.is_none().then(|| "the work is not paused".to_owned()),
+        is_proposal: is_proposed(&visit, "resume").await?,
+        spends: false,
+        fields: Vec::new(),
+        path: "/resume".to_owned(),
+        back: "/".to_owned(),
+    };
+    visit.page(&page)
+}
+
+pub(in crate::console) async fn do_resume(
+    visit: Visit,
+    Filled(reason): Filled<Reason>,
+) -> Result<Response, Failure> {
+    let attribution = reason.attribution(&visit)?;
+    if reason.is_proposed(&visit, "resume").await? {
+        return propose_it(&visit, &Deed::Resume, attribution).await;
+    }
+    let resumed = resume(&visit.console.actions, Some(attribution.by), Some(attribution.note)).await;
+    match resumed.map_err(refused_by_database)? {
+        Some(_) => see_other("/"),
+        None => Err(Failure::Stale("The work is not paused any more.".to_owned())),
+    }
+}
