@@ -10,7 +10,8 @@ use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use indicatif::HumanCount;
 
 use crate::figures::{
-    CpuMicros, Latency, Line, Report, Rows, Single, SingleLine, SingleRun, Size, Statement, Table,
+    Console, CpuMicros, Latency, Line, PageTimes, Report, Rows, Single, SingleLine, SingleRun, Size,
+    Statement, Table, Times,
 };
 use crate::parts::Part;
 use crate::plot::{Bar, bars};
@@ -23,6 +24,9 @@ const PEAK: f64 = 3.0;
 
 /// What the provider takes, where something must be assumed.
 const PROVIDER_SECONDS: f64 = 0.3;
+
+/// A page of the console is there by then, of twenty all but one.
+const PAGE_MS_MAX: f64 = 100.0;
 
 const SECONDS_A_DAY: f64 = 86_400.0;
 
@@ -86,6 +90,10 @@ pub fn part(report: &Report, part: Part, form: Form) -> String {
         Part::Retries => report.retries.as_ref().map(|table| grid(table, &RETRIES, form)),
         Part::Events => report.events.as_ref().map(|table| grid(table, &EVENTS, form)),
         Part::Single => report.single.as_ref().map(|single| singles(single, form)),
+        Part::Console => report.console.as_ref().map(|console| match form {
+            Form::Terminal => format!("{}\n\n{}", pages(console, form), page_queries(console, form)),
+            Form::Markdown => pages(console, form),
+        }),
         Part::Peers => report.peers.as_ref().map(|table| grid(table, &PEERS, form)),
         Part::Idle => report.idle.map(|idle| {
             format!(
@@ -148,6 +156,54 @@ fn singles(single: &Single, form: Form) -> String {
         single.jobs_per_second
     );
     format!("{about}\n\n{}", draw(&header, single.lines.iter().map(line), form))
+}
+
+/// Each page with its times; one that is too slow is marked.
+fn pages(console: &Console, form: Form) -> String {
+    let at_once = |what: &str| format!("{} at once: {what}", console.at_once);
+    let header = [
+        "page".to_owned(),
+        "p50 ms".to_owned(),
+        "p95 ms".to_owned(),
+        "max ms".to_owned(),
+        at_once("p50 ms"),
+        at_once("p95 ms"),
+        at_once("max ms"),
+        String::new(),
+    ];
+    let line = |page: &PageTimes| {
+        let figures = [page.alone, page.together].map(|Times { p50, p95, max }| [p50, p95, max]).concat();
+        let figures = figures.iter().map(|figure| format!("{figure:.1}"));
+        let is_slow = page.alone.p95.max(page.together.p95) > PAGE_MS_MAX;
+        let mark = if is_slow { "too slow" } else { "" };
+        [vec![code(&page.page, form)], figures.collect(), vec![mark.to_owned()]].concat()
+    };
+    format!(
+        "{} jobs in the tables; each page {} times in each of its forms (HTML, JSON, CSV), one at a time, and as often \
+         {} at once:\n\n{}",
+        HumanCount(console.rows),
+        console.rounds,
+        console.at_once,
+        draw(&header, console.pages.iter().map(line), form)
+    )
+}
+
+/// What the pages ask.
+fn page_queries(console: &Console, form: Form) -> String {
+    let header =
+        ["statement", "calls", "ms", "ms at most", "rows read at most", "looks up", ""].map(str::to_owned);
+    let lines = console.statements.iter().map(|statement| {
+        vec![
+            code(&statement.name, form),
+            HumanCount(statement.calls).to_string(),
+            statement.mean_ms.to_string(),
+            statement.max_ms.to_string(),
+            HumanCount(statement.rows_read).to_string(),
+            statement.plan.clone(),
+            statement.faults.join("; "),
+        ]
+    });
+    draw(&header, lines, form)
 }
 
 fn grid(table: &Table, columns: &[Column], form: Form) -> String {
@@ -441,6 +497,7 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Option<String>)
         ("docs/performance.md", "memory", of_part(Part::Memory)),
         ("docs/performance.md", "events", of_part(Part::Events)),
         ("docs/performance.md", "single", of_part(Part::Single)),
+        ("docs/performance.md", "console", of_part(Part::Console)),
         ("docs/performance.md", "scale", scale([1.0, 10.0, 100.0, 1_000.0, 10_000.0])),
         ("docs/scaling.md", "arithmetic", scale([100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0])),
         ("docs/scaling.md", "walls", walls(report)),

@@ -25,6 +25,8 @@ pub struct Report {
     pub events: Option<Table>,
     #[serde(default)]
     pub single: Option<Single>,
+    #[serde(default)]
+    pub console: Option<Console>,
 }
 
 /// Lines that were measured in turn, in one window of time: they compare.
@@ -177,6 +179,44 @@ pub struct Statement {
     pub faults: Vec<String>,
 }
 
+/// The pages of a console.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Console {
+    /// Jobs in the tables.
+    pub rows: u64,
+    /// How often each page was asked for in each form, one at a time.
+    pub rounds: usize,
+    /// How many were asked for at once, after that.
+    pub at_once: usize,
+    pub pages: Vec<PageTimes>,
+    /// What they ask the database for.
+    pub statements: Vec<Statement>,
+}
+
+/// A page in all its forms.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct PageTimes {
+    pub page: String,
+    pub forms: usize,
+    pub alone: Times,
+    pub together: Times,
+}
+
+/// From the request to the end of the answer, in ms.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Times {
+    pub p50: f64,
+    pub p95: f64,
+    pub max: f64,
+}
+
+impl Times {
+    pub fn of(values: &[f64]) -> Self {
+        let [p50, p95, max] = [0.5, 0.95, 1.0].map(|share| tenths(quantile(values, share)));
+        Self { p50, p95, max }
+    }
+}
+
 /// One long run.
 #[derive(Debug, Deserialize, Serialize)]
 pub struct Memory {
@@ -205,6 +245,7 @@ impl Report {
             memory: None,
             events: None,
             single: None,
+            console: None,
         }
     }
 

@@ -3,6 +3,7 @@
 //! table compare, whose lines ran in turn: read the ratios.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where it speaks")]
 
+mod console;
 mod document;
 mod drain;
 mod figures;
@@ -38,7 +39,7 @@ struct Arguments {
     /// How many jobs a run drains
     #[arg(long, default_value_t = 20_000)]
     jobs: usize,
-    /// How often each is run, in turn [default: 5; of latency, retries and rows 3]
+    /// How often each is run, in turn [default: 5; of latency, retries and rows 3, of console 50]
     #[arg(long)]
     runs: Option<usize>,
     /// How many requests a replica has in flight
@@ -56,7 +57,8 @@ struct Arguments {
     /// Part retries: the percentage of updates that fail, comma separated
     #[arg(long, default_value = "1,10", value_delimiter = ',')]
     retries: Vec<f64>,
-    /// Part rows: how many ended jobs the tables hold, comma separated, growing
+    /// Parts rows and console: how many ended jobs the tables hold, comma separated, growing; for the console
+    /// the last
     #[arg(long, default_value = "0,1000000,10000000", value_delimiter = ',')]
     rows: Vec<u64>,
     /// Part single: how many jobs come one by one
@@ -149,6 +151,7 @@ async fn measure(bench: &Bench<'_>, report: &mut Report, file: Option<&Path>) ->
             Part::Rows => report.rows = Some(bench.rows().await?),
             Part::Memory => report.memory = Some(bench.memory().await?),
             Part::Single => report.single = Some(bench.single().await?),
+            Part::Console => report.console = Some(bench.console().await?),
             Part::Events => report.events = Some(bench.events().await?),
         }
         println!("\n{}", document::part(report, *part, document::Form::Terminal));

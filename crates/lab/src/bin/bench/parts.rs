@@ -38,6 +38,8 @@ pub enum Part {
     Events,
     /// One job at a time, against a peer
     Single,
+    /// The console's pages beside rows by the million
+    Console,
 }
 
 /// How often each is run, where that is not said: what is read as a ratio, and the rest.

@@ -14,9 +14,10 @@ const GROWING: [&str; 4] = ["attempt", "customer", "observation", "submission"];
 /// No statement of the worker's has to read so many rows in one place: a batch has 512 jobs.
 const ROWS_READ_MAX: u64 = 10_000;
 
-/// The same database, but every statement's plan is told. Needs a superuser.
-pub fn explained(url: &Url) -> Url {
-    let options = [
+/// The same database, but every statement's plan is told, and is made as for `role`, where that is given. Needs
+/// a superuser.
+pub fn explained(url: &Url, role: Option<&str>) -> Url {
+    let plans = [
         "session_preload_libraries=auto_explain",
         "auto_explain.log_min_duration=0",
         "auto_explain.log_analyze=on",
@@ -24,8 +25,12 @@ pub fn explained(url: &Url) -> Url {
         "auto_explain.log_format=json",
         "auto_explain.log_level=warning",
     ];
+    let mut options = plans.map(|option| format!("-c {option}")).join(" ");
+    if let Some(role) = role {
+        options += &format!(" -c role={role}");
+    }
     let mut url = url.clone();
-    url.query_pairs_mut().append_pair("options", &options.map(|option| format!("-c {option}")).join(" "));
+    url.query_pairs_mut().append_pair("options", &options);
     url
 }
 
@@ -202,9 +207,11 @@ mod tests {
 
     #[test]
     fn the_options_are_one_parameter_of_the_url() {
-        let url = explained(&"postgres://postgres@127.0.0.1:5432/kyc_bench".parse().unwrap());
+        let url =
+            explained(&"postgres://postgres@127.0.0.1:5432/kyc_bench".parse().unwrap(), Some("kyc_desk"));
         let (key, value) = url.query_pairs().next().unwrap();
         assert_eq!(key, "options");
         assert!(value.starts_with("-c session_preload_libraries=auto_explain -c "), "{value}");
+        assert!(value.ends_with(" -c role=kyc_desk"), "{value}");
     }
 }

@@ -10,9 +10,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kyc_worker::config::{DatabaseSettings, Secret};
 use kyc_worker::{
     desk::{
-        budget, dead_letters, errors, figures, find, interventions, list, report, review, story,
-        verifications,
+        access, budget, dead_letters, errors, figures, find, interventions, list, proposals, replay, report,
+        resolve, review, story, verifications,
     },
+    domain::state::State,
     journal,
 };
 use parking_lot::Mutex;
@@ -60,6 +61,10 @@ const PARKED: u64 = 1_000_000;
 /// The share of updates that fail while plans are looked at, so that those of reading back
 /// and of retries are seen too.
 const FAILING_PERCENT: f64 = 1.0;
+
+/// What a replay is checked by, as the settings have it.
+const RULES: replay::ReplayRules =
+    replay::ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(60) };
 
 /// Ended jobs as they are left behind: one in twenty was rejected, the others are verified; a
 /// customer has one and a half, in the order of their times.
@@ -162,7 +167,7 @@ impl Bench<'_> {
         let growing = Line { job_ids: JobIds::Growing, ..worker.clone() };
         let lines = vec![Line::new(Contender::Ceiling), worker, growing];
         let table = self.measure(pool, Duration::ZERO, RUNS, lines).await?;
-        let url = plans::explained(&self.stage.bench_database_url());
+        let url = plans::explained(&self.stage.bench_database_url(), None);
         let statements = self.explain_worker(pool, &url).await?;
         let commands = explain_commands(pool, &url).await?;
         for statement in statements.iter().chain(&commands) {
@@ -205,7 +210,7 @@ impl Bench<'_> {
 
 /// Makes rows up to a number, in all tables at once, and leaves them as they are at rest: indexed,
 /// vacuumed, and on disk, so that what is measured then pays for nothing of it.
-async fn fill(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) -> anyhow::Result<()> {
+pub async fn fill(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) -> anyhow::Result<()> {
     let names: Vec<&str> = tables.iter().map(|(table, _)| *table).collect();
     let rows = (to - from) * tables.len() as u64;
     let bar = bar(rows, "{bar:40} {human_pos} of {human_len} rows, {eta} left")?;
@@ -285,15 +290,32 @@ async fn relations(pool: &PgPool) -> anyhow::Result<Vec<Relation>> {
     Ok(relations.into_iter().map(relation).collect())
 }
 
-/// What the commands for people ask.
-async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statement>> {
-    let (job_id, customer_id): (Uuid, Uuid) =
+/// A job that statements are about, and its customer.
+#[derive(sqlx::FromRow)]
+pub struct Example {
+    job_id: Uuid,
+    customer_id: Uuid,
+}
+
+impl Example {
+    async fn accepted(pool: &PgPool) -> sqlx::Result<Self> {
         sqlx::query_as("select job_id, customer_id from submission where state = 'accepted' limit 1")
             .fetch_one(pool)
-            .await?;
+            .await
+    }
+
+    pub async fn waiting_for_a_person(pool: &PgPool) -> sqlx::Result<Self> {
+        sqlx::query_as("select job_id, customer_id from submission where state = 'needs_review' limit 1")
+            .fetch_one(pool)
+            .await
+    }
+}
+
+/// What the commands for people ask.
+async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statement>> {
+    let example = Example::accepted(pool).await?;
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(log.clone()).finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let guard = log.listen();
     // As they connect.
     let settings = DatabaseSettings {
         database_url: None,
@@ -303,8 +325,6 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
     };
     let explained = journal::connect(&settings, &Secret::from(url.as_str())).await?;
     report::report(&explained, Duration::from_secs(24 * 3600), 3).await?;
-    story::job_story(&explained, job_id).await?;
-    budget::customer_story(&explained, customer_id, Some(100)).await?;
     let filter = list::Filter {
         state: None,
         reason_code: None,
@@ -314,33 +334,55 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
         limit: 100,
     };
     list::list(&explained, &filter).await?;
-    list::list(&explained, &list::Filter { customer_id: Some(customer_id), since: None, ..filter }).await?;
-    explain_pages(&explained, job_id).await?;
+    list::list(&explained, &list::Filter { customer_id: Some(example.customer_id), since: None, ..filter })
+        .await?;
+    explain_pages(&explained, &example).await?;
     explained.close().await;
     drop(guard);
     Ok(plans::read(&log.text()))
 }
 
 /// What the pages of a console ask.
-async fn explain_pages(pool: &PgPool, job_id: Uuid) -> anyhow::Result<()> {
+pub async fn explain_pages(pool: &PgPool, about: &Example) -> anyhow::Result<()> {
+    let Example { job_id, customer_id } = *about;
+    access::standing(pool).await?;
     figures::home(pool).await?;
     errors::errors(pool).await?;
     verifications::verifications(pool).await?;
     review::worklist(pool, None, 100).await?;
+    review::worklist(pool, Some("last_update"), 100).await?;
     dead_letters::dead_letter_faults(pool).await?;
     interventions::interventions(pool, None, 100).await?;
+    access::accesses(pool, None, None, 100).await?;
+    access::accesses(pool, Some(customer_id), None, 100).await?;
     find::find(pool, &job_id.to_string()).await?;
     // No id: a correlation_id.
     find::find(pool, "order 7").await?;
+    story::job_story(pool, job_id).await?;
+    budget::customer_story(pool, customer_id, Some(100)).await?;
+    resolve::preview(pool, job_id).await?;
+    for (state, reason_code) in [(None, None), (Some(State::Exhausted), None), (None, Some("provider_down"))]
+    {
+        let found = replay::find_ended(pool, &replay::Selection { state, reason_code, limit: 101 }).await?;
+        replay::foresee(pool, &found, RULES).await?;
+    }
+    proposals::policy(pool).await?;
+    proposals::pending(pool, RULES, None).await?;
     Ok(())
 }
 
 /// Log lines kept in memory.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
-    fn text(&self) -> String {
+    /// Keeps what this thread logs until the guard is dropped.
+    pub fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(self.clone());
+        tracing::subscriber::set_default(lines.finish())
+    }
+
+    pub fn text(&self) -> String {
         let lines = self.0.lock();
         String::from_utf8_lossy(&lines).into_owned()
     }

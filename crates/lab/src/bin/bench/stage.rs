@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
@@ -12,12 +13,13 @@ use clap::Parser;
 use kyc_worker::broker::{Broker, Publisher};
 use kyc_worker::config::{BrokerSettings, Secret};
 use lapin::options::QueueDeleteOptions;
+use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 use uuid::Uuid;
 
@@ -37,6 +39,9 @@ const DEAD_LETTER_TTL: &str = "1h";
 /// Where upstream is told, and its queue.
 pub const EVENTS_EXCHANGE: &str = "kyc-bench.events";
 const UPSTREAM: &str = "kyc-bench.upstream";
+
+/// Who the console logs in as: a member of its role.
+pub const DESK_LOGIN: &str = "kyc_bench_desk";
 
 /// How long a program may take to say its first word.
 const START_TIME_MAX: Duration = Duration::from_secs(20);
@@ -211,6 +216,25 @@ impl Provider {
     }
 }
 
+/// A console that answers.
+pub struct ConsoleProgram {
+    pub program: Program,
+    base_url: String,
+    http: reqwest::Client,
+}
+
+impl ConsoleProgram {
+    /// Asks for a page, and reads it to its end.
+    pub async fn get(&self, address: &str) -> anyhow::Result<(StatusCode, String)> {
+        let request = self.http.get(format!("{}{address}", self.base_url)).timeout(START_TIME_MAX);
+        let answer = request.send().await?;
+        let status = answer.status();
+        #[expect(clippy::disallowed_methods, reason = "the console on this machine alone")]
+        let body = answer.text().await?;
+        Ok((status, body))
+    }
+}
+
 impl Stage {
     /// Starts the provider, in a process of its own. It only counts.
     pub async fn start_provider(&self, latency: Duration) -> anyhow::Result<Provider> {
@@ -248,9 +272,58 @@ impl Stage {
         Ok(pool)
     }
 
+    /// Makes the roles of deploy/roles.sql where they are not there, and one that logs in to the database as the
+    /// console does. Returns the database for it.
+    pub async fn make_desk_login(&self, pool: &PgPool) -> anyhow::Result<Url> {
+        sqlx::raw_sql(include_str!("../../../../../deploy/roles.sql")).execute(pool).await?;
+        // Grants what they may do.
+        kyc_worker::journal::migrate(pool).await?;
+        let password = Uuid::new_v4().simple().to_string();
+        let login = format!(
+            "drop role if exists {DESK_LOGIN};
+            create role {DESK_LOGIN} login password '{password}' in role kyc_desk"
+        );
+        sqlx::raw_sql(&login).execute(pool).await?;
+        let mut url = self.bench_database_url();
+        let is_set = url.set_username(DESK_LOGIN).and_then(|()| url.set_password(Some(&password)));
+        ensure!(is_set.is_ok(), "DATABASE_URL: has no place for a user");
+        Ok(url)
+    }
+
+    /// Starts a console over that database, for whoever asks on this machine.
+    pub async fn start_console(&self, database_url: &Url) -> anyhow::Result<ConsoleProgram> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let mut command = Command::new(program("kyc-worker")?);
+        command
+            .arg("console")
+            .env("DATABASE_URL", database_url.as_str())
+            .env("CONSOLE_LISTEN", address.to_string())
+            .env("CONSOLE_LOGIN", "local")
+            .env("CONSOLE_LOCAL_USER", "bench")
+            .env("LOG_FORMAT", "json")
+            .env("RUST_LOG", "info")
+            .stdout(self.log("console")?)
+            .stderr(self.log("console.err")?)
+            .kill_on_drop(true);
+        let child = command.spawn().context("cannot start the console")?;
+        #[expect(clippy::disallowed_methods, reason = "talks to the console on this machine alone")]
+        let http = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let mut console =
+            ConsoleProgram { program: Program { child }, base_url: format!("http://{address}"), http };
+        let begun = Instant::now();
+        while !matches!(console.get("/readyz").await, Ok((StatusCode::OK, _))) {
+            console.program.check_alive()?;
+            ensure!(begun.elapsed() < START_TIME_MAX, "the console does not start; see its log");
+            sleep(Duration::from_millis(20)).await;
+        }
+        Ok(console)
+    }
+
     /// Leaves nothing behind.
     pub async fn clear(&self) -> anyhow::Result<()> {
-        database::drop_if_there(&self.database_url, DATABASE).await?.close().await;
+        let admin = database::drop_if_there(&self.database_url, DATABASE).await?;
+        sqlx::raw_sql(&format!("drop role if exists {DESK_LOGIN}")).execute(&admin).await?;
+        admin.close().await;
         let broker = kyc_lab::broker::Broker::connect(&self.amqp_url).await?;
         broker.channel.queue_delete(UPSTREAM.into(), QueueDeleteOptions::default()).await?;
         self.delete_queues().await
