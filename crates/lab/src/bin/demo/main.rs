@@ -7,6 +7,7 @@ mod jobs;
 mod services;
 mod story;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -71,6 +72,8 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     // Whatever is dropped with `demo` stops its programs.
     let done = tokio::select! {
+        // Who stops the console at the end has seen the demo to its end.
+        biased;
         done = demo(&arguments) => done,
         stopped = process::stop_signal() => stopped,
     };
@@ -93,6 +96,7 @@ async fn main() -> ExitCode {
 ///    their ends.
 /// 5. Let the worker's own commands tell of it.
 /// 6. Reconcile.
+/// 7. Show the books in a browser, to whoever is there.
 async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     // reqwest panics without it.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
@@ -148,7 +152,33 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     let histories = books::audit(&pool, FINGERPRINT_KEY).await?;
     let checks =
         [evidence.checks(), evidence.verification_checks(CUSTOMER_READ_INTERVAL), vec![histories]].concat();
-    Ok(conclude(&checks, &stage, elapsed))
+    let agree = conclude(&checks, &stage, elapsed);
+    show_console(&stage).await?;
+    Ok(agree)
+}
+
+/// Starts the console over the books, and tells where. It goes on for as long as somebody at a terminal wants it.
+async fn show_console(stage: &Stage) -> anyhow::Result<()> {
+    let address = format!("127.0.0.1:{}", free_port()?);
+    let mut command = stage.kyc_worker(&["console"]);
+    command.envs([
+        ("CONSOLE_LOGIN", "local"),
+        ("CONSOLE_LOCAL_USER", "whoever runs the demo"),
+        ("CONSOLE_LISTEN", &address),
+    ]);
+    let mut console = Process::start_logged(command, "kyc-worker console", &stage.log("console"))?;
+    while tokio::net::TcpStream::connect(&address).await.is_err() {
+        ensure!(console.ended()?.is_none(), "the console did not start; see {}", stage.file("console.log"));
+        sleep(Duration::from_millis(10)).await;
+    }
+    println!("\nThe same in a browser, for people without a terminal: http://{address}/");
+    if std::io::stdout().is_terminal() {
+        println!("It answers until Ctrl-C.");
+        let _stopped = process::stop_signal().await;
+    } else {
+        println!("Nobody is at a terminal, so it stops again.");
+    }
+    console.end("TERM")
 }
 
 /// Where everything is.
