@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use tracing::warn;
 
+use super::run::{sound, start_log};
 use super::terminal::refuse;
 use crate::config::{
     ConsoleSettings, DatabaseSettings, LogSettings, ReadBackSettings, SettingFault, SettingSource,
 };
-use crate::{console, telemetry};
+use crate::console;
 
 /// Serve the desk to browsers: jobs, customers, reviews, and what people may do about them
 #[derive(Args, Debug)]
@@ -31,21 +31,15 @@ pub(super) struct ConsoleArgs {
 /// Answers, unless there are `faults` or more are found.
 pub(super) async fn run(
     args: ConsoleArgs,
-    mut faults: Vec<SettingFault>,
+    faults: Vec<SettingFault>,
     sources: Vec<SettingSource>,
     misspelt: &[(&str, String)],
 ) -> anyhow::Result<ExitCode> {
-    let checked = match args.settings.check() {
-        Ok(checked) if faults.is_empty() => checked,
-        checked => {
-            faults.extend(checked.err().unwrap_or_default());
-            return Ok(refuse(&faults));
-        }
+    let checked = match sound(args.settings.check(), faults) {
+        Ok(checked) => checked,
+        Err(faults) => return Ok(refuse(&faults)),
     };
-    let _last_lines = telemetry::start(args.log.log_format, args.log.rust_log)?;
-    for (name, meant) in misspelt {
-        warn!(name, meant, "a name in .env is no setting, and nearly one");
-    }
+    let _last_lines = start_log(args.log, misspelt)?;
     console::run(args.database, args.settings, checked, &args.read_back, sources).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::terminal::refuse;
 use crate::app::{self, Mode};
 use crate::config::{LogSettings, RunSettings, SettingFault, SettingSource, told_settings};
-use crate::telemetry;
+use crate::telemetry::{self, LastLines};
 
 /// Work: consume jobs, submit them, record what happened
 #[derive(Args, Debug)]
@@ -31,22 +31,39 @@ pub(super) struct RunArgs {
 /// Works, unless there are `faults` or more are found.
 pub(super) async fn run(
     args: RunArgs,
-    mut faults: Vec<SettingFault>,
+    faults: Vec<SettingFault>,
     sources: Vec<SettingSource>,
     misspelt: &[(&str, String)],
 ) -> anyhow::Result<ExitCode> {
-    let checked = match args.settings.check() {
-        Ok(checked) if faults.is_empty() => checked,
-        checked => {
-            faults.extend(checked.err().unwrap_or_default());
-            return Ok(refuse(&faults));
-        }
+    let checked = match sound(args.settings.check(), faults) {
+        Ok(checked) => checked,
+        Err(faults) => return Ok(refuse(&faults)),
     };
-    let _last_lines = telemetry::start(args.log.log_format, args.log.rust_log)?;
-    for (name, meant) in misspelt {
-        warn!(name, meant, "a name in .env is no setting, and nearly one");
-    }
+    let _last_lines = start_log(args.log, misspelt)?;
     let mode = Mode { drain: args.drain, migrate: args.migrate };
     app::run(args.settings, checked, mode, told_settings(sources)).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the settings amount to, unless some of them did not parse or others are not sound.
+pub(super) fn sound<T>(
+    checked: Result<T, Vec<SettingFault>>,
+    mut faults: Vec<SettingFault>,
+) -> Result<T, Vec<SettingFault>> {
+    match checked {
+        Ok(checked) if faults.is_empty() => Ok(checked),
+        checked => {
+            faults.extend(checked.err().unwrap_or_default());
+            Err(faults)
+        }
+    }
+}
+
+/// Starts the log of a process that goes on. The last lines are written when what is returned is dropped.
+pub(super) fn start_log(log: LogSettings, misspelt: &[(&str, String)]) -> anyhow::Result<LastLines> {
+    let last_lines = telemetry::start(log.log_format, log.rust_log)?;
+    for (name, meant) in misspelt {
+        warn!(name, meant, "a name in .env is no setting, and nearly one");
+    }
+    Ok(last_lines)
 }

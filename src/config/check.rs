@@ -1,7 +1,6 @@
 //! What the settings amount to: each checked alone, and those that must fit together.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -9,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use lapin::uri::AMQPScheme;
 use percent_encoding::percent_decode_str;
 use reqwest::header::{HeaderName, HeaderValue};
-use url::{Host, Url};
+use url::Url;
 
 use super::fault::SettingFault;
 use super::secret::{Secret, read_pem, read_secret};
@@ -17,7 +16,7 @@ use super::settings::{
     BrokerSettings, DatabaseSettings, FingerprintSettings, JobSettings, KeySettings, ProviderArgs,
     RunSettings, TraceSettings,
 };
-use super::urls::{check_database_url, check_proxy_url, parse_amqp_url};
+use super::urls::{check_database_url, check_proxy_url, https_url, parse_amqp_url};
 use crate::seal::{Fingerprinter, Keyring};
 use dollarpe::signature::Signer;
 
@@ -494,28 +493,7 @@ impl ProviderArgs {
     /// # Errors
     /// When it is no URL, or one that a signature may not be sent to.
     pub fn base_url(&self) -> Result<Url, SettingFault> {
-        let fault = |reason: &str| SettingFault::new("DOLLARPE_BASE_URL", reason);
-        let url = Url::parse(&self.dollarpe_base_url)
-            .map_err(|error| fault(&format!("must be a URL, https://host/path: {error}")))?;
-        let is_loopback = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(ip)) => IpAddr::from(ip).is_loopback(),
-            Some(Host::Ipv6(ip)) => IpAddr::from(ip).is_loopback(),
-            None => return Err(fault("has no host; give https://host/path")),
-        };
-        match url.scheme() {
-            "https" => {}
-            "http" if is_loopback => {}
-            _ => return Err(fault("must be https; http is for this machine only")),
-        }
-        if !url.username().is_empty()
-            || url.password().is_some()
-            || url.query().is_some()
-            || url.fragment().is_some()
-        {
-            return Err(fault("must have no user, password, query or fragment"));
-        }
-        Ok(url)
+        https_url("DOLLARPE_BASE_URL", &self.dollarpe_base_url, "https://host/path")
     }
 }
 

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use axum::http::HeaderName;
 use axum::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, COOKIE, HOST, ORIGIN, REFERER, USER_AGENT};
 use clap::Args;
-use url::{Host, Url};
+use url::Url;
 
 use super::fault::SettingFault;
 use super::secret::{Secret, read_secret};
+use super::urls::https_url;
 use crate::domain::permission::Role;
 
 /// The console.
@@ -224,26 +225,9 @@ impl ConsoleSettings {
                     .map_err(|error| fault(&error.to_string())),
             };
         };
-        let url =
-            Url::parse(given).map_err(|error| fault(&format!("must be a URL, https://host: {error}")))?;
-        let is_loopback = match url.host() {
-            Some(Host::Domain(name)) => name == "localhost",
-            Some(Host::Ipv4(ip)) => ip.is_loopback(),
-            Some(Host::Ipv6(ip)) => ip.is_loopback(),
-            None => return Err(fault("has no host; give https://host")),
-        };
-        if !(url.scheme() == "https" || url.scheme() == "http" && is_loopback) {
-            return Err(fault("must be https; http is for this machine only"));
-        }
-        if url.path() != "/"
-            || url.query().is_some()
-            || url.fragment().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
-        {
-            return Err(fault(
-                "must have no user, path, query or fragment: the console has a host of its own",
-            ));
+        let url = https_url("CONSOLE_PUBLIC_URL", given, "https://host")?;
+        if url.path() != "/" {
+            return Err(fault("must have no path: the console has a host of its own"));
         }
         Ok(url)
     }

@@ -24,4 +24,5 @@ pub use self::settings::{
     WorkSettings,
 };
 pub use self::sources::{EnvFile, SettingSource, setting_sources, told_settings};
+pub(crate) use self::urls::is_loopback;
 pub use self::urls::{database_urls, parse_amqp_url};

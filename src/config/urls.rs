@@ -44,6 +44,36 @@ const AMQP_PARAMETERS: [&str; 5] =
 /// How libpq names the server that takes writes. With several hosts we look for no other.
 const SESSION_ATTRIBUTES: &str = "target_session_attrs";
 
+/// Whether a URL leads to this machine.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
+}
+
+/// A URL of https, unless it leads to this machine. `form` tells how one is written.
+pub(super) fn https_url(setting: &str, text: &str, form: &str) -> Result<Url, SettingFault> {
+    let fault = |reason: String| SettingFault::new(setting, reason);
+    let url = Url::parse(text).map_err(|error| fault(format!("must be a URL, {form}: {error}")))?;
+    if url.host().is_none() {
+        return Err(fault(format!("has no host; give {form}")));
+    }
+    if !(url.scheme() == "https" || url.scheme() == "http" && is_loopback(&url)) {
+        return Err(fault("must be https; http is for this machine only".to_owned()));
+    }
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
+        return Err(fault("must have no user, password, query or fragment".to_owned()));
+    }
+    Ok(url)
+}
+
 /// The URL for each of the hosts that it names, in their order: the libraries take one.
 fn by_host(url: &str) -> Vec<String> {
     let after_scheme = url.find("://").map_or(0, |at| at + "://".len());

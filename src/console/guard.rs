@@ -16,12 +16,14 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use tokio::time::{Instant, timeout};
 use tracing::info;
-use url::{Host, Url};
+use url::Url;
 
 use super::answer::{Failure, Format};
 use super::login::{Visitor, only};
 use super::routes::permission_of;
 use super::state::Console;
+use crate::config::is_loopback;
+use crate::desk::access::answers;
 
 /// A request is answered by then, or given up.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
@@ -139,14 +141,9 @@ fn check_host(headers: &HeaderMap, uri: &Uri, public: &Url, address: SocketAddr)
     };
     let is_public =
         seen.host() == public.host() && seen.port_or_known_default() == public.port_or_known_default();
-    let is_loopback = match seen.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    };
-    // Who asks on this machine names it as they like.
-    if is_public || is_loopback && address.ip().is_loopback() { Ok(()) } else { Err(given.to_owned()) }
+    // On this machine any of its own names will do.
+    let is_own = is_loopback(&seen) && address.ip().is_loopback();
+    if is_public || is_own { Ok(()) } else { Err(given.to_owned()) }
 }
 
 /// Whether a form was one of ours. Browsers say so themselves; those that leave it out, as they do over plain
@@ -183,7 +180,7 @@ pub(super) async fn livez() -> Response {
 
 /// Whether pages can be answered.
 pub(super) async fn readyz(State(console): State<Arc<Console>>) -> Response {
-    match crate::desk::access::answers(&console.pages).await {
+    match answers(&console.pages).await {
         true => (StatusCode::OK, "ready\n").into_response(),
         false => (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response(),
     }

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 
 use self::state::Console;
 use crate::config::{CheckedConsole, ConsoleSettings, DatabaseSettings, ReadBackSettings, SettingSource};
-use crate::desk::access::may_see_payloads;
+use crate::desk::access::{answers, may_see_payloads};
 use crate::desk::replay::ReplayRules;
 use crate::journal::{check_schema, connect_for_console, lead_console_anew};
 
@@ -116,7 +116,7 @@ async fn follow_database(console: Arc<Console>, settings: DatabaseSettings) {
     let mut known = None;
     loop {
         sleep(DATABASE_POLL).await;
-        if crate::desk::access::answers(&console.pages).await {
+        if answers(&console.pages).await {
             continue;
         }
         let anew = lead_console_anew([&console.pages, &console.actions], &settings, &mut known).await;
