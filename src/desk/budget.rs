@@ -10,7 +10,7 @@ use crate::desk::story::{Spent, SubmissionView, spent, submissions_of};
 use crate::desk::version::{Changed, Version};
 use crate::domain::budget::spends;
 use crate::domain::state::Applied;
-use crate::domain::suspicion::PastJob;
+use crate::domain::suspicion::{Customer, PastJob};
 use crate::journal::statements::customers::read_customers;
 use crate::journal::transact;
 
@@ -28,6 +28,9 @@ pub struct CustomerStory {
     pub jobs: Vec<CustomerJob>,
     /// Whether they have older ones that are left out.
     pub is_cut: bool,
+    /// What became of their updates.
+    #[serde(skip)]
+    pub updates: Updates,
     /// The files of the archive that hold more of them.
     pub files: Vec<String>,
 }
@@ -120,20 +123,25 @@ pub async fn updates(pool: &PgPool, customer_id: Uuid) -> sqlx::Result<Updates> 
     .await?
     .flatten();
     let mut customers = read_customers(&mut connection, [(customer_id, None)]).await?;
-    let customer = customers.remove(&customer_id).unwrap_or_default();
-    let of_job = |job: &PastJob| {
-        let spending = job.updates.iter().filter(|update| update.verdict.is_some_and(spends));
-        let taken = spending.map(|update| TakenUpdate {
-            job_id: job.job_id,
-            attempt: update.number,
-            at: update.begun_at,
-            is_sure: job.applied(update, &customer.reads) == Some(Applied::Yes),
-        });
-        taken.collect::<Vec<_>>()
-    };
-    let mut taken: Vec<TakenUpdate> = customer.jobs.iter().flat_map(of_job).collect();
-    taken.sort_by_key(|update| update.at);
-    Ok(Updates { spent: Spent::of(&customer), taken, limit_reached_at })
+    Ok(Updates::of(&customers.remove(&customer_id).unwrap_or_default(), limit_reached_at))
+}
+
+impl Updates {
+    fn of(customer: &Customer, limit_reached_at: Option<OffsetDateTime>) -> Self {
+        let of_job = |job: &PastJob| {
+            let spending = job.updates.iter().filter(|update| update.verdict.is_some_and(spends));
+            let taken = spending.map(|update| TakenUpdate {
+                job_id: job.job_id,
+                attempt: update.number,
+                at: update.begun_at,
+                is_sure: job.applied(update, &customer.reads) == Some(Applied::Yes),
+            });
+            taken.collect::<Vec<_>>()
+        };
+        let mut taken: Vec<TakenUpdate> = customer.jobs.iter().flat_map(of_job).collect();
+        taken.sort_by_key(|update| update.at);
+        Self { spent: Spent::of(customer), taken, limit_reached_at }
+    }
 }
 
 /// Locks what a person told us of a customer, and reads what they have spent.
@@ -233,8 +241,9 @@ pub async fn customer_story(
             approved_by: known.approved_by,
         })
     });
-    let spent = Spent::of(&customer);
-    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, is_cut, files }))
+    let updates = Updates::of(&customer, limit_reached_at);
+    let spent = updates.spent;
+    Ok(Some(CustomerStory { customer_id, spent, budget_set, limit_reached_at, jobs, is_cut, updates, files }))
 }
 
 /// The files of the archive that hold jobs of a customer.

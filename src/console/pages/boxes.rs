@@ -28,7 +28,10 @@ pub(in crate::console) async fn boxes_of(
 }
 
 /// The boxes of a customer whom the provider allows `limit` updates. What is spent beyond is shown, too.
-fn boxes(limit: u32, Updates { spent, taken, limit_reached_at }: &Updates) -> Vec<UpdateBox> {
+pub(in crate::console) fn boxes(
+    limit: u32,
+    Updates { spent, taken, limit_reached_at }: &Updates,
+) -> Vec<UpdateBox> {
     let of_attempt = |update: &TakenUpdate| UpdateBox {
         kind: if update.is_sure { "spent" } else { "unsure" },
         text: match update.is_sure {

@@ -5,7 +5,7 @@ use axum::extract::Path;
 use axum::response::Response;
 use serde::Serialize;
 
-use super::boxes::{UpdateBox, boxes_of};
+use super::boxes::{UpdateBox, boxes};
 use crate::console::answer::{Failure, Page};
 use crate::console::visit::{Frame, Visit};
 use crate::desk::budget::{CustomerStory, customer_story};
@@ -42,7 +42,7 @@ pub(in crate::console) async fn show(visit: Visit, Path(id): Path<String>) -> Re
     visit.record("/customers/{id}", None, Some(customer_id)).await?;
     let page = CustomerPage {
         frame: visit.frame("", format!("Customer {customer_id}")),
-        updates: boxes_of(&console.pages, Some(customer_id), console.rules.customer_updates).await?,
+        updates: boxes(console.rules.customer_updates, &story.updates),
         may_decide: visit.visitor.may(Permission::Decide),
         story,
     };
