@@ -150,12 +150,10 @@ pub(super) async fn run(command: &ProposeCommand) -> anyhow::Result<ExitCode> {
     let (rules, attribution) = (rules_of(&common.read_back), common.attribution.attribution());
     let mut report = Report { proposed: Vec::new(), refused: Vec::new() };
     for deed in &deeds {
-        match propose(&pool, deed, rules, attribution).await {
+        match propose(&pool, deed, rules, None, attribution).await {
             Ok(pending) => report.proposed.push(pending),
-            Err(error @ (ProposeError::Refused(_) | ProposeError::Waits(_))) => {
-                report.refused.push(error.to_string())
-            }
             Err(error @ ProposeError::Database(_)) => return Err(error.into()),
+            Err(refusal) => report.refused.push(refusal.to_string()),
         }
     }
     common.desk.print(&report, print_report)?;

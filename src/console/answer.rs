@@ -13,6 +13,7 @@ use tracing::warn;
 use super::assets;
 use super::login::Stranger;
 use crate::domain::permission::Role;
+use crate::domain::state::UnknownWord;
 use crate::journal::{LOCK_NOT_AVAILABLE, READ_ONLY, code_of};
 use crate::visible::{cell, visible_lines};
 
@@ -165,6 +166,12 @@ impl From<sqlx::Error> for Failure {
     }
 }
 
+impl From<UnknownWord> for Failure {
+    fn from(error: UnknownWord) -> Self {
+        Self::Database(sqlx::Error::Decode(error.into()))
+    }
+}
+
 /// SQLSTATEs, as "PostgreSQL Error Codes" has them.
 const QUERY_CANCELED: &str = "57014";
 const NOT_IN_ENCODING: &str = "22021";
@@ -219,7 +226,7 @@ impl Failure {
         }
     }
 
-    fn why(&self) -> String {
+    pub fn why(&self) -> String {
         let names = |roles: &[Role]| roles.iter().map(|role| role.name()).collect::<Vec<_>>().join(" or ");
         match self {
             Self::Stranger(stranger) => stranger.to_string(),

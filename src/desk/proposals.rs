@@ -149,6 +149,13 @@ pub enum ProposeError {
     /// It would be refused.
     #[error("{0}")]
     Refused(String),
+    /// Somebody decided by what is no more so.
+    #[error("cannot {asks}: it {changed}")]
+    Changed {
+        /// What was to be done.
+        asks: String,
+        changed: Changed,
+    },
     /// Somebody has proposed the same, and nobody has decided on it.
     #[error("that is proposed already, as proposal {0}; approve or decline that one")]
     Waits(i64),
@@ -190,19 +197,24 @@ pub async fn policy(pool: &PgPool) -> sqlx::Result<ApprovalPolicy> {
     approval_policy(&mut *pool.acquire().await?).await
 }
 
-/// Writes down what a person asks another to approve. What would be refused now is not proposed.
+/// Writes down what a person asks another to approve; where `expected` is given, only if what it is about is
+/// that still. What would be refused now is not proposed.
 ///
 /// # Errors
-/// When it would be refused, or the database fails.
+/// When it is not, when it would be refused, or waits already, or the database fails.
 pub async fn propose(
     pool: &PgPool,
     deed: &Deed,
     rules: ReplayRules,
+    expected: Option<&Version>,
     attribution: Attribution<'_>,
 ) -> Result<Pending, ProposeError> {
     transact(pool, async |tx| {
         let outlook = Known::of(tx, std::slice::from_ref(deed)).await?.foresee(deed, rules, None);
         let Outlook { customer_id, version, effect, refusal } = outlook;
+        version
+            .expect(expected)
+            .map_err(|changed| ProposeError::Changed { asks: deed.to_string(), changed })?;
         if let Some(refusal) = refusal {
             return Err(ProposeError::Refused(format!("cannot {deed}: {refusal}")));
         }

@@ -5,10 +5,11 @@ use askama::Template;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
-use crate::console::answer::{Failure, Page};
+use crate::console::answer::{Failure, Page, see_other};
 use crate::console::visit::{Frame, Visit};
 use crate::desk::interventions::{Attribution, demand_of};
 use crate::desk::proposals::{Deed, ProposeError, policy, propose};
+use crate::desk::version::Version;
 use crate::domain::invisible::is_invisible;
 use crate::domain::permission::role_of;
 
@@ -86,9 +87,7 @@ impl Reason {
         }
         Ok(Attribution { by: &visit.visitor.name, note, proposal: None })
     }
-}
 
-impl Reason {
     /// Whether it is proposed and not done, as the page said: what needs another's approval by now, and did
     /// not then, or the other way round, is shown anew.
     pub async fn is_proposed(&self, visit: &Visit, action: &str) -> Result<bool, Failure> {
@@ -113,16 +112,19 @@ pub(super) async fn is_proposed(visit: &Visit, action: &str) -> Result<bool, Fai
 }
 
 /// Writes down what another person is asked to approve, and shows it.
-pub(super) async fn propose_it(visit: &Visit, deed: &Deed, by: Attribution<'_>) -> Result<Response, Failure> {
-    let proposed = propose(&visit.console.actions, deed, visit.console.rules, by).await;
+pub(super) async fn propose_it(
+    visit: &Visit,
+    deed: &Deed,
+    expected: Option<&Version>,
+    by: Attribution<'_>,
+) -> Result<Response, Failure> {
+    let proposed = propose(&visit.console.actions, deed, visit.console.rules, expected, by).await;
     let proposed = proposed.map_err(|error| match error {
-        ProposeError::Refused(why) => Failure::Refused(why),
-        ProposeError::Waits(id) => {
-            Failure::Refused(format!("That is proposed already, as proposal {id}: decide on that one."))
-        }
+        ProposeError::Changed { .. } => Failure::Stale(error.to_string()),
+        ProposeError::Refused(_) | ProposeError::Waits(_) => Failure::Refused(error.to_string()),
         ProposeError::Database(error) => Failure::Database(error),
     })?;
-    crate::console::answer::see_other(&format!("/proposals/{}", proposed.proposal.id))
+    see_other(&format!("/proposals/{}", proposed.proposal.id))
 }
 
 /// What the database says, where it is the policy that it keeps.

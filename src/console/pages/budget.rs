@@ -91,11 +91,7 @@ pub(in crate::console) async fn act(
     let attribution = form.reason.attribution(&visit)?;
     let expected = Version::from(form.version);
     if form.reason.is_proposed(&visit, "budget").await? {
-        let is = updates(&visit.console.pages, customer_id).await?.spent.version();
-        is.expect(Some(&expected)).map_err(|changed| {
-            Failure::Stale(format!("What is known of customer {customer_id} {changed}."))
-        })?;
-        return propose_it(&visit, &Deed::Budget { customer_id, used }, attribution).await;
+        return propose_it(&visit, &Deed::Budget { customer_id, used }, Some(&expected), attribution).await;
     }
     match set_budget(&visit.console.actions, customer_id, used, Some(&expected), attribution).await {
         Ok(()) => see_other(&format!("/customers/{customer_id}")),

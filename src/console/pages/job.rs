@@ -13,7 +13,7 @@ use crate::desk::replay::{Intent, replay};
 use crate::desk::story::{Event, JobStory, SubmissionView, job_story};
 use crate::domain::permission::Permission;
 use crate::domain::plain_words::{Facts, PlainWords, plain_words};
-use crate::domain::state::{State, UnknownWord};
+use crate::domain::state::State;
 
 #[derive(Template, Serialize)]
 #[template(path = "job.html")]
@@ -87,11 +87,9 @@ pub(in crate::console) async fn show(visit: Visit, Path(id): Path<String>) -> Re
 
 /// Where a job stands, in plain words.
 pub(in crate::console) fn words_of(submission: &SubmissionView) -> Result<PlainWords, Failure> {
-    let decode = |error| Failure::Database(sqlx::Error::Decode(Box::from(error)));
-    let waiting_for = submission.waiting_for.as_deref().map(str::parse).transpose();
     Ok(plain_words(&Facts {
-        state: submission.state.parse::<State>().map_err(|error| decode(error.to_string()))?,
-        waiting_for: waiting_for.map_err(|error: UnknownWord| decode(error.to_string()))?,
+        state: submission.state.parse()?,
+        waiting_for: submission.waiting_for.as_deref().map(str::parse).transpose()?,
         reason_code: submission.reason_code.as_deref(),
         due_at: submission.due_at,
         claimed_until: submission.claimed_until,

@@ -1,5 +1,7 @@
 //! What people do to a job: have it sent again, or settle what no read could.
 
+use std::time::Duration;
+
 use axum::extract::Path;
 use axum::response::Response;
 use serde::Deserialize;
@@ -58,17 +60,14 @@ pub(in crate::console) async fn do_replay(
     let job_id = visit.id_before(&id)?;
     let attribution = form.reason.attribution(&visit)?;
     let expected = Version::from(form.version);
-    let is_proposal = form.reason.is_proposed(&visit, "replay").await?;
-    let intent = match is_proposal {
-        true => Intent::DryRun,
-        false => Intent::Replay { attribution, delay: std::time::Duration::ZERO },
-    };
-    let pool = if is_proposal { &visit.console.pages } else { &visit.console.actions };
-    let done = replay(pool, job_id, visit.console.rules, intent, Some(&expected)).await;
+    if form.reason.is_proposed(&visit, "replay").await? {
+        return propose_it(&visit, &Deed::Replay { job_id }, Some(&expected), attribution).await;
+    }
+    let intent = Intent::Replay { attribution, delay: Duration::ZERO };
+    let done = replay(&visit.console.actions, job_id, visit.console.rules, intent, Some(&expected)).await;
     match done.map_err(refused_by_database)?.refusal {
         Some(Refusal::Changed(changed)) => Err(Failure::Stale(format!("Job {job_id} {changed}."))),
         Some(refusal) => Err(Failure::Refused(refusal.to_string())),
-        None if is_proposal => propose_it(&visit, &Deed::Replay { job_id }, attribution).await,
         None => see_other(&format!("/jobs/{job_id}")),
     }
 }
@@ -138,12 +137,7 @@ pub(in crate::console) async fn do_resolve(
     let attribution = form.reason.attribution(&visit)?;
     let expected = Version::from(form.version);
     if form.reason.is_proposed(&visit, "resolve").await? {
-        let is = preview(&visit.console.pages, job_id).await?;
-        let is = is.ok_or_else(|| Failure::Unknown(format!("No job {job_id} is known.")))?;
-        if let Err(changed) = is.version.expect(Some(&expected)) {
-            return Err(Failure::Stale(format!("Job {job_id} {changed}.")));
-        }
-        return propose_it(&visit, &Deed::Resolve { job_id, finding }, attribution).await;
+        return propose_it(&visit, &Deed::Resolve { job_id, finding }, Some(&expected), attribution).await;
     }
     match resolve(&visit.console.actions, job_id, finding, Some(&expected), attribution).await {
         Ok(_) => see_other(&format!("/jobs/{job_id}")),

@@ -67,7 +67,7 @@ pub(in crate::console) async fn do_resume(
 ) -> Result<Response, Failure> {
     let attribution = reason.attribution(&visit)?;
     if reason.is_proposed(&visit, "resume").await? {
-        return propose_it(&visit, &Deed::Resume, attribution).await;
+        return propose_it(&visit, &Deed::Resume, None, attribution).await;
     }
     let resumed = resume(&visit.console.actions, Some(attribution.by), Some(attribution.note)).await;
     match resumed.map_err(refused_by_database)? {

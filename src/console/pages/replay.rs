@@ -1,20 +1,24 @@
 //! `/replay`: ended jobs that may be sent again, and what that would do; at most a hundred at once.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use askama::Template;
+use axum::http::StatusCode;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::ask::{Reason, is_proposed, mode, refused_by_database};
 use crate::console::answer::{Failure, Page, html};
 use crate::console::visit::{Asked, Filled, Frame, Visit};
 use crate::desk::proposals::{Deed, ProposeError, propose};
-use crate::desk::replay::{Intent, Refusal, Replay, Selection, find_ended, foresee, replay};
+use crate::desk::replay::{Intent, Replay, Selection, find_ended, foresee, replay};
 use crate::desk::version::Version;
+use crate::domain::permission::Permission;
 use crate::domain::state::State;
 
-/// How many jobs one form sends again. Who means more has the command.
+/// How many jobs one form sends again. The command takes more.
 const JOBS_MAX: i64 = 100;
 
 /// How many of them become due in a second.
@@ -78,7 +82,7 @@ pub(in crate::console) async fn show(visit: Visit, Asked(asked): Asked<Wanted>) 
         frame: visit.frame("/replay", "Send jobs again"),
         sendable: jobs.iter().filter(|job| job.refusal.is_none()).count(),
         is_proposal: is_proposed(&visit, "replay").await?,
-        may_act: visit.visitor.may(crate::domain::permission::Permission::Replay),
+        may_act: visit.visitor.may(Permission::Replay),
         state: asked.state,
         reason: asked.reason,
         jobs,
@@ -102,8 +106,8 @@ struct ReplayedPage {
     #[serde(skip)]
     frame: Frame,
     is_proposal: bool,
-    done: Vec<uuid::Uuid>,
-    refused: Vec<(uuid::Uuid, String)>,
+    done: Vec<Uuid>,
+    refused: Vec<(Uuid, String)>,
 }
 
 pub(in crate::console) async fn act(
@@ -112,7 +116,7 @@ pub(in crate::console) async fn act(
 ) -> Result<Response, Failure> {
     let attribution = form.reason.attribution(&visit)?;
     let unfit = || Failure::Unfit("The form names jobs that are none.".to_owned());
-    let mut lines: Vec<(uuid::Uuid, Version)> = form
+    let mut lines: Vec<(Uuid, Version)> = form
         .jobs
         .lines()
         .filter(|line| !line.trim().is_empty())
@@ -130,25 +134,28 @@ pub(in crate::console) async fn act(
     let is_proposal = form.reason.is_proposed(&visit, "replay").await?;
     let (mut done, mut refused) = (Vec::new(), Vec::new());
     for (job_id, version) in lines {
-        #[expect(clippy::cast_precision_loss, reason = "a hundred at most")]
-        let delay = std::time::Duration::from_secs_f64(done.len() as f64 / JOBS_PER_SECOND);
-        let intent = if is_proposal { Intent::DryRun } else { Intent::Replay { attribution, delay } };
-        let replayed = replay(&console.actions, job_id, console.rules, intent, Some(&version)).await;
-        match replayed.map_err(refused_by_database)?.refusal {
-            Some(refusal @ Refusal::Changed(_)) => refused.push((job_id, format!("it {refusal}"))),
-            Some(refusal) => refused.push((job_id, refusal.to_string())),
-            None if is_proposal => {
-                match propose(&console.actions, &Deed::Replay { job_id }, console.rules, attribution).await {
-                    Ok(_) => done.push(job_id),
-                    Err(error @ (ProposeError::Refused(_) | ProposeError::Waits(_))) => {
-                        refused.push((job_id, error.to_string()));
-                    }
-                    Err(ProposeError::Database(error)) => return Err(Failure::Database(error)),
-                }
+        let refusal = if is_proposal {
+            let deed = Deed::Replay { job_id };
+            let proposed = propose(&console.actions, &deed, console.rules, Some(&version), attribution).await;
+            proposed.err().map(|error| match error {
+                ProposeError::Database(error) => refused_by_database(error).why(),
+                refusal => refusal.to_string(),
+            })
+        } else {
+            #[expect(clippy::cast_precision_loss, reason = "a hundred at most")]
+            let delay = Duration::from_secs_f64(done.len() as f64 / JOBS_PER_SECOND);
+            let intent = Intent::Replay { attribution, delay };
+            match replay(&console.actions, job_id, console.rules, intent, Some(&version)).await {
+                Ok(replayed) => replayed.refusal.map(|refusal| refusal.to_string()),
+                // Of this job alone: those before it are on their way.
+                Err(error) => Some(refused_by_database(error).why()),
             }
+        };
+        match refusal {
+            Some(why) => refused.push((job_id, why)),
             None => done.push(job_id),
         }
     }
     let page = ReplayedPage { frame: visit.frame("/replay", "Sent again"), is_proposal, done, refused };
-    html(axum::http::StatusCode::OK, &page)
+    html(StatusCode::OK, &page)
 }

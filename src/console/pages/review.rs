@@ -18,7 +18,7 @@ use crate::desk::story::{AttemptView, JobStory, ObservationView, job_story};
 use crate::domain::permission::Permission;
 use crate::domain::plain_words::PlainWords;
 use crate::domain::proof::{Proof, proof_of};
-use crate::domain::state::{UnknownWord, VerdictKind};
+use crate::domain::state::VerdictKind;
 
 /// How many jobs the worklist shows.
 const JOBS_MAX: i64 = 100;
@@ -131,10 +131,8 @@ pub(in crate::console) async fn show(visit: Visit, Path(id): Path<String>) -> Re
 }
 
 fn proved(read: ObservationView) -> Result<ProvedRead, Failure> {
-    let decode = |error: UnknownWord| Failure::Database(sqlx::Error::Decode(Box::new(error)));
-    let purpose = read.purpose.parse().map_err(decode)?;
-    let conclusion = read.conclusion.as_deref().map(str::parse).transpose().map_err(decode)?;
-    Ok(ProvedRead { proof: proof_of(purpose, read.status.is_some(), conclusion), read })
+    let conclusion = read.conclusion.as_deref().map(str::parse).transpose()?;
+    Ok(ProvedRead { proof: proof_of(read.purpose.parse()?, read.status.is_some(), conclusion), read })
 }
 
 /// What to compare of an attempt; none of one that was certainly not made.
