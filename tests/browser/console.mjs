@@ -204,6 +204,9 @@ async function twoPeople() {
 // A page keeps itself up to date, but not under somebody's hands.
 async function live(person) {
   const page = await as(person);
+  await page.clock.install();
+  let asked = 0;
+  page.on("request", (request) => { if (request.resourceType() === "fetch") asked += 1; });
   const other = await as(task.people.operator);
   const pause = async (path) => {
     await go(other, path);
@@ -211,12 +214,16 @@ async function live(person) {
   };
   await go(page, "/");
   await pause("/pause");
+  await page.clock.runFor(5000);
   await page.getByText("All work is paused").waitFor();
   await page.getByLabel("keep this page up to date").uncheck();
   await pause("/resume");
-  await page.waitForTimeout(7000);
+  asked = 0;
+  await page.clock.runFor(60000);
+  assert.equal(asked, 0, "a page that is to stay as it is asks for itself");
   await has(page, "All work is paused");
   await page.getByLabel("keep this page up to date").check();
+  await page.clock.runFor(5000);
   await page.getByText("All work is paused").waitFor({ state: "detached" });
   for (const each of [page, other]) await each.context().close();
 }

@@ -19,7 +19,6 @@ use crate::archive::{FOLLOWING, world_to_archive};
 use crate::dead_letters::wait_for_letters;
 use crate::harness::{World, world};
 use crate::replay::{IMPATIENT, exhaust};
-use crate::resolve::publish_unsettled;
 
 const RESTRICT: &str = "23001";
 const CHECK: &str = "23514";
@@ -42,7 +41,7 @@ impl World {
     }
 
     /// A job that stands so, of a customer of its own. No worker runs that would take it up.
-    async fn add_job(&self, state: &str, reason_code: &str) -> (Uuid, Uuid) {
+    pub async fn add_job(&self, state: &str, reason_code: &str) -> (Uuid, Uuid) {
         self.is_tampered_with();
         let (job_id, customer_id) = (Uuid::new_v4(), Uuid::new_v4());
         sqlx::query(
@@ -170,7 +169,7 @@ fn an_approval_does_the_very_thing_and_the_story_names_both() {
         let _worker = world.start_worker_with(&settings);
         let customer_id = Uuid::new_v4();
         let replayed = exhaust(&world, customer_id).await;
-        let resolved = publish_unsettled(&world).await;
+        let resolved = world.publish_unsettled().await.0;
         world.wait_for_state(resolved, &["needs_review"]).await;
         let (replayed_id, resolved_id) = (replayed.to_string(), resolved.to_string());
         let customer = customer_id.to_string();

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use kyc_worker::console::ROUTES;
 use kyc_worker::domain::permission::{Permission, Role};
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
 
 use crate::harness::console::{
     AUDITOR, Answer, Console, OPERATOR, Person, REVIEWER, SECRET, VIEWER, headers_of,
 };
-use crate::harness::{World, world};
+use crate::harness::{WorkerProcess, World, world};
 
 const PEOPLE: [(Role, Person); 4] = [
     (Role::Viewer, VIEWER),
@@ -299,18 +299,15 @@ fn who_sees_a_customer_is_written_down_before_they_see_them() {
     });
 }
 
-/// A job that may have been applied, and whose customer tells nothing.
-async fn publish_unsettled(world: &World) -> (Uuid, Uuid) {
-    let customer_id = Uuid::new_v4();
-    world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
-    let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
-    let matched = json!({ "method": "PATCH", "customer_id": customer_id });
-    let fault = json!({ "apply": "never", "answer": crash });
-    world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
-    (world.publish_job_for(customer_id).await.0, customer_id)
+/// A worker, a console, and a job that waits for a reviewer, with its customer.
+async fn with_a_review(world: &World) -> (WorkerProcess, Console, [Uuid; 2]) {
+    world.declare_topology().await;
+    let worker = world.start_worker_with(&[("BREAKER_FAILURES", "1000"), ("READ_BACK_DEADLINE", "10s")]);
+    let console = world.start_console().await;
+    let (job, customer) = world.publish_unsettled().await;
+    world.wait_for_state(job, &["needs_review"]).await;
+    (worker, console, [job, customer])
 }
-
-const UNSETTLED: [(&str, &str); 2] = [("BREAKER_FAILURES", "1000"), ("READ_BACK_DEADLINE", "10s")];
 
 /// Asks for what a form says, and sends it with a note.
 async fn act(console: &Console, person: Person, path: &str, query: &str, form: &[(&str, &str)]) -> Answer {
@@ -324,11 +321,7 @@ async fn act(console: &Console, person: Person, path: &str, query: &str, form: &
 #[test]
 fn a_reviewer_settles_a_job_and_an_operator_sends_it_again() {
     world(async |world| {
-        world.declare_topology().await;
-        let _worker = world.start_worker_with(&UNSETTLED);
-        let console = world.start_console().await;
-        let (job, customer) = publish_unsettled(&world).await;
-        world.wait_for_state(job, &["needs_review"]).await;
+        let (_worker, console, [job, customer]) = with_a_review(&world).await;
 
         let review = console.page(REVIEWER, &format!("/review/{job}")).await;
         for part in [
@@ -392,11 +385,7 @@ fn a_reviewer_settles_a_job_and_an_operator_sends_it_again() {
 #[test]
 fn what_has_changed_since_it_was_shown_is_left_alone() {
     world(async |world| {
-        world.declare_topology().await;
-        let _worker = world.start_worker_with(&UNSETTLED);
-        let console = world.start_console().await;
-        let (job, customer) = publish_unsettled(&world).await;
-        world.wait_for_state(job, &["needs_review"]).await;
+        let (_worker, console, [job, customer]) = with_a_review(&world).await;
         let resolve = format!("/jobs/{job}/resolve");
         let shown = console.field(REVIEWER, &format!("{resolve}?as=accepted"), "version").await;
         let budget = format!("/customers/{customer}/budget");
@@ -440,12 +429,8 @@ fn what_has_changed_since_it_was_shown_is_left_alone() {
 #[test]
 fn a_second_person_approves_what_the_policy_demands_of_two() {
     world(async |world| {
-        world.declare_topology().await;
-        let _worker = world.start_worker_with(&UNSETTLED);
-        let console = world.start_console().await;
+        let (_worker, console, [job, _]) = with_a_review(&world).await;
         world.tamper("update approval_policy set demands = 'spending'").await;
-        let (job, _) = publish_unsettled(&world).await;
-        world.wait_for_state(job, &["needs_review"]).await;
         let resolve = format!("/jobs/{job}/resolve");
         let asked = console.page(REVIEWER, &format!("{resolve}?as=not-applied")).await;
         assert!(asked.contains("A second person must approve this"), "{asked}");
@@ -489,7 +474,7 @@ fn a_second_person_approves_what_the_policy_demands_of_two() {
         world.wait_for_state(job, &["accepted"]).await;
 
         // What has changed meanwhile voids a proposal.
-        let (other, _) = publish_unsettled(&world).await;
+        let (other, _) = world.publish_unsettled().await;
         world.wait_for_state(other, &["needs_review"]).await;
         let resolve = format!("/jobs/{other}/resolve");
         let proposed = act(&console, REVIEWER, &resolve, "?as=not-applied", &[("as", "not-applied")]).await;
@@ -505,11 +490,7 @@ fn a_second_person_approves_what_the_policy_demands_of_two() {
 #[test]
 fn what_a_form_said_must_still_hold_when_it_comes() {
     world(async |world| {
-        world.declare_topology().await;
-        let _worker = world.start_worker_with(&UNSETTLED);
-        let console = world.start_console().await;
-        let (job, customer) = publish_unsettled(&world).await;
-        world.wait_for_state(job, &["needs_review"]).await;
+        let (_worker, console, [job, customer]) = with_a_review(&world).await;
         let resolve = format!("/jobs/{job}/resolve");
         act(&console, REVIEWER, &resolve, "?as=not-applied", &[("as", "not-applied")]).await;
         world.wait_for_state(job, &["exhausted"]).await;
@@ -555,6 +536,35 @@ fn what_a_form_said_must_still_hold_when_it_comes() {
         assert_eq!(unseen.status, 400);
         let long = "क".repeat(500);
         assert_eq!(console.post(OPERATOR, "/pause", &[("note", &long)]).await.status, 303);
+    });
+}
+
+#[test]
+fn of_many_jobs_one_that_is_held_stops_none_of_the_others() {
+    world(async |world| {
+        let (held, free) =
+            (world.add_job("exhausted", "attempts").await.0, world.add_job("exhausted", "attempts").await.0);
+        let console = world.start_console().await;
+        let mut lines = String::new();
+        for job in [held, free] {
+            let version = console.field(OPERATOR, &format!("/jobs/{job}/replay"), "version").await;
+            lines += &format!("{job} {version}\n");
+        }
+        let mut holder = world.pool.begin().await.expect("a transaction");
+        sqlx::query("select from submission where job_id = $1 for update")
+            .bind(held)
+            .execute(&mut *holder)
+            .await
+            .expect("its lock");
+        let many = [("jobs", lines.as_str()), ("mode", "do"), ("note", "n")];
+        let answer = console.post(OPERATOR, "/replay", &many).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert!(
+            answer.text.contains("Sent again: 1; refused: 1") && answer.text.contains("Something else holds")
+        );
+        drop(holder);
+        assert_eq!(world.submission(free).await.expect("a row").state, "waiting");
+        assert_eq!(world.submission(held).await.expect("a row").state, "exhausted");
     });
 }
 
@@ -650,7 +660,7 @@ fn a_database_that_is_away_is_said_and_come_back_to() {
 }
 
 #[test]
-fn a_permission_that_no_role_has_is_none() {
+fn each_permission_is_somebodys_and_none_to_change_things_is_everybodys() {
     for permission in [
         Permission::View,
         Permission::Pause,

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use crate::harness::console::{AUDITOR, Console, EVERYBODY, OPERATOR, Person, REVIEWER, SECRET, VIEWER};
-use crate::harness::{World, job_body, world};
+use crate::harness::{job_body, world};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const SECOND: Person = Person { name: "ben@example.com", groups: "kyc-reviewer" };
@@ -59,17 +59,6 @@ fn keep_picture() {
     }
 }
 
-/// A job that may have been applied, and whose customer tells nothing.
-async fn publish_unsettled(world: &World) -> Uuid {
-    let customer_id = Uuid::new_v4();
-    world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
-    let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
-    let matched = json!({ "method": "PATCH", "customer_id": customer_id });
-    let fault = json!({ "apply": "never", "answer": crash });
-    world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
-    world.publish_job_for(customer_id).await.0
-}
-
 #[test]
 fn the_runbook_is_done_by_clicking() {
     world(async |world| {
@@ -80,7 +69,7 @@ fn the_runbook_is_done_by_clicking() {
         let accepted = world.publish_job().await;
         let mut review = Vec::new();
         for _ in 0..4 {
-            review.push(publish_unsettled(&world).await);
+            review.push(world.publish_unsettled().await.0);
         }
         let mut broken = Vec::new();
         for kind in ["RATION_CARD", "PAN_CARD"] {

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -12,12 +11,11 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use dollarpe_sandbox::tls::Authority;
 use reqwest::header::{HOST, HeaderName, HeaderValue, LOCATION};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::harness::{WorkerProcess, World, world};
+use crate::harness::{WorkerProcess, World, wait_until_it_listens, world};
 use crate::own_services::{free_port, program};
 
 /// As `openssl rand -base64 32` makes one.
@@ -97,12 +95,8 @@ impl Nginx {
             .stderr(Stdio::null())
             .spawn()
             .expect("nginx starts");
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            let ended = process.try_wait().expect("it can be asked");
-            let said = || fs::read_to_string(&errors).unwrap_or_default();
-            assert_eq!(ended, None, "nginx ended: {}: {configuration}", said());
-            sleep(Duration::from_millis(20)).await;
-        }
+        let said = || format!("{}: {configuration}", fs::read_to_string(&errors).unwrap_or_default());
+        wait_until_it_listens(&mut process, port, said).await;
         Self { process }
     }
 }

@@ -13,6 +13,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,6 +24,7 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use serde_json::json;
 use sqlx::{PgPool, Postgres, Transaction};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
@@ -46,6 +48,14 @@ pub fn sized<T>(small: T, full: T) -> T {
 /// Nothing in a test takes longer, however busy the machine is: only a test that fails waits for it.
 fn deadline() -> Duration {
     sized(Duration::from_secs(300), Duration::from_secs(1_200))
+}
+
+/// Waits until a program of the test's own is listened to; one that ends before says why, as `told` has it.
+pub async fn wait_until_it_listens(process: &mut Child, port: u16, told: impl Fn() -> String) {
+    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        assert_eq!(process.try_wait().expect("it can be asked"), None, "it ended: {}", told());
+        sleep(PAUSE_MIN).await;
+    }
 }
 
 /// Between two questions of a test that waits.

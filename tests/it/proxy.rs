@@ -3,15 +3,13 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use dollarpe_sandbox::tls::{Authority, Front};
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
-use crate::harness::{PATIENT, WorkerProcess, World, world};
+use crate::harness::{PATIENT, WorkerProcess, World, wait_until_it_listens, world};
 use crate::link_check::{Answer, Host, JPEG, ended, publish_linked};
 use crate::own_services::free_port;
 
@@ -41,10 +39,7 @@ impl TinyProxy {
             .stderr(Stdio::null())
             .spawn()
             .expect("tinyproxy is installed: make services");
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            assert_eq!(process.try_wait().expect("it can be asked"), None, "tinyproxy ended: {settings}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        wait_until_it_listens(&mut process, port, || settings.clone()).await;
         Self { process, port, log }
     }
 

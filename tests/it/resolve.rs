@@ -1,20 +1,8 @@
 //! A person settles what no read of the customer could, and that is kept with who and why.
 
-use serde_json::json;
 use uuid::Uuid;
 
 use crate::harness::{World, world};
-
-/// A job that may have been applied, and whose customer tells nothing.
-pub(crate) async fn publish_unsettled(world: &World) -> Uuid {
-    let customer_id = Uuid::new_v4();
-    world.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
-    let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
-    let matched = json!({ "method": "PATCH", "customer_id": customer_id });
-    let fault = json!({ "apply": "never", "answer": crash });
-    world.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
-    world.publish_job_for(customer_id).await.0
-}
 
 async fn resolve(world: &World, job_id: Uuid, finding: &str) -> String {
     let id = job_id.to_string();
@@ -29,7 +17,7 @@ fn a_person_settles_a_job_and_only_then_may_it_be_sent_again() {
         let _worker = world.start_worker_with(&settings);
         let mut jobs = Vec::new();
         for _ in 0..3 {
-            jobs.push(publish_unsettled(&world).await);
+            jobs.push(world.publish_unsettled().await.0);
         }
         for job_id in &jobs {
             let job = world.wait_for_state(*job_id, &["needs_review"]).await;

@@ -1,13 +1,12 @@
 //! A console of this world's database, and people who use it.
 
-use std::net::TcpListener;
-
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method};
 use serde_json::Value;
 
 use super::{WorkerProcess, World, deadline};
+use crate::own_services::free_port;
 
 /// What the proxy proves itself by.
 pub const SECRET: &str = "a secret of the proxy, long enough for it";
@@ -57,12 +56,6 @@ pub const AUDITOR: Person = Person { name: "ada@example.com", groups: "kyc-audit
 pub const EVERYBODY: Person =
     Person { name: "all@example.com", groups: "kyc-viewer,kyc-operator,kyc-reviewer,kyc-auditor" };
 
-/// A port that nobody listens at.
-pub fn free_port() -> u16 {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("an address").port()
-}
-
 impl World {
     /// Starts a console behind a proxy that says who somebody is.
     pub async fn start_console(&self) -> Console {
@@ -71,7 +64,7 @@ impl World {
 
     /// Starts a console with settings of its own.
     pub async fn start_console_with(&self, settings: &[(&str, &str)]) -> Console {
-        let address = format!("127.0.0.1:{}", free_port());
+        let address = format!("127.0.0.1:{}", free_port().expect("a port"));
         let url = format!("http://{address}");
         let mut command = self.command();
         // No key, no provider, no broker.

@@ -75,6 +75,17 @@ impl World {
         (job_id, self.publish_job_named(customer_id, job_id).await)
     }
 
+    /// Publishes a job that may have been applied, and whose customer tells nothing: a person must decide.
+    pub async fn publish_unsettled(&self) -> (Uuid, Uuid) {
+        let customer_id = Uuid::new_v4();
+        self.set_customer(customer_id, json!({ "status": "UNVERIFIED" })).await;
+        let crash = json!({ "kind": "respond", "status": 500, "body": "oops" });
+        let matched = json!({ "method": "PATCH", "customer_id": customer_id });
+        let fault = json!({ "apply": "never", "answer": crash });
+        self.add_rule(json!({ "match": matched, "first": 1, "fault": fault })).await;
+        (self.publish_job_for(customer_id).await.0, customer_id)
+    }
+
     /// Publishes a valid job under an id that something waits for; returns its body.
     pub async fn publish_job_named(&self, customer_id: Uuid, job_id: Uuid) -> Value {
         let body = job_body(customer_id, job_id);
