@@ -96,7 +96,7 @@ async fn main() -> ExitCode {
 ///    their ends.
 /// 5. Let the worker's own commands tell of it.
 /// 6. Reconcile.
-/// 7. Show the books in a browser, to whoever is there.
+/// 7. Serve the books to a browser.
 async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     // reqwest panics without it.
     let _already_installed = rustls::crypto::ring::default_provider().install_default();
@@ -157,15 +157,11 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<bool> {
     Ok(agree)
 }
 
-/// Starts the console over the books, and tells where. It goes on for as long as somebody at a terminal wants it.
+/// Starts the console over the books, and prints its address. On a terminal it answers until Ctrl-C.
 async fn show_console(stage: &Stage) -> anyhow::Result<()> {
     let address = format!("127.0.0.1:{}", free_port()?);
     let mut command = stage.kyc_worker(&["console"]);
-    command.envs([
-        ("CONSOLE_LOGIN", "local"),
-        ("CONSOLE_LOCAL_USER", "whoever runs the demo"),
-        ("CONSOLE_LISTEN", &address),
-    ]);
+    command.envs([("CONSOLE_LOGIN", "local"), ("CONSOLE_LOCAL_USER", "demo"), ("CONSOLE_LISTEN", &address)]);
     let mut console = Process::start_logged(command, "kyc-worker console", &stage.log("console"))?;
     while tokio::net::TcpStream::connect(&address).await.is_err() {
         ensure!(console.ended()?.is_none(), "the console did not start; see {}", stage.file("console.log"));
@@ -176,7 +172,7 @@ async fn show_console(stage: &Stage) -> anyhow::Result<()> {
         println!("It answers until Ctrl-C.");
         let _stopped = process::stop_signal().await;
     } else {
-        println!("Nobody is at a terminal, so it stops again.");
+        println!("Standard output is no terminal, so it stops again.");
     }
     console.end("TERM")
 }
