@@ -149,7 +149,7 @@ cargo_in_root() {
 }
 
 log=$servers/install.log
-export TEST_DATABASE_URL=postgres://postgres@127.0.0.1:5432/postgres
+export TEST_DATABASE_URL=postgres://postgres@127.0.0.1:5432/postgres?sslmode=disable
 export TEST_AMQP_URL=amqp://guest:guest@127.0.0.1:5672
 export TEST_RABBITMQ_MANAGEMENT_URL=http://guest:guest@127.0.0.1:15672
 

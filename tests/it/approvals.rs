@@ -15,10 +15,11 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 use uuid::Uuid;
 
-use crate::archive::{FOLLOWING, world_to_archive};
+use crate::archive::world_to_archive;
 use crate::dead_letters::wait_for_letters;
 use crate::harness::{World, world};
 use crate::replay::{IMPATIENT, exhaust};
+use crate::verification::FOLLOWING;
 
 const RESTRICT: &str = "23001";
 const CHECK: &str = "23514";

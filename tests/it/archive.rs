@@ -15,7 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use crate::harness::{WorkerProcess, World, job_body, world_with};
-use crate::verification::world_that_verifies_in;
+use crate::verification::{FOLLOWING, world_that_verifies_in};
 
 /// The latest that `--before` takes.
 pub(crate) fn a_day_ago() -> String {
@@ -128,10 +128,6 @@ impl World {
         jobs
     }
 }
-
-/// A worker that reads verifications when they may have ended.
-pub(crate) const FOLLOWING: [(&str, &str); 2] =
-    [("VERIFICATION_POLL_AFTER", "10s"), ("VERIFICATION_READS_PER_SECOND", "200")];
 
 /// A world in which verifications end, and no sooner than `READ_BACK_WINDOW`.
 pub(crate) fn world_to_archive<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>) -> F) {

@@ -118,7 +118,8 @@ fn connections_that_are_reset_or_cut_again_and_again_are_made_again() {
 /// as good as ever.
 async fn forget_connections(world: &World, sslmode: &str) {
     let (relay, database_url) = world.relay_to_database().await;
-    let database_url = format!("{database_url}?sslmode={sslmode}");
+    let mut database_url: url::Url = database_url.parse().expect("a URL");
+    database_url.set_query(Some(&format!("sslmode={sslmode}")));
     // A result waits for 15 s until the database is given up, and its claim for longer.
     let settings =
         [("DATABASE_URL", database_url.as_str()), ("DATABASE_CONNECTIONS", "3"), ("CLAIM_LEASE", "19s")];

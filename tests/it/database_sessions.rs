@@ -29,7 +29,7 @@ async fn execute(world: &World, statements: &str) {
 }
 
 async fn set_for_database(world: &World, settings: &[(&str, &str)]) {
-    let database = world.database_url().rsplit('/').next().expect("a name").to_owned();
+    let database = world.database_name().to_owned();
     for (name, value) in settings {
         execute(world, &format!("alter database {database} set {name} = {value}")).await;
     }
@@ -263,7 +263,7 @@ fn a_database_that_takes_no_connections_needs_a_person() {
     let cluster = own_postgres(Disk::Ample, &[]);
     world_on(&cluster.url(), async |world| {
         let (worker, jobs) = world.start_at_work(&[]).await;
-        let name = world.database_url().rsplit('/').next().expect("a name").to_owned();
+        let name = world.database_name().to_owned();
         let admin = PgPool::connect(&cluster.url()).await.expect("the server answers");
         let allow = async |allowed: bool| {
             let statements = format!(

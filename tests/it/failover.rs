@@ -26,11 +26,11 @@ struct Pair {
 
 impl Pair {
     fn standby_url(&self, world: &World) -> String {
-        self.standby.url_of(database(world))
+        self.standby.url_of(world.database_name())
     }
 
     fn url(&self, world: &World) -> String {
-        let database = database(world);
+        let database = world.database_name();
         let (first, second) = (self.primary.place(), self.standby.place());
         format!("postgres://postgres@{first},{second}/{database}?target_session_attrs=read-write")
     }
@@ -62,10 +62,6 @@ async fn set(server: &OwnPostgres, setting: &'static str) {
     connection.execute("select pg_reload_conf()").await.expect("it is read");
 }
 
-fn database(world: &World) -> &str {
-    world.database_url().rsplit('/').next().expect("a database")
-}
-
 /// Does `test` on a primary whose standby is ready.
 fn with_standby(test: impl AsyncFnOnce(Arc<World>, Pair)) {
     let primary = own_postgres(Disk::Ample, &[]);
@@ -81,7 +77,14 @@ async fn start_at_work(world: &World, url: &str) -> ([WorkerProcess; 2], Vec<(Uu
     let jobs: Vec<_> = (0..300).map(|_| (Uuid::new_v4(), Uuid::new_v4())).collect();
     publish(world, &jobs).await;
     let start = |name| {
-        let settings = [("DATABASE_URL", url), ("WORKER_NAME", name), ("CLAIM_LEASE", "11s")];
+        let settings = [
+            ("DATABASE_URL", url),
+            ("WORKER_NAME", name),
+            // As long is a replica waited for that was stopped for a while.
+            ("CLAIM_LEASE", "19s"),
+            // One that is told to stop waits for the standby, however long that takes here.
+            ("SHUTDOWN_GRACE", "2m"),
+        ];
         world.start_worker_with(&[&NARROW[..], &settings].concat())
     };
     let workers = ["worker-1", "worker-2"].map(start);
@@ -218,6 +221,8 @@ fn a_replica_that_is_stopped_meanwhile_says_first_what_it_remembers() {
         pair.primary.crash().expect("it does");
         for worker in &workers {
             world.wait_for_log(worker, "intake paused").await;
+        }
+        for worker in &workers {
             worker.signal("TERM");
         }
         pair.fail_over(&world).await;

@@ -263,6 +263,10 @@ impl World {
         &self.database_url
     }
 
+    pub fn database_name(&self) -> &str {
+        &self.name
+    }
+
     /// Locks a table against every write until the guard is dropped. Reads go on.
     pub async fn lock_table(&self, table: &'static str) -> Transaction<'static, Postgres> {
         let mut lock = self.pool.begin().await.expect("a transaction");

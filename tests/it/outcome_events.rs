@@ -347,7 +347,7 @@ fn a_publisher_that_stops_leaves_its_turn_to_the_next() {
 
 #[test]
 fn without_the_setting_nothing_is_written_down() {
-    world(async |world| {
+    world_with(world_that_verifies_in(3000), async |world| {
         world.declare_topology().await;
         let _worker = world.start_worker_with(&SCALED);
         let jobs = world.publish_jobs(3).await;
