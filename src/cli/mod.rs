@@ -139,7 +139,9 @@ pub async fn run(env_file: &EnvFile) -> ExitCode {
         Command::Decline(args) => proposals::decline(&args).await,
         Command::Export(args) => export::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
-        Command::Archive(args) => archive::run(&args).await,
+        Command::Archive(args) => {
+            archive::run(&args, &sources_of(&command, &matches, env_file), &misspelt).await
+        }
         Command::Reconcile(args) => reconcile::run(&args).await,
         Command::Events(command) => events::run(&command).await,
         Command::Forget(args) => forget::run(&args).await,

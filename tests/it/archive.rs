@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
 use kyc_worker::failpoint::Point;
@@ -54,6 +55,10 @@ impl World {
 
     /// Adds jobs that ended before all others, each of a customer of its own.
     async fn add_ended_jobs(&self, count: i32) {
+        self.add_jobs_that_ended(count, *DAYS_BACK).await;
+    }
+
+    async fn add_jobs_that_ended(&self, count: i32, days_ago: i32) {
         self.is_tampered_with();
         let added = "insert into submission (
                 job_id, customer_id, state, document_type, content_hmac, requested_at, received_at, ended_at
@@ -61,7 +66,28 @@ impl World {
             select gen_random_uuid(), gen_random_uuid(), 'superseded', 'PASSPORT', '\\x00', at, at, at
             from generate_series(1, $1) nth
             cross join lateral (select now() - $2 * interval '1 day' - nth * interval '1 s' as at) dated";
-        sqlx::query(added).bind(count).bind(*DAYS_BACK).execute(&self.pool).await.expect("the rows");
+        sqlx::query(added).bind(count).bind(days_ago).execute(&self.pool).await.expect("the rows");
+    }
+
+    /// An archive that stays, and archives each second what ended a day ago.
+    fn start_archive(&self, to: &str, settings: &[(&str, &str)]) -> WorkerProcess {
+        let mut command = self.command();
+        command.args(["archive", "--after", "1d", "--every", "1s", "--to", to]);
+        command.envs(settings.iter().copied());
+        self.spawn(command)
+    }
+
+    async fn wait_until_all_is_archived(&self) {
+        let is_empty = async || (self.count_submissions().await == 0).then_some(());
+        self.wait_for("the archive of all jobs", is_empty).await;
+    }
+
+    /// Sees to it that the archive is whole and holds so many jobs, each once.
+    async fn check_archived(&self, to: &str, count: usize) {
+        let (verified, is_clean) = self.ask(&["audit", "--archive", to]).await;
+        assert!(is_clean && verified["jobs"] == count, "{verified}");
+        assert_eq!(self.export_all(to).await.len(), count);
+        assert_eq!(self.count_submissions().await, 0);
     }
 
     /// Archives what may go, and returns what the command says.
@@ -729,6 +755,173 @@ fn a_copy_that_comes_while_its_job_is_archived_is_not_sent() {
             assert_eq!(world.count_patches(*job_id).await, 1, "{job_id}");
         }
         assert!(!worker.log().contains("ERROR"), "{}", worker.log());
+    });
+}
+
+#[test]
+fn what_ended_longer_ago_than_after_is_archived_and_before_wins_over_the_environment() {
+    world_to_archive(async |world| {
+        world.add_jobs_that_ended(2, 12).await;
+        world.add_jobs_that_ended(3, 4).await;
+        let to = world.directory("archive");
+        let (found, _) = world.ask(&["archive", "--after", "5d", "--to", &to, "--dry-run"]).await;
+        assert_eq!((&found["archived"], world.count_submissions().await), (&json!(2), 5), "{found}");
+        let (done, is_done) = world.ask(&["archive", "--after", "5d", "--to", &to]).await;
+        assert!(is_done && done["archived"] == 2, "{done}");
+        assert_eq!(world.count_submissions().await, 3);
+
+        // It is one run, and of its own time.
+        let environment = [("ARCHIVE_AFTER", "5d"), ("ARCHIVE_EVERY", "1s")];
+        let output = world.run(&["archive", "--before", &a_day_ago(), "--to", &to], &environment).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        world.check_archived(&to, 5).await;
+    });
+}
+
+#[test]
+fn flags_that_do_not_fit_together_are_refused() {
+    let refuse = |flags: &[&str], settings: &[(&str, &str)], expected: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_kyc-worker"))
+            .args(["archive", "--to", "archive"])
+            .args(flags)
+            .env_clear()
+            .env("DATABASE_URL", "postgres://127.0.0.1:1/kyc")
+            .envs(settings.iter().copied())
+            .current_dir(std::env::temp_dir())
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {said}");
+        assert!(said.contains(expected), "{flags:?}: {said}");
+    };
+    let (before, after) = (["--before", "2026-07-01"], ["--after", "90d"]);
+    refuse(
+        &[],
+        &[],
+        "ARCHIVE_AFTER: is not set; say which jobs are old enough, as with --after 90d or --before",
+    );
+    refuse(&[], &[("ARCHIVE_EVERY", "1d")], "ARCHIVE_AFTER: is not set");
+    refuse(&[before, after].concat(), &[], "ARCHIVE_AFTER: is given beside --before; leave one of them out");
+    for (flags, settings) in [
+        (&["--after", "23h 59m"] as &[&str], &[] as &[(&str, &str)]),
+        (&[], &[("ARCHIVE_AFTER", "86399s")]),
+        (&["--after", "0s"], &[("ARCHIVE_AFTER", "90d")]),
+    ] {
+        refuse(flags, settings, "ARCHIVE_AFTER: ");
+        refuse(flags, settings, "is too short: jobs must have been over for a day; write 1d or more");
+    }
+    refuse(&[&after[..], &["--every", "999ms"]].concat(), &[], "ARCHIVE_EVERY: ");
+    let stays = ["--every", "1d"];
+    for of_one_run in
+        [&before[..], &[&after[..], &["--dry-run"]].concat(), &[&after[..], &["--json"]].concat()]
+    {
+        refuse(&[of_one_run, &stays].concat(), &[], "ARCHIVE_EVERY: is given beside");
+    }
+}
+
+#[test]
+fn an_archive_that_stays_takes_what_ends_later_and_outlives_an_outage() {
+    world_to_archive(async |world| {
+        let (relay, database_url) = world.relay_to_database().await;
+        let to = world.directory("archive");
+        world.add_ended_jobs(2).await;
+        let settings = [("DATABASE_URL", &*database_url), ("KYC_FAILPOINT", "archive-marked=stop@2")];
+        let mut archiving = world.start_archive(&to, &settings);
+        world.wait_until_all_is_archived().await;
+
+        // Its connection breaks in the middle of the second round.
+        world.add_ended_jobs(3).await;
+        world.wait_for("a stopped archive", async || archiving.is_stopped().then_some(())).await;
+        relay.refuse().await;
+        relay.reset();
+        archiving.signal("CONT");
+        let waits = "nothing is archived for now; it is tried again";
+        world.wait_for_log(&archiving, waits).await;
+        assert_eq!(world.count_submissions().await, 3);
+        relay.accept().await;
+        world.wait_until_all_is_archived().await;
+
+        world.add_ended_jobs(4).await;
+        world.wait_until_all_is_archived().await;
+        archiving.stop().await;
+        assert!(!archiving.log().contains("ERROR"), "{}", archiving.log());
+        world.check_archived(&to, 9).await;
+    });
+}
+
+#[test]
+fn an_archive_that_stays_waits_for_another_and_ends_by_what_a_person_must_see_to() {
+    world_to_archive(async |world| {
+        let mut other = world.pool.acquire().await.expect("a connection");
+        let lock = "select pg_advisory_lock(hashtext('kyc-worker archive'))";
+        sqlx::query(lock).execute(&mut *other).await.expect("the lock");
+        world.add_ended_jobs(2).await;
+        let to = world.directory("archive");
+        let mut archiving = world.start_archive(&to, &[]);
+        world.wait_for_log(&archiving, "another archive runs on this database").await;
+        other.close().await.expect("the lock is free");
+        world.wait_until_all_is_archived().await;
+        world.wait_for_log(&archiving, "\"head\"").await;
+
+        let manifest = Path::new(&to).join("manifest.jsonl");
+        let text = fs::read_to_string(&manifest).expect("a manifest");
+        fs::write(&manifest, text.replace("\"jobs\":2", "\"jobs\":3")).expect("a manifest");
+        assert_eq!(archiving.exit().await.code(), Some(1), "{}", archiving.log());
+        assert!(archiving.log().contains("manifest.jsonl"), "{}", archiving.log());
+        let empty = world.directory("empty");
+        let mut archiving = world.start_archive(&empty, &[]);
+        assert_eq!(archiving.exit().await.code(), Some(1), "{}", archiving.log());
+        assert!(archiving.log().contains("is the volume mounted"), "{}", archiving.log());
+    });
+}
+
+/// A signal that comes at each step ends it well, and the next round goes on from there.
+#[test]
+fn an_archive_that_stays_and_is_told_to_stop_in_a_round_loses_nothing() {
+    world_to_archive(async |world| {
+        let to = world.directory("archive");
+        let points = [
+            Point::ArchivePaged,
+            Point::ArchiveWritten,
+            Point::ArchiveNamed,
+            Point::ArchiveMarked,
+            Point::ArchiveRemoved,
+            Point::ArchiveKnown,
+            Point::ArchiveListed,
+        ];
+        for point in points {
+            world.add_ended_jobs(2).await;
+            let failpoint = format!("{}=stop", point.name());
+            let mut archiving = world.start_archive(&to, &[("KYC_FAILPOINT", &failpoint)]);
+            world.wait_for("a stopped archive", async || archiving.is_stopped().then_some(())).await;
+            archiving.signal("TERM");
+            archiving.signal("CONT");
+            let status = archiving.exit().await;
+            assert_eq!(status.code(), Some(0), "at {}: {}", point.name(), archiving.log());
+        }
+        let mut archiving = world.start_archive(&to, &[]);
+        world.wait_for_log(&archiving, "\"head\"").await;
+        archiving.stop().await;
+        world.check_archived(&to, 2 * points.len()).await;
+    });
+}
+
+/// A transaction that knows nothing of the archive keeps nobody from stopping it.
+#[test]
+fn an_archive_that_waits_for_a_statement_stops_when_it_is_told_to() {
+    world_to_archive(async |world| {
+        world.add_ended_jobs(2).await;
+        let mut opener = world.pool.begin().await.expect("a transaction");
+        sqlx::query("delete from submission where false").execute(&mut *opener).await.expect("its lock");
+        let to = world.directory("archive");
+        let mut archiving = world.start_archive(&to, &[]);
+        let marked = "select count(*) from archived_job";
+        world.wait_for("the mark", async || (world.count(marked).await == 2).then_some(())).await;
+        archiving.stop().await;
+        assert_eq!(world.count_submissions().await, 2, "their rows are there");
+        opener.rollback().await.expect("it ends");
+        world.archive(&to).await;
+        world.check_archived(&to, 2).await;
     });
 }
 

@@ -35,11 +35,23 @@ fn settings() -> Vec<Setting> {
     settings_of("run")
 }
 
-/// The settings that the console alone has; it shares others with `run`.
-fn settings_of_console() -> Vec<Setting> {
+/// The settings that a command has and `run` has not; it shares others with that.
+fn settings_of_its_own(name: &str) -> Vec<Setting> {
     let shared = settings();
     let is_its_own = |setting: &Setting| shared.iter().all(|other| other.variable != setting.variable);
-    settings_of("console").into_iter().filter(is_its_own).collect()
+    settings_of(name).into_iter().filter(is_its_own).collect()
+}
+
+fn settings_of_console() -> Vec<Setting> {
+    settings_of_its_own("console")
+}
+
+fn settings_of_archive() -> Vec<Setting> {
+    settings_of_its_own("archive")
+}
+
+fn all_settings() -> Vec<Setting> {
+    settings().into_iter().chain(settings_of_console()).chain(settings_of_archive()).collect()
 }
 
 fn read(arg: &Arg) -> Option<Setting> {
@@ -82,7 +94,8 @@ fn table(settings: &[Setting]) -> String {
 
 fn env_example(settings: &[Setting]) -> String {
     let mut text = String::from(
-        "# Every setting of `kyc-worker run`, with its default, and those that `kyc-worker console` alone has.\n\
+        "# Every setting of `kyc-worker run`, with its default, and those that `kyc-worker console` and `kyc-worker\n\
+         # archive` have beside them.\n\
          # Copy this file to .env for development.\n\
          # A secret can also be given as a file: set its variable with _FILE appended to the file's path.\n",
     );
@@ -140,14 +153,14 @@ fn hold_between(path: &str, part: &str, expected: &str) {
 
 #[test]
 fn the_env_example_has_every_setting() {
-    let settings: Vec<Setting> = settings().into_iter().chain(settings_of_console()).collect();
-    hold(".env.example", &env_example(&settings));
+    hold(".env.example", &env_example(&all_settings()));
 }
 
 #[test]
 fn the_table_of_settings_has_every_setting() {
     hold_between("docs/settings.md", "settings", &table(&settings()));
     hold_between("docs/settings.md", "settings of the console", &table(&settings_of_console()));
+    hold_between("docs/settings.md", "settings of the archive", &table(&settings_of_archive()));
 }
 
 /// What the console shares with `run` means the same there, and it knows of nothing else.
@@ -285,7 +298,7 @@ fn kubernetes_has_the_rules_of_prometheus() {
 
 #[test]
 fn every_secret_can_be_a_file() {
-    let settings: Vec<Setting> = settings().into_iter().chain(settings_of_console()).collect();
+    let settings = all_settings();
     for secret in settings.iter().filter(|setting| setting.is_secret) {
         let file = format!("{}_FILE", secret.variable);
         assert!(settings.iter().any(|setting| setting.variable == file), "{file} is missing");

@@ -20,6 +20,11 @@ const MANIFEST: &str = "manifest.jsonl";
 const SUFFIX: &str = ".jsonl.zst";
 const PARTIAL: &str = ".partial";
 
+/// What stands in an archive's way, and mostly passes by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Busy(pub String);
+
 /// What the first entry follows.
 const BEGINNING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -115,7 +120,7 @@ impl Directory {
         match handle.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                anyhow::bail!("another archive writes to {name}; wait for its end")
+                anyhow::bail!(Busy(format!("another archive writes to {name}; wait for its end")))
             }
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("--to: cannot lock {name}"));

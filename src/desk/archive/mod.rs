@@ -28,16 +28,17 @@ use time::format_description::well_known::Rfc3339;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::files::{Directory, Fault, Verified, verify};
+pub use self::files::{Busy, Directory, Fault, Verified, verify};
 use self::files::{Entry, WrittenJob, check_finished, compare, entries, read};
-pub use self::rows::count;
 use self::rows::{Cursor, Group};
+pub use self::rows::{SETTLED, count};
 use crate::desk::export::{ExportedJob, Span};
 use crate::desk::interventions::InterventionView;
 use crate::desk::story::{AttemptView, JobStory, ObservationView, SubmissionView, spent};
 use crate::domain::budget::spends;
 use crate::domain::trace_context::TraceContext;
 use crate::failpoint::{Point, reach};
+use crate::journal;
 pub use crate::journal::history::archived_in;
 
 /// How many jobs a file holds at most, and a few more where a customer has many.
@@ -45,6 +46,15 @@ const FILE_JOBS: u64 = 100_000;
 
 /// How many jobs are removed in one commit, and a few more where a customer has many.
 const STEP_JOBS: usize = 300;
+
+/// Which jobs are old enough.
+#[derive(Clone, Copy, Debug)]
+pub enum Age {
+    /// Those that ended before then.
+    Before(OffsetDateTime),
+    /// Those that ended longer ago than that, `SETTLED` at least.
+    After(Duration),
+}
 
 /// What is archived.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +89,7 @@ pub struct Archived {
 /// How a run is watched and stopped.
 pub struct Watch<'a> {
     pub stop: &'a CancellationToken,
-    /// Told of as many more jobs that are archived, or stay.
+    /// Told of as many more jobs that are archived, or stay; of none where old ids were removed.
     pub inspected: &'a dyn Fn(u64),
 }
 
@@ -89,7 +99,10 @@ pub struct Watch<'a> {
 /// When one does, or the database fails.
 pub async fn begin(connection: &mut PgConnection) -> anyhow::Result<()> {
     rows::set_up(connection).await?;
-    anyhow::ensure!(rows::lock(connection).await?, "another archive runs on this database; wait for its end");
+    anyhow::ensure!(
+        rows::lock(connection).await?,
+        Busy("another archive runs on this database; wait for its end".to_owned())
+    );
     Ok(())
 }
 
@@ -107,18 +120,29 @@ pub async fn hold_off(connection: &mut PgConnection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sees to it that jobs which ended before then have been over for a day.
+/// Whether what a run failed by is over without anybody's doing, mostly: the database is away, or another
+/// archive runs.
+pub fn passes(error: &anyhow::Error) -> bool {
+    journal::is_away(error) || error.chain().any(|cause| cause.is::<Busy>())
+}
+
+/// The time before which jobs are old enough, by the database's clock. What ended before then has been over for
+/// a day.
 ///
 /// # Errors
-/// When they may not have been, or the database fails.
-pub async fn check_before(connection: &mut PgConnection, before: OffsetDateTime) -> anyhow::Result<()> {
-    let latest = rows::latest_before(connection).await?;
+/// When it may not have been, or the database fails.
+pub async fn cutoff(connection: &mut PgConnection, age: Age) -> anyhow::Result<OffsetDateTime> {
+    let before = match age {
+        Age::Before(before) => before,
+        Age::After(time) => rows::so_long_ago(connection, time).await?,
+    };
+    let latest = rows::so_long_ago(connection, SETTLED).await?;
     anyhow::ensure!(
         before <= latest,
         "--before must lie a day back by the database's clock: give {} or earlier",
         latest.replace_nanosecond(0)?.format(&Rfc3339)?
     );
-    Ok(())
+    Ok(before)
 }
 
 /// Says what a run would archive, and changes nothing.
@@ -172,6 +196,7 @@ pub async fn archive(
             0 => break,
             count => done.forgotten_ids += count,
         }
+        (watch.inspected)(0);
     }
     done.is_interrupted = watch.stop.is_cancelled();
     done.head = run.directory.head().to_owned();
@@ -243,7 +268,9 @@ impl Run<'_> {
             }
             rows::mark(self.connection, step, name).await?;
             reach(Point::ArchiveMarked);
-            rows::wait_for_openers(self.connection).await?;
+            if !rows::wait_for_openers(self.connection, self.watch.stop).await? {
+                return Ok(());
+            }
             let came_of = rows::remove(self.connection, step, name, self.rules.window).await?;
             reach(Point::ArchiveRemoved);
             done.archived += came_of.removed.len() as u64;

@@ -11,9 +11,10 @@ use sqlx::postgres::PgQueryResult;
 use sqlx::{Connection as _, PgConnection};
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::files::WrittenJob;
+use super::files::{Busy, WrittenJob};
 use crate::domain::suspicion::Archivable;
 use crate::journal::rows::column;
 use crate::journal::statements::customers::read_customers;
@@ -24,7 +25,7 @@ const PAGE: i64 = 1_000;
 
 /// How long a job must have ended: longer than an answer may be late, and than what a failover of the
 /// database lost is remembered.
-const SETTLED: Duration = Duration::from_hours(24);
+pub const SETTLED: Duration = Duration::from_hours(24);
 
 /// How often it is asked whether a statement has ended that began before, and for how long.
 const OPENERS_POLL: Duration = Duration::from_millis(5);
@@ -109,12 +110,15 @@ fn is_locked(locked: sqlx::Result<PgQueryResult>) -> sqlx::Result<bool> {
     }
 }
 
-/// Before when a job must have ended at the latest, by the database's clock.
-pub(super) async fn latest_before(connection: &mut PgConnection) -> sqlx::Result<OffsetDateTime> {
+/// When it was so long ago, by the database's clock.
+pub(super) async fn so_long_ago(
+    connection: &mut PgConnection,
+    time: Duration,
+) -> sqlx::Result<OffsetDateTime> {
     sqlx::query_scalar!(
-        r#"-- latest_before
-        select now() - make_interval(secs => $1) as "latest!""#,
-        SETTLED.as_secs_f64(),
+        r#"-- so_long_ago
+        select now() - make_interval(secs => $1) as "then!""#,
+        time.as_secs_f64(),
     )
     .fetch_one(connection)
     .await
@@ -291,8 +295,12 @@ pub(super) async fn mark(connection: &mut PgConnection, jobs: &[WrittenJob], fil
 /// Waits for every transaction that may write `submission` by what it read before now. A statement that
 /// does not see `archived_job`'s new rows finds the jobs' own then, which are still there, in the
 /// unique index. The statement locks the table before it takes its snapshot, so its transaction is among
-/// those that hold that lock now; `create index concurrently` waits in the same way.
-pub(super) async fn wait_for_openers(connection: &mut PgConnection) -> anyhow::Result<()> {
+/// those that hold that lock now; `create index concurrently` waits in the same way. False where the run is to
+/// stop meanwhile.
+pub(super) async fn wait_for_openers(
+    connection: &mut PgConnection,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
     let openers: Vec<String> = sqlx::query_scalar!(
         r#"-- openers
         select virtualtransaction as "opener!" from pg_locks
@@ -314,12 +322,17 @@ pub(super) async fn wait_for_openers(connection: &mut PgConnection) -> anyhow::R
         .fetch_optional(&mut *connection)
         .await?
         .flatten();
-        let Some(pid) = pid else { return Ok(()) };
+        let Some(pid) = pid else { return Ok(true) };
+        if stop.is_cancelled() {
+            return Ok(false);
+        }
         anyhow::ensure!(
             begun.elapsed() < OPENERS_TIME_MAX,
-            "a transaction that writes submission has been open for {OPENERS_TIME_MAX:?}, and rows may not be \
-             removed beside it; end it (select * from pg_stat_activity where pid = {pid}), and run this command \
-             again"
+            Busy(format!(
+                "a transaction that writes submission has been open for {OPENERS_TIME_MAX:?}, and rows may not be \
+                 removed beside it; end it (select * from pg_stat_activity where pid = {pid}), and run this \
+                 command again"
+            ))
         );
         sleep(OPENERS_POLL).await;
     }
