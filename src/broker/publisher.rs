@@ -9,6 +9,7 @@ use lapin::protocol::AMQPErrorKind;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionStatus};
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use super::answer::{answer, close, refusal};
 use super::connection::Broker;
@@ -115,7 +116,8 @@ impl Publisher {
     }
 
     /// Publishes one persistent message and returns what waits for its confirmation, so
-    /// that many can be under way.
+    /// that many can be under way. The customer is also in a header, which an exchange in front of several
+    /// installations hashes by: always in lower case, since the hash sees bytes.
     ///
     /// # Errors
     /// When the connection is gone; the returned future's, when the broker does not take
@@ -123,15 +125,20 @@ impl Publisher {
     pub async fn publish(
         &self,
         message_id: &str,
+        customer_id: Option<Uuid>,
         body: &[u8],
     ) -> Result<impl Future<Output = Result<(), NotTaken>> + use<>, NotTaken> {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         // A trace of its own, which we keep no part of. One in 2^64 ids is none.
         let trace = TraceContext::new(rand::random(), rand::random(), false);
+        let mut headers = headers(trace);
+        if let Some(customer_id) = customer_id {
+            headers.insert("customer_id".into(), AMQPValue::LongString(customer_id.to_string().into()));
+        }
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
             .with_delivery_mode(2)
-            .with_headers(headers(trace))
+            .with_headers(headers)
             .with_message_id(short("message_id", message_id)?)
             .with_timestamp(u64::try_from(now).unwrap_or_default());
         let BrokerSettings { exchange, routing_key, .. } = &self.settings;

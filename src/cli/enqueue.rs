@@ -29,7 +29,7 @@ use super::terminal::wait_aloud;
 /// Publish jobs, one JSON object a line, and wait for the broker's confirmations
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice. One without a requested_at is dated now, each line later\nthan the one before: of two jobs of a customer the later line wins."
+    after_help = "Example:\n  kyc-worker enqueue jobs.jsonl\n  jq -c '.[]' jobs.json | kyc-worker enqueue -\n\nA job without a job_id gets one made of its line's content, so that enqueueing a file\ntwice submits nothing twice. One without a requested_at is dated now, each line later\nthan the one before: of two jobs of a customer the later line wins.\n\nEach message has its customer in the header customer_id, for an exchange that hashes\nby customer (docs/scaling.md): give that EXCHANGE, with TOPOLOGY=verify."
 )]
 pub(super) struct EnqueueArgs {
     /// A file of JSON lines; - for standard input
@@ -98,10 +98,12 @@ pub(super) async fn run(args: &EnqueueArgs) -> anyhow::Result<ExitCode> {
                 continue;
             }
         }
+        let customer_id = customer_id(own);
         if unconfirmed.len() == UNCONFIRMED_MAX {
             wait_aloud(confirm_oldest(&mut unconfirmed, published), publisher.wait(), tell).await?;
         }
-        let publishing = wait_aloud(publisher.publish(&message_id, body), publisher.wait(), tell);
+        let publishing =
+            wait_aloud(publisher.publish(&message_id, customer_id, body), publisher.wait(), tell);
         let confirm = publishing.await.with_context(|| lost(number, published))?;
         unconfirmed.push_back((number, Box::pin(confirm)));
         published += 1;
@@ -143,6 +145,15 @@ fn job_id(body: &[u8]) -> Uuid {
     }
     let named = serde_json::from_slice::<Named>(body).ok().and_then(|named| named.job_id);
     named.unwrap_or_else(|| Uuid::new_v5(&LINE_NAMESPACE, body))
+}
+
+/// The line's customer. A line that is published as it is may name none.
+fn customer_id(body: &[u8]) -> Option<Uuid> {
+    #[derive(Deserialize)]
+    struct OfCustomer {
+        customer_id: Uuid,
+    }
+    serde_json::from_slice::<OfCustomer>(body).ok().map(|line| line.customer_id)
 }
 
 /// Dates jobs that are not, in their order.
@@ -204,6 +215,24 @@ mod tests {
         assert_eq!(job_id(own).to_string(), "3f0c2a9e-5f0e-4f57-9d0c-2d6f7c1f1a11");
         assert_eq!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":1}"));
         assert_ne!(job_id(b"{\"a\":1}"), job_id(b"{\"a\":2}"));
+    }
+
+    #[test]
+    fn a_line_that_names_no_customer_has_none() {
+        let customer = "4e6f1b20-a73c-11ec-b909-0242ac120002";
+        for line in [
+            format!("{{\"customer_id\":\"{customer}\",\"job_id\":5}}"),
+            format!("{{\"customer_id\":\"{}\"}}", customer.to_uppercase()),
+        ] {
+            assert_eq!(
+                customer_id(line.as_bytes()).map(|id| id.to_string()).as_deref(),
+                Some(customer),
+                "{line}"
+            );
+        }
+        for line in ["{\"customer_id\":\"x\"}", "{\"customer_id\":null}", "{}", "[]", "{"] {
+            assert_eq!(customer_id(line.as_bytes()), None, "{line}");
+        }
     }
 
     #[test]

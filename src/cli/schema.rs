@@ -172,7 +172,7 @@ fn messages(rules: &Rules) -> Value {
             "contentType": "application/json",
             "headers": {
                 "type": "object",
-                "description": "AMQP properties: message_id (a UUID, the job's name, unless the body has job_id), timestamp (seconds), correlation_id (kept for your own records), delivery_mode 2; header traceparent (the trace that it is published in)."
+                "description": "AMQP properties: message_id (a UUID, the job's name, unless the body has job_id), timestamp (seconds), correlation_id (kept for your own records), delivery_mode 2; headers traceparent (the trace that it is published in) and customer_id (that of the body, for an exchange that hashes by customer)."
             },
             "payload": {
                 "schemaFormat": "application/schema+json;version=draft-2020-12",

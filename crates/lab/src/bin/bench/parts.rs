@@ -155,7 +155,7 @@ impl Bench<'_> {
         let publish = async |number| -> anyhow::Result<(Uuid, SystemTime)> {
             let (job_id, customer_id) = (Uuid::new_v4().to_string(), Uuid::new_v4());
             let (body, at) = (job(number, customer_id), SystemTime::now());
-            publisher.publish(&job_id, body.as_bytes()).await?.await?;
+            publisher.publish(&job_id, Some(customer_id), body.as_bytes()).await?.await?;
             Ok((customer_id, at))
         };
         // The first finds everything cold.

@@ -354,8 +354,9 @@ impl Stage {
         let publisher = self.open_publisher().await?;
         let mut confirms = Vec::with_capacity(CONFIRMS_MAX);
         for number in 0..jobs {
-            let (job_id, body) = (job_ids.next().to_string(), job(number, Uuid::new_v4()));
-            confirms.push(publisher.publish(&job_id, body.as_bytes()).await?);
+            let (job_id, customer_id) = (job_ids.next().to_string(), Uuid::new_v4());
+            let body = job(number, customer_id);
+            confirms.push(publisher.publish(&job_id, Some(customer_id), body.as_bytes()).await?);
             if confirms.len() == CONFIRMS_MAX {
                 for confirm in confirms.drain(..) {
                     confirm.await?;
