@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::terminal::print;
-use crate::config::DatabaseSettings;
+use crate::config::{DatabaseSettings, Secret};
 use crate::journal;
 
 /// What a command takes that asks the database and prints what it found.
@@ -31,7 +31,15 @@ impl DeskArgs {
 
 /// Opens the database, if its schema is ours.
 pub(super) async fn open_database(settings: &DatabaseSettings) -> anyhow::Result<sqlx::PgPool> {
-    let pool = journal::connect(settings, &settings.url()?).await?;
+    open_database_at(settings, &settings.url()?).await
+}
+
+/// The same where it stands at `url`.
+pub(super) async fn open_database_at(
+    settings: &DatabaseSettings,
+    url: &Secret,
+) -> anyhow::Result<sqlx::PgPool> {
+    let pool = journal::connect(settings, url).await?;
     journal::check_schema(&pool).await?;
     Ok(pool)
 }

@@ -92,7 +92,8 @@ enum Command {
     Man(assets::ManArgs),
 }
 
-/// The command line as clap knows it. A setting given twice counts as last given.
+/// The command line as clap knows it. A setting given twice counts as last given, but for a
+/// database's URL: each names an installation.
 pub fn command() -> clap::Command {
     use clap::CommandFactory as _;
     Cli::command().mut_subcommands(|command| command.args_override_self(true))

@@ -305,9 +305,35 @@ impl DatabaseSettings {
     /// Where Postgres is.
     ///
     /// # Errors
-    /// When it is not given, or cannot be a Postgres URL.
+    /// When it is not given, given for several databases, or cannot be a Postgres URL.
     pub fn url(&self) -> Result<Secret, SettingFault> {
-        let url = read_secret("DATABASE_URL", self.database_url.as_ref(), self.database_url_file.as_ref())?;
+        if self.count() > 1 {
+            let reason = "is given several times, and this command works with one database; give it once (`kyc-worker report` alone takes several)";
+            return Err(SettingFault::new("DATABASE_URL", reason));
+        }
+        self.url_at(0)
+    }
+
+    /// Where Postgres is, of each installation that is named.
+    ///
+    /// # Errors
+    /// When one is not given, or cannot be a Postgres URL.
+    pub fn urls(&self) -> Result<Vec<Secret>, SettingFault> {
+        let count = self.count();
+        let numbered = |at: usize, fault: SettingFault| match count {
+            1 => fault,
+            _ => SettingFault::new(&format!("{} ({} of {count})", fault.setting, at + 1), fault.reason),
+        };
+        (0..count).map(|at| self.url_at(at).map_err(|fault| numbered(at, fault))).collect()
+    }
+
+    /// How many are named. None is one that is missing.
+    fn count(&self) -> usize {
+        self.database_url.len().max(self.database_url_file.len()).max(1)
+    }
+
+    fn url_at(&self, at: usize) -> Result<Secret, SettingFault> {
+        let url = read_secret("DATABASE_URL", self.database_url.get(at), self.database_url_file.get(at))?;
         check_database_url(&url)?;
         Ok(url)
     }

@@ -38,11 +38,11 @@ pub struct DatabaseSettings {
     /// Postgres, postgres://user:password@host:port/database?sslmode=verify-full; of several hosts
     /// (host1:port,host2:port) the one that takes writes (secret)
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub database_url: Option<Secret>,
+    pub database_url: Vec<Secret>,
 
     /// A file that holds DATABASE_URL
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
-    pub database_url_file: Option<PathBuf>,
+    pub database_url_file: Vec<PathBuf>,
 
     /// How many connections a replica may hold, one of them for what many jobs write at once, a third of
     /// the others for reads of unknown outcomes

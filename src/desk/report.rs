@@ -1,5 +1,7 @@
 //! Where the work stands: what came and went since a time, and what is open now.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -151,13 +153,182 @@ pub struct ReasonCount {
 }
 
 /// A submission that is not done.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct OpenWork {
     pub job_id: Uuid,
     pub state: String,
     pub reason_code: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub received_at: OffsetDateTime,
+}
+
+/// What the reports of several installations come to. What of a report is not here cannot be added.
+#[derive(Debug, Serialize)]
+pub struct Total {
+    /// The databases whose report is missing here.
+    pub missing: Vec<String>,
+    /// The databases of installations that are paused.
+    pub paused: Vec<String>,
+    pub workers: WorkerCounts,
+    /// Without percentiles, which cannot be added. The maximum is the largest.
+    pub flow: Flow,
+    pub states: Vec<StateCount>,
+    pub open_by_age: Vec<OpenByAge>,
+    pub oldest_open: Option<OpenThere>,
+    pub oldest_unknown: Option<OpenThere>,
+    pub oldest_needs_review: Option<OpenThere>,
+    pub verifications: Verifications,
+    pub events_waiting: EventsWaiting,
+    pub proposals: ProposalsWaiting,
+    pub customers_at_limit: i64,
+    pub unordered_pairs: i64,
+    pub dead_lettered: Vec<ReasonCount>,
+    pub lost_commits: LostCounts,
+}
+
+/// How many replicas there are.
+#[derive(Debug, Serialize)]
+pub struct WorkerCounts {
+    pub alive: i64,
+    pub dead: i64,
+    pub in_flight: i64,
+}
+
+/// Of how many jobs a failover lost commits.
+#[derive(Debug, Serialize)]
+pub struct LostCounts {
+    pub restored: i64,
+    pub missing: i64,
+}
+
+/// A submission that is not done, and the database that it is in.
+#[derive(Debug, Serialize)]
+pub struct OpenThere {
+    pub database: String,
+    #[serde(flatten)]
+    pub work: OpenWork,
+}
+
+impl WorkerCounts {
+    pub fn of(report: &Report) -> Self {
+        let alive: Vec<_> = report.workers.iter().filter(|worker| worker.is_alive).collect();
+        Self {
+            alive: to_i64(alive.len()),
+            dead: to_i64(report.workers.len() - alive.len()),
+            in_flight: alive.iter().map(|worker| i64::from(worker.in_flight)).sum(),
+        }
+    }
+}
+
+fn to_i64(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+impl Total {
+    /// Adds up reports, each with the name of its database.
+    pub fn of(reports: &[(&str, &Report)], missing: Vec<String>) -> Self {
+        let all = || reports.iter().map(|(_, report)| *report);
+        let sum = |count: fn(&Report) -> i64| all().map(count).sum();
+        let earliest = |time: fn(&Report) -> Option<OffsetDateTime>| all().filter_map(time).min();
+        let oldest = |work: fn(&Report) -> Option<&OpenWork>| {
+            let open = reports.iter().filter_map(|(database, report)| Some((*database, work(report)?)));
+            let (database, work) = open.min_by_key(|(_, work)| work.received_at)?;
+            Some(OpenThere { database: database.to_owned(), work: work.clone() })
+        };
+        let paused = reports.iter().filter(|(_, report)| report.pause.is_some());
+        Self {
+            missing,
+            paused: paused.map(|(database, _)| (*database).to_owned()).collect(),
+            workers: WorkerCounts {
+                alive: sum(|report| WorkerCounts::of(report).alive),
+                dead: sum(|report| WorkerCounts::of(report).dead),
+                in_flight: sum(|report| WorkerCounts::of(report).in_flight),
+            },
+            flow: Flow {
+                received: sum(|report| report.flow.received),
+                ended: sum(|report| report.flow.ended),
+                spared: sum(|report| report.flow.spared),
+                p50_ms: None,
+                p90_ms: None,
+                p95_ms: None,
+                p99_ms: None,
+                max_ms: all().filter_map(|report| report.flow.max_ms).reduce(f64::max),
+            },
+            states: added_states(all()),
+            open_by_age: added_ages(all()),
+            oldest_open: oldest(|report| report.oldest_open.as_ref()),
+            oldest_unknown: oldest(|report| report.oldest_unknown.as_ref()),
+            oldest_needs_review: oldest(|report| report.oldest_needs_review.as_ref()),
+            verifications: Verifications {
+                running: sum(|report| report.verifications.running),
+                overdue: sum(|report| report.verifications.overdue),
+                oldest_since: earliest(|report| report.verifications.oldest_since),
+            },
+            events_waiting: EventsWaiting {
+                count: sum(|report| report.events_waiting.count),
+                oldest_since: earliest(|report| report.events_waiting.oldest_since),
+            },
+            proposals: ProposalsWaiting {
+                count: sum(|report| report.proposals.count),
+                oldest_since: earliest(|report| report.proposals.oldest_since),
+            },
+            customers_at_limit: sum(|report| report.customers_at_limit),
+            unordered_pairs: sum(|report| report.unordered_pairs),
+            dead_lettered: added_reasons(all()),
+            lost_commits: LostCounts {
+                restored: sum(|report| report.lost_commits.restored),
+                missing: sum(|report| report.lost_commits.missing),
+            },
+        }
+    }
+}
+
+fn added_states<'a>(reports: impl Iterator<Item = &'a Report>) -> Vec<StateCount> {
+    let mut counts = BTreeMap::new();
+    for row in reports.flat_map(|report| &report.states) {
+        *counts.entry((&row.state, &row.reason_code)).or_insert(0) += row.count;
+    }
+    let mut added: Vec<StateCount> = counts
+        .into_iter()
+        .map(|((state, reason_code), count)| StateCount {
+            state: state.clone(),
+            reason_code: reason_code.clone(),
+            count,
+        })
+        .collect();
+    added.sort_by(|a, b| (&a.state, Reverse(a.count)).cmp(&(&b.state, Reverse(b.count))));
+    added
+}
+
+fn added_ages<'a>(reports: impl Iterator<Item = &'a Report>) -> Vec<OpenByAge> {
+    let mut added: BTreeMap<&str, OpenByAge> = BTreeMap::new();
+    for OpenByAge { state, under_1m, under_10m, under_1h, under_1d, older } in
+        reports.flat_map(|report| &report.open_by_age)
+    {
+        let sum = added.entry(state).or_insert_with(|| OpenByAge {
+            state: state.clone(),
+            under_1m: 0,
+            under_10m: 0,
+            under_1h: 0,
+            under_1d: 0,
+            older: 0,
+        });
+        sum.under_1m += under_1m;
+        sum.under_10m += under_10m;
+        sum.under_1h += under_1h;
+        sum.under_1d += under_1d;
+        sum.older += older;
+    }
+    added.into_values().collect()
+}
+
+fn added_reasons<'a>(reports: impl Iterator<Item = &'a Report>) -> Vec<ReasonCount> {
+    let mut counts = BTreeMap::new();
+    for row in reports.flat_map(|report| &report.dead_lettered) {
+        *counts.entry(&row.reason_code).or_insert(0) += row.count;
+    }
+    let row = |(code, count): (&String, i64)| ReasonCount { reason_code: code.clone(), count };
+    counts.into_iter().map(row).collect()
 }
 
 /// Where the work stands. Customers are at their limit with `customer_updates` spent.

@@ -44,6 +44,7 @@ pub(crate) use self::pool::{read_snapshot, transact};
 pub use self::read_back::{ReadClaim, Settled};
 pub use self::rows::{Admission, AtEnd, AttemptResult, Limits};
 pub use self::schema::{MIGRATIONS, check_schema, migrate};
+pub(crate) use self::session::name_of;
 pub use self::statements::claim::Claim;
 pub use self::statements::open::Opened;
 pub use self::verification::{DueVerifications, EventNoted, Pace, VerificationClaim};

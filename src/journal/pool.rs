@@ -252,7 +252,7 @@ pub(crate) async fn lead_anew(
         return Ok(());
     }
     let options = reach(ways).await?;
-    if !is_known && settings.database_url_file.is_some() {
+    if !is_known && !settings.database_url_file.is_empty() {
         info!("DATABASE_URL read again from its file");
     }
     let place = place_of(&options);

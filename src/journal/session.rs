@@ -137,6 +137,13 @@ pub(crate) fn connect_options(url: &Secret) -> anyhow::Result<(Vec<PgConnectOpti
     Ok((hosts, places.join(",")))
 }
 
+/// Which database a URL names, for people: where it is, and its name there.
+pub(crate) fn name_of(url: &Secret) -> anyhow::Result<String> {
+    let (hosts, place) = connect_options(url)?;
+    let name = hosts.first().and_then(PgConnectOptions::get_database).unwrap_or_default();
+    Ok(format!("{place}/{name}"))
+}
+
 /// Where a connection leads, for people.
 pub(crate) fn place_of(options: &PgConnectOptions) -> String {
     match options.get_socket() {

@@ -565,8 +565,8 @@ fn a_long_story_is_cut_and_says_so() {
 /// A pool like a command's.
 pub async fn desk_pool(world: &World) -> PgPool {
     let settings = DatabaseSettings {
-        database_url: None,
-        database_url_file: None,
+        database_url: Vec::new(),
+        database_url_file: Vec::new(),
         database_connections: 2,
         allow_unsafe_database: true,
     };

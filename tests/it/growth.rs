@@ -46,8 +46,8 @@ async fn make_history(world: &World, jobs: i32) {
 /// A journal over connections like a worker's.
 pub async fn worker_journal(world: &World) -> Journal {
     let settings = DatabaseSettings {
-        database_url: None,
-        database_url_file: None,
+        database_url: Vec::new(),
+        database_url_file: Vec::new(),
         database_connections: 4,
         allow_unsafe_database: true,
     };

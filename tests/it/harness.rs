@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -75,6 +75,8 @@ pub struct World {
     dir: TempDir,
     /// Whether histories were changed behind the worker's back.
     is_tampered: AtomicBool,
+    /// How many databases it has beside its own.
+    more_databases: AtomicUsize,
 }
 
 /// Runs `test` in a world of its own and takes the world down after it, whatever happened.
@@ -176,6 +178,7 @@ impl World {
             connection,
             dir,
             is_tampered: AtomicBool::new(false),
+            more_databases: AtomicUsize::new(0),
         }
     }
 
@@ -205,6 +208,9 @@ impl World {
         if self.admin_url == admin_database_url() {
             self.pool.close().await;
             database::remove(&self.admin_url, &self.name).await;
+            for number in 0..self.more_databases.load(Ordering::Relaxed) {
+                database::remove(&self.admin_url, &format!("{}_{number}", self.name)).await;
+            }
         }
     }
 
@@ -226,6 +232,12 @@ impl World {
     pub async fn tamper(&self, statement: &'static str) {
         self.is_tampered_with();
         sqlx::query(statement).execute(&self.pool).await.expect("the database does it");
+    }
+
+    /// Makes another database, as another installation has, and returns its URL.
+    pub async fn make_database(&self) -> String {
+        let number = self.more_databases.fetch_add(1, Ordering::Relaxed);
+        database::create(&self.admin_url, &format!("{}_{number}", self.name)).await
     }
 
     /// A file of this world's.

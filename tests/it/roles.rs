@@ -524,8 +524,8 @@ async fn check_desk_acts(world: &World, jobs: [(Uuid, Uuid); 2]) {
     let [(exhausted, _), (unsettled, customer_id)] = jobs;
     let url = Secret::from(url_of(world, "desk"));
     let settings = DatabaseSettings {
-        database_url: Some(url.clone()),
-        database_url_file: None,
+        database_url: vec![url.clone()],
+        database_url_file: Vec::new(),
         database_connections: 10,
         allow_unsafe_database: true,
     };

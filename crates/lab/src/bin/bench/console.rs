@@ -426,8 +426,8 @@ async fn ask_in_turn(
 /// The console's settings of the database at `url`.
 fn database_settings(url: &str) -> DatabaseSettings {
     DatabaseSettings {
-        database_url: Some(Secret::from(url)),
-        database_url_file: None,
+        database_url: vec![Secret::from(url)],
+        database_url_file: Vec::new(),
         database_connections: 10,
         allow_unsafe_database: true,
     }

@@ -318,8 +318,8 @@ async fn explain_commands(pool: &PgPool, url: &Url) -> anyhow::Result<Vec<Statem
     let guard = log.listen();
     // As they connect.
     let settings = DatabaseSettings {
-        database_url: None,
-        database_url_file: None,
+        database_url: Vec::new(),
+        database_url_file: Vec::new(),
         database_connections: 1,
         allow_unsafe_database: true,
     };
