@@ -104,7 +104,7 @@ run_tests() {
     fi
     # Tests mostly wait, so several share a core. More would starve each other (leases and reads have real
     # deadlines), and PostgreSQL has a hundred connections.
-    local threads=$(($(nproc) * 4))
+    local threads=$(($(nproc) * 5 / 2))
     "${run[@]}" --no-fail-fast -- --test-threads=$((threads > 8 ? 8 : threads))
 }
 

@@ -35,7 +35,8 @@ impl Scene<'_> {
         let amqp_url = cluster.url();
         let told = Upstream::listen(&amqp_url, "kyc.events", "upstream").await;
         drop(told.expect("the cluster takes a queue"));
-        world.set_provider(json!({ "latency_ms": 50 })).await;
+        // No verification ends while what upstream was told is compared with the tables.
+        world.set_provider(json!({ "latency_ms": 50, "verification_time_ms": 3_600_000 })).await;
         let jobs = world.enqueue_jobs(300, &[("AMQP_URL", &amqp_url)]).await;
         let settings = [&NARROW[..], &SETTINGS, &[("AMQP_URL", &amqp_url)]].concat();
         let workers = [world.start_worker_with(&settings), world.start_worker_with(&settings)];

@@ -82,6 +82,7 @@ async fn start_at_work(world: &World, url: &str) -> ([WorkerProcess; 2], Vec<(Uu
             ("WORKER_NAME", name),
             // As long is a replica waited for that was stopped for a while.
             ("CLAIM_LEASE", "19s"),
+            ("READ_BACK_WINDOW", "45s"),
             // One that is told to stop waits for the standby, however long that takes here.
             ("SHUTDOWN_GRACE", "2m"),
         ];
