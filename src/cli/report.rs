@@ -221,7 +221,7 @@ fn print_total(installations: &[Installation], total: &Total) {
     for Installation { database, report, .. } in installations {
         match report {
             Some(report) => {
-                let workers = WorkerCounts::of(report);
+                let workers = WorkerCounts::of(&report.workers);
                 lines.add_row(row(database, report.pause.is_some(), &workers, &report.flow, &report.states));
             }
             None => lines.add_row([database.clone(), "MISSING".to_owned()]),

@@ -210,18 +210,18 @@ pub struct OpenThere {
 }
 
 impl WorkerCounts {
-    pub fn of(report: &Report) -> Self {
-        let alive: Vec<_> = report.workers.iter().filter(|worker| worker.is_alive).collect();
-        Self {
-            alive: to_i64(alive.len()),
-            dead: to_i64(report.workers.len() - alive.len()),
-            in_flight: alive.iter().map(|worker| i64::from(worker.in_flight)).sum(),
+    pub fn of<'a>(workers: impl IntoIterator<Item = &'a WorkerView>) -> Self {
+        let mut counts = Self { alive: 0, dead: 0, in_flight: 0 };
+        for worker in workers {
+            if worker.is_alive {
+                counts.alive += 1;
+                counts.in_flight += i64::from(worker.in_flight);
+            } else {
+                counts.dead += 1;
+            }
         }
+        counts
     }
-}
-
-fn to_i64(count: usize) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 impl Total {
@@ -239,11 +239,7 @@ impl Total {
         Self {
             missing,
             paused: paused.map(|(database, _)| (*database).to_owned()).collect(),
-            workers: WorkerCounts {
-                alive: sum(|report| WorkerCounts::of(report).alive),
-                dead: sum(|report| WorkerCounts::of(report).dead),
-                in_flight: sum(|report| WorkerCounts::of(report).in_flight),
-            },
+            workers: WorkerCounts::of(all().flat_map(|report| &report.workers)),
             flow: Flow {
                 received: sum(|report| report.flow.received),
                 ended: sum(|report| report.flow.ended),
