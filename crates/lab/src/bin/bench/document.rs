@@ -155,7 +155,27 @@ fn singles(single: &Single, form: Form) -> String {
         HumanCount(single.jobs as u64),
         single.jobs_per_second
     );
-    format!("{about}\n\n{}", draw(&header, single.lines.iter().map(line), form))
+    let compared = draw(&header, single.lines.iter().map(line), form);
+    format!("{about}\n\n{compared}\n\n{}", single_queries(single, form))
+}
+
+/// What the worker asks the database for one job, and between two, dearest first.
+fn single_queries(single: &Single, form: Form) -> String {
+    let micros =
+        |statement: &Statement| statement.mean_ms * 1000.0 * statement.calls as f64 / single.jobs as f64;
+    let mut statements: Vec<&Statement> = single.statements.iter().collect();
+    statements.sort_by(|one, other| micros(other).total_cmp(&micros(one)));
+    let total: f64 = single.statements.iter().map(micros).sum();
+    let header = ["the worker's statement", "calls a job", "µs a job"].map(str::to_owned);
+    let lines = statements.into_iter().map(|statement| {
+        let calls = statement.calls as f64 / single.jobs as f64;
+        vec![code(&statement.name, form), format!("{calls:.2}"), format!("{:.1}", micros(statement))]
+    });
+    format!(
+        "{}\n\nTogether {} µs a job, from the beginning of each statement's execution to its end.",
+        draw(&header, lines, form),
+        whole(total)
+    )
 }
 
 /// Each page with its times; one that is too slow is marked.

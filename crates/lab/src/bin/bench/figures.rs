@@ -99,6 +99,8 @@ pub struct Single {
     pub jobs_per_second: u32,
     pub jobs: usize,
     pub lines: Vec<SingleLine>,
+    /// What the worker asks the database for so many jobs and one before them, and between them.
+    pub statements: Vec<Statement>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -14,6 +14,7 @@ use crate::figures::{
     Idle, Latency, Line, Memory, Single, SingleLine, SingleRun, Table, hundredths, quantile, tenths,
 };
 use crate::meter::{Cpu, memory_mb};
+use crate::plans;
 use crate::stage::{Contender, EVENTS_EXCHANGE, JobIds, Program, Provider, Stage, job};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -53,6 +54,12 @@ const START_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Slowly enough that one job is done before the next one comes.
 const SINGLE_JOBS_PER_SECOND: u32 = 10;
+
+/// The verifications of one run would fall into the next: no peer follows them.
+const ALONE: [(&str, &str); 2] = [("VERIFICATION_POLL_AFTER", "1h"), ("VERIFICATION_POLL_MAX", "1h")];
+
+/// Whoever does them is called so in its log's name.
+const SINGLE: &str = "single";
 
 /// The times of reading back scaled down by five, so that what fails is sent again within
 /// seconds; and a breaker that a share of failures does not open.
@@ -134,7 +141,7 @@ impl Bench<'_> {
         let runs = self.arguments.runs.unwrap_or(RUNS_OF_LONG_PARTS);
         for run in 1..=runs {
             for line in &mut lines {
-                let seen = self.send_singly(&pool, line.contender).await?;
+                let seen = self.send_singly(&pool, line.contender, &ALONE).await?;
                 eprintln!(
                     "run {run} of {runs}: {}: p50 {} ms",
                     line.contender.name(),
@@ -143,14 +150,29 @@ impl Bench<'_> {
                 line.runs.push(seen);
             }
         }
-        let jobs_per_second = SINGLE_JOBS_PER_SECOND;
-        Ok(Single { jobs_per_second, jobs: self.arguments.single_jobs, lines: lines.into() })
+        plans::check_superuser(&pool).await?;
+        // One more run, which tells its statements and is not timed.
+        let url = plans::explained(&self.stage.bench_database_url(), None);
+        let settings = [&ALONE[..], &[("DATABASE_URL", url.as_str())]].concat();
+        self.send_singly(&pool, Contender::Worker, &settings).await?;
+        let statements = plans::read_log(&self.stage.log_path(SINGLE))?;
+        Ok(Single {
+            jobs_per_second: SINGLE_JOBS_PER_SECOND,
+            jobs: self.arguments.single_jobs,
+            lines: lines.into(),
+            statements,
+        })
     }
 
-    async fn send_singly(&self, pool: &PgPool, contender: Contender) -> anyhow::Result<SingleRun> {
+    async fn send_singly(
+        &self,
+        pool: &PgPool,
+        contender: Contender,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<SingleRun> {
         self.stage.fill_queue(0, JobIds::Random).await?;
         let provider = self.stage.start_provider_that_notes().await?;
-        let mut program = self.stage.start(contender, "single", &provider, &[])?;
+        let mut program = self.stage.start(contender, SINGLE, &provider, settings)?;
         let publisher = self.stage.open_publisher().await?;
         let publish = async |number| -> anyhow::Result<(Uuid, SystemTime)> {
             let (job_id, customer_id) = (Uuid::new_v4().to_string(), Uuid::new_v4());

@@ -2,8 +2,12 @@
 //! `auto_explain` tells it to the connection that asked, and the client logs it as a warning.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
+use sqlx::PgPool;
 use url::Url;
 
 use crate::figures::{Statement, tenths};
@@ -46,6 +50,25 @@ struct Seen {
     reads_many: BTreeMap<String, u64>,
 }
 
+/// Whether plans can be asked for.
+///
+/// # Errors
+/// When the user of `DATABASE_URL` may not load the module.
+pub async fn check_superuser(pool: &PgPool) -> anyhow::Result<()> {
+    let is_superuser: bool =
+        sqlx::query_scalar("select current_setting('is_superuser')::boolean").fetch_one(pool).await?;
+    ensure!(is_superuser, "DATABASE_URL: its user must be a superuser, to see plans by auto_explain");
+    Ok(())
+}
+
+/// Reads the plans out of a program's log.
+pub fn read_log(path: &Path) -> anyhow::Result<Vec<Statement>> {
+    let log = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let statements = read(&log);
+    ensure!(!statements.is_empty(), "auto_explain told no plans; is the module installed?");
+    Ok(statements)
+}
+
 /// Reads the plans out of a log of JSON lines.
 pub fn read(log: &str) -> Vec<Statement> {
     let mut statements: BTreeMap<String, Seen> = BTreeMap::new();
@@ -57,7 +80,7 @@ pub fn read(log: &str) -> Vec<Statement> {
     let statement = |(name, seen): (String, Seen)| Statement {
         name,
         calls: seen.calls,
-        mean_ms: hundredths(seen.total_ms / seen.calls as f64),
+        mean_ms: micros(seen.total_ms / seen.calls as f64),
         max_ms: tenths(seen.max_ms),
         rows_read: seen.rows_read,
         faults: seen.faults(),
@@ -66,8 +89,9 @@ pub fn read(log: &str) -> Vec<Statement> {
     statements.into_iter().map(statement).collect()
 }
 
-fn hundredths(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
+/// As exactly as Postgres tells it.
+fn micros(ms: f64) -> f64 {
+    (ms * 1000.0).round() / 1000.0
 }
 
 /// The statement's name, how long it took, and its plan.

@@ -138,9 +138,7 @@ impl Bench<'_> {
     /// Measures beside ever more rows, and looks at every plan.
     pub async fn rows(&self) -> anyhow::Result<Rows> {
         let pool = self.stage.recreate_database().await?;
-        let is_superuser: bool =
-            sqlx::query_scalar("select current_setting('is_superuser')::boolean").fetch_one(&pool).await?;
-        ensure!(is_superuser, "DATABASE_URL: its user must be a superuser, to see plans by auto_explain");
+        plans::check_superuser(&pool).await?;
         let (mut rows, mut sizes) = (0, Vec::new());
         for wanted in &self.arguments.rows {
             ensure!(rows <= *wanted, "--rows: must grow from one to the next");
@@ -199,12 +197,7 @@ impl Bench<'_> {
         };
         drain(self.stage, &provider, pool, course).await?;
         provider.program.stop().await?;
-        let path = self.stage.log_path("worker-1");
-        let log =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let statements = plans::read(&log);
-        ensure!(!statements.is_empty(), "auto_explain told no plans; is the module installed?");
-        Ok(statements)
+        plans::read_log(&self.stage.log_path("worker-1"))
     }
 }
 
