@@ -10,7 +10,7 @@ use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
 use indicatif::HumanCount;
 
 use crate::figures::{
-    Console, CpuMicros, Latency, Line, PageTimes, Report, Rows, Single, SingleLine, SingleRun, Size,
+    Archive, Console, CpuMicros, Latency, Line, PageTimes, Report, Rows, Single, SingleLine, SingleRun, Size,
     Statement, Table, Times,
 };
 use crate::parts::Part;
@@ -90,6 +90,7 @@ pub fn part(report: &Report, part: Part, form: Form) -> String {
         Part::Retries => report.retries.as_ref().map(|table| grid(table, &RETRIES, form)),
         Part::Events => report.events.as_ref().map(|table| grid(table, &EVENTS, form)),
         Part::Single => report.single.as_ref().map(|single| singles(single, form)),
+        Part::Archive => report.archive.as_ref().map(|archive| archived(archive, form)),
         Part::Console => report.console.as_ref().map(|console| match form {
             Form::Terminal => format!("{}\n\n{}", pages(console, form), page_queries(console, form)),
             Form::Markdown => pages(console, form),
@@ -176,6 +177,53 @@ fn single_queries(single: &Single, form: Form) -> String {
         draw(&header, lines, form),
         whole(total)
     )
+}
+
+/// What the archive took, what the replicas did beside it, and what it left of the tables.
+fn archived(archive: &Archive, form: Form) -> String {
+    let about = format!(
+        "{} jobs archived in {} s, {} a second: {} µs of the command's CPU a job, {} MB of memory at most, and files \
+         of {} MB. Meanwhile {} replicas were given {} jobs a second:",
+        HumanCount(archive.jobs),
+        whole(archive.seconds),
+        whole(archive.jobs as f64 / archive.seconds),
+        whole(archive.cpu_us),
+        whole(archive.peak_memory_mb),
+        whole(archive.file_bytes as f64 / 1e6),
+        archive.replicas,
+        archive.published_per_second
+    );
+    let header = ["", "jobs", "p50 ms", "p99 ms", "workers' CPU µs", "Postgres µs"].map(str::to_owned);
+    let work = ["before it", "beside it"].into_iter().zip(&archive.work).map(|(when, work)| {
+        vec![
+            when.to_owned(),
+            HumanCount(work.jobs).to_string(),
+            whole(work.latency_ms.p50),
+            whole(work.latency_ms.p99),
+            whole(work.cpu_us.programs),
+            whole(work.cpu_us.postgres),
+        ]
+    });
+    let worked = draw(&header, work, form);
+    let header = [
+        "table",
+        "MB before",
+        "after",
+        "once as many came again",
+        "its indexes, MB before",
+        "after",
+        "again",
+    ]
+    .map(str::to_owned);
+    let [before, after, again] = &archive.sizes;
+    let megabytes = |bytes: i64| whole(bytes as f64 / 1e6);
+    let sizes = before.iter().zip(after).zip(again).map(|((before, after), again)| {
+        let each = [before, after, again];
+        let tables = each.map(|relation| megabytes(relation.table_bytes));
+        let indexes = each.map(|relation| megabytes(relation.index_bytes));
+        [vec![code(&before.name, form)], tables.to_vec(), indexes.to_vec()].concat()
+    });
+    format!("{about}\n\n{worked}\n\n{}", draw(&header, sizes, form))
 }
 
 /// Each page with its times; one that is too slow is marked.
@@ -518,6 +566,7 @@ fn sections(report: &Report) -> Vec<(&'static str, &'static str, Option<String>)
         ("docs/performance.md", "events", of_part(Part::Events)),
         ("docs/performance.md", "single", of_part(Part::Single)),
         ("docs/performance.md", "console", of_part(Part::Console)),
+        ("docs/performance.md", "archive", of_part(Part::Archive)),
         ("docs/performance.md", "scale", scale([1.0, 10.0, 100.0, 1_000.0, 10_000.0])),
         ("docs/scaling.md", "arithmetic", scale([100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0])),
         ("docs/scaling.md", "walls", walls(report)),

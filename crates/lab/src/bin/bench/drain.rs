@@ -208,7 +208,8 @@ async fn wal_bytes(pool: &PgPool) -> sqlx::Result<f64> {
     sqlx::query_scalar("select (pg_current_wal_insert_lsn() - '0/0')::float8").fetch_one(pool).await
 }
 
-async fn latency(
+/// From each job's receipt to its end, of those that ended since.
+pub async fn latency(
     pool: &PgPool,
     contender: Contender,
     since: OffsetDateTime,

@@ -26,6 +26,8 @@ pub struct Report {
     #[serde(default)]
     pub single: Option<Single>,
     #[serde(default)]
+    pub archive: Option<Archive>,
+    #[serde(default)]
     pub console: Option<Console>,
 }
 
@@ -121,6 +123,33 @@ impl SingleLine {
     pub fn median(&self, of: impl Fn(&SingleRun) -> f64) -> f64 {
         median(self.runs.iter().map(of).collect())
     }
+}
+
+/// Old jobs go to files while replicas work.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct Archive {
+    pub jobs: u64,
+    pub replicas: usize,
+    pub published_per_second: u32,
+    /// The replicas' work before the archive, and during it.
+    pub work: [Work; 2],
+    pub seconds: f64,
+    pub peak_memory_mb: f64,
+    /// CPU time of the command, in µs for each job that is archived.
+    pub cpu_us: f64,
+    pub file_bytes: u64,
+    /// What the tables take before it, after it, and once the same number of jobs has come again.
+    pub sizes: [Vec<Relation>; 3],
+}
+
+/// What replicas did for some time.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct Work {
+    pub jobs: u64,
+    /// From a job's receipt to its end.
+    pub latency_ms: Latency,
+    /// CPU time a job; Postgres' includes the archive's, where one runs.
+    pub cpu_us: CpuMicros,
 }
 
 /// A worker with nothing to do. CPU in ms of CPU time for each second.
@@ -247,6 +276,7 @@ impl Report {
             memory: None,
             events: None,
             single: None,
+            archive: None,
             console: None,
         }
     }

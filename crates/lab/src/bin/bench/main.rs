@@ -3,6 +3,7 @@
 //! table compare, whose lines ran in turn: read the ratios.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where it speaks")]
 
+mod archive;
 mod console;
 mod document;
 mod drain;
@@ -57,8 +58,8 @@ struct Arguments {
     /// Part retries: the percentage of updates that fail, comma separated
     #[arg(long, default_value = "1,10", value_delimiter = ',')]
     retries: Vec<f64>,
-    /// Parts rows and console: how many ended jobs the tables hold, comma separated, growing; for the console
-    /// the last
+    /// Parts rows, console and archive: how many ended jobs the tables hold, comma separated, growing; for the
+    /// last two the last
     #[arg(long, default_value = "0,1000000,10000000", value_delimiter = ',')]
     rows: Vec<u64>,
     /// Part single: how many jobs come one by one
@@ -151,6 +152,7 @@ async fn measure(bench: &Bench<'_>, report: &mut Report, file: Option<&Path>) ->
             Part::Rows => report.rows = Some(bench.rows().await?),
             Part::Memory => report.memory = Some(bench.memory().await?),
             Part::Single => report.single = Some(bench.single().await?),
+            Part::Archive => report.archive = Some(bench.archive().await?),
             Part::Console => report.console = Some(bench.console().await?),
             Part::Events => report.events = Some(bench.events().await?),
         }

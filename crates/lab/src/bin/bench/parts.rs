@@ -41,6 +41,8 @@ pub enum Part {
     Single,
     /// The console's pages beside rows by the million
     Console,
+    /// Ended jobs by the million go to files while two replicas work; the tables fill up again
+    Archive,
 }
 
 /// How often each is run, where that is not said: what is read as a ratio, and the rest.
@@ -311,7 +313,7 @@ impl Bench<'_> {
     }
 }
 
-async fn wait_for_heartbeat(pool: &PgPool, name: &str) -> anyhow::Result<()> {
+pub async fn wait_for_heartbeat(pool: &PgPool, name: &str) -> anyhow::Result<()> {
     let begun = Instant::now();
     let query = "select exists (select from worker where name = $1)";
     while !sqlx::query_scalar::<_, bool>(query).bind(name).fetch_one(pool).await.context("no heartbeat")? {

@@ -115,12 +115,25 @@ const CUSTOMERS: &str = "
     from made
     where n % 3 <> 0";
 
-/// One every three seconds: ten million are most of a year.
-const MADE: &str = "
-    with made as (
-        select n, n % 20 = 0 as is_rejected, now() - interval '350 days' + n * interval '3 s' as at
-        from generate_series($1::bigint + 1, $2::bigint) n
-    )";
+/// How each table of the history is filled from number `first` on, with one job every three seconds: ten million
+/// are most of a year.
+pub fn history(first: u64) -> [(&'static str, String); 4] {
+    let made = format!(
+        "with made as (
+            select
+                n, n % 20 = 0 as is_rejected,
+                now() - interval '350 days' + (n - {first}) * interval '3 s' as at
+            from generate_series($1::bigint + 1, $2::bigint) n
+        )"
+    );
+    let tables = [
+        ("submission", ENDED_JOBS),
+        ("attempt", ATTEMPTS),
+        ("observation", OBSERVATIONS),
+        ("customer", CUSTOMERS),
+    ];
+    tables.map(|(table, sql)| (table, format!("{made}{sql}")))
+}
 
 /// Jobs that wait, due in a month, with payloads of the usual size.
 const PARKED_JOBS: &str = "
@@ -142,13 +155,7 @@ impl Bench<'_> {
         let (mut rows, mut sizes) = (0, Vec::new());
         for wanted in &self.arguments.rows {
             ensure!(rows <= *wanted, "--rows: must grow from one to the next");
-            let history = [
-                ("submission", ENDED_JOBS),
-                ("attempt", ATTEMPTS),
-                ("observation", OBSERVATIONS),
-                ("customer", CUSTOMERS),
-            ];
-            fill(&pool, &history.map(|(table, sql)| (table, format!("{MADE}{sql}"))), rows, *wanted).await?;
+            fill(&pool, &history(0), rows, *wanted).await?;
             rows = *wanted;
             sizes.push(self.size(&pool, rows).await?);
         }
@@ -205,10 +212,16 @@ impl Bench<'_> {
 /// vacuumed, and on disk, so that what is measured then pays for nothing of it.
 pub async fn fill(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) -> anyhow::Result<()> {
     let names: Vec<&str> = tables.iter().map(|(table, _)| *table).collect();
-    let rows = (to - from) * tables.len() as u64;
-    let bar = bar(rows, "{bar:40} {human_pos} of {human_len} rows, {eta} left")?;
     // Row by row, random keys cost ten times as much as the rows.
     sqlx::query(LEAVE_INDEXES).bind(&names).execute(pool).await?;
+    pour(pool, tables, from, to).await?;
+    come_to_rest(pool, &names).await
+}
+
+/// Makes rows up to a number, in all tables at once, and in the indexes that there are.
+pub async fn pour(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) -> anyhow::Result<()> {
+    let rows = (to - from) * tables.len() as u64;
+    let bar = bar(rows, "{bar:40} {human_pos} of {human_len} rows, {eta} left")?;
     let fills = tables.iter().map(async |(_, statement)| {
         let mut connection = pool.acquire().await?;
         // If it is lost, so is the benchmark.
@@ -226,7 +239,20 @@ pub async fn fill(pool: &PgPool, tables: &[(&str, String)], from: u64, to: u64) 
     });
     futures_util::future::try_join_all(fills).await?;
     bar.finish_and_clear();
-    come_to_rest(pool, &names).await
+    Ok(())
+}
+
+/// Vacuums the tables of the history, as autovacuum does in its time.
+pub async fn vacuum(pool: &PgPool) -> anyhow::Result<()> {
+    for (table, _) in history(0) {
+        eprintln!("vacuuming {table}");
+        let sql = format!("vacuum (analyze) {table}");
+        let vacuuming = sqlx::query(&sql).execute(pool);
+        timeout(STEP_TIME_MAX, vacuuming)
+            .await
+            .with_context(|| format!("the database is too slow: {sql}"))??;
+    }
+    Ok(())
 }
 
 /// Builds the indexes, as full as those that grew with random keys, then vacuums as autovacuum
@@ -270,7 +296,8 @@ fn bar(len: u64, style: &str) -> anyhow::Result<ProgressBar> {
     Ok(ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr()).with_style(style))
 }
 
-async fn relations(pool: &PgPool) -> anyhow::Result<Vec<Relation>> {
+/// What the tables of the history take.
+pub async fn relations(pool: &PgPool) -> anyhow::Result<Vec<Relation>> {
     let relations: Vec<(String, f64, i64, i64)> = sqlx::query_as(
         "select relname::text, reltuples::float8, pg_table_size(oid), pg_indexes_size(oid)
         from pg_class

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail, ensure};
@@ -137,6 +137,11 @@ impl Program {
         ensure!(status.success(), "cannot stop a program");
         timeout(START_TIME_MAX, self.child.wait()).await.context("a program does not stop")??;
         Ok(())
+    }
+
+    /// How it ended, once it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     pub fn check_alive(&mut self) -> anyhow::Result<()> {
@@ -428,6 +433,20 @@ impl Stage {
             .stderr(self.log(&format!("{name}.err"))?)
             .kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("cannot start the {}", contender.name()))?;
+        Ok(Program { child })
+    }
+
+    /// Starts an archive of what ended a day ago or earlier.
+    pub fn start_archive(&self, directory: &Path) -> anyhow::Result<Program> {
+        let mut command = Command::new(program("kyc-worker")?);
+        command
+            .args(["archive", "--after", "1d", "--json", "--to"])
+            .arg(directory)
+            .env("DATABASE_URL", self.bench_database_url().as_str())
+            .stdout(self.log("archive")?)
+            .stderr(self.log("archive.err")?)
+            .kill_on_drop(true);
+        let child = command.spawn().context("cannot start the archive")?;
         Ok(Program { child })
     }
 
