@@ -190,7 +190,6 @@ fn by_customer(jobs: &BTreeMap<Uuid, Uuid>, places: &BTreeMap<Uuid, usize>) -> B
 fn a_customer_stays_in_one_installation_when_one_is_split_in_two() {
     let postgres = own_postgres(Disk::Ample, &["max_connections=200"]);
     let broker = own_rabbit("");
-    broker.enable("rabbitmq_consistent_hash_exchange").expect("it is there");
     broker.import(Path::new(DEFINITIONS)).expect("the definitions are sound");
     world_on(&postgres.url(), async |world| {
         let (admin_url, first_url) = (postgres.url(), world.database_url());

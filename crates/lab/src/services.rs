@@ -301,11 +301,6 @@ impl OwnRabbit {
         Ok(node)
     }
 
-    /// Enables a plugin.
-    pub fn enable(&self, plugin: &str) -> anyhow::Result<()> {
-        self.ask("rabbitmq-plugins", &["enable", plugin]).map(drop)
-    }
-
     /// Makes what a file of definitions says.
     pub fn import(&self, file: &Path) -> anyhow::Result<()> {
         self.ask("rabbitmqctl", &["import_definitions", &file.display().to_string()]).map(drop)
@@ -314,7 +309,8 @@ impl OwnRabbit {
     /// Starts a node, configured in Erlang's words and by lines of rabbitmq.conf, and waits for nothing.
     fn begin(mapper: Arc<Mapper>, configuration: &str, lines: &str) -> anyhow::Result<Self> {
         let directory = Directory::new()?;
-        fs::write(directory.path("plugins"), "[].")?;
+        // Each RabbitMQ comes with it. Its tool for plugins does not find them on every Debian.
+        fs::write(directory.path("plugins"), "[rabbitmq_consistent_hash_exchange].")?;
         fs::write(directory.path("rabbitmq.conf"), lines)?;
         let cookie = directory.path(".erlang.cookie");
         fs::write(&cookie, &mapper.cookie)?;
