@@ -122,7 +122,7 @@ fn files(directory: &str, extension: &str, found: &mut Vec<PathBuf>) {
 }
 
 /// The worker's sources: path and text.
-fn sources() -> Vec<(String, String)> {
+pub fn sources() -> Vec<(String, String)> {
     let mut paths = Vec::new();
     files("src", "rs", &mut paths);
     let name = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();

@@ -1,5 +1,6 @@
 //! What a statement reads does not grow with the tables, also where these were never analyzed.
 
+use std::fs;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -10,9 +11,12 @@ use kyc_worker::desk::review::worklist;
 use kyc_worker::desk::story::job_story;
 use kyc_worker::domain::state::State;
 use kyc_worker::journal::{Journal, connect_to_work};
+use serde_json::Value;
+use sqlx::{PgPool, Row as _};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::architecture::sources;
 use crate::figures::{ask_every_page, desk_pool};
 use crate::harness::{World, world};
 use crate::many_jobs::{jobs, open_all, settle};
@@ -43,8 +47,8 @@ async fn make_history(world: &World, jobs: i32) {
     sqlx::query(made).bind(jobs).execute(&world.pool).await.expect("the database does it");
 }
 
-/// A journal over connections like a worker's.
-pub async fn worker_journal(world: &World) -> Journal {
+/// Connections like a worker's.
+async fn worker_pool(world: &World) -> PgPool {
     let settings = DatabaseSettings {
         database_url: Vec::new(),
         database_url_file: Vec::new(),
@@ -52,7 +56,12 @@ pub async fn worker_journal(world: &World) -> Journal {
         allow_unsafe_database: true,
     };
     let pool = connect_to_work(&settings, &Secret::from(world.database_url())).await;
-    journal_with(pool.expect("the database is there"), "one")
+    pool.expect("the database is there")
+}
+
+/// A journal over connections like a worker's.
+pub async fn worker_journal(world: &World) -> Journal {
+    journal_with(worker_pool(world).await, "one")
 }
 
 /// How many rows of a table were read. Connections tell what they read when they end at the
@@ -70,6 +79,60 @@ pub async fn rows_read(world: &World, table: &str) -> i64 {
         (rows > 0).then_some(rows)
     };
     world.wait_for("a count of what was read", read).await
+}
+
+/// Where a plan seeks a job's id among the rows that another index has.
+fn sifted_by_id(plan: &Value, found: &mut Vec<String>) {
+    let text = |key: &str| plan[key].as_str().unwrap_or_default();
+    let is_of_jobs = ["submission", "attempt", "observation"].contains(&text("Relation Name"));
+    if is_of_jobs && text("Filter").contains("job_id = ") && !text("Index Cond").contains("job_id = ") {
+        found.push(format!("{}, {}: {}", text("Relation Name"), text("Index Name"), text("Filter")));
+    }
+    for below in plan["Plans"].as_array().into_iter().flatten() {
+        sifted_by_id(below, found);
+    }
+}
+
+/// Whoever knows a job's id looks it up by that. Where all jobs have ended, the indexes of those in motion are
+/// empty, and to read one whole would cost nothing then; the plan lasts for as long as its connection.
+#[test]
+fn no_statement_of_the_workers_sifts_jobs_in_motion_for_an_id() {
+    world(async |world| {
+        make_history(&world, 20_000).await;
+        sqlx::raw_sql("vacuum (analyze)").execute(&world.pool).await.expect("the tables are analyzed");
+        let mut connection = worker_pool(&world).await.acquire().await.expect("a connection");
+        let journal: String = sources()
+            .into_iter()
+            .filter(|(path, _)| path.starts_with("src/journal"))
+            .map(|(_, source)| source)
+            .collect();
+        let (mut explained, mut wrong) = (0, Vec::new());
+        for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.sqlx")).expect("the queries") {
+            let described = fs::read(file.expect("a file").path()).expect("a query");
+            let described: Value = serde_json::from_slice(&described).expect("it is JSON");
+            let query = described["query"].as_str().expect("a text");
+            let name = query.trim_start().lines().next().expect("a name");
+            if !journal.contains(&format!("{name}\n")) {
+                continue;
+            }
+            let parameters = described["describe"]["parameters"]["Left"].as_array().map_or(0, Vec::len);
+            let given = vec!["null"; parameters].join(", ");
+            let given = if given.is_empty() { given } else { format!("({given})") };
+            let explain = format!(
+                "prepare asked as {query}; explain (format json) execute asked {given}; deallocate asked"
+            );
+            let rows = sqlx::raw_sql(&explain).fetch_all(&mut *connection).await;
+            let rows = rows.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let plan: String = rows[0].try_get_unchecked(0).expect("a plan");
+            let plan: Value = serde_json::from_str(&plan).expect("it is JSON");
+            let mut found = Vec::new();
+            sifted_by_id(&plan[0]["Plan"], &mut found);
+            explained += 1;
+            wrong.extend(found.into_iter().map(|place| format!("{name}: {place}")));
+        }
+        assert!(explained > 50, "{explained} statements were found");
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    });
 }
 
 #[test]
