@@ -37,7 +37,8 @@ async fn answer_within<T>(
     }
 }
 
-/// Ends a connection in good order where the broker lets us.
+/// Ends a connection in good order where the broker lets us. Whoever has a channel of it keeps that until
+/// then: one that is dropped shortly before closes itself meanwhile, which lapin logs as a connection's error.
 pub(super) async fn close(connection: &Connection) {
     match timeout(CLOSE_TIMEOUT, connection.close(200, "done".into())).await {
         Ok(Ok(())) => {}

@@ -147,10 +147,9 @@ impl Broker {
         work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let connection = self.connect().await?;
-        let done = match answer(connection.create_channel()).await {
-            Ok(channel) => work(&channel).await,
-            Err(error) => Err(error.context("AMQP_URL: cannot open a channel")),
-        };
+        let channel =
+            answer(connection.create_channel()).await.context("AMQP_URL: cannot open a channel")?;
+        let done = work(&channel).await;
         close(&connection).await;
         done
     }

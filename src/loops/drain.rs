@@ -38,12 +38,13 @@ pub async fn stop_when_drained(broker: Broker, context: Arc<Context>, jobs: Task
             continue;
         }
         seen_empty = 0;
-        if last_logged != Some((ready, in_motion, events)) {
-            let due = context.journal.next_due().await.unwrap_or_default();
-            let next_due = [due.attempt, due.read].into_iter().flatten().min();
+        let due = context.journal.next_due().await.unwrap_or_default();
+        let next_due = [due.attempt, due.read].into_iter().flatten().min();
+        let left = Some((ready, in_motion, events, next_due.is_some()));
+        if last_logged != left {
             let next_due_in_ms = next_due.map(|due| u64::try_from(due.as_millis()).unwrap_or(u64::MAX));
             info!(queued = ready, in_motion, events, next_due_in_ms, "draining");
-            last_logged = Some((ready, in_motion, events));
+            last_logged = left;
         }
     }
 }
