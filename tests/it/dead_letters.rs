@@ -333,11 +333,11 @@ fn a_broker_with_an_alarm_is_waited_for_aloud_and_not_for_ever() {
         let enqueue = ["enqueue", "--no-validate", &file];
 
         // Told while it lasts, and done when it is over.
-        broker.set_memory_alarm(true).expect("it is set");
+        let alarm = broker.set_memory_alarm().expect("it is set");
         let mut enqueueing = start(&enqueue);
         world.wait_for_log(&enqueueing, "it has an alarm for memory or disk").await;
         assert!(enqueueing.is_running());
-        broker.set_memory_alarm(false).expect("it is set");
+        drop(alarm);
         assert!(enqueueing.exit().await.success(), "{}", enqueueing.log());
         assert!(enqueueing.log().contains("published 3"), "{}", enqueueing.log());
 
@@ -352,7 +352,7 @@ fn a_broker_with_an_alarm_is_waited_for_aloud_and_not_for_ever() {
         worker.stop().await;
 
         // Given up, with what became of each.
-        broker.set_memory_alarm(true).expect("it is set");
+        let alarm = broker.set_memory_alarm().expect("it is set");
         let mut requeueing = start(&REQUEUE);
         let ended = requeueing.exit().await;
         let said = requeueing.log();
@@ -361,7 +361,7 @@ fn a_broker_with_an_alarm_is_waited_for_aloud_and_not_for_ever() {
         assert!(said.contains("requeued 0; 0 stay") || said.contains("requeued 1; 0 stay"), "{said}");
         let stays = "select count(*) from intervention where detail like '% stays: %'";
         assert_eq!(world.count(stays).await, 1);
-        broker.set_memory_alarm(false).expect("it is set");
+        drop(alarm);
         world.wait_for("all that was not taken", async || (listed().await >= Some(2)).then_some(())).await;
     });
 }

@@ -434,7 +434,7 @@ fn a_letter_that_the_broker_does_not_take_comes_again() {
         let odd = RawProperties::persistent().with_headers(&deadly_headers()[0]);
         amqp.publish(&odd, b"no job").await;
         let (job_id, _) = publish_with(&mut amqp, &RawProperties::persistent()).await;
-        broker.set_memory_alarm(true).expect("it is set");
+        let alarm = broker.set_memory_alarm().expect("it is set");
         let mut worker = world.start_worker_with(&settings);
         // A letter that waits holds up no job.
         world.wait_for_state(job_id, &["accepted"]).await;
@@ -445,7 +445,7 @@ fn a_letter_that_the_broker_does_not_take_comes_again() {
         };
         assert_eq!(listed().await, Some(0));
         worker.kill();
-        broker.set_memory_alarm(false).expect("it is set");
+        drop(alarm);
         let _worker = world.start_worker_with(&settings);
         // The broker may have read the first worker's as well, before that worker could know of it.
         world.wait_for("the letter", async || (listed().await >= Some(1)).then_some(())).await;

@@ -341,10 +341,21 @@ impl OwnRabbit {
         format!("amqp://guest:guest@{}/%2f", self.place())
     }
 
-    /// Has it take no messages, as when its memory is used up; or take them again.
-    pub fn set_memory_alarm(&self, is_set: bool) -> anyhow::Result<()> {
-        let watermark: &[&str] = if is_set { &["absolute", "1000"] } else { &["0.9"] };
-        self.ask("rabbitmqctl", &[&["set_vm_memory_high_watermark"], watermark].concat()).map(drop)
+    /// Has it take no messages, as when its memory is used up, until the alarm is dropped. The node itself
+    /// watches for that: its tools take as long to start as a client waits for a message to be taken.
+    pub fn set_memory_alarm(&self) -> anyhow::Result<MemoryAlarm> {
+        let file = self.directory.path("alarm");
+        fs::write(&file, "")?;
+        let set = "vm_memory_monitor:set_vm_memory_high_watermark";
+        let clear = format!(
+            "fun Watch() -> case filelib:is_file(\"{}\") of \
+               true -> timer:sleep(20), Watch(); \
+               false -> {set}(0.9) \
+             end end",
+            file.display()
+        );
+        self.ask("rabbitmqctl", &["eval", &format!("{set}({{absolute, 1000}}), spawn({clear}).")])?;
+        Ok(MemoryAlarm(file))
     }
 
     /// Which RabbitMQ it is: the number before the first dot of its version.
@@ -455,6 +466,15 @@ impl OwnRabbit {
         }
         self.signal(signal)?;
         server.wait()
+    }
+}
+
+/// A node's alarm, which ends with it.
+pub struct MemoryAlarm(PathBuf);
+
+impl Drop for MemoryAlarm {
+    fn drop(&mut self) {
+        let _best_effort = fs::remove_file(&self.0);
     }
 }
 
