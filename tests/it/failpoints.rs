@@ -23,6 +23,9 @@ const BEFORE_THE_SEND: [Point; 5] =
 /// Jobs are checked before their attempts.
 const CHECKED: (&str, &str) = ("DOCUMENT_TYPES", "provider");
 
+/// What was read before the crash proves something still when it is read again, however busy the machine is.
+const LONG_WINDOW: [(&str, &str); 2] = [("READ_BACK_WINDOW", "25s"), ("READ_BACK_DEADLINE", "2m")];
+
 /// How a job ends whose worker crashed.
 struct Ending {
     deliveries: i32,
@@ -53,7 +56,7 @@ fn check_killed_at(point: Point, fault: Option<Value>, ending: &Ending) {
         let (relay, amqp_url) = world.relay_to_broker().await;
         let failpoint = format!("{}=kill", point.name());
         let settings = [("AMQP_URL", amqp_url.as_str()), ("KYC_FAILPOINT", &failpoint), CHECKED];
-        let mut dying = world.start_worker_with(&settings);
+        let mut dying = world.start_worker_with(&[&settings[..], &LONG_WINDOW].concat());
         world.wait_for_consumers(1).await;
         relay.stall_to_target();
         let job_id = Uuid::new_v4();
@@ -64,7 +67,7 @@ fn check_killed_at(point: Point, fault: Option<Value>, ending: &Ending) {
         assert_eq!(dying.exit().await.signal(), Some(9), "killed at {}", point.name());
         relay.cut();
 
-        let _worker = world.start_worker();
+        let _worker = world.start_worker_with(&LONG_WINDOW);
         check_ending(&world, job_id, ending).await;
         assert_eq!(world.count("select count(*) from dead_lettered_delivery").await, 0);
     });

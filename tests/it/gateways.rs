@@ -152,13 +152,21 @@ const PATIENT: [(&str, &str); 4] = [
 fn an_answer_that_nobody_asked_for_is_nobodys() {
     world(async |world| {
         world.declare_topology().await;
-        // Far longer than this machine may be busy with something else.
-        let slow = json!({ "match": { "method": "PATCH" }, "fault": { "delay_before_ms": 1_200 } });
+        // An answer is believed from a quarter of that time on: longer than a busy machine holds one up.
+        let slow = json!({ "match": { "method": "PATCH" }, "fault": { "delay_before_ms": 6_000 } });
         world.add_rule(slow).await;
         let (_gateway, base_url, answers) = start_gateway(&world, Habit::SecondAnswers).await;
         let jobs = world.enqueue_jobs(LEARNED_BY + sized(150, 600), &[]).await;
         // Jobs are opened ahead, so that a connection is used again at once.
-        let settings = [("DOLLARPE_BASE_URL", base_url.as_str()), ("BREAKER_FAILURES", "10000")];
+        let settings = [
+            ("DOLLARPE_BASE_URL", base_url.as_str()),
+            ("BREAKER_FAILURES", "10000"),
+            ("REQUEST_TIMEOUT", "15s"),
+            ("CLAIM_LEASE", "25s"),
+            ("READ_BACK_WINDOW", "60s"),
+            ("CONCURRENCY", "64"),
+            ("PREFETCH", "192"),
+        ];
         let worker = world.start_worker_with(&[&PATIENT[..], &settings].concat());
         world.wait_for_ended(jobs.len()).await;
         println!(
