@@ -201,8 +201,8 @@ impl Outcome {
                  compare the document at the provider with this job before anything is sent again"
             }
             Self::NeedsReview(Review::LastUpdate) => {
-                "the attempt was not applied, but sending it again might take the customer's last update; \
-                 decide whether it is worth that"
+                "the attempt was not applied, but sending it again might take the customer's last update, so nothing does; \
+                 if it is worth that, make it at the provider by hand and resolve this job as accepted, else as rejected"
             }
             Self::NeedsReview(Review::NewerFateUnknown { newer }) => {
                 return format!(

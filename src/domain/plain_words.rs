@@ -115,9 +115,10 @@ pub fn plain_words(facts: &Facts<'_>) -> PlainWords {
             _ if facts.has_payload => said(
                 match code {
                     NOT_APPLIED => "The update was not made, as a person found.",
-                    _ => {
+                    "attempts" => {
                         "The update was not made: the provider could not be reached, or put us off, too often."
                     }
+                    _ => "The update was not made.",
                 },
                 "Nothing happens by itself. It may be sent again, as far as the rules let it.",
                 None,
