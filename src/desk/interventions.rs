@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::journal::pause::{Pause, current_pause};
+use crate::journal::pause::{Pause, current_pause, lock_pause};
 use crate::journal::transact;
 
 /// Who does something by hand, and why.
@@ -146,7 +146,11 @@ pub(crate) async fn record(
 /// Pauses all the work, or renews the pause with another reason.
 pub async fn pause(pool: &PgPool, attribution: Attribution<'_>) -> sqlx::Result<()> {
     let intervention = Intervention { action: "pause", job_id: None, customer_id: None, detail: None };
-    record(pool, intervention, attribution).await
+    transact(pool, async |tx| {
+        lock_pause(tx).await?;
+        record(tx, intervention, attribution).await
+    })
+    .await
 }
 
 /// Ends the pause. Returns the pause that was ended; `None` if there was none.
@@ -161,6 +165,7 @@ pub(crate) async fn resume_in(
     note: Option<&str>,
     proposal: Option<i64>,
 ) -> sqlx::Result<Option<Pause>> {
+    lock_pause(tx).await?;
     let Some(pause) = current_pause(&mut *tx).await? else { return Ok(None) };
     sqlx::query!(
         "-- resume

@@ -21,7 +21,7 @@ use crate::desk::story::{Spent, spent};
 use crate::desk::version::{Changed, Version};
 use crate::domain::suspicion::Customer;
 use crate::failpoint::{Point, reach};
-use crate::journal::pause::{Pause, current_pause};
+use crate::journal::pause::{Pause, current_pause, lock_pause};
 use crate::journal::statements::customers::read_customers;
 use crate::journal::{ApprovalPolicy, approval_policy, read_snapshot, transact};
 
@@ -502,7 +502,10 @@ async fn lock_version(tx: &mut PgConnection, deed: &Deed) -> sqlx::Result<Versio
         },
         Deed::Resolve { job_id, .. } => lock_job(tx, *job_id).await?.map_or_else(gone, |row| row.version()),
         Deed::Budget { customer_id, .. } => lock_customer(tx, *customer_id).await?.version(),
-        Deed::Resume => version_of_pause(current_pause(&mut *tx).await?.as_ref()),
+        Deed::Resume => {
+            lock_pause(tx).await?;
+            version_of_pause(current_pause(&mut *tx).await?.as_ref())
+        }
         Deed::Requeue { letter_id } => name_of_letter(letter_id).into(),
         Deed::Forget { customer_id } => spent(tx, Some(*customer_id)).await?.unwrap_or_default().version(),
     })

@@ -17,7 +17,7 @@ use crate::journal::error::{JournalError, ONE_CLAIM, is_taken};
 use crate::journal::handle::Journal;
 use crate::journal::lineage::{self, Lineage};
 use crate::journal::memory::Write;
-use crate::journal::pause::{Pause, current_pause};
+use crate::journal::pause::{Pause, current_pause, lock_pause};
 use crate::journal::pool::in_time;
 use crate::journal::replicas::SEEN_WITHIN_SECONDS;
 use crate::journal::rows::NewRow;
@@ -440,6 +440,7 @@ impl Journal {
         why: &str,
     ) -> sqlx::Result<()> {
         let mut tx = connection.begin().await?;
+        lock_pause(&mut tx).await?;
         for lost in unwritten {
             note(&mut tx, &self.worker, lost, false).await?;
         }

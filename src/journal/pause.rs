@@ -1,7 +1,7 @@
 //! Whether people have paused all the work.
 
 use serde::Serialize;
-use sqlx::PgExecutor;
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 /// A pause of all the work.
@@ -11,6 +11,13 @@ pub struct Pause {
     pub at: OffsetDateTime,
     pub by: String,
     pub note: String,
+}
+
+/// Lets no other pause or resumption be written before this transaction has ended: the newest row counts, and
+/// rows are numbered as they are written, and not as they are committed.
+pub async fn lock_pause(tx: &mut PgConnection) -> sqlx::Result<()> {
+    let locking = sqlx::query("-- lock_pause\nselect pg_advisory_xact_lock(hashtext('kyc-worker pause'))");
+    locking.execute(tx).await.map(drop)
 }
 
 /// The pause that holds now.

@@ -1,5 +1,7 @@
 //! A person pauses the work, and every replica obeys; which replicas there are is known.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -60,6 +62,34 @@ fn every_replica_obeys_a_pause_and_goes_on_when_it_is_over() {
         assert_eq!(world.say(&["resume"]).await, "was not paused\n");
         let history = "select count(*) from intervention where action in ('pause', 'resume')";
         assert_eq!(world.count(history).await, 2, "nothing that was done is forgotten");
+    });
+}
+
+/// The newest of both counts, and is numbered before it is committed.
+#[test]
+fn no_pause_and_no_resumption_passes_another_that_is_not_committed_yet() {
+    world(async |world| {
+        for command in ["pause", "resume"] {
+            let mut other = world.pool.begin().await.expect("a transaction");
+            sqlx::raw_sql(
+                "select pg_advisory_xact_lock(hashtext('kyc-worker pause'));
+                insert into intervention (action, by, note) values ('pause', 'carl', 'the third line is down')",
+            )
+            .execute(&mut *other)
+            .await
+            .expect("it is written");
+            let saying = tokio::spawn({
+                let world = Arc::clone(&world);
+                async move { world.say(&[command, "--by", "ana", "--note", "as agreed"]).await }
+            });
+            world
+                .wait_for("a command that waits", async || (world.count_blocked().await == 1).then_some(()))
+                .await;
+            other.commit().await.expect("it is committed");
+            let said = saying.await.expect("it ends");
+            assert!(command == "pause" || said.contains("paused by carl"), "{said}");
+        }
+        assert_eq!(world.ask(&["report"]).await.0["pause"], Value::Null);
     });
 }
 
