@@ -95,7 +95,9 @@ impl fmt::Display for Refusal {
             Self::EndedForGood(State::Duplicate) => "asked for what another job asks for; that one is sent",
             Self::EndedForGood(_) => "was refused for good; publish a corrected job under a new job_id",
             Self::FateUnknown => "may have been applied; `kyc-worker resolve` it first",
-            Self::AcceptedLate => "was accepted, as a late answer says; `kyc-worker resolve --as accepted`",
+            Self::AcceptedLate => {
+                "was accepted, as a late answer says: nothing is left to be sent; where it needs review, `kyc-worker resolve --as accepted`"
+            }
             Self::NoPayload => "its payload is gone (PAYLOAD_RETENTION, or forgotten); publish it anew",
             Self::Expired => "it has expired, or a link of it ends too soon; publish it anew with links that hold for a day",
             Self::BudgetSpent => "the customer's updates are spent",

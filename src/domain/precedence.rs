@@ -104,7 +104,7 @@ fn siblings(asking: &Asking<'_>, customer: &Customer, window: Duration) -> Vec<S
 fn standing(job: &PastJob, reads: &[PastRead], window: Duration) -> Option<Standing> {
     match job.state {
         State::Submitting | State::Waiting | State::Unknown => Some(Standing::InMotion),
-        State::Accepted => {
+        _ if job.was_accepted() => {
             // Of what no row dates, no read is later.
             let is_dated = job.updates.iter().any(PastUpdate::may_have_been_applied);
             let in_verification = !is_dated || job.may_be_in_verification(reads, window);
@@ -112,6 +112,7 @@ fn standing(job: &PastJob, reads: &[PastRead], window: Duration) -> Option<Stand
         }
         State::NeedsReview if job.reason_code.as_deref() == Some(FATE_UNKNOWN) => Some(Standing::FateUnknown),
         State::NeedsReview
+        | State::Accepted
         | State::Rejected
         | State::Invalid
         | State::Superseded
@@ -148,6 +149,7 @@ fn rule(siblings: &[Sibling], is_resend: bool) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::state::VerdictKind;
 
     const VERIFYING: Standing = Standing::Accepted { in_verification: true };
     const VERIFIED: Standing = Standing::Accepted { in_verification: false };
@@ -182,6 +184,38 @@ mod tests {
         check(&[sibling(false, true, VERIFIED)], Decision::Go);
         check(&[sibling(false, true, Standing::InMotion)], Decision::Go);
         assert_eq!(rule(&[sibling(false, true, VERIFYING)], true), Decision::Go);
+    }
+
+    #[test]
+    fn what_was_accepted_late_stands_in_the_way_however_a_person_ended_it() {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let standing_of = |state, is_accepted_late| {
+            let update = PastUpdate {
+                number: 1,
+                verdict: Some(VerdictKind::Unknown),
+                is_accepted_late,
+                begun_at: now,
+                signed_at: now,
+                ended_at: Some(now),
+            };
+            let job = PastJob {
+                job_id: Uuid::from_u128(7),
+                state,
+                reason_code: None,
+                evidence: None,
+                requested_at: now,
+                received_at: now,
+                content_hmac: None,
+                attempts: 1,
+                updates: vec![update],
+            };
+            standing(&job, &[], Duration::ZERO)
+        };
+        for state in [State::Rejected, State::Exhausted, State::NeedsReview, State::Superseded] {
+            assert_eq!(standing_of(state, true), Some(VERIFYING), "{state:?}");
+            assert_eq!(standing_of(state, false), None, "{state:?}");
+        }
+        assert_eq!(standing_of(State::Waiting, true), Some(Standing::InMotion), "its end is on its way");
     }
 
     #[test]

@@ -179,6 +179,11 @@ impl PastJob {
         (self.requested_at, self.received_at, self.job_id)
     }
 
+    /// Whether it was accepted, be it that the answer came after a person had ended the job otherwise.
+    pub fn was_accepted(&self) -> bool {
+        self.state == State::Accepted || self.updates.iter().any(|update| update.is_accepted_late)
+    }
+
     /// Whether the provider said, a read showed, or a person found that the update was applied.
     fn is_applied(&self, update: &PastUpdate) -> bool {
         let is_told = self.state == State::Accepted
@@ -357,7 +362,7 @@ impl Customer {
         }
         let mut jobs = self.archived.clone();
         for job in &self.jobs {
-            if job.state == State::Accepted {
+            if job.was_accepted() {
                 jobs.newest = jobs.newest.max(Some(job.age_key()));
             }
             for update in job.updates.iter().filter(|update| update.may_have_been_applied()) {
