@@ -147,8 +147,7 @@ impl Broker {
         work: impl AsyncFnOnce(&Channel) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         let connection = self.connect().await?;
-        let channel =
-            answer(connection.create_channel()).await.context("AMQP_URL: cannot open a channel")?;
+        let channel = answer(connection.create_channel()).await.context("AMQP_URL: cannot open a channel")?;
         let done = work(&channel).await;
         close(&connection).await;
         done

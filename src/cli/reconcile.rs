@@ -80,10 +80,17 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
     let mut report =
         Report { customers: customers.len(), agree: 0, found: Vec::new(), interrupted_after: None };
     let mut signals = Signals::new()?;
-    let mut last = args.after;
+    let (mut last, mut failure) = (args.after, None);
     for customer_id in customers {
         let reconciled = tokio::select! {
-            reconciled = reconcile(&pool, &provider, &fingerprinter, pace, customer_id) => reconciled?,
+            reconciled = reconcile(&pool, &provider, &fingerprinter, pace, customer_id) => match reconciled {
+                Ok(reconciled) => reconciled,
+                Err(error) => {
+                    report.interrupted_after = Some(last.unwrap_or_default());
+                    failure = Some(error);
+                    break;
+                }
+            },
             _ = signals.next() => {
                 report.interrupted_after = Some(last.unwrap_or_default());
                 break;
@@ -103,7 +110,11 @@ pub(super) async fn run(args: &ReconcileArgs) -> anyhow::Result<ExitCode> {
         progress.inc(1);
     }
     progress.finish_and_clear();
+    // What was found is told, whatever ended it.
     args.desk.print(&report, print_report)?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     let is_clean = report.found.is_empty() && report.interrupted_after.is_none();
     Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

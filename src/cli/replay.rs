@@ -88,20 +88,31 @@ pub(super) async fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     };
     let rules = rules_of(&args.read_back);
     let mut jobs = Vec::with_capacity(job_ids.len());
-    let mut replayed = 0_u32;
+    let (mut replayed, mut failure) = (0_u32, None);
     for job_id in job_ids {
         let delay = Duration::from_secs_f64(f64::from(replayed) / args.rate);
         let intent = match args.attribution.attribution() {
             Some(attribution) if args.yes => Intent::Replay { attribution, delay },
             _ => Intent::DryRun,
         };
-        let job = replay(&pool, job_id, rules, intent, None).await?;
-        replayed += u32::from(job.refusal.is_none());
-        jobs.push(job);
+        match replay(&pool, job_id, rules, intent, None).await {
+            Ok(job) => {
+                replayed += u32::from(job.refusal.is_none());
+                jobs.push(job);
+            }
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
     }
     let refused = jobs.len() - replayed as usize;
     let report = Report { is_dry_run: !args.yes, replayed: replayed as usize, refused, jobs };
+    // What was done is told, whatever ended it.
     args.desk.print(&report, print_report)?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     let is_whole = report.refused == 0 || args.job_ids.is_empty();
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

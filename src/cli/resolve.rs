@@ -74,18 +74,26 @@ pub(super) async fn run(args: &ResolveArgs) -> anyhow::Result<ExitCode> {
     }
     let is_dry_run = args.reason.is_some() && !args.yes;
     let mut report = Report { is_dry_run, found: Vec::new(), resolved: Vec::new(), refused: Vec::new() };
+    let mut failure = None;
     if is_dry_run {
         report.found = job_ids;
     } else {
         for job_id in job_ids {
             match resolve(&pool, job_id, args.finding, None, args.attribution.attribution()).await {
                 Ok(resolved) => report.resolved.push(resolved),
-                Err(error @ ResolveError::Database(_)) => return Err(error.into()),
+                Err(error @ ResolveError::Database(_)) => {
+                    failure = Some(error);
+                    break;
+                }
                 Err(refusal) => report.refused.push(Refused { job_id, why: refusal.to_string() }),
             }
         }
     }
+    // What was done is told, whatever ended it.
     args.desk.print(&report, print_report)?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
     Ok(if report.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::desk::interventions::{Attribution, Intervention, record};
 use crate::domain::job::places_in;
+use crate::journal::transact;
 
 /// Of how many dead letters the faults are grouped, the newest.
 const GROUPED: i64 = 10_000;
@@ -160,5 +161,13 @@ pub async fn record_requeue(
     // What did not happen carries out no proposal.
     let proposal = attribution.proposal.filter(|_| failure.is_none());
     let intervention = Intervention { action: "requeue", job_id, customer_id: None, detail: Some(&detail) };
-    record(pool, intervention, Attribution { proposal, ..attribution }).await
+    transact(pool, async |tx| {
+        // The archive passes over a row that is held: it removes with a job's row all that is said of it.
+        sqlx::query("-- hold_requeued\nselect from submission where job_id = $1 for key share")
+            .bind(job_id)
+            .execute(&mut *tx)
+            .await?;
+        record(tx, intervention, Attribution { proposal, ..attribution }).await
+    })
+    .await
 }

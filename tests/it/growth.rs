@@ -96,14 +96,14 @@ fn sifted_by_id(plan: &Value, found: &mut Vec<String>) {
 /// Whoever knows a job's id looks it up by that. Where all jobs have ended, the indexes of those in motion are
 /// empty, and to read one whole would cost nothing then; the plan lasts for as long as its connection.
 #[test]
-fn no_statement_of_the_workers_sifts_jobs_in_motion_for_an_id() {
+fn no_statement_of_worker_or_archive_sifts_jobs_for_an_id() {
     world(async |world| {
         make_history(&world, 20_000).await;
         sqlx::raw_sql("vacuum (analyze)").execute(&world.pool).await.expect("the tables are analyzed");
         let mut connection = worker_pool(&world).await.acquire().await.expect("a connection");
         let journal: String = sources()
             .into_iter()
-            .filter(|(path, _)| path.starts_with("src/journal"))
+            .filter(|(path, _)| path.starts_with("src/journal") || path.starts_with("src/desk/archive"))
             .map(|(_, source)| source)
             .collect();
         let (mut explained, mut wrong) = (0, Vec::new());

@@ -184,7 +184,7 @@ pub(super) async fn going(
             union all
             select null, job_id, ended_at, received_at, true
             from submission
-            where job_id = any($2) and customer_id is null
+            where job_id = any($2) and num_nulls(customer_id) = 1
         )
         select
             customer_id, array_agg(job_id order by received_at, job_id) as "job_ids!",
