@@ -110,7 +110,7 @@ fn broker(settings: &BrokerSettings) -> anyhow::Result<Broker> {
 }
 
 async fn know(pool: &sqlx::PgPool, letter: &DeadLetter) -> anyhow::Result<Known> {
-    let row = find_dead_letter(pool, &letter.body_sha256).await?;
+    let row = find_dead_letter(pool, &letter.body_sha256, letter.message_id.as_deref()).await?;
     let is_workers = row.is_some() || letter.cause.as_deref() == Some("rejected");
     Ok(Known {
         id: letter.id(),
@@ -292,7 +292,7 @@ async fn requeue_each(
     {
         rest -= 1;
         let id = letter.id();
-        let row = find_dead_letter(pool, &letter.body_sha256).await?;
+        let row = find_dead_letter(pool, &letter.body_sha256, letter.message_id.as_deref()).await?;
         let reason = row.as_ref().map(|row| row.reason_code.as_str()).or(letter.cause.as_deref());
         let is_meant =
             meant.all || meant.ids.contains(&id) || meant.reason.is_some() && meant.reason == reason;

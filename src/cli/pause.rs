@@ -60,7 +60,8 @@ pub(super) async fn pause(args: &PauseArgs) -> anyhow::Result<ExitCode> {
 
 pub(super) async fn resume(args: &ResumeArgs) -> anyhow::Result<ExitCode> {
     let pool = args.desk.open().await?;
-    let before = resume_work(&pool, args.attribution.by.as_deref(), args.attribution.note.as_deref()).await?;
+    let (by, note) = (args.attribution.by.as_deref(), args.attribution.note.as_deref());
+    let before = resume_work(&pool, by, note, None).await?;
     let answer = Answer { pause: current_pause(&pool).await?, before, workers: alive(&pool).await? };
     args.desk.print(&answer, |answer| match &answer.before {
         Some(Pause { at, by, note }) => println!(

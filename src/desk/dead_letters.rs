@@ -43,17 +43,23 @@ pub(crate) async fn dead_letters_of(
     .await
 }
 
-/// Why the message with this body was dead-lettered last; `None` where no worker did it.
-pub async fn find_dead_letter(pool: &PgPool, body_sha256: &[u8]) -> sqlx::Result<Option<DeadLetterView>> {
+/// Why the message with this body was dead-lettered last, by this `message_id` where it was under that;
+/// `None` where no worker did it.
+pub async fn find_dead_letter(
+    pool: &PgPool,
+    body_sha256: &[u8],
+    message_id: Option<&str>,
+) -> sqlx::Result<Option<DeadLetterView>> {
     sqlx::query_as!(
         DeadLetterView,
         "-- find_dead_letter
         select job_id, received_at, reason_code, reason
         from dead_lettered_delivery
         where body_sha256 = $1
-        order by id desc
+        order by message_id is not distinct from $2 desc, id desc
         limit 1",
         body_sha256,
+        message_id,
     )
     .fetch_optional(pool)
     .await

@@ -5,6 +5,7 @@ use sqlx::{PgConnection, PgExecutor, PgPool};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use crate::desk::version::{Changed, Version};
 use crate::journal::pause::{Pause, current_pause, lock_pause};
 use crate::journal::transact;
 
@@ -153,9 +154,40 @@ pub async fn pause(pool: &PgPool, attribution: Attribution<'_>) -> sqlx::Result<
     .await
 }
 
+/// Why a pause was not ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// Somebody decided by a pause that another has taken the place of.
+    #[error("the pause {0}")]
+    Changed(#[from] Changed),
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
+
 /// Ends the pause. Returns the pause that was ended; `None` if there was none.
-pub async fn resume(pool: &PgPool, by: Option<&str>, note: Option<&str>) -> sqlx::Result<Option<Pause>> {
-    transact(pool, async |tx| resume_in(tx, by, note, None).await).await
+///
+/// # Errors
+/// When it is another pause than `expected`, or the database fails.
+pub async fn resume(
+    pool: &PgPool,
+    by: Option<&str>,
+    note: Option<&str>,
+    expected: Option<&Version>,
+) -> Result<Option<Pause>, ResumeError> {
+    transact(pool, async |tx| {
+        lock_pause(tx).await?;
+        version_of_pause(current_pause(&mut *tx).await?.as_ref()).expect(expected)?;
+        Ok(resume_in(tx, by, note, None).await?)
+    })
+    .await
+}
+
+/// What the pause is, as somebody sees it.
+pub fn version_of_pause(pause: Option<&Pause>) -> Version {
+    match pause {
+        Some(Pause { at, by, .. }) => format!("paused by {by} at {at}").into(),
+        None => "not paused".to_owned().into(),
+    }
 }
 
 /// The same in a transaction, where it may carry out a proposal.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::desk::budget::{lock_customer, set_budget_in};
 use crate::desk::dead_letters::name_of_letter;
-use crate::desk::interventions::{Attribution, resume_in};
+use crate::desk::interventions::{Attribution, resume_in, version_of_pause};
 use crate::desk::job_row::{JobRow, lock_job, read_jobs};
 use crate::desk::replay::{Intent, ReplayRules, replay_in, version_of, weigh};
 use crate::desk::resolve::{Finding, ResolveError, check, resolve_in};
@@ -514,13 +514,6 @@ async fn lock_version(tx: &mut PgConnection, deed: &Deed) -> sqlx::Result<Versio
 /// What a job's row is that is not there.
 fn gone() -> Version {
     "not there".to_owned().into()
-}
-
-fn version_of_pause(pause: Option<&Pause>) -> Version {
-    match pause {
-        Some(Pause { at, by, .. }) => format!("paused by {by} at {at}").into(),
-        None => "not paused".to_owned().into(),
-    }
 }
 
 /// Does what a proposal asks for, as its command does it. Its proposer did it, and its row names who approved.

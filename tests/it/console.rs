@@ -423,6 +423,17 @@ fn what_has_changed_since_it_was_shown_is_left_alone() {
         }
         assert_eq!(world.count("select count(*) from intervention where note = 'late'").await, 0);
         assert_eq!(world.submission(job).await.expect("a row").state, "exhausted");
+
+        let pause = async |by| world.say(&["pause", "--by", by, "--note", "a drill"]).await;
+        let resume = async |version: &str| {
+            let form = [("version", version), ("mode", "do"), ("note", "it is over")];
+            console.post(OPERATOR, "/resume", &form).await.status
+        };
+        pause("ana").await;
+        let shown = console.field(OPERATOR, "/resume", "version").await;
+        pause("ben").await;
+        assert_eq!(resume(&shown).await, 409, "another's pause");
+        assert_eq!(resume(&console.field(OPERATOR, "/resume", "version").await).await, 303);
     });
 }
 

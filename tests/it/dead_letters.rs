@@ -311,6 +311,27 @@ fn check_shown(what: &str, text: &str) {
 }
 
 #[test]
+fn letters_with_one_body_are_told_apart_by_their_message_ids() {
+    world(async |world| {
+        world.declare_topology().await;
+        let _worker = world.start_worker();
+        for _ in 0..2 {
+            world.publish(Some(Uuid::new_v4()), b"{}").await;
+        }
+        let listed = world
+            .wait_for("two letters", async || {
+                let output = world.run(&["dead-letters", "list", "--json"], &[]).await;
+                serde_json::from_slice::<Vec<Value>>(&output.stdout).ok().filter(|listed| listed.len() == 2)
+            })
+            .await;
+        for letter in &listed {
+            assert_eq!(letter["row"]["job_id"], letter["message_id"], "{listed:?}");
+        }
+        assert_ne!(listed[0]["message_id"], listed[1]["message_id"]);
+    });
+}
+
+#[test]
 fn a_broker_with_an_alarm_is_waited_for_aloud_and_not_for_ever() {
     let broker = own_rabbit("");
     world(async |world| {

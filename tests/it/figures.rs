@@ -252,7 +252,7 @@ fn the_home_page_has_the_last_errors_of_the_day_and_what_a_failover_lost() {
         .await
         .expect("the database answers");
         assert!(figures::home(&world.pool).await.expect("the database answers").pause.is_some());
-        interventions::resume(&world.pool, Some("ana"), None).await.expect("the database answers");
+        interventions::resume(&world.pool, Some("ana"), None, None).await.expect("the database answers");
         let home = figures::home(&world.pool).await.expect("the database answers");
         assert!(home.missing.is_empty() && home.pause.is_none(), "a person has settled it");
     });

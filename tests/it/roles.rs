@@ -547,7 +547,7 @@ async fn check_desk_acts(world: &World, jobs: [(Uuid, Uuid); 2]) {
     assert_eq!(refusal(&pages, "insert into access_record (by, page) values ('a', 'b')").await, READ_ONLY);
 
     pause(&actions, BY_HAND).await.expect("a pause");
-    let ended = resume(&actions, Some(BY_HAND.by), Some(BY_HAND.note)).await.expect("its end");
+    let ended = resume(&actions, Some(BY_HAND.by), Some(BY_HAND.note), None).await.expect("its end");
     assert_eq!(ended.expect("a pause").by, BY_HAND.by);
     set_budget(&actions, customer_id, 1, None, BY_HAND).await.expect("a budget");
     let rules = ReplayRules { customer_updates: 3, read_back_window: Duration::from_secs(10) };

@@ -1,12 +1,21 @@
 //! All the work, paused and resumed.
 
 use axum::response::Response;
+use serde::Deserialize;
 
-use super::ask::{AskPage, Reason, is_proposed, propose_it, refused_by_database};
+use super::ask::{AskPage, Field, Reason, is_proposed, propose_it, refused_by_database};
 use crate::console::answer::{Failure, see_other};
 use crate::console::visit::{Filled, Visit};
-use crate::desk::interventions::{pause, resume};
+use crate::desk::interventions::{ResumeError, pause, resume, version_of_pause};
 use crate::desk::proposals::Deed;
+use crate::desk::version::Version;
+
+#[derive(Debug, Deserialize)]
+pub(in crate::console) struct ResumeForm {
+    version: String,
+    #[serde(flatten)]
+    reason: Reason,
+}
 
 pub(in crate::console) async fn ask_pause(visit: Visit) -> Result<Response, Failure> {
     let mut effects = vec![
@@ -50,11 +59,15 @@ pub(in crate::console) async fn ask_resume(visit: Visit) -> Result<Response, Fai
     let page = AskPage {
         frame: visit.frame("", "Resume the work"),
         what: "Resume the work".to_owned(),
-        effects: vec!["Replicas take jobs again within five seconds.".to_owned()],
+        effects: paused
+            .iter()
+            .map(|pause| format!("This ends the pause by {}: {}.", pause.by, pause.note))
+            .chain(["Replicas take jobs again within five seconds.".to_owned()])
+            .collect(),
         refusal: paused.is_none().then(|| "the work is not paused".to_owned()),
         is_proposal: is_proposed(&visit, "resume").await?,
         spends: false,
-        fields: Vec::new(),
+        fields: vec![Field { name: "version", value: version_of_pause(paused.as_ref()).as_str().to_owned() }],
         path: "/resume".to_owned(),
         back: "/".to_owned(),
     };
@@ -63,15 +76,18 @@ pub(in crate::console) async fn ask_resume(visit: Visit) -> Result<Response, Fai
 
 pub(in crate::console) async fn do_resume(
     visit: Visit,
-    Filled(reason): Filled<Reason>,
+    Filled(form): Filled<ResumeForm>,
 ) -> Result<Response, Failure> {
-    let attribution = reason.attribution(&visit)?;
-    if reason.is_proposed(&visit, "resume").await? {
-        return propose_it(&visit, &Deed::Resume, None, attribution).await;
+    let attribution = form.reason.attribution(&visit)?;
+    let expected = Version::from(form.version);
+    if form.reason.is_proposed(&visit, "resume").await? {
+        return propose_it(&visit, &Deed::Resume, Some(&expected), attribution).await;
     }
-    let resumed = resume(&visit.console.actions, Some(attribution.by), Some(attribution.note)).await;
-    match resumed.map_err(refused_by_database)? {
-        Some(_) => see_other("/"),
-        None => Err(Failure::Stale("The work is not paused any more.".to_owned())),
+    let (by, note) = (Some(attribution.by), Some(attribution.note));
+    match resume(&visit.console.actions, by, note, Some(&expected)).await {
+        Ok(Some(_)) => see_other("/"),
+        Ok(None) => Err(Failure::Stale("The work is not paused any more.".to_owned())),
+        Err(error @ ResumeError::Changed(_)) => Err(Failure::Stale(format!("{error}."))),
+        Err(ResumeError::Database(error)) => Err(refused_by_database(error)),
     }
 }
